@@ -1,0 +1,1 @@
+"""Start Redis, a model server and workers; demonstrate, measure and check genqueue."""

@@ -1,0 +1,1 @@
+"""Hand LLM generations to a queue and read their tokens live."""
