@@ -1,0 +1,634 @@
+"""TGI's routes: HTTP requests in, an engine's tokens out.
+
+What is refused and how is ``protocol.py``'s decision, the bytes are ``wire.py``'s, the
+model is the engine's.  This module holds connections, permits, the batch and the clock.
+"""
+
+import asyncio
+import random
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from genqueue_ops.tgi_standin import journal, prose, wire
+from genqueue_ops.tgi_standin.decoding import Sequence
+from genqueue_ops.tgi_standin.engine import Engine, EngineError, Job, Step, Token
+from genqueue_ops.tgi_standin.metrics import Metrics
+from genqueue_ops.tgi_standin.protocol import (
+    GenerateRequest,
+    Limits,
+    Rejection,
+    TgiError,
+    ValidRequest,
+    check_best_of,
+    check_streamable,
+    generation_failed,
+    overloaded,
+    parse_body,
+    parse_generate,
+    validate,
+)
+from genqueue_ops.tgi_standin.script import DirectiveError, Fault, Script, changed, choose_fault, directed
+
+VERSION = "3.3.6-dev0"
+COMPUTE_TYPE = "cpu+standin"
+
+_SSE_HEADERS = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+    "x-compute-type": COMPUTE_TYPE,
+}
+_STATUS_OF = {"validation": 422, "overloaded": 429, "generation": 424}
+_METRIC_OF = {"incomplete_generation": "incomplete", "template_error": "template"}
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds of the loop's clock at which a request passed each station."""
+
+    received_s: float
+    validated_s: float = 0.0
+    started_s: float = 0.0
+    ended_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One sequence in the batch."""
+
+    valid: ValidRequest
+    pieces: list[Token]
+    timings: Timings
+    decoded: Sequence
+    steps: AsyncIterator[Step]
+
+
+class Events(Protocol):
+    """How one route writes its stream."""
+
+    def step(self, running: Running, step: Step) -> bytes:
+        """The event, or events, of a step that ``running.decoded`` has already taken."""
+        ...
+
+    def error(self, error: TgiError) -> bytes:
+        """The event that ends a stream early."""
+        ...
+
+    def end(self) -> bytes:
+        """What follows the last event."""
+        ...
+
+
+class NativeEvents:
+    """``/generate_stream`` and ``/``: nothing follows the last event."""
+
+    def __init__(self, request: GenerateRequest, prefix_prompt: bool) -> None:
+        self._details = request.parameters.details
+        self._prefix = request.inputs if prefix_prompt else ""
+
+    def step(self, running: Running, step: Step) -> bytes:
+        """See ``Events``."""
+        decoded = running.decoded
+        index = len(decoded.tokens)
+        if decoded.finish_reason is None:
+            return wire.token_event(index, step.token, step.top_tokens)
+        valid = running.valid
+        details = wire.stream_details(decoded, valid.seed, valid.input_tokens) if self._details else None
+        return wire.last_token_event(index, step.token, step.top_tokens, self._prefix + decoded.text, details)
+
+    def error(self, error: TgiError) -> bytes:
+        """See ``Events``."""
+        return b"data: " + wire.error_body(error.message, error.error_type) + b"\n\n"
+
+    def end(self) -> bytes:
+        """See ``Events``."""
+        return b""
+
+
+class Standin:
+    """The server's state and its routes.
+
+    Args:
+        engine: the model, started.
+        script: pace and faults to begin with.
+        limits: the router's.
+        max_batch: sequences that run at once; others that have a permit wait their turn.
+        api_key: if given, POST routes want ``Authorization: Bearer <key>``.
+        keep_alive_s: silence after which a stream gets a comment.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        script: Script,
+        limits: Limits,
+        max_batch: int,
+        api_key: str | None = None,
+        keep_alive_s: float = 15.0,
+    ) -> None:
+        self.script = script
+        self.journal = journal.Journal()
+        self.metrics = Metrics()
+        self._engine = engine
+        self._limits = limits
+        self._max_batch = max_batch
+        self._batch = asyncio.Semaphore(max_batch)
+        self._batch_size = 0
+        self._permits = 0
+        self._api_key = api_key
+        self._keep_alive_s = keep_alive_s
+        self._fired: Counter[str] = Counter()
+
+    def application(self) -> web.Application:
+        """The routes."""
+        app = web.Application(client_max_size=self._limits.payload_limit_bytes, middlewares=[_empty_errors])
+        app.on_response_prepare.append(_allow_any_origin)
+        app.router.add_post("/", self._post)
+        app.router.add_post("/generate", self._post)
+        app.router.add_post("/generate_stream", self._post)
+        for path in ("/", "/health", "/ping"):
+            app.router.add_get(path, self._health)
+        app.router.add_get("/info", self._info)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/standin/script", self._get_script)
+        app.router.add_put("/standin/script", self._put_script)
+        app.router.add_get("/standin/requests", self._get_requests)
+        app.router.add_delete("/standin/requests", self._delete_requests)
+        return app
+
+    # -- generation -------------------------------------------------------------------------
+
+    async def _post(self, request: web.Request) -> web.StreamResponse:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        entry = self.journal.open(request.path, headers, time.time())
+        try:
+            return await self._answer(request, entry)
+        except Rejection as rejection:
+            entry.state = "failed"
+            return web.Response(status=rejection.status, text=rejection.text)
+        except asyncio.CancelledError:
+            if entry.state == "running":
+                entry.state = "dropped"
+                self.metrics.failures["dropped"] += 1
+            raise
+        finally:
+            entry.closed_at_s = time.time()
+
+    async def _answer(self, request: web.Request, entry: journal.Entry) -> web.StreamResponse:
+        received_s = asyncio.get_running_loop().time()
+        if self._api_key is not None:
+            given = request.headers.get("authorization", "")
+            if given.lower() != f"bearer {self._api_key}".lower():
+                entry.state = "failed"
+                return web.Response(status=401)
+        payload = parse_body(await _body_of(request, entry), request.headers.get("content-type", ""))
+        entry.body = payload
+        generate = parse_generate(payload)
+        try:
+            script = directed(self.script, generate.inputs)
+        except DirectiveError as error:
+            raise Rejection(400, str(error)) from error
+        fault = self._fault_for(script, generate.inputs)
+        if fault is not None:
+            entry.fault = fault.kind
+            early = await _fail_before_headers(request, entry, fault)
+            if early is not None:
+                return early
+        compat = request.path == "/"
+        prefix_prompt = generate.parameters.return_full_text
+        if prefix_prompt is None:
+            prefix_prompt = compat
+        timings = Timings(received_s)
+        if request.path == "/generate_stream" or (compat and generate.stream):
+            events = NativeEvents(generate, prefix_prompt)
+            return await self._stream(request, entry, generate, script, fault, timings, events)
+        return await self._complete(request, entry, generate, script, fault, timings, prefix_prompt)
+
+    def _fault_for(self, script: Script, prompt: str) -> Fault | None:
+        chosen = choose_fault(script, self._fired, prose.tag_of(prompt)) if script.faults else None
+        if chosen is None:
+            return None
+        fault, key = chosen
+        self._fired[key] += 1
+        return fault
+
+    @asynccontextmanager
+    async def _running(
+        self, request: GenerateRequest, script: Script, timings: Timings, candidate: int = 0
+    ) -> AsyncIterator[Running]:
+        """Permit, validation, a place in the batch; gives all back however the block ends."""
+        clock = asyncio.get_running_loop().time
+        self.metrics.requests += 1
+        if self._permits >= self._limits.max_concurrent_requests:
+            raise overloaded()
+        self._permits += 1
+        try:
+            pieces = await self._engine.tokenize(request.inputs)
+            valid = validate(
+                request,
+                [piece.text for piece in pieces],
+                limits=self._limits,
+                drawn_seed=random.getrandbits(64),
+            )
+            timings.validated_s = clock()
+            p = request.parameters
+            job = Job(
+                prompt=valid.prompt,
+                max_new_tokens=valid.max_new_tokens,
+                script=script,
+                sampling=valid.sampling,
+                seed=valid.seed,
+                top_n_tokens=p.top_n_tokens or 0,
+                candidate=candidate,
+            )
+            async with self._batch:
+                self._batch_size += 1
+                try:
+                    timings.started_s = clock()
+                    async with aclosing(self._engine.generate(job)) as steps:
+                        yield Running(valid, pieces, timings, Sequence(valid.max_new_tokens, p.stop), steps)
+                except EngineError as error:
+                    raise generation_failed(str(error)) from error
+                finally:
+                    self._batch_size -= 1
+                    timings.ended_s = clock()
+        finally:
+            self._permits -= 1
+
+    async def _stream(
+        self,
+        request: web.Request,
+        entry: journal.Entry,
+        generate: GenerateRequest,
+        script: Script,
+        fault: Fault | None,
+        timings: Timings,
+        events: Events,
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**_SSE_HEADERS, "x-compute-characters": str(len(generate.inputs))})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        line = _Line(request, self._keep_alive_s)
+        try:
+            check_streamable(generate.parameters)
+            async with self._running(generate, script, timings) as running:
+                await self._send_steps(running, line, entry, fault, events)
+            line.send(events.end())
+            entry.state = "completed"
+            self._count_success(running)
+        except TgiError as error:
+            self._count_failure(error, entry)
+            line.send(events.error(error) + events.end())
+        except _Cut as cut:
+            entry.state = "failed"
+            if cut.fault.kind != "cut":
+                await line.abort(reset=cut.fault.kind == "reset")
+        finally:
+            line.close()
+        await response.write_eof()
+        return response
+
+    async def _send_steps(
+        self, running: Running, line: "_Line", entry: journal.Entry, fault: Fault | None, events: Events
+    ) -> None:
+        decoded = running.decoded
+        fault_at = -1 if fault is None else fault.after_tokens
+        if fault is not None and fault_at == 0:
+            await _play(fault, line)
+        async for step in running.steps:
+            decoded.push(step)
+            line.send(events.step(running, step))
+            entry.tokens_sent += 1
+            if entry.first_token_at_s is None:
+                entry.first_token_at_s = time.time()
+            if decoded.finish_reason is not None:
+                return
+            if fault is not None and entry.tokens_sent == fault_at:
+                await _play(fault, line)
+
+    async def _complete(
+        self,
+        request: web.Request,
+        entry: journal.Entry,
+        generate: GenerateRequest,
+        script: Script,
+        fault: Fault | None,
+        timings: Timings,
+        prefix_prompt: bool,
+    ) -> web.StreamResponse:
+        line = _Line(request, None)
+        try:
+            check_best_of(generate.parameters.best_of, self._limits)
+            best_of = max(1, generate.parameters.best_of or 1)
+            runs = await asyncio.gather(
+                *(self._decode(generate, script, timings, candidate, line, fault) for candidate in range(best_of))
+            )
+        except TgiError as error:
+            self._count_failure(error, entry)
+            return web.Response(
+                status=error.status,
+                body=wire.error_body(error.message, error.error_type),
+                content_type="application/json",
+            )
+        except _Cut as cut:
+            entry.state = "failed"
+            await line.abort(reset=cut.fault.kind == "reset")
+            return web.Response()
+        runs.sort(key=lambda run: -run.decoded.logprob)
+        best, *others = runs
+        p = generate.parameters
+        prefill = None
+        if p.details or p.decoder_input_details:
+            prefill = best.pieces if p.decoder_input_details and self._limits.prefill_logprobs else []
+        body: Any = wire.generated(
+            best.decoded,
+            prefix=generate.inputs if prefix_prompt else "",
+            seed=best.valid.seed,
+            prefill=prefill,
+            others=[other.decoded for other in others],
+        )
+        for run in runs:
+            self._count_success(run)
+        entry.tokens_sent = len(best.decoded.tokens)
+        entry.state = "completed"
+        return web.Response(
+            body=wire.json_bytes([body] if request.path == "/" else body),
+            content_type="application/json",
+            headers=_timing_headers(best, len(generate.inputs)),
+        )
+
+    async def _decode(
+        self,
+        generate: GenerateRequest,
+        script: Script,
+        timings: Timings,
+        candidate: int,
+        line: "_Line",
+        fault: Fault | None,
+    ) -> Running:
+        async with self._running(generate, script, timings, candidate) as running:
+            decoded = running.decoded
+            if fault is not None and fault.after_tokens == 0:
+                await _play(fault, line)
+            async for step in running.steps:
+                if decoded.push(step):
+                    break
+                if fault is not None and len(decoded.tokens) == fault.after_tokens:
+                    await _play(fault, line)
+        if decoded.finish_reason is None:
+            raise TgiError(500, "Incomplete generation", "incomplete_generation")
+        return running
+
+    def _count_failure(self, error: TgiError, entry: journal.Entry) -> None:
+        entry.state = "failed"
+        self.metrics.failures[_METRIC_OF.get(error.error_type, error.error_type)] += 1
+
+    def _count_success(self, running: Running) -> None:
+        timings, tokens = running.timings, len(running.decoded.tokens)
+        metrics = self.metrics
+        metrics.successes += 1
+        durations_s = metrics.durations_s
+        durations_s["tgi_request_duration"].observe(timings.ended_s - timings.received_s)
+        durations_s["tgi_request_validation_duration"].observe(timings.validated_s - timings.received_s)
+        durations_s["tgi_request_queue_duration"].observe(timings.started_s - timings.validated_s)
+        inference_s = timings.ended_s - timings.started_s
+        durations_s["tgi_request_inference_duration"].observe(inference_s)
+        durations_s["tgi_request_mean_time_per_token_duration"].observe(inference_s / tokens)
+        metrics.counts["tgi_request_generated_tokens"].observe(tokens)
+        metrics.counts["tgi_request_input_length"].observe(running.valid.input_tokens)
+        metrics.counts["tgi_request_max_new_tokens"].observe(running.valid.max_new_tokens)
+
+    # -- what a client or a load balancer asks ----------------------------------------------
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _info(self, _: web.Request) -> web.Response:
+        limits = self._limits
+        return _json(
+            {
+                "model_id": self._engine.model_id,
+                "model_sha": None,
+                "model_pipeline_tag": "text-generation",
+                "max_concurrent_requests": limits.max_concurrent_requests,
+                "max_best_of": limits.max_best_of,
+                "max_stop_sequences": limits.max_stop_sequences,
+                "max_input_tokens": limits.max_input_tokens,
+                "max_total_tokens": limits.max_total_tokens,
+                "validation_workers": 2,
+                "max_client_batch_size": 4,
+                "router": "text-generation-router",
+                "version": VERSION,
+                "sha": None,
+                "docker_label": None,
+            }
+        )
+
+    async def _models(self, _: web.Request) -> web.Response:
+        model_id = self._engine.model_id
+        model = {"id": model_id, "object": "model", "created": 0, "owned_by": model_id}
+        return _json({"object": "list", "data": [model]})
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        gauges = {
+            "tgi_queue_size": self._permits - self._batch_size,
+            "tgi_batch_current_size": self._batch_size,
+            "tgi_batch_current_max_tokens": self._batch_size * self._limits.max_total_tokens,
+            "tgi_batch_max_total_tokens": self._max_batch * self._limits.max_total_tokens,
+        }
+        return web.Response(text=self.metrics.render(gauges))
+
+    # -- the stand-in's own routes ----------------------------------------------------------
+
+    async def _get_script(self, _: web.Request) -> web.Response:
+        return _json(self.script.model_dump(mode="json"))
+
+    async def _put_script(self, request: web.Request) -> web.Response:
+        try:
+            update = await request.json()
+            if not isinstance(update, dict):
+                raise DirectiveError("expected a JSON object")
+            self.script = changed(self.script, update)
+        except ValueError as error:
+            return web.Response(status=400, text=str(error))
+        if "faults" in update:
+            self._fired.clear()
+        return _json(self.script.model_dump(mode="json"))
+
+    async def _get_requests(self, _: web.Request) -> web.Response:
+        return _json(self.journal.entries())
+
+    async def _delete_requests(self, _: web.Request) -> web.Response:
+        self.journal.clear()
+        return web.Response(status=204)
+
+
+class _Cut(Exception):
+    """A fault ends the connection."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.kind)
+        self.fault = fault
+
+
+class _Line:
+    """Writes chunks to one connection and comments into its silences.
+
+    Writes go to the transport itself: of a token's cost, that saves a third.
+
+    Args:
+        request: whose connection it is.
+        keep_alive_s: silence after which a comment is sent; None: never.
+    """
+
+    def __init__(self, request: web.Request, keep_alive_s: float | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = request.transport
+        self._keep_alive_s = keep_alive_s
+        self._sent_at_s = self._loop.time()
+        self.comments = True
+        self._timer: asyncio.TimerHandle | None = None
+        if keep_alive_s is not None:
+            self._timer = self._loop.call_later(keep_alive_s, self._break_silence, keep_alive_s)
+
+    def send(self, data: bytes) -> None:
+        """Send one chunk, unless it is empty or the client has left."""
+        transport = self._transport
+        if data and transport is not None and not transport.is_closing():
+            transport.write(wire.chunk(data))
+            self._sent_at_s = self._loop.time()
+
+    def close(self) -> None:
+        """No more comments."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def abort(self, *, reset: bool) -> None:
+        """Send what is buffered, then close the connection without an end, by RST or by FIN."""
+        transport = self._transport
+        if transport is None or not isinstance(transport, asyncio.Transport):
+            return
+        while transport.get_write_buffer_size() and not transport.is_closing():
+            await asyncio.sleep(0.001)
+        if reset:
+            set_reset_on_close(transport)
+            transport.abort()
+        else:
+            transport.close()
+
+    def _break_silence(self, keep_alive_s: float) -> None:
+        silent_s = self._loop.time() - self._sent_at_s
+        if silent_s >= keep_alive_s * 0.999:
+            if self.comments:
+                self.send(wire.KEEP_ALIVE)
+            silent_s = 0.0
+        self._timer = self._loop.call_later(keep_alive_s - silent_s, self._break_silence, keep_alive_s)
+
+
+def set_reset_on_close(transport: asyncio.BaseTransport) -> None:
+    """Make the coming close of a TCP connection an RST."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def _fail_before_headers(request: web.Request, entry: journal.Entry, fault: Fault) -> web.StreamResponse | None:
+    match fault.kind:
+        case "refuse":
+            entry.state = "failed"
+            await _Line(request, None).abort(reset=True)
+            return web.Response()
+        case "status":
+            entry.state = "failed"
+            if isinstance(fault.body, str):
+                return web.Response(status=fault.status, text=fault.body, headers=fault.headers)
+            return web.Response(
+                status=fault.status,
+                body=wire.json_bytes(fault.body),
+                headers={"content-type": "application/json", **fault.headers},
+            )
+        case "slow_headers":
+            await _sleep(fault.delay_s)
+    return None
+
+
+async def _play(fault: Fault, line: _Line) -> None:
+    """A fault in the middle of the answer."""
+    match fault.kind:
+        case "error":
+            raise TgiError(_STATUS_OF.get(fault.error_type, 500), fault.error, fault.error_type)
+        case "cut" | "close" | "reset":
+            raise _Cut(fault)
+        case "stall":
+            line.comments = fault.comments
+            await _sleep(fault.delay_s)
+            line.comments = True
+
+
+async def _sleep(delay_s: float | None) -> None:
+    """Sleep; None is until the client leaves, which cancels the handler."""
+    if delay_s is None:
+        await asyncio.get_running_loop().create_future()
+    else:
+        await asyncio.sleep(delay_s)
+
+
+async def _body_of(request: web.Request, entry: journal.Entry) -> bytes:
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise Rejection(413, "Failed to buffer the request body: length limit exceeded") from error
+    entry.body = body.decode("utf-8", "replace")
+    return body
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=wire.json_bytes(value), content_type="application/json")
+
+
+def _timing_headers(running: Running, prompt_chars: int) -> dict[str, str]:
+    timings, tokens = running.timings, len(running.decoded.tokens)
+    total_s = timings.ended_s - timings.received_s
+    inference_s = timings.ended_s - timings.started_s
+    return {
+        "x-compute-type": COMPUTE_TYPE,
+        "x-compute-time": f"{total_s:.9f}",
+        "x-compute-characters": str(prompt_chars),
+        "x-total-time": _ms(total_s),
+        "x-validation-time": _ms(timings.validated_s - timings.received_s),
+        "x-queue-time": _ms(timings.started_s - timings.validated_s),
+        "x-inference-time": _ms(inference_s),
+        "x-time-per-token": _ms(inference_s / tokens),
+        "x-prompt-tokens": str(running.valid.input_tokens),
+        "x-generated-tokens": str(tokens),
+    }
+
+
+def _ms(duration_s: float) -> str:
+    return str(int(duration_s * 1000))
+
+
+async def _allow_any_origin(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers["access-control-allow-origin"] = "*"
+    response.headers.popall("server", None)  # hyper sends none
+
+
+@web.middleware
+async def _empty_errors(request: web.Request, handler: Any) -> web.StreamResponse:
+    """axum answers unknown paths and methods without a body."""
+    try:
+        return await handler(request)  # type: ignore[no-any-return]  # aiohttp types handlers loosely
+    except web.HTTPMethodNotAllowed as error:
+        return web.Response(status=405, headers={"allow": error.headers["allow"]})
+    except web.HTTPNotFound:
+        return web.Response(status=404)

@@ -1,0 +1,84 @@
+"""Serve a stand-in: for tests in their own loop, for the command line until a signal."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from genqueue_ops.tgi_standin.app import Standin
+from genqueue_ops.tgi_standin.engine import Engine
+from genqueue_ops.tgi_standin.protocol import Limits
+from genqueue_ops.tgi_standin.script import Script
+from genqueue_ops.tgi_standin.scripted import ScriptedEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running stand-in."""
+
+    url: str
+    """``http://host:port``, no slash at the end."""
+    standin: Standin
+    """For tests in the same process: ``script``, ``journal``, ``metrics``."""
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What ``GET /standin/requests`` answers."""
+        return self.standin.journal.entries()
+
+
+@asynccontextmanager
+async def serve(
+    script: Script | None = None,
+    *,
+    engine: Engine | None = None,
+    limits: Limits | None = None,
+    max_batch: int | None = None,
+    api_key: str | None = None,
+    keep_alive_s: float = 15.0,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    shutdown_s: float = 0.0,
+) -> AsyncIterator[Served]:
+    """Serve on the running loop for as long as the block lasts.
+
+    Args:
+        script: pace and faults to begin with.
+        engine: the model; the scripted one if not given.
+        limits: the router's.
+        max_batch: sequences that run at once; None: as many as have a permit.
+        api_key: see ``Standin``.
+        keep_alive_s: see ``Standin``.
+        host: to listen on.
+        port: 0 takes a free one.
+        shutdown_s: how long requests in flight may go on at the end.
+    """
+    engine = engine or ScriptedEngine()
+    limits = limits or Limits()
+    await engine.start()
+    try:
+        standin = Standin(
+            engine,
+            script=script or Script(),
+            limits=limits,
+            max_batch=max_batch or limits.max_concurrent_requests,
+            api_key=api_key,
+            keep_alive_s=keep_alive_s,
+        )
+        runner = web.AppRunner(
+            standin.application(),
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=3600,
+            shutdown_timeout=shutdown_s,
+        )
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, host, port, backlog=1024)
+            await site.start()
+            yield Served(f"http://{host}:{runner.addresses[0][1]}", standin)
+        finally:
+            await runner.cleanup()
+    finally:
+        await engine.close()
