@@ -1,1 +1,55 @@
 """Hand LLM generations to a queue and read their tokens live."""
+
+from genqueue.client import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
+from genqueue.errors import (
+    ConfigError,
+    GenerationCancelledError,
+    GenerationError,
+    GenerationExpiredError,
+    GenerationFailedError,
+    GenerationNotFoundError,
+    GenerationRejectedError,
+    GenqueueError,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    LogExpiredError,
+    QueueFullError,
+    RedisUnavailableError,
+    ResultTimeoutError,
+    StoreError,
+    UnknownGeneratorError,
+)
+from genqueue.messages import Chunk, Event, GenerationResult, Token
+from genqueue.outcome import GenerationStatus
+from genqueue.settings import GeneratorSettings, Settings, load_settings
+
+__all__ = [
+    "AsyncGeneration",
+    "AsyncGenerationClient",
+    "Chunk",
+    "ConfigError",
+    "Event",
+    "Generation",
+    "GenerationCancelledError",
+    "GenerationClient",
+    "GenerationError",
+    "GenerationExpiredError",
+    "GenerationFailedError",
+    "GenerationNotFoundError",
+    "GenerationRejectedError",
+    "GenerationResult",
+    "GenerationStatus",
+    "GeneratorSettings",
+    "GenqueueError",
+    "IdempotencyConflictError",
+    "InvalidRequestError",
+    "LogExpiredError",
+    "QueueFullError",
+    "RedisUnavailableError",
+    "ResultTimeoutError",
+    "Settings",
+    "StoreError",
+    "Token",
+    "UnknownGeneratorError",
+    "load_settings",
+]

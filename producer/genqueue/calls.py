@@ -1,0 +1,403 @@
+"""Every conversation with Redis as a value: what goes out and how the answer is read.
+
+Pure: :mod:`genqueue.store` carries the calls out, synchronously or not.  The scripts are in
+``lua/``; each call's docstring says what is atomic and what comes back when the key is gone.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Generic, TypeVar
+
+from pydantic_core import from_json, to_json
+
+from genqueue import keys
+from genqueue.doorbell import doorbell_message
+from genqueue.errors import (
+    GenerationNotFoundError,
+    IdempotencyConflictError,
+    QueueFullError,
+    StoreError,
+    UnknownGeneratorError,
+)
+from genqueue.lifecycle import State, Transition, sources
+from genqueue.messages import Event, GenerationRequest, GenerationResult, Outcome, read_event
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and the digest that Redis caches it by."""
+
+    source: str
+    sha1: str
+
+
+@cache
+def script(name: str) -> Script:
+    """The script ``lua/<name>.lua`` behind the functions that all share."""
+    folder = files("genqueue") / "lua"
+    source = (folder / "common.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+    return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T_co]):
+    """One round trip: a command, or a script with its keys first in ``arguments``."""
+
+    arguments: Sequence[Any]
+    decode: Callable[[Any], T_co]
+    script: Script | None = None
+
+
+def _scripted(
+    name: str, key_list: Sequence[str], arguments: Sequence[Any], decode: Callable[[Any], T_co]
+) -> Call[T_co]:
+    return Call((len(key_list), *key_list, *arguments), decode, script(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A generation that one worker now holds.
+
+    Attributes:
+        attempt: 1, 2, 3 …
+        request: the request's JSON, as :meth:`GenerationRequest.to_wire` made it.
+        submitted_at, started_at, deadline_at: epoch seconds of Redis's clock.
+        text_so_far: what earlier attempts produced.
+        completion_tokens: how many tokens that took.
+    """
+
+    attempt: int
+    request: bytes
+    submitted_at: float
+    started_at: float
+    deadline_at: float | None
+    text_so_far: str
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotClaimed:
+    """Why not: "held", "gone", "elsewhere", "expired", or the final state."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class Flush:
+    """What one attempt produced since its last flush.
+
+    ``bodies`` are event bodies; ``text`` is what they add to the text so far (it is kept
+    also where no chunks are published); ``mark`` is "reset" when the text so far must go
+    first, "first" when this is the first text, else "".
+    """
+
+    generation_id: str
+    attempt: int
+    number: int
+    completion_tokens: int
+    text: str
+    mark: str
+    bodies: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a generation ends; ``attempt`` None is an end from outside (cancel)."""
+
+    generation_id: str
+    generator: str
+    attempt: int | None
+    transition: Transition
+    state: State
+    bodies: Sequence[bytes]
+    celery_result: bytes
+    completion_tokens: int | None = None
+    text: str = ""
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the registry knows of one generation."""
+
+    state: State
+    generator: str
+    priority: int
+    attempt: int
+    seq: int
+    submitted_at: float
+    started_at: float | None
+    first_text_at: float | None
+    ended_at: float | None
+    completion_tokens: int
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A submit went through; ``generation_id`` is an earlier one's if the idempotency key was used before."""
+
+    generation_id: str
+
+
+def submit(
+    generation_id: str,
+    request: GenerationRequest,
+    *,
+    keep_s: int,
+    idempotency_key: str | None,
+    idempotency_ttl_s: int,
+    max_queue_depth: int | None,
+) -> Call[Accepted]:
+    """Register a generation and ring for it, atomically; sending it twice accepts it once.
+
+    ``max_queue_depth`` None takes the limit that a worker announced; -1 is no limit.  The
+    answer raises UnknownGeneratorError, QueueFullError or IdempotencyConflictError.
+    """
+    key_list = [
+        keys.generation(generation_id),
+        keys.waiting(request.generator),
+        keys.GENERATORS,
+        keys.doorbell(request.generator, request.priority),
+    ]
+    if idempotency_key is not None:
+        key_list.append(keys.idempotency(idempotency_key))
+    arguments = (
+        generation_id,
+        request.generator,
+        request.to_wire(),
+        request.fingerprint(),
+        request.priority,
+        "" if request.deadline_s is None else request.deadline_s,
+        keep_s,
+        doorbell_message(generation_id, request.generator, request.priority),
+        "" if max_queue_depth is None else max_queue_depth,
+        idempotency_ttl_s,
+    )
+
+    def decode(answer: list[Any]) -> Accepted:
+        match [_text(part) for part in answer]:
+            case ["accepted", accepted_id]:
+                return Accepted(accepted_id)
+            case ["conflict", earlier_id]:
+                raise IdempotencyConflictError(idempotency_key or "", earlier_id)
+            case ["unknown", *known]:
+                raise UnknownGeneratorError(request.generator, known)
+            case ["full", depth, limit]:
+                raise QueueFullError(request.generator, int(depth), int(limit))
+        raise StoreError(f"submit.lua answered {answer!r}")
+
+    return _scripted("submit", key_list, arguments, decode)
+
+
+def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, keep_s: int) -> Call[Claim | NotClaimed]:
+    """Take a generation: attempt + 1, owner, lease and the ``started`` event, atomically.
+
+    A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed.
+    The same owner asking twice gets the same attempt twice.
+    """
+
+    def decode(answer: list[Any]) -> Claim | NotClaimed:
+        reason = _text(answer[0])
+        if reason != "claimed":
+            return NotClaimed(reason)
+        _, attempt, request, submitted_at, started_at, deadline_at, text_so_far, completion_tokens = answer
+        return Claim(
+            attempt=int(attempt),
+            request=request,
+            submitted_at=float(submitted_at),
+            started_at=float(started_at),
+            deadline_at=float(deadline_at) if deadline_at else None,
+            text_so_far=_text(text_so_far),
+            completion_tokens=int(completion_tokens),
+        )
+
+    return _scripted(
+        "claim",
+        [
+            keys.generation(generation_id),
+            keys.waiting(generator),
+            keys.LEASES,
+            keys.log(generation_id),
+            keys.text(generation_id),
+        ],
+        (
+            generation_id,
+            generator,
+            owner,
+            lease_s,
+            keep_s,
+            ",".join(sources(Transition.STARTED)),
+            keys.live(generation_id),
+        ),
+        decode,
+    )
+
+
+def append(flushes: Sequence[Flush], *, keep_s: int) -> Call[list[str]]:
+    """Write many attempts' events; each generation's own are atomic, and fenced.
+
+    Answers, in order: "ok", "superseded" by a newer attempt, "gone", or the final state
+    that somebody else gave it.  A flush sent twice is written once.
+    """
+    key_list: list[str] = []
+    arguments: list[Any] = [keep_s]
+    for flush in flushes:
+        generation_id = flush.generation_id
+        key_list += (keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id))
+        arguments += (
+            flush.attempt,
+            flush.number,
+            keys.live(generation_id),
+            flush.completion_tokens,
+            flush.mark,
+            flush.text,
+            len(flush.bodies),
+        )
+        arguments += flush.bodies
+    return _scripted("append", key_list, arguments, lambda answer: [_text(part) for part in answer])
+
+
+def finish(end: End, *, log_ttl_s: int, result_ttl_s: int) -> Call[str]:
+    """End a generation: last events, final state, Celery's result; all or nothing, fenced.
+
+    Answers "ok" (also when it is sent a second time), "superseded", "gone", or the final state that somebody
+    else gave it first.
+    """
+    generation_id = end.generation_id
+
+    def decode(answer: Any) -> str:
+        word = _text(answer)
+        return "ok" if word == end.state else word
+
+    return _scripted(
+        "finish",
+        [
+            keys.generation(generation_id),
+            keys.log(generation_id),
+            keys.text(generation_id),
+            keys.waiting(end.generator),
+            keys.LEASES,
+            keys.result(generation_id),
+        ],
+        (
+            generation_id,
+            "" if end.attempt is None else end.attempt,
+            ",".join(sources(end.transition)),
+            end.state,
+            keys.live(generation_id),
+            end.outcome.model_dump_json() if end.outcome else "",
+            end.celery_result,
+            log_ttl_s,
+            result_ttl_s,
+            "" if end.completion_tokens is None else end.completion_tokens,
+            end.text,
+            keys.worker(""),
+            *end.bodies,
+        ),
+        decode,
+    )
+
+
+def renew(held: Sequence[tuple[str, int]], *, lease_s: float) -> Call[list[str]]:
+    """Renew the leases of (generation id, attempt) pairs; answers the ids that are lost."""
+    return _scripted(
+        "renew",
+        [keys.LEASES, *(keys.generation(generation_id) for generation_id, _ in held)],
+        [lease_s, *(part for pair in held for part in pair)],
+        lambda answer: [_text(part) for part in answer],
+    )
+
+
+def announce(facts: dict[str, dict[str, Any]], *, keep_s: int) -> Call[None]:
+    """Tell producers which generators a worker serves; ``facts`` need ``max_queue_depth``."""
+    arguments: list[Any] = [keep_s]
+    for name, fact in facts.items():
+        arguments += (name, to_json(fact))
+    return _scripted("announce", [keys.GENERATORS], arguments, lambda answer: None)
+
+
+def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[Event]]:
+    """Up to ``limit`` events with a number of at least ``from_seq``; [] when the log is gone."""
+
+    def decode(answer: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
+        return [read_event(fields[b"e"]) for _, fields in answer]
+
+    return Call(("XRANGE", keys.log(generation_id), f"{from_seq}-0", "+", "COUNT", limit), decode)
+
+
+def read_record(generation_id: str) -> Call[Record]:
+    """The registry's entry; raises GenerationNotFoundError when it is gone."""
+    names = (
+        "state",
+        "generator",
+        "priority",
+        "attempt",
+        "seq",
+        "submitted_at",
+        "started_at",
+        "first_text_at",
+        "ended_at",
+        "completion_tokens",
+        "outcome",
+    )
+
+    def decode(answer: list[bytes | None]) -> Record:
+        state, generator, priority, attempt, seq, submitted_at, started_at, first_text_at, ended_at, tokens, outcome = (
+            answer
+        )
+        if state is None:
+            raise GenerationNotFoundError(generation_id)
+        return Record(
+            state=State(_text(state)),
+            generator=_text(generator),
+            priority=int(priority or 0),
+            attempt=int(attempt or 0),
+            seq=int(seq or 0),
+            submitted_at=float(submitted_at or math.nan),
+            started_at=float(started_at) if started_at else None,
+            first_text_at=float(first_text_at) if first_text_at else None,
+            ended_at=float(ended_at) if ended_at else None,
+            completion_tokens=int(tokens or 0),
+            outcome=Outcome.model_validate_json(outcome) if outcome else None,
+        )
+
+    return Call(("HMGET", keys.generation(generation_id), *names), decode)
+
+
+def read_result(generation_id: str) -> Call[GenerationResult | None]:
+    """The result of a finished generation; None while there is none, or when it ended otherwise."""
+
+    def decode(answer: bytes | None) -> GenerationResult | None:
+        meta = from_json(answer) if answer else {}
+        return GenerationResult.model_validate(meta["result"]) if meta.get("status") == "SUCCESS" else None
+
+    return Call(("GET", keys.result(generation_id)), decode)
+
+
+def read_text(generation_id: str) -> Call[str]:
+    """The text so far of a generation that runs or that ended without a result; "" when there is none."""
+    return Call(("GET", keys.text(generation_id)), lambda answer: _text(answer or b""))
+
+
+def queue_position(generation_id: str, generator: str) -> Call[int | None]:
+    """How many accepted generations come before this one; None when it no longer waits."""
+    return Call(("ZRANK", keys.waiting(generator), generation_id), lambda answer: answer)
+
+
+def known_generators() -> Call[dict[str, dict[str, Any]]]:
+    """What workers have announced, by generator."""
+    return Call(
+        ("HGETALL", keys.GENERATORS),
+        lambda answer: {_text(name): from_json(fact) for name, fact in answer.items()},
+    )
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

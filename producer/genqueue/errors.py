@@ -1,0 +1,145 @@
+"""Every error that genqueue raises, in one tree.
+
+GenqueueError
+├── ConfigError                 the settings cannot work; says which key
+├── InvalidRequestError         what was submitted cannot run (also a ValueError)
+│   ├── UnknownGeneratorError   no worker and no setting names the generator
+│   └── IdempotencyConflictError  the key was used before for another request
+├── QueueFullError              backpressure: depth and limit
+├── StoreError                  Redis refused a command
+│   └── RedisUnavailableError   Redis did not answer (also a ConnectionError)
+├── GenerationNotFoundError     never submitted, or its result has expired
+├── LogExpiredError             ``from_seq`` asks for events whose log is gone
+├── ResultTimeoutError          the generation goes on, the caller's patience ended (also a TimeoutError)
+└── GenerationError             how a generation ended, when not with a result
+    ├── GenerationRejectedError   the request itself is at fault; the server's words
+    ├── GenerationFailedError     the server or the way to it is at fault
+    ├── GenerationExpiredError    its deadline passed
+    └── GenerationCancelledError  somebody cancelled it
+
+A :class:`GenerationError` carries what was generated before the end.  Celery rebuilds it
+from its message alone, so every class can be made from one string.
+"""
+
+from typing import Any
+
+
+class GenqueueError(Exception):
+    """The root: whatever this library raises on purpose."""
+
+
+class ConfigError(GenqueueError):
+    """The settings cannot work; the message names the key."""
+
+
+class InvalidRequestError(GenqueueError, ValueError):
+    """The request cannot run as it is; nothing was queued."""
+
+
+class UnknownGeneratorError(InvalidRequestError):
+    """No worker has announced the generator and the caller's settings do not name it."""
+
+    def __init__(self, generator: str, known: list[str]) -> None:
+        self.generator = generator
+        self.known = known
+        names = ", ".join(known) or "none (has a worker ever started on this Redis?)"
+        super().__init__(f"unknown generator {generator!r}; known: {names}")
+
+
+class IdempotencyConflictError(InvalidRequestError):
+    """The idempotency key already stands for a generation with another request."""
+
+    def __init__(self, key: str, generation_id: str) -> None:
+        self.key = key
+        self.generation_id = generation_id
+        super().__init__(f"idempotency key {key!r} was used for generation {generation_id} with another request")
+
+
+class QueueFullError(GenqueueError):
+    """The generator's queue is at its limit; try later or elsewhere."""
+
+    def __init__(self, generator: str, depth: int, limit: int) -> None:
+        self.generator = generator
+        self.depth = depth
+        self.limit = limit
+        super().__init__(f"queue {generator!r} holds {depth} generations, limit {limit}")
+
+
+class StoreError(GenqueueError):
+    """Redis answered with an error."""
+
+
+class RedisUnavailableError(StoreError, ConnectionError):
+    """Redis did not answer in time."""
+
+    def __init__(self, host: str, port: int, reason: str) -> None:
+        self.host = host
+        self.port = port
+        super().__init__(f"no answer from Redis at {host}:{port}: {reason}")
+
+
+class GenerationNotFoundError(GenqueueError):
+    """No generation of this id: never submitted, or forgotten after its ``result_ttl_s``."""
+
+    def __init__(self, generation_id: str) -> None:
+        self.generation_id = generation_id
+        super().__init__(f"no generation {generation_id}: never submitted, or its result has expired")
+
+
+class LogExpiredError(GenqueueError):
+    """A reader wants to resume in a log that is gone; the whole text is in the result."""
+
+    def __init__(self, generation_id: str, from_seq: int) -> None:
+        self.generation_id = generation_id
+        self.from_seq = from_seq
+        super().__init__(f"the log of generation {generation_id} is gone, cannot resume from seq {from_seq}")
+
+
+class ResultTimeoutError(GenqueueError, TimeoutError):
+    """The caller waited long enough; the generation goes on."""
+
+    def __init__(self, generation_id: str, timeout_s: float) -> None:
+        self.generation_id = generation_id
+        self.timeout_s = timeout_s
+        super().__init__(f"generation {generation_id} has not ended within {timeout_s:g} s")
+
+
+class GenerationError(GenqueueError):
+    """A generation ended without a result.
+
+    Attributes:
+        partial_text: what was generated before the end; "" if nothing.
+        usage: ``prompt_tokens`` (None if the server never said) and ``completion_tokens``.
+        attempts: how many attempts were started; 0 if none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        partial_text: str = "",
+        usage: dict[str, int | None] | None = None,
+        attempts: int = 0,
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.partial_text = partial_text
+        self.usage = usage or {"prompt_tokens": None, "completion_tokens": 0}
+        self.attempts = attempts
+        self.detail = detail or {}
+
+
+class GenerationRejectedError(GenerationError):
+    """The request itself is at fault: the server, or the worker, refused it for good."""
+
+
+class GenerationFailedError(GenerationError):
+    """The server or the way to it is at fault."""
+
+
+class GenerationExpiredError(GenerationError):
+    """The deadline passed before the end."""
+
+
+class GenerationCancelledError(GenerationError):
+    """Somebody cancelled it."""

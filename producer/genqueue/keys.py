@@ -1,0 +1,81 @@
+r"""Every Redis key, list and channel of genqueue; nothing else spells one.
+
+key                              type     TTL                     written by        read by
+genqueue:generation:<id>         hash     keep_s, then result_ttl_s  client, worker    client, worker
+genqueue:generation:<id>:log     stream   keep_s, then log_ttl_s     worker, cancel    client, worker
+genqueue:generation:<id>:text    string   keep_s, then result_ttl_s  worker            worker, client
+genqueue:generation:<id>:live    channel  -                       worker, cancel    client
+genqueue:waiting:<generator>     zset     keep_s                  client, worker    client, worker
+genqueue:leases                  zset     keep_s                  worker            worker
+genqueue:idempotency:<key>       string   result_ttl_s            client            client
+genqueue:generators              hash     keep_s                  worker            client
+genqueue:worker:<owner>          channel  -                       cancel            worker
+generate.<generator>[sep<p>]     list     none (Celery's queue)   client, worker    worker (Celery)
+celery-task-meta-<id>            string   result_ttl_s            worker, Celery    client, Celery
+celery-task-meta-<id>            channel  -                       worker, Celery    client, Celery
+
+``keep_s`` is how long an accepted generation may rest without anything happening to it.
+The scores: ``waiting`` orders by priority and then by submit time (:func:`waiting_score`
+of it is computed in ``submit.lua``), ``leases`` holds the lease's end in epoch
+milliseconds of Redis's own clock.
+
+Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
+itself, 1 to 9 have the suffix that kombu's Redis transport gives them
+(``kombu.transport.redis.Channel.sep``).
+"""
+
+PRIORITIES = range(10)
+PRIORITY_SEPARATOR = "\x06\x16"
+QUEUE_PREFIX = "generate."
+LEASES = "genqueue:leases"
+GENERATORS = "genqueue:generators"
+
+
+def generation(generation_id: str) -> str:
+    """The registry's entry of one generation: request, state, attempt, timestamps."""
+    return f"genqueue:generation:{generation_id}"
+
+
+def log(generation_id: str) -> str:
+    """The numbered events of one generation; the entry id is ``<seq>-0``."""
+    return f"genqueue:generation:{generation_id}:log"
+
+
+def text(generation_id: str) -> str:
+    """The text so far: what the next attempt continues and a cancel keeps."""
+    return f"genqueue:generation:{generation_id}:text"
+
+
+def live(generation_id: str) -> str:
+    """The channel on which one generation's events are published as JSON arrays."""
+    return f"genqueue:generation:{generation_id}:live"
+
+
+def waiting(generator: str) -> str:
+    """The accepted generations of one generator that no worker has claimed."""
+    return f"genqueue:waiting:{generator}"
+
+
+def idempotency(key: str) -> str:
+    """The generation id that a caller's idempotency key stands for."""
+    return f"genqueue:idempotency:{key}"
+
+
+def worker(owner: str) -> str:
+    """The channel on which one worker process is told ids to cancel."""
+    return f"genqueue:worker:{owner}"
+
+
+def queue(generator: str) -> str:
+    """The Celery queue of one generator."""
+    return QUEUE_PREFIX + generator
+
+
+def doorbell(generator: str, priority: int) -> str:
+    """The list in which Celery looks for one generator's messages of one priority."""
+    return queue(generator) if priority == 0 else f"{queue(generator)}{PRIORITY_SEPARATOR}{priority}"
+
+
+def result(generation_id: str) -> str:
+    """Celery's result key and, under the same name, its result channel."""
+    return f"celery-task-meta-{generation_id}"

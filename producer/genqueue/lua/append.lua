@@ -1,0 +1,31 @@
+-- Write what several generations produced since the last flush. One answer per generation:
+-- 'ok', or why its writer has lost it. A flush that arrives twice (its answer was lost on
+-- the way) is written once: flushes of an attempt are numbered.
+local keep_s = ARGV[1]
+local answers, argument = {}, 2
+for index = 0, #KEYS / 3 - 1 do
+  local generation, log, text = KEYS[3 * index + 1], KEYS[3 * index + 2], KEYS[3 * index + 3]
+  local attempt, flush, live, completion_tokens = ARGV[argument], tonumber(ARGV[argument + 1]), ARGV[argument + 2], ARGV[argument + 3]
+  local mark, more, count = ARGV[argument + 4], ARGV[argument + 5], tonumber(ARGV[argument + 6])
+  local state, newest, seq, flushed = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'flush'))
+  if not state then
+    answers[index + 1] = 'gone'
+  elseif newest ~= attempt then
+    answers[index + 1] = 'superseded'
+  elseif state ~= 'running' then
+    answers[index + 1] = state
+  else
+    answers[index + 1] = 'ok'
+    if flush > tonumber(flushed) then
+      local bodies = {}
+      for offset = 1, count do bodies[offset] = ARGV[argument + 6 + offset] end
+      seq = append_events(log, live, tonumber(seq), attempt, bodies)
+      redis.call('HSET', generation, 'seq', seq, 'flush', flush, 'completion_tokens', completion_tokens)
+      if mark == 'reset' then redis.call('DEL', text) end
+      if mark == 'first' then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
+      if more ~= '' and redis.call('APPEND', text, more) == #more then redis.call('EXPIRE', text, keep_s) end
+    end
+  end
+  argument = argument + 7 + count
+end
+return answers

@@ -1,0 +1,34 @@
+-- End a generation: its last events, its final state, and Celery's result, all or nothing.
+-- With an attempt the writer must still hold it (the fence); without one (cancel, a request
+-- that cannot be read) the worker that runs it is told.
+local generation, log, text, waiting, leases, result = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local id, attempt, sources, final, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local outcome, celery_result, log_ttl_s, result_ttl_s = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local completion_tokens, more, worker_channel_prefix = ARGV[10], ARGV[11], ARGV[12]
+
+local state, newest, seq, owner = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'owner'))
+if not state then return 'gone' end
+if attempt ~= '' and newest ~= attempt then return 'superseded' end
+if not is_one_of(state, sources) then return state end
+
+local bodies = {}
+for index = 13, #ARGV do bodies[index - 12] = ARGV[index] end
+seq = append_events(log, live, tonumber(seq), newest, bodies)
+redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(now()), 'outcome', outcome)
+if completion_tokens ~= '' then redis.call('HSET', generation, 'completion_tokens', completion_tokens) end
+redis.call('ZREM', waiting, id)
+redis.call('ZREM', leases, id)
+redis.call('EXPIRE', generation, result_ttl_s)
+redis.call('EXPIRE', log, log_ttl_s)
+-- Only what failed may be tried again by hand; of the rest no prompt is kept.
+if final ~= 'failed' then redis.call('HDEL', generation, 'request') end
+if final == 'finished' then
+  redis.call('DEL', text) -- it is in the result
+else
+  if more ~= '' then redis.call('APPEND', text, more) end
+  redis.call('EXPIRE', text, result_ttl_s)
+end
+redis.call('SET', result, celery_result, 'EX', result_ttl_s)
+redis.call('PUBLISH', result, celery_result)
+if attempt == '' and owner then redis.call('PUBLISH', worker_channel_prefix .. owner, id) end
+return 'ok'

@@ -1,0 +1,291 @@
+"""The wire models: what a producer hands over, what a reader is told, what is kept.
+
+Every model has a version ``v``; a reader refuses a newer one rather than misread it.
+Unknown fields of the same version are ignored.  Nothing here holds a connection or a
+clock.  How events are put in order is :mod:`genqueue.sequence`'s.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import to_json
+
+from genqueue.errors import InvalidRequestError
+from genqueue.keys import PRIORITIES
+
+VERSION: Literal[1] = 1
+TASK_NAME = "genqueue.generate"
+
+
+class Grammar(BaseModel):
+    """A constraint on the text, as TGI takes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["json", "json_object", "json_schema", "regex"]
+    value: str | dict[str, Any]
+
+
+class GenerationKwargs(BaseModel):
+    """The generation parameters that ``huggingface_hub``'s ``text_generation`` knows.
+
+    Types are checked here; ranges are the server's, whose words reach the caller.
+    ``stop_sequences`` is the name that ``stop`` had before huggingface_hub 2.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    adapter_id: str | None = None
+    best_of: int | None = Field(None, ge=1)
+    decoder_input_details: bool | None = None
+    do_sample: bool | None = None
+    frequency_penalty: float | None = None
+    grammar: Grammar | None = None
+    max_new_tokens: int | None = Field(None, ge=1)
+    repetition_penalty: float | None = None
+    return_full_text: Literal[False] | None = None
+    seed: int | None = Field(None, ge=0)
+    stop: list[str] | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_n_tokens: int | None = None
+    top_p: float | None = None
+    truncate: int | None = None
+    typical_p: float | None = None
+    watermark: bool | None = None
+
+
+class GenerationRequest(BaseModel):
+    """One generation as a producer hands it over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    v: Literal[1] = VERSION
+    prompt: str = Field(min_length=1, strict=True)
+    generator: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,64}$", strict=True)
+    generation_kwargs: GenerationKwargs = GenerationKwargs()
+    stop_words: tuple[str, ...] = ()
+    stream: bool = Field(True, strict=True)
+    priority: int = Field(5, ge=PRIORITIES.start, lt=PRIORITIES.stop, strict=True)
+    deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @field_validator("stop_words", mode="before")
+    @classmethod
+    def _no_bare_string(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError("a list of strings is needed, not one string")
+        return () if value is None else value
+
+    @field_validator("generation_kwargs", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: object) -> object:
+        return {} if value is None else value
+
+    @field_validator("prompt")
+    @classmethod
+    def _encodable(cls, value: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"character {error.start} is half of a surrogate pair and cannot be sent") from error
+        return value
+
+    def to_wire(self) -> bytes:
+        """The request as JSON, without the fields that were not given."""
+        return self.model_dump_json(exclude_unset=True, exclude_none=True).encode()
+
+    def fingerprint(self) -> str:
+        """40 hex digits that equal requests share."""
+        return hashlib.sha1(self.model_dump_json().encode(), usedforsecurity=False).hexdigest()
+
+
+def read_request(fields: dict[str, Any]) -> GenerationRequest:
+    """Validate a request's fields as they come from a caller or from a foreign message.
+
+    Raises:
+        InvalidRequestError: one line for each field at fault; of unknown
+            ``generation_kwargs`` it says which are known.
+    """
+    try:
+        return GenerationRequest.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidRequestError("; ".join(describe(error))) from None
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One readable line for each problem, with its place and never with the value (it may be a prompt or a secret)."""
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden" and problem["loc"][:-1] and problem["loc"][-2] == "generation_kwargs":
+            lines.append(f"{place}: unknown; known: {', '.join(GenerationKwargs.model_fields)}")
+        elif problem["loc"] and problem["loc"][-1] == "return_full_text":
+            lines.append(f"{place}: only False; a reply never holds the prompt")
+        else:
+            lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}" if place else problem["msg"])
+    return lines
+
+
+class Token(NamedTuple):
+    """One token as the server gave it."""
+
+    id: int
+    text: str
+    logprob: float | None
+    special: bool
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    v: Literal[1] = VERSION
+    seq: int
+    attempt: int
+
+
+class Started(_Event):
+    """A worker has claimed the generation."""
+
+    type: Literal["started"] = "started"
+    at: float
+    worker: str
+
+
+class Chunk(_Event):
+    """Text that came since the last chunk; one or more tokens.
+
+    Attributes:
+        text: without special tokens; may be "" (a byte-split character, a special token).
+        tokens: every token, special ones included; () where the server names none.
+        top_tokens: for each token its alternatives, where ``top_n_tokens`` was asked for.
+    """
+
+    type: Literal["chunk"] = "chunk"
+    text: str
+    tokens: tuple[Token, ...] = ()
+    top_tokens: tuple[tuple[Token, ...], ...] | None = None
+
+
+class Resumed(_Event):
+    """Another attempt goes on where the last one stopped; the text so far stands."""
+
+    type: Literal["resumed"] = "resumed"
+
+
+class Reset(_Event):
+    """Another attempt begins anew: forget the text of every chunk up to here."""
+
+    type: Literal["reset"] = "reset"
+
+
+class Finished(_Event):
+    """The result is there."""
+
+    type: Literal["finished"] = "finished"
+    finish_reason: str | None
+    completion_tokens: int
+
+
+class Failed(_Event):
+    """It ended without a result."""
+
+    type: Literal["failed"] = "failed"
+    error: str
+    message: str
+
+
+class Cancelled(_Event):
+    """Somebody cancelled it."""
+
+    type: Literal["cancelled"] = "cancelled"
+
+
+Event = Annotated[
+    Started | Chunk | Resumed | Reset | Finished | Failed | Cancelled,
+    Field(discriminator="type"),
+]
+Terminal = Finished | Failed | Cancelled
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+_EVENTS: TypeAdapter[list[Event]] = TypeAdapter(list[Event])
+
+
+def read_events(raw: bytes) -> list[Event]:
+    """The events of one published message: a JSON array.
+
+    Raises:
+        ValueError: it is no array of events of this version (pydantic's ValidationError).
+    """
+    return _EVENTS.validate_json(raw)
+
+
+def read_event(raw: bytes) -> Event:
+    """One event as the log holds it.
+
+    Raises:
+        ValueError: it is no event of this version (pydantic's ValidationError).
+    """
+    return _EVENT.validate_json(raw)
+
+
+def event_body(kind: str, fields: dict[str, Any]) -> bytes:
+    """An event without its ``{"seq":n,"attempt":n,``, which the Lua scripts put in front."""
+    return to_json({"v": VERSION, "type": kind, **fields})[1:]
+
+
+def chunk_body(text: str, tokens: Sequence[Token], top_tokens: Iterable[Sequence[Token]] | None = None) -> bytes:
+    """The body of a chunk; a plain dictionary, since this is done for every flush of every generation."""
+    fields: dict[str, Any] = {"text": text, "tokens": tokens}
+    if top_tokens is not None:
+        fields["top_tokens"] = top_tokens
+    return event_body("chunk", fields)
+
+
+class GenerationResult(BaseModel):
+    """What a finished generation is: one reply and one meta for each text, in the seed's shape.
+
+    Each ``meta`` holds ``model``, ``finish_reason`` (the server's word), ``usage``
+    (``prompt_tokens``, None where the server does not say, and ``completion_tokens``),
+    ``completion_start_time`` (ISO 8601, UTC; None for an empty text), ``generator``,
+    ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.timing.timings`).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    replies: list[str]
+    meta: list[dict[str, Any]]
+
+
+class Outcome(BaseModel):
+    """How a generation ended without a result; beside its text, which has a key of its own."""
+
+    v: Literal[1] = VERSION
+    error: str
+    message: str
+    detail: dict[str, Any] = {}
+
+
+def celery_success(generation_id: str, result: GenerationResult, date_done: str) -> bytes:
+    """The value of ``celery-task-meta-<id>`` for a result, as Celery 5's JSON backend writes it."""
+    return _celery_meta(generation_id, "SUCCESS", result.model_dump(), date_done)
+
+
+def celery_failure(generation_id: str, status: str, exception: str, module: str, message: str, date_done: str) -> bytes:
+    """The value of ``celery-task-meta-<id>`` for an error (``FAILURE``, ``REVOKED``)."""
+    error = {"exc_type": exception, "exc_message": [message], "exc_module": module}
+    return _celery_meta(generation_id, status, error, date_done)
+
+
+def _celery_meta(generation_id: str, status: str, result: dict[str, Any], date_done: str) -> bytes:
+    return to_json(
+        {
+            "status": status,
+            "result": result,
+            "traceback": None,
+            "children": [],
+            "date_done": date_done,
+            "task_id": generation_id,
+        }
+    )

@@ -1,0 +1,163 @@
+"""How a generation ended, as values: the error for a caller, and what is stored at the end.
+
+Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a reader to
+tell its caller.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from genqueue import errors
+from genqueue.calls import End, Record
+from genqueue.lifecycle import State, Transition
+from genqueue.messages import (
+    Chunk,
+    GenerationResult,
+    Outcome,
+    celery_failure,
+    celery_success,
+    event_body,
+)
+from genqueue.timing import Timings, timings
+
+ENDINGS: dict[str, type[errors.GenerationError]] = {
+    "rejected": errors.GenerationRejectedError,
+    "failed": errors.GenerationFailedError,
+    "expired": errors.GenerationExpiredError,
+    "cancelled": errors.GenerationCancelledError,
+}
+"""What ``Outcome.error`` may say, and what a reader raises for it."""
+
+_CANCELLED = Outcome(error="cancelled", message="cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStatus:
+    """Where a generation is.
+
+    Attributes:
+        position: how many generations come before it; None once a worker has it.
+        attempt: how many attempts were started; 0 while it is queued.
+        completion_tokens: tokens generated so far, over all attempts that count.
+        error: the reason of a generation that ended without a result.
+    """
+
+    id: str
+    state: State
+    generator: str
+    attempt: int
+    position: int | None
+    priority: int
+    completion_tokens: int
+    error: str | None
+    timings: Timings
+
+
+def status(generation_id: str, record: Record, position: int | None) -> GenerationStatus:
+    """The registry's entry as a caller sees it."""
+    return GenerationStatus(
+        id=generation_id,
+        state=record.state,
+        generator=record.generator,
+        attempt=record.attempt,
+        position=position,
+        priority=record.priority,
+        completion_tokens=record.completion_tokens,
+        error=record.outcome.message if record.outcome else None,
+        timings=timings(record.submitted_at, record.started_at, record.first_text_at, record.ended_at),
+    )
+
+
+def error_of(record: Record, partial_text: str) -> errors.GenerationError:
+    """The typed error for a generation that ended without a result."""
+    outcome = record.outcome or Outcome(error=str(record.state), message=str(record.state))
+    return ENDINGS[outcome.error](
+        outcome.message,
+        partial_text=partial_text,
+        usage={
+            "prompt_tokens": outcome.detail.get("prompt_tokens"),
+            "completion_tokens": record.completion_tokens,
+        },
+        attempts=record.attempt,
+        detail=outcome.detail,
+    )
+
+
+def whole_text_chunk(record: Record, text: str) -> list[Chunk]:
+    """The text as one chunk, for a reader who got none; [] if there is no text."""
+    return [Chunk(seq=record.seq, attempt=record.attempt, text=text)] if text else []
+
+
+def finished(
+    generation_id: str,
+    generator: str,
+    attempt: int,
+    result: GenerationResult,
+    *,
+    date_done: str,
+    bodies: Sequence[bytes] = (),
+) -> End:
+    """The end with a result; ``bodies`` are the last chunks."""
+    meta = result.meta[0]
+    completion_tokens = meta["usage"]["completion_tokens"]
+    last = event_body("finished", {"finish_reason": meta["finish_reason"], "completion_tokens": completion_tokens})
+    return End(
+        generation_id,
+        generator,
+        attempt,
+        Transition.FINISHED,
+        State.FINISHED,
+        [*bodies, last],
+        celery_success(generation_id, result, date_done),
+        completion_tokens=completion_tokens,
+    )
+
+
+def failed(
+    generation_id: str,
+    generator: str,
+    attempt: int | None,
+    outcome: Outcome,
+    *,
+    date_done: str,
+    bodies: Sequence[bytes] = (),
+    text: str = "",
+    completion_tokens: int | None = None,
+) -> End:
+    """The end without one; ``text`` is what ``bodies`` add to the text so far, which is kept."""
+    error = ENDINGS[outcome.error]
+    last = event_body("failed", {"error": outcome.error, "message": outcome.message})
+    return End(
+        generation_id,
+        generator,
+        attempt,
+        Transition.FAILED,
+        State.FAILED,
+        [*bodies, last],
+        celery_failure(generation_id, "FAILURE", error.__name__, error.__module__, outcome.message, date_done),
+        completion_tokens=completion_tokens,
+        text=text,
+        outcome=outcome,
+    )
+
+
+def cancelled(generation_id: str, generator: str, *, date_done: str) -> End:
+    """The end that anybody may give a generation at any time before another one."""
+    return End(
+        generation_id,
+        generator,
+        None,
+        Transition.CANCELLED,
+        State.CANCELLED,
+        [event_body("cancelled", {})],
+        celery_failure(
+            generation_id, "REVOKED", "TaskRevokedError", "celery.exceptions", _CANCELLED.message, date_done
+        ),
+        outcome=_CANCELLED,
+    )
+
+
+def rejection(message: str, **detail: Any) -> Outcome:
+    """The outcome of a request that is itself at fault."""
+    return Outcome(error="rejected", message=message, detail=detail)

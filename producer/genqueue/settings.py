@@ -1,0 +1,143 @@
+"""The settings of producers and workers: one frozen model, read once, by whoever starts.
+
+Order of precedence: arguments, ``GENQUEUE_*`` variables, the TOML file that
+``GENQUEUE_CONFIG`` names (``./genqueue.toml`` if that exists), defaults.  Secrets are never
+in it: a generator names the environment variables that hold its token (``token_env``).
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from genqueue.errors import ConfigError
+from genqueue.messages import GenerationKwargs, describe
+
+ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
+
+
+class ApiParams(BaseModel):
+    """Where a generator's model is: a ``url``, or a ``model`` id and its ``provider``.
+
+    With a ``url``, ``model`` is only the name that results carry.  ``timeout`` is the longest
+    silence in seconds, before and between tokens; None waits for ever.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    bill_to: str | None = None
+    timeout: float | None = Field(None, gt=0)
+    headers: dict[str, SecretStr] = {}
+
+    @field_validator("url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname):
+            raise ValueError("must be an http:// or https:// address")
+        return value
+
+
+class GeneratorSettings(BaseModel):
+    """One named Hugging Face client configuration; each has a Celery queue of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    DEFAULT_TOKEN_ENV: ClassVar = ("HF_API_TOKEN", "HF_TOKEN")
+
+    api_type: ApiType
+    api_params: ApiParams
+    token_env: tuple[str, ...] | None = None
+    generation_kwargs: GenerationKwargs = GenerationKwargs()
+    stop_words: tuple[str, ...] = ()
+    max_queue_depth: int = Field(10_000, ge=0)
+
+    @model_validator(mode="after")
+    def _address(self) -> Self:
+        if self.api_type == "serverless_inference_api":
+            if not self.api_params.model:
+                raise ValueError("api_params.model: needed for api_type 'serverless_inference_api'")
+            if self.api_params.url:
+                raise ValueError("api_params.url: not for api_type 'serverless_inference_api', which takes a model")
+        elif not self.api_params.url:
+            raise ValueError(f"api_params.url: needed for api_type {self.api_type!r}")
+        return self
+
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """The variables that may hold the token; none for a self-hosted url that names none."""
+        if self.token_env is not None:
+            return self.token_env
+        return () if self.api_type == "text_generation_inference" else self.DEFAULT_TOKEN_ENV
+
+
+class Settings(BaseSettings):
+    """What producers and workers must agree on, and what a worker serves."""
+
+    model_config = SettingsConfigDict(env_prefix="GENQUEUE_", frozen=True, extra="forbid")
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_timeout_s: float = Field(5.0, gt=0)
+    generators: dict[str, GeneratorSettings] = {}
+    lease_s: float = Field(3.0, gt=0)
+    log_ttl_s: int = Field(3600, ge=1)
+    result_ttl_s: int = Field(86_400, ge=1)
+    keep_s: int = Field(7 * 86_400, ge=60)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("must be a redis://, rediss:// or unix:// address")
+        return value
+
+    @field_validator("generators")
+    @classmethod
+    def _names(cls, value: dict[str, GeneratorSettings]) -> dict[str, GeneratorSettings]:
+        for name in value:
+            if not name or len(name) > 64 or not name.replace("-", "a").replace("_", "a").replace(".", "a").isalnum():
+                raise ValueError(f"{name!r}: a name has 1 to 64 letters, digits, '.', '_' or '-'")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then the TOML file."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_toml())
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings from arguments, environment and file.
+
+    Raises:
+        ConfigError: a value cannot work, or the file cannot be read; names each key.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise ConfigError("settings: " + "; ".join(describe(error))) from None
+
+
+def _read_toml() -> dict[str, Any]:
+    named = os.environ.get("GENQUEUE_CONFIG")
+    path = Path(named or "genqueue.toml")
+    if not named and not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"GENQUEUE_CONFIG: cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error

@@ -1,0 +1,316 @@
+"""Carry calls to Redis, and hold the one live subscription of a process.
+
+The only module that imports ``redis``.  What is said is in :mod:`genqueue.calls`; here are the
+shells, synchronous and asyncio, and :class:`LiveHub`, which gives every reader of a process
+its channel over one connection.  No ``redis`` exception leaves this module.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import NoScriptError
+
+from genqueue.calls import Call
+from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_TRIES = 3
+_CONNECTIONS = 16
+_SILENCE_S = 10.0
+
+
+def _connection_options(timeout_s: float) -> dict[str, Any]:
+    """Options under which a dead Redis is reported within ``timeout_s``, all tries included."""
+    per_try_s = timeout_s / _TRIES * 0.9
+    return {
+        "socket_connect_timeout": per_try_s,
+        "socket_timeout": per_try_s,
+        "max_connections": _CONNECTIONS,
+        # Waiting for a free connection is not an outage; each one comes free within per_try_s.
+        "timeout": timeout_s,
+        "protocol": 2,
+    }
+
+
+def _translate(url: str, error: redis.RedisError) -> GenqueueError:
+    """Our error for theirs, naming host and port but never the password."""
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        address = urlsplit(url)
+        return RedisUnavailableError(address.hostname or address.path, address.port or 6379, str(error))
+    return StoreError(f"Redis refused: {error}")
+
+
+class Store:
+    """The synchronous shell; threads may share one."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            retry=redis.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), _TRIES - 1),
+            **_connection_options(timeout_s),
+        )
+        self._redis = redis.Redis.from_pool(pool)
+
+    def run(self, call: Call[T]) -> T:
+        """Carry out one call; raises what its decoder raises, StoreError or RedisUnavailableError."""
+        try:
+            return call.decode(self._send(call))
+        except redis.RedisError as error:
+            raise _translate(self._url, error) from error
+
+    def _send(self, call: Call[Any]) -> Any:
+        execute: Callable[..., Any] = self._redis.execute_command
+        if call.script is None:
+            return execute(*call.arguments)
+        try:
+            return execute("EVALSHA", call.script.sha1, *call.arguments)
+        except NoScriptError:  # Redis is new or was restarted
+            return execute("EVAL", call.script.source, *call.arguments)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._redis.close()
+
+
+class AsyncStore:
+    """The asyncio shell; belongs to the loop that first uses it."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), _TRIES - 1),
+            **_connection_options(timeout_s),
+        )
+        self._redis = redis.asyncio.Redis.from_pool(pool)
+
+    async def run(self, call: Call[T]) -> T:
+        """Carry out one call; raises what its decoder raises, StoreError or RedisUnavailableError."""
+        try:
+            return call.decode(await self._send(call))
+        except redis.RedisError as error:
+            raise _translate(self._url, error) from error
+
+    async def _send(self, call: Call[Any]) -> Any:
+        execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
+        if call.script is None:
+            return await execute(*call.arguments)
+        try:
+            return await execute("EVALSHA", call.script.sha1, *call.arguments)
+        except NoScriptError:  # Redis is new or was restarted
+            return await execute("EVAL", call.script.source, *call.arguments)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._redis.aclose()
+
+
+Inbox = Callable[[bytes | None], None]
+"""Takes one published message; None means "something may have been missed: read the log"."""
+
+
+class LiveHub:
+    """Many channels over one subscription connection, on one event loop.
+
+    Nobody is told that the connection was lost and came back other than by a None in every
+    inbox; a reader that then reads its log has missed nothing.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self._redis = redis.asyncio.Redis.from_url(
+            url,
+            retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), _TRIES - 1),
+            protocol=2,
+            socket_connect_timeout=timeout_s / _TRIES * 0.9,
+            socket_timeout=timeout_s / _TRIES * 0.9,
+        )
+        self._pubsub: Any = self._redis.pubsub()  # half of its methods have no types
+        self._inboxes: dict[bytes, set[Inbox]] = {}
+        self._confirmed: dict[bytes, asyncio.Event] = {}
+        self._sending = asyncio.Lock()
+        self._reader: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def listen(self, channel: str, inbox: Inbox) -> AsyncIterator[None]:
+        """Every message published on ``channel`` from here on goes to ``inbox``, called on this loop.
+
+        Raises:
+            RedisUnavailableError: the subscription was not confirmed in time.
+        """
+        name = channel.encode()
+        self._inboxes.setdefault(name, set()).add(inbox)
+        try:
+            await self._subscribed(name)
+            yield
+        finally:
+            listeners = self._inboxes[name]
+            listeners.discard(inbox)
+            if not listeners:
+                del self._inboxes[name]
+                self._confirmed.pop(name, None)
+                with contextlib.suppress(redis.RedisError):  # a lost connection has unsubscribed already
+                    async with self._sending:
+                        if name not in self._inboxes:
+                            await self._pubsub.unsubscribe(name)
+
+    async def _subscribed(self, name: bytes) -> None:
+        confirmed = self._confirmed.get(name)
+        if confirmed is None:
+            confirmed = self._confirmed[name] = asyncio.Event()
+            try:
+                async with self._sending:
+                    await self._pubsub.subscribe(name)
+            except redis.RedisError as error:
+                raise _translate(self._url, error) from error
+            if self._reader is None or self._reader.done():
+                self._reader = asyncio.create_task(self._read(), name="genqueue-live")
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await confirmed.wait()
+        except TimeoutError:
+            reason = f"no answer to SUBSCRIBE within {self._timeout_s:g} s"
+            raise _translate(self._url, redis.ConnectionError(reason)) from None
+
+    async def _read(self) -> None:
+        silent = False
+        while True:
+            try:
+                message = await self._pubsub.get_message(timeout=_SILENCE_S)
+                if message is not None:
+                    silent = False
+                    self._dispatch(message)
+                elif silent:
+                    raise redis.ConnectionError(f"no answer to PING within {_SILENCE_S:g} s")
+                else:
+                    silent = True
+                    async with self._sending:
+                        await self._pubsub.ping()
+            except (redis.RedisError, OSError) as error:
+                logger.warning("live subscription lost: %s", _translate(self._url, redis.ConnectionError(str(error))))
+                await self._reconnect()
+                silent = False
+
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        channel = message["channel"]
+        if message["type"] == "message":
+            for inbox in tuple(self._inboxes.get(channel, ())):
+                inbox(message["data"])
+        elif message["type"] == "subscribe":
+            confirmed = self._confirmed.get(channel)
+            if confirmed is not None and not confirmed.is_set():
+                confirmed.set()
+            else:  # redis-py reconnected by itself and subscribed again
+                for inbox in tuple(self._inboxes.get(channel, ())):
+                    inbox(None)
+
+    async def _reconnect(self) -> None:
+        """Subscribe everything anew on a fresh connection, for as long as that takes."""
+        while True:
+            async with self._sending:
+                with contextlib.suppress(redis.RedisError, OSError):
+                    await self._pubsub.aclose()
+                self._pubsub = self._redis.pubsub()
+                try:
+                    # A channel of our own, so that the connection is one even when no reader is left.
+                    await self._pubsub.subscribe(b"genqueue:live", *self._inboxes)
+                    return
+                except (redis.RedisError, OSError):
+                    pass
+            await asyncio.sleep(0.2)
+
+    async def close(self) -> None:
+        """End the subscription; readers hear nothing more."""
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        with contextlib.suppress(redis.RedisError, OSError):
+            await self._pubsub.aclose()
+        await self._redis.aclose()
+
+
+class LoopThread:
+    """An event loop in a daemon thread, for synchronous code that needs one."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` on the loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def stop(self) -> None:
+        """End the thread; what still runs on the loop is abandoned."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+class _Users(Generic[T]):
+    """A thing that several clients share, and how many do."""
+
+    def __init__(self, thing: T) -> None:
+        self.thing = thing
+        self.count = 0
+
+
+_loop_hubs: dict[tuple[int, str], _Users[LiveHub]] = {}
+_thread_hubs: dict[tuple[int, str], _Users[tuple[LiveHub, LoopThread]]] = {}
+_thread_hubs_lock = threading.Lock()
+
+
+@contextlib.asynccontextmanager
+async def shared_hub(url: str, timeout_s: float) -> AsyncIterator[LiveHub]:
+    """The running loop's hub for ``url``; the last to leave closes it."""
+    key = (id(asyncio.get_running_loop()), url)
+    users = _loop_hubs.get(key) or _loop_hubs.setdefault(key, _Users(LiveHub(url, timeout_s)))
+    users.count += 1
+    try:
+        yield users.thing
+    finally:
+        users.count -= 1
+        if users.count == 0:
+            del _loop_hubs[key]
+            await users.thing.close()
+
+
+@contextlib.contextmanager
+def shared_hub_thread(url: str, timeout_s: float) -> Iterator[tuple[LiveHub, LoopThread]]:
+    """This process's hub for synchronous readers of ``url``; the last to leave closes it."""
+    key = (os.getpid(), url)  # a forked child has no thread of its parent: it gets its own
+    with _thread_hubs_lock:
+        users = _thread_hubs.get(key)
+        if users is None:
+            thread = LoopThread("genqueue-live")
+            users = _thread_hubs[key] = _Users((thread.call(_make_hub(url, timeout_s)), thread))
+        users.count += 1
+    try:
+        yield users.thing
+    finally:
+        with _thread_hubs_lock:
+            users.count -= 1
+            if users.count == 0:
+                del _thread_hubs[key]
+                hub, thread = users.thing
+                thread.call(hub.close())
+                thread.stop()
+
+
+async def _make_hub(url: str, timeout_s: float) -> LiveHub:
+    return LiveHub(url, timeout_s)
