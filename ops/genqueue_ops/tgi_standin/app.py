@@ -13,20 +13,21 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
 from genqueue_ops.tgi_standin import journal, prose, wire
-from genqueue_ops.tgi_standin.decoding import Sequence
-from genqueue_ops.tgi_standin.engine import Engine, EngineError, Job, Step, Token
+from genqueue_ops.tgi_standin.answers import Answer, ChatAnswer, NativeAnswer, Run, Timings
+from genqueue_ops.tgi_standin.chat import parse_chat
+from genqueue_ops.tgi_standin.decoding import Decoded
+from genqueue_ops.tgi_standin.engine import Engine, EngineError, Job, Step
 from genqueue_ops.tgi_standin.metrics import Metrics
 from genqueue_ops.tgi_standin.protocol import (
     GenerateRequest,
     Limits,
     Rejection,
     TgiError,
-    ValidRequest,
     check_best_of,
     check_streamable,
     generation_failed,
@@ -39,6 +40,7 @@ from genqueue_ops.tgi_standin.script import DirectiveError, Fault, Script, chang
 
 VERSION = "3.3.6-dev0"
 COMPUTE_TYPE = "cpu+standin"
+CHAT_PATH = "/v1/chat/completions"
 
 _SSE_HEADERS = {
     "content-type": "text/event-stream",
@@ -48,69 +50,6 @@ _SSE_HEADERS = {
 }
 _STATUS_OF = {"validation": 422, "overloaded": 429, "generation": 424}
 _METRIC_OF = {"incomplete_generation": "incomplete", "template_error": "template"}
-
-
-@dataclass(slots=True)
-class Timings:
-    """Seconds of the loop's clock at which a request passed each station."""
-
-    received_s: float
-    validated_s: float = 0.0
-    started_s: float = 0.0
-    ended_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """One sequence in the batch."""
-
-    valid: ValidRequest
-    pieces: list[Token]
-    timings: Timings
-    decoded: Sequence
-    steps: AsyncIterator[Step]
-
-
-class Events(Protocol):
-    """How one route writes its stream."""
-
-    def step(self, running: Running, step: Step) -> bytes:
-        """The event, or events, of a step that ``running.decoded`` has already taken."""
-        ...
-
-    def error(self, error: TgiError) -> bytes:
-        """The event that ends a stream early."""
-        ...
-
-    def end(self) -> bytes:
-        """What follows the last event."""
-        ...
-
-
-class NativeEvents:
-    """``/generate_stream`` and ``/``: nothing follows the last event."""
-
-    def __init__(self, request: GenerateRequest, prefix_prompt: bool) -> None:
-        self._details = request.parameters.details
-        self._prefix = request.inputs if prefix_prompt else ""
-
-    def step(self, running: Running, step: Step) -> bytes:
-        """See ``Events``."""
-        decoded = running.decoded
-        index = len(decoded.tokens)
-        if decoded.finish_reason is None:
-            return wire.token_event(index, step.token, step.top_tokens)
-        valid = running.valid
-        details = wire.stream_details(decoded, valid.seed, valid.input_tokens) if self._details else None
-        return wire.last_token_event(index, step.token, step.top_tokens, self._prefix + decoded.text, details)
-
-    def error(self, error: TgiError) -> bytes:
-        """See ``Events``."""
-        return b"data: " + wire.error_body(error.message, error.error_type) + b"\n\n"
-
-    def end(self) -> bytes:
-        """See ``Events``."""
-        return b""
 
 
 class Standin:
@@ -155,6 +94,7 @@ class Standin:
         app.router.add_post("/", self._post)
         app.router.add_post("/generate", self._post)
         app.router.add_post("/generate_stream", self._post)
+        app.router.add_post(CHAT_PATH, self._post)
         for path in ("/", "/health", "/ping"):
             app.router.add_get(path, self._health)
         app.router.add_get("/info", self._info)
@@ -176,6 +116,15 @@ class Standin:
         except Rejection as rejection:
             entry.state = "failed"
             return web.Response(status=rejection.status, text=rejection.text)
+        except (TgiError, EngineError) as failure:
+            error = generation_failed(str(failure)) if isinstance(failure, EngineError) else failure
+            self._count_failure(error, entry)
+            body = wire.error_body(error.message, error.error_type)
+            return web.Response(status=error.status, body=body, content_type="application/json")
+        except _Cut as cut:
+            entry.state = "failed"
+            await _abort(request, reset=cut.fault.kind == "reset")
+            return web.Response()
         except asyncio.CancelledError:
             if entry.state == "running":
                 entry.state = "dropped"
@@ -193,7 +142,8 @@ class Standin:
                 return web.Response(status=401)
         payload = parse_body(await _body_of(request, entry), request.headers.get("content-type", ""))
         entry.body = payload
-        generate = parse_generate(payload)
+        generate, answer = await self._understand(request.path, payload)
+        streams = generate.stream if request.path in ("/", CHAT_PATH) else request.path == "/generate_stream"
         try:
             script = directed(self.script, generate.inputs)
         except DirectiveError as error:
@@ -204,15 +154,19 @@ class Standin:
             early = await _fail_before_headers(request, entry, fault)
             if early is not None:
                 return early
-        compat = request.path == "/"
-        prefix_prompt = generate.parameters.return_full_text
-        if prefix_prompt is None:
-            prefix_prompt = compat
-        timings = Timings(received_s)
-        if request.path == "/generate_stream" or (compat and generate.stream):
-            events = NativeEvents(generate, prefix_prompt)
-            return await self._stream(request, entry, generate, script, fault, timings, events)
-        return await self._complete(request, entry, generate, script, fault, timings, prefix_prompt)
+        work = Work(generate, answer, script, fault, Timings(received_s), entry)
+        return await (self._stream(request, work) if streams else self._complete(work))
+
+    async def _understand(self, path: str, payload: Any) -> tuple[GenerateRequest, Answer]:
+        if path != CHAT_PATH:
+            generate = parse_generate(payload)
+            return generate, NativeAnswer(generate, compat=path == "/")
+        chat = parse_chat(payload)
+        if not chat.messages:
+            raise TgiError(422, "Template error: invalid operation: no messages", "template_error")
+        generate = chat.generate_request(await self._engine.render_chat(chat.messages))
+        answer = ChatAnswer(chat, chat.model or self._engine.model_id, f"{VERSION}-native", int(time.time()))
+        return generate, answer
 
     def _fault_for(self, script: Script, prompt: str) -> Fault | None:
         chosen = choose_fault(script, self._fired, prose.tag_of(prompt)) if script.faults else None
@@ -223,29 +177,28 @@ class Standin:
         return fault
 
     @asynccontextmanager
-    async def _running(
-        self, request: GenerateRequest, script: Script, timings: Timings, candidate: int = 0
-    ) -> AsyncIterator[Running]:
+    async def _running(self, work: "Work", candidate: int = 0) -> AsyncIterator[tuple[Run, AsyncIterator[Step]]]:
         """Permit, validation, a place in the batch; gives all back however the block ends."""
         clock = asyncio.get_running_loop().time
+        timings, request = work.timings, work.generate
         self.metrics.requests += 1
         if self._permits >= self._limits.max_concurrent_requests:
             raise overloaded()
         self._permits += 1
         try:
             pieces = await self._engine.tokenize(request.inputs)
-            valid = validate(
-                request,
-                [piece.text for piece in pieces],
-                limits=self._limits,
-                drawn_seed=random.getrandbits(64),
-            )
+            texts = [piece.text for piece in pieces]
+            valid = validate(request, texts, limits=self._limits, drawn_seed=random.getrandbits(64))
             timings.validated_s = clock()
             p = request.parameters
+            shown = p.decoder_input_details and self._limits.prefill_logprobs
+            run = Run(
+                valid, pieces[-valid.input_tokens :] if shown else [], timings, Decoded(valid.max_new_tokens, p.stop)
+            )
             job = Job(
                 prompt=valid.prompt,
                 max_new_tokens=valid.max_new_tokens,
-                script=script,
+                script=work.script,
                 sampling=valid.sampling,
                 seed=valid.seed,
                 top_n_tokens=p.top_n_tokens or 0,
@@ -256,7 +209,7 @@ class Standin:
                 try:
                     timings.started_s = clock()
                     async with aclosing(self._engine.generate(job)) as steps:
-                        yield Running(valid, pieces, timings, Sequence(valid.max_new_tokens, p.stop), steps)
+                        yield run, steps
                 except EngineError as error:
                     raise generation_failed(str(error)) from error
                 finally:
@@ -265,136 +218,92 @@ class Standin:
         finally:
             self._permits -= 1
 
-    async def _stream(
-        self,
-        request: web.Request,
-        entry: journal.Entry,
-        generate: GenerateRequest,
-        script: Script,
-        fault: Fault | None,
-        timings: Timings,
-        events: Events,
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers={**_SSE_HEADERS, "x-compute-characters": str(len(generate.inputs))})
+    async def _stream(self, request: web.Request, work: "Work") -> web.StreamResponse:
+        response = web.StreamResponse(headers={**_SSE_HEADERS, "x-compute-characters": str(len(work.generate.inputs))})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        line = _Line(request, self._keep_alive_s)
+        line, entry, answer = _Line(request, self._keep_alive_s), work.entry, work.answer
         try:
-            check_streamable(generate.parameters)
-            async with self._running(generate, script, timings) as running:
-                await self._send_steps(running, line, entry, fault, events)
-            line.send(events.end())
+            check_streamable(work.generate.parameters)
+            async with self._running(work) as (run, steps):
+                await self._send_steps(run, steps, line, work)
+            line.send(answer.end())
             entry.state = "completed"
-            self._count_success(running)
+            self._count_success(run)
         except TgiError as error:
             self._count_failure(error, entry)
-            line.send(events.error(error) + events.end())
+            line.send(answer.error_event(error))
+            line.send(answer.end())
         except _Cut as cut:
             entry.state = "failed"
             if cut.fault.kind != "cut":
-                await line.abort(reset=cut.fault.kind == "reset")
+                await _abort(request, reset=cut.fault.kind == "reset")
         finally:
             line.close()
         await response.write_eof()
         return response
 
-    async def _send_steps(
-        self, running: Running, line: "_Line", entry: journal.Entry, fault: Fault | None, events: Events
-    ) -> None:
-        decoded = running.decoded
+    async def _send_steps(self, run: Run, steps: AsyncIterator[Step], line: "_Line", work: "Work") -> None:
+        decoded, entry, fault, event = run.decoded, work.entry, work.fault, work.answer.event
         fault_at = -1 if fault is None else fault.after_tokens
         if fault is not None and fault_at == 0:
             await _play(fault, line)
-        async for step in running.steps:
-            decoded.push(step)
-            line.send(events.step(running, step))
+        async for step in steps:
+            finished = decoded.push(step)
+            line.send(event(run, step))
             entry.tokens_sent += 1
             if entry.first_token_at_s is None:
                 entry.first_token_at_s = time.time()
-            if decoded.finish_reason is not None:
+            if finished:
                 return
             if fault is not None and entry.tokens_sent == fault_at:
                 await _play(fault, line)
+        raise TgiError(500, "Incomplete generation stream", "incomplete_generation_stream")
 
-    async def _complete(
-        self,
-        request: web.Request,
-        entry: journal.Entry,
-        generate: GenerateRequest,
-        script: Script,
-        fault: Fault | None,
-        timings: Timings,
-        prefix_prompt: bool,
-    ) -> web.StreamResponse:
-        line = _Line(request, None)
-        try:
-            check_best_of(generate.parameters.best_of, self._limits)
-            best_of = max(1, generate.parameters.best_of or 1)
-            runs = await asyncio.gather(
-                *(self._decode(generate, script, timings, candidate, line, fault) for candidate in range(best_of))
-            )
-        except TgiError as error:
-            self._count_failure(error, entry)
-            return web.Response(
-                status=error.status,
-                body=wire.error_body(error.message, error.error_type),
-                content_type="application/json",
-            )
-        except _Cut as cut:
-            entry.state = "failed"
-            await line.abort(reset=cut.fault.kind == "reset")
-            return web.Response()
+    async def _complete(self, work: "Work") -> web.Response:
+        entry = work.entry
+        best_of = work.generate.parameters.best_of or 1
+        check_best_of(best_of, self._limits)
+        if best_of == 1:
+            runs = [await self._decode(work, 0)]
+        else:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._decode(work, place)) for place in range(best_of)]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            runs = [task.result() for task in tasks]
         runs.sort(key=lambda run: -run.decoded.logprob)
         best, *others = runs
-        p = generate.parameters
-        prefill = None
-        if p.details or p.decoder_input_details:
-            prefill = best.pieces if p.decoder_input_details and self._limits.prefill_logprobs else []
-        body: Any = wire.generated(
-            best.decoded,
-            prefix=generate.inputs if prefix_prompt else "",
-            seed=best.valid.seed,
-            prefill=prefill,
-            others=[other.decoded for other in others],
-        )
         for run in runs:
             self._count_success(run)
         entry.tokens_sent = len(best.decoded.tokens)
         entry.state = "completed"
         return web.Response(
-            body=wire.json_bytes([body] if request.path == "/" else body),
+            body=work.answer.body(best, others),
             content_type="application/json",
-            headers=_timing_headers(best, len(generate.inputs)),
+            headers=_timing_headers(best, len(work.generate.inputs)),
         )
 
-    async def _decode(
-        self,
-        generate: GenerateRequest,
-        script: Script,
-        timings: Timings,
-        candidate: int,
-        line: "_Line",
-        fault: Fault | None,
-    ) -> Running:
-        async with self._running(generate, script, timings, candidate) as running:
-            decoded = running.decoded
+    async def _decode(self, work: "Work", candidate: int) -> Run:
+        fault = work.fault
+        async with self._running(work, candidate) as (run, steps):
+            decoded = run.decoded
             if fault is not None and fault.after_tokens == 0:
-                await _play(fault, line)
-            async for step in running.steps:
+                await _play(fault, None)
+            async for step in steps:
                 if decoded.push(step):
-                    break
+                    return run
                 if fault is not None and len(decoded.tokens) == fault.after_tokens:
-                    await _play(fault, line)
-        if decoded.finish_reason is None:
-            raise TgiError(500, "Incomplete generation", "incomplete_generation")
-        return running
+                    await _play(fault, None)
+        raise TgiError(500, "Incomplete generation", "incomplete_generation")
 
     def _count_failure(self, error: TgiError, entry: journal.Entry) -> None:
         entry.state = "failed"
         self.metrics.failures[_METRIC_OF.get(error.error_type, error.error_type)] += 1
 
-    def _count_success(self, running: Running) -> None:
-        timings, tokens = running.timings, len(running.decoded.tokens)
+    def _count_success(self, run: Run) -> None:
+        timings, tokens = run.timings, len(run.decoded.tokens)
         metrics = self.metrics
         metrics.successes += 1
         durations_s = metrics.durations_s
@@ -405,8 +314,8 @@ class Standin:
         durations_s["tgi_request_inference_duration"].observe(inference_s)
         durations_s["tgi_request_mean_time_per_token_duration"].observe(inference_s / tokens)
         metrics.counts["tgi_request_generated_tokens"].observe(tokens)
-        metrics.counts["tgi_request_input_length"].observe(running.valid.input_tokens)
-        metrics.counts["tgi_request_max_new_tokens"].observe(running.valid.max_new_tokens)
+        metrics.counts["tgi_request_input_length"].observe(run.valid.input_tokens)
+        metrics.counts["tgi_request_max_new_tokens"].observe(run.valid.max_new_tokens)
 
     # -- what a client or a load balancer asks ----------------------------------------------
 
@@ -473,6 +382,18 @@ class Standin:
         return web.Response(status=204)
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request that has been understood, and how to answer it."""
+
+    generate: GenerateRequest
+    answer: Answer
+    script: Script
+    fault: Fault | None
+    timings: Timings
+    entry: journal.Entry
+
+
 class _Cut(Exception):
     """A fault ends the connection."""
 
@@ -488,18 +409,16 @@ class _Line:
 
     Args:
         request: whose connection it is.
-        keep_alive_s: silence after which a comment is sent; None: never.
+        keep_alive_s: silence after which a comment is sent.
     """
 
-    def __init__(self, request: web.Request, keep_alive_s: float | None) -> None:
+    def __init__(self, request: web.Request, keep_alive_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = request.transport
         self._keep_alive_s = keep_alive_s
         self._sent_at_s = self._loop.time()
         self.comments = True
-        self._timer: asyncio.TimerHandle | None = None
-        if keep_alive_s is not None:
-            self._timer = self._loop.call_later(keep_alive_s, self._break_silence, keep_alive_s)
+        self._timer = self._loop.call_later(keep_alive_s, self._break_silence)
 
     def send(self, data: bytes) -> None:
         """Send one chunk, unless it is empty or the client has left."""
@@ -510,43 +429,38 @@ class _Line:
 
     def close(self) -> None:
         """No more comments."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
 
-    async def abort(self, *, reset: bool) -> None:
-        """Send what is buffered, then close the connection without an end, by RST or by FIN."""
-        transport = self._transport
-        if transport is None or not isinstance(transport, asyncio.Transport):
-            return
-        while transport.get_write_buffer_size() and not transport.is_closing():
-            await asyncio.sleep(0.001)
-        if reset:
-            set_reset_on_close(transport)
-            transport.abort()
-        else:
-            transport.close()
-
-    def _break_silence(self, keep_alive_s: float) -> None:
+    def _break_silence(self) -> None:
+        keep_alive_s = self._keep_alive_s
         silent_s = self._loop.time() - self._sent_at_s
         if silent_s >= keep_alive_s * 0.999:
             if self.comments:
                 self.send(wire.KEEP_ALIVE)
             silent_s = 0.0
-        self._timer = self._loop.call_later(keep_alive_s - silent_s, self._break_silence, keep_alive_s)
+        self._timer = self._loop.call_later(keep_alive_s - silent_s, self._break_silence)
 
 
-def set_reset_on_close(transport: asyncio.BaseTransport) -> None:
-    """Make the coming close of a TCP connection an RST."""
-    connection = transport.get_extra_info("socket")
-    if connection is not None:
+async def _abort(request: web.Request, *, reset: bool) -> None:
+    """Send what is buffered, then close the connection without an end, by RST or by FIN."""
+    transport = request.transport
+    if not isinstance(transport, asyncio.Transport):
+        return  # the client has left
+    while transport.get_write_buffer_size() and not transport.is_closing():
+        await asyncio.sleep(0.001)
+    if reset:
+        connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
 
 
 async def _fail_before_headers(request: web.Request, entry: journal.Entry, fault: Fault) -> web.StreamResponse | None:
     match fault.kind:
         case "refuse":
             entry.state = "failed"
-            await _Line(request, None).abort(reset=True)
+            await _abort(request, reset=True)
             return web.Response()
         case "status":
             entry.state = "failed"
@@ -562,17 +476,19 @@ async def _fail_before_headers(request: web.Request, entry: journal.Entry, fault
     return None
 
 
-async def _play(fault: Fault, line: _Line) -> None:
-    """A fault in the middle of the answer."""
+async def _play(fault: Fault, line: _Line | None) -> None:
+    """A fault in the middle of the answer; ``line`` if it streams."""
     match fault.kind:
         case "error":
             raise TgiError(_STATUS_OF.get(fault.error_type, 500), fault.error, fault.error_type)
         case "cut" | "close" | "reset":
             raise _Cut(fault)
         case "stall":
-            line.comments = fault.comments
+            if line is not None:
+                line.comments = fault.comments
             await _sleep(fault.delay_s)
-            line.comments = True
+            if line is not None:
+                line.comments = True
 
 
 async def _sleep(delay_s: float | None) -> None:
@@ -596,8 +512,8 @@ def _json(value: Any) -> web.Response:
     return web.Response(body=wire.json_bytes(value), content_type="application/json")
 
 
-def _timing_headers(running: Running, prompt_chars: int) -> dict[str, str]:
-    timings, tokens = running.timings, len(running.decoded.tokens)
+def _timing_headers(run: Run, prompt_chars: int) -> dict[str, str]:
+    timings, tokens = run.timings, len(run.decoded.tokens)
     total_s = timings.ended_s - timings.received_s
     inference_s = timings.ended_s - timings.started_s
     return {
@@ -609,7 +525,7 @@ def _timing_headers(running: Running, prompt_chars: int) -> dict[str, str]:
         "x-queue-time": _ms(timings.started_s - timings.validated_s),
         "x-inference-time": _ms(inference_s),
         "x-time-per-token": _ms(inference_s / tokens),
-        "x-prompt-tokens": str(running.valid.input_tokens),
+        "x-prompt-tokens": str(run.valid.input_tokens),
         "x-generated-tokens": str(tokens),
     }
 

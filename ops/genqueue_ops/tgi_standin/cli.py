@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from genqueue_ops.tgi_standin.engine import Engine
+from genqueue_ops.tgi_standin.llama import LlamaEngine, LlamaUnavailableError
 from genqueue_ops.tgi_standin.protocol import Limits
 from genqueue_ops.tgi_standin.script import Script
 from genqueue_ops.tgi_standin.scripted import ScriptedEngine
@@ -37,8 +38,8 @@ def tgi_standin(
     tick_s: Annotated[float, typer.Option(help="scripted: streams wake together at multiples of this.")] = 0.001,
     max_concurrent_requests: Annotated[int, typer.Option(help="More than this get 'Model is overloaded'.")] = 128,
     max_batch: Annotated[int | None, typer.Option(help="Run at once; others wait. llama: 4 if not given.")] = None,
-    max_input_tokens: Annotated[int, typer.Option(help="As TGI's flag.")] = 8191,
-    max_total_tokens: Annotated[int, typer.Option(help="As TGI's flag.")] = 8192,
+    max_total_tokens: Annotated[int | None, typer.Option(help="Prompt and text; default 8192, llama: 2048.")] = None,
+    max_input_tokens: Annotated[int | None, typer.Option(help="Default: one less than the total.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Ask POST routes for this key.", envvar="API_KEY")] = None,
     keep_alive_s: Annotated[float, typer.Option(help="Silence after which a stream gets a comment.")] = 15.0,
     shutdown_s: Annotated[float, typer.Option(help="Time for requests in flight after SIGTERM.")] = 0.0,
@@ -60,10 +61,16 @@ def tgi_standin(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if engine is EngineName.LLAMA:
+        total_tokens, batch = max_total_tokens or 2048, max_batch or 4
+        model: Engine = LlamaEngine(slots=batch, context_tokens=total_tokens)
+    else:
+        total_tokens, batch = max_total_tokens or 8192, max_batch or max_concurrent_requests
+        model = ScriptedEngine(tick_s=tick_s)
     limits = Limits(
         max_concurrent_requests=max_concurrent_requests,
-        max_input_tokens=max_input_tokens,
-        max_total_tokens=max_total_tokens,
+        max_input_tokens=max_input_tokens or total_tokens - 1,
+        max_total_tokens=total_tokens,
     )
 
     async def run() -> None:
@@ -73,9 +80,9 @@ def tgi_standin(
             loop.add_signal_handler(number, ended.set)
         async with serve(
             script,
-            engine=_engine(engine, tick_s),
+            engine=model,
             limits=limits,
-            max_batch=max_batch,
+            max_batch=batch,
             api_key=api_key,
             keep_alive_s=keep_alive_s,
             host=host,
@@ -89,11 +96,8 @@ def tgi_standin(
         from uvloop import Loop as new_loop
     except ImportError:
         from asyncio import new_event_loop as new_loop  # type: ignore[assignment]  # same use
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(run())
-
-
-def _engine(name: EngineName, tick_s: float) -> Engine:
-    if name is EngineName.SCRIPTED:
-        return ScriptedEngine(tick_s=tick_s)
-    raise typer.BadParameter("not yet")
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(run())
+    except LlamaUnavailableError as error:
+        raise typer.BadParameter(str(error)) from error

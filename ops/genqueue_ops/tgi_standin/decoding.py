@@ -6,7 +6,7 @@ from genqueue_ops.tgi_standin.protocol import FinishReason, stop_matches
 _KEPT_CHARS = 300  # TGI's model server matches stop strings in a window of this size
 
 
-class Sequence:
+class Decoded:
     """Collects the tokens of one sequence and says when it is finished.
 
     Args:

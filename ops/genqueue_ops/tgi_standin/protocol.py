@@ -9,7 +9,7 @@ grammars, which are accepted where they have the right form but never applied.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,8 +144,8 @@ def parse_generate(payload: Any) -> GenerateRequest:
         Rejection: 422, a field is missing or has the wrong type.
     """
     fields = Fields(payload, "struct GenerateRequest")
-    inputs = fields.get("inputs", _string, required=True)
-    stream = fields.get("stream", _boolean, default=False)
+    inputs = fields.get("inputs", string, required=True)
+    stream = fields.get("stream", boolean, default=False)
     given = payload.get("parameters")
     if "parameters" not in payload:
         # TGI's own default for absent parameters samples; `{}` is greedy.
@@ -259,16 +259,16 @@ def validate(request: GenerateRequest, pieces: list[str], *, limits: Limits, dra
     )
 
 
-def check_grammar(grammar: Mapping[str, Any] | None) -> None:
+def check_grammar(asked: Mapping[str, Any] | None) -> None:
     """The form of a grammar.
 
     Raises:
         TgiError: validation.
     """
-    if grammar is None or grammar["type"] == "regex":
+    if asked is None or asked["type"] == "regex":
         return
-    schema = grammar["value"]
-    if grammar["type"] == "json_schema":
+    schema = asked["value"]
+    if asked["type"] == "json_schema":
         schema = schema.get("schema", schema)
     if "properties" not in schema:
         raise invalid("grammar is not valid: Grammar must have a 'properties' field")
@@ -320,7 +320,15 @@ class Fields:
         self._payload = payload
         self._path = path
 
-    def get(self, name: str, kind: Any, *, required: bool = False, default: Any = None, null: bool = False) -> Any:
+    def get(
+        self,
+        name: str,
+        kind: Callable[[Any, str], Any],
+        *,
+        required: bool = False,
+        default: Any = None,
+        null: bool = False,
+    ) -> Any:
         """A field's value; ``null`` says whether JSON's null is the same as absent."""
         path = f"{self._path}.{name}" if self._path else name
         if name not in self._payload:
@@ -336,25 +344,25 @@ class Fields:
 def _parse_parameters(payload: Any) -> Parameters:
     fields = Fields(payload, "struct GenerateParameters", "parameters")
     return Parameters(
-        best_of=fields.get("best_of", _usize, null=True),
-        temperature=fields.get("temperature", _f32, null=True),
-        repetition_penalty=fields.get("repetition_penalty", _f32, null=True),
-        frequency_penalty=fields.get("frequency_penalty", _f32, null=True),
-        top_k=fields.get("top_k", _i32, null=True),
-        top_p=fields.get("top_p", _f32, null=True),
-        typical_p=fields.get("typical_p", _f32, null=True),
-        do_sample=fields.get("do_sample", _boolean, default=False),
-        max_new_tokens=fields.get("max_new_tokens", _u32, null=True),
-        return_full_text=fields.get("return_full_text", _boolean, null=True),
-        stop=fields.get("stop", _strings, default=()),
-        truncate=fields.get("truncate", _usize, null=True),
-        watermark=fields.get("watermark", _boolean, default=False),
-        details=fields.get("details", _boolean, default=False),
-        decoder_input_details=fields.get("decoder_input_details", _boolean, default=False),
-        seed=fields.get("seed", _u64, null=True),
-        top_n_tokens=fields.get("top_n_tokens", _u32, null=True),
-        grammar=fields.get("grammar", _grammar, null=True),
-        adapter_id=fields.get("adapter_id", _string, null=True),
+        best_of=fields.get("best_of", usize, null=True),
+        temperature=fields.get("temperature", f32, null=True),
+        repetition_penalty=fields.get("repetition_penalty", f32, null=True),
+        frequency_penalty=fields.get("frequency_penalty", f32, null=True),
+        top_k=fields.get("top_k", i32, null=True),
+        top_p=fields.get("top_p", f32, null=True),
+        typical_p=fields.get("typical_p", f32, null=True),
+        do_sample=fields.get("do_sample", boolean, default=False),
+        max_new_tokens=fields.get("max_new_tokens", u32, null=True),
+        return_full_text=fields.get("return_full_text", boolean, null=True),
+        stop=fields.get("stop", strings, default=()),
+        truncate=fields.get("truncate", usize, null=True),
+        watermark=fields.get("watermark", boolean, default=False),
+        details=fields.get("details", boolean, default=False),
+        decoder_input_details=fields.get("decoder_input_details", boolean, default=False),
+        seed=fields.get("seed", u64, null=True),
+        top_n_tokens=fields.get("top_n_tokens", u32, null=True),
+        grammar=fields.get("grammar", grammar, null=True),
+        adapter_id=fields.get("adapter_id", string, null=True),
     )
 
 
@@ -389,19 +397,22 @@ def _serde_name(value: Any) -> str:
             return "map"
 
 
-def _string(value: Any, path: str) -> str:
+def string(value: Any, path: str) -> str:
+    """A string."""
     if not isinstance(value, str):
         raise wrong_type(value, "a string", path)
     return value
 
 
-def _boolean(value: Any, path: str) -> bool:
+def boolean(value: Any, path: str) -> bool:
+    """A boolean."""
     if not isinstance(value, bool):
         raise wrong_type(value, "a boolean", path)
     return value
 
 
-def _f32(value: Any, path: str) -> float:
+def f32(value: Any, path: str) -> float:
+    """A number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong_type(value, "f32", path)
     return float(value)
@@ -415,31 +426,37 @@ def _integer(value: Any, path: str, name: str, low: int, high: int) -> int:
     return value
 
 
-def _u32(value: Any, path: str) -> int:
+def u32(value: Any, path: str) -> int:
+    """An integer from 0 to 2³² - 1."""
     return _integer(value, path, "u32", 0, _U32_MAX)
 
 
-def _usize(value: Any, path: str) -> int:
+def usize(value: Any, path: str) -> int:
+    """An integer from 0 to 2⁶⁴ - 1."""
     return _integer(value, path, "usize", 0, _U64_MAX)
 
 
-def _u64(value: Any, path: str) -> int:
+def u64(value: Any, path: str) -> int:
+    """An integer from 0 to 2⁶⁴ - 1."""
     return _integer(value, path, "u64", 0, _U64_MAX)
 
 
-def _i32(value: Any, path: str) -> int:
+def i32(value: Any, path: str) -> int:
+    """A 32-bit integer."""
     return _integer(value, path, "i32", -_I32_MAX - 1, _I32_MAX)
 
 
-def _strings(value: Any, path: str) -> tuple[str, ...]:
+def strings(value: Any, path: str) -> tuple[str, ...]:
+    """A list of strings."""
     if not isinstance(value, list):
         raise wrong_type(value, "a sequence", path)
-    return tuple(_string(item, f"{path}[{place}]") for place, item in enumerate(value))
+    return tuple(string(item, f"{path}[{place}]") for place, item in enumerate(value))
 
 
-def _grammar(value: Any, path: str) -> dict[str, Any]:
+def grammar(value: Any, path: str) -> dict[str, Any]:
+    """A grammar; its value is not looked at further."""
     fields = Fields(value, "internally tagged enum GrammarType", path)
-    kind = fields.get("type", _string, required=True)
+    kind = fields.get("type", string, required=True)
     if kind not in ("json", "json_object", "json_schema", "regex"):
         raise undeserializable(
             f"unknown variant `{kind}`, expected one of `json`, `json_object`, `json_schema`, `regex`", path
@@ -447,7 +464,7 @@ def _grammar(value: Any, path: str) -> dict[str, Any]:
     if "value" not in value:
         raise undeserializable("missing field `value`", path)
     if kind == "regex":
-        _string(value["value"], path)
+        string(value["value"], path)
     else:
         Fields(value["value"], "a map", path)
     return dict(value)
