@@ -108,7 +108,12 @@ class Flush:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a generation ends; ``attempt`` None is an end from outside (cancel)."""
+    """How a generation ends.
+
+    ``attempt`` None is an end from outside (cancel).  ``stillborn`` ends one that was never
+    registered, so that whoever sent an unreadable message gets an answer.  ``mark`` is as in
+    :class:`Flush`.
+    """
 
     generation_id: str
     generator: str
@@ -120,6 +125,8 @@ class End:
     completion_tokens: int | None = None
     text: str = ""
     outcome: Outcome | None = None
+    stillborn: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +161,13 @@ def submit(
     idempotency_key: str | None,
     idempotency_ttl_s: int,
     max_queue_depth: int | None,
+    ring: bool = True,
 ) -> Call[Accepted]:
     """Register a generation and ring for it, atomically; sending it twice accepts it once.
 
-    ``max_queue_depth`` None takes the limit that a worker announced; -1 is no limit.  The
-    answer raises UnknownGeneratorError, QueueFullError or IdempotencyConflictError.
+    ``max_queue_depth`` None takes the limit that a worker announced; -1 is no limit.
+    ``ring`` False is for a worker that has the generation's message in hand.  The answer
+    raises UnknownGeneratorError, QueueFullError or IdempotencyConflictError.
     """
     key_list = [
         keys.generation(generation_id),
@@ -176,7 +185,7 @@ def submit(
         request.priority,
         "" if request.deadline_s is None else request.deadline_s,
         keep_s,
-        doorbell_message(generation_id, request.generator, request.priority),
+        doorbell_message(generation_id, request.generator, request.priority) if ring else "",
         "" if max_queue_depth is None else max_queue_depth,
         idempotency_ttl_s,
     )
@@ -299,19 +308,30 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int) -> Call[str]:
             "" if end.completion_tokens is None else end.completion_tokens,
             end.text,
             keys.worker(""),
+            end.generator,
+            int(end.stillborn),
+            end.mark,
             *end.bodies,
         ),
         decode,
     )
 
 
-def renew(held: Sequence[tuple[str, int]], *, lease_s: float) -> Call[list[str]]:
-    """Renew the leases of (generation id, attempt) pairs; answers the ids that are lost."""
+def renew(held: Sequence[tuple[str, int]], *, lease_s: float) -> Call[dict[str, str]]:
+    """Renew the leases of (generation id, attempt) pairs.
+
+    Answers the ids that are lost, and why: "superseded", "gone", or the final state.
+    """
+
+    def decode(answer: list[bytes]) -> dict[str, str]:
+        words = [_text(part) for part in answer]
+        return dict(zip(words[::2], words[1::2], strict=True))
+
     return _scripted(
         "renew",
         [keys.LEASES, *(keys.generation(generation_id) for generation_id, _ in held)],
         [lease_s, *(part for pair in held for part in pair)],
-        lambda answer: [_text(part) for part in answer],
+        decode,
     )
 
 

@@ -4,12 +4,11 @@ Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a r
 tell its caller.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from genqueue import errors
-from genqueue.calls import End, Record
+from genqueue.calls import End, Flush, Record
 from genqueue.lifecycle import State, Transition
 from genqueue.messages import (
     Chunk,
@@ -29,7 +28,7 @@ ENDINGS: dict[str, type[errors.GenerationError]] = {
 }
 """What ``Outcome.error`` may say, and what a reader raises for it."""
 
-_CANCELLED = Outcome(error="cancelled", message="cancelled")
+CANCELLED = Outcome(error="cancelled", message="cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,56 +88,40 @@ def whole_text_chunk(record: Record, text: str) -> list[Chunk]:
     return [Chunk(seq=record.seq, attempt=record.attempt, text=text)] if text else []
 
 
-def finished(
-    generation_id: str,
-    generator: str,
-    attempt: int,
-    result: GenerationResult,
-    *,
-    date_done: str,
-    bodies: Sequence[bytes] = (),
-) -> End:
-    """The end with a result; ``bodies`` are the last chunks."""
+def finished(generation_id: str, generator: str, last: Flush, result: GenerationResult, *, date_done: str) -> End:
+    """The end with a result; ``last`` is what the attempt had not written yet."""
     meta = result.meta[0]
     completion_tokens = meta["usage"]["completion_tokens"]
-    last = event_body("finished", {"finish_reason": meta["finish_reason"], "completion_tokens": completion_tokens})
+    body = event_body("finished", {"finish_reason": meta["finish_reason"], "completion_tokens": completion_tokens})
     return End(
         generation_id,
         generator,
-        attempt,
+        last.attempt,
         Transition.FINISHED,
         State.FINISHED,
-        [*bodies, last],
+        [*last.bodies, body],
         celery_success(generation_id, result, date_done),
         completion_tokens=completion_tokens,
+        mark=last.mark,
     )
 
 
-def failed(
-    generation_id: str,
-    generator: str,
-    attempt: int | None,
-    outcome: Outcome,
-    *,
-    date_done: str,
-    bodies: Sequence[bytes] = (),
-    text: str = "",
-    completion_tokens: int | None = None,
-) -> End:
-    """The end without one; ``text`` is what ``bodies`` add to the text so far, which is kept."""
+def failed(generation_id: str, generator: str, last: Flush | None, outcome: Outcome, *, date_done: str) -> End:
+    """The end without one; ``last`` is what the attempt had not written yet, None if there was no attempt."""
     error = ENDINGS[outcome.error]
-    last = event_body("failed", {"error": outcome.error, "message": outcome.message})
+    body = event_body("failed", {"error": outcome.error, "message": outcome.message})
     return End(
         generation_id,
         generator,
-        attempt,
+        last.attempt if last else None,
         Transition.FAILED,
         State.FAILED,
-        [*bodies, last],
+        [*(last.bodies if last else ()), body],
         celery_failure(generation_id, "FAILURE", error.__name__, error.__module__, outcome.message, date_done),
-        completion_tokens=completion_tokens,
-        text=text,
+        completion_tokens=last.completion_tokens if last else None,
+        text=last.text if last else "",
         outcome=outcome,
+        mark=last.mark if last else "",
     )
 
 
@@ -151,10 +134,8 @@ def cancelled(generation_id: str, generator: str, *, date_done: str) -> End:
         Transition.CANCELLED,
         State.CANCELLED,
         [event_body("cancelled", {})],
-        celery_failure(
-            generation_id, "REVOKED", "TaskRevokedError", "celery.exceptions", _CANCELLED.message, date_done
-        ),
-        outcome=_CANCELLED,
+        celery_failure(generation_id, "REVOKED", "TaskRevokedError", "celery.exceptions", CANCELLED.message, date_done),
+        outcome=CANCELLED,
     )
 
 

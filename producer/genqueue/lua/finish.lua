@@ -4,17 +4,26 @@
 local generation, log, text, waiting, leases, result = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local id, attempt, sources, final, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local outcome, celery_result, log_ttl_s, result_ttl_s = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-local completion_tokens, more, worker_channel_prefix = ARGV[10], ARGV[11], ARGV[12]
+local completion_tokens, more, worker_channel_prefix, generator = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+local stillborn, mark = ARGV[14] == '1', ARGV[15]
 
 local state, newest, seq, owner = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'owner'))
+if stillborn then
+  -- A message that is no request: it is registered only to be answered.
+  if state then return state end
+  state, newest, seq = 'queued', '0', '0'
+  redis.call('HSET', generation, 'generator', generator, 'attempt', 0, 'submitted_at', stamp(now()))
+end
 if not state then return 'gone' end
 if attempt ~= '' and newest ~= attempt then return 'superseded' end
 if not is_one_of(state, sources) then return state end
 
 local bodies = {}
-for index = 13, #ARGV do bodies[index - 12] = ARGV[index] end
+for index = 16, #ARGV do bodies[index - 15] = ARGV[index] end
 seq = append_events(log, live, tonumber(seq), newest, bodies)
 redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(now()), 'outcome', outcome)
+if mark == 'first' then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
+if mark == 'reset' then redis.call('DEL', text) end
 if completion_tokens ~= '' then redis.call('HSET', generation, 'completion_tokens', completion_tokens) end
 redis.call('ZREM', waiting, id)
 redis.call('ZREM', leases, id)

@@ -1,4 +1,5 @@
--- Renew the leases of one worker's attempts; answers with the ids it no longer holds.
+-- Renew the leases of one worker's attempts; answers with the ids it no longer holds, each
+-- followed by the reason.
 local leases = KEYS[1]
 local lease_end_ms = string.format('%.0f', (now() + tonumber(ARGV[1])) * 1e3)
 local lost = {}
@@ -9,6 +10,7 @@ for index = 2, #KEYS do
     redis.call('ZADD', leases, lease_end_ms, id)
   else
     lost[#lost + 1] = id
+    lost[#lost + 1] = (not state and 'gone') or (newest ~= attempt and 'superseded') or state
   end
 end
 return lost

@@ -35,5 +35,5 @@ redis.call('EXPIRE', generation, keep_s)
 redis.call('ZADD', waiting, string.format('%.0f', priority * 1e14 + time * 1e3), id)
 redis.call('EXPIRE', waiting, keep_s)
 if idempotency then redis.call('SET', idempotency, id .. ' ' .. fingerprint, 'EX', idempotency_ttl_s) end
-redis.call('LPUSH', doorbell, message)
+if message ~= '' then redis.call('LPUSH', doorbell, message) end
 return {'accepted', id}

@@ -1,0 +1,139 @@
+"""The Celery app of a worker: ``celery -A genqueue_worker.app worker -P threads -c 256``.
+
+Nothing is read at import: the settings are loaded when Celery first asks for its
+configuration, and the engine starts with the worker.
+"""
+
+import logging
+from typing import Any
+
+from celery import Celery, signals
+from kombu import Exchange, Queue
+
+from genqueue import keys
+from genqueue.errors import ConfigError
+from genqueue.settings import Settings, load_settings
+from genqueue_worker.broker import Transport
+from genqueue_worker.engine import Engine
+from genqueue_worker.lease import LeaseKeeper
+
+logger = logging.getLogger(__name__)
+
+app = Celery("genqueue", include=["genqueue_worker.tasks"], set_as_current=False)
+
+
+class Runtime:
+    """What a worker process runs beside Celery."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.engine = Engine(settings)
+        self._leases = LeaseKeeper(settings, self.engine.held, self.engine.lose)
+
+    def start(self) -> None:
+        """Start the loop and the lease thread."""
+        self.engine.start()
+        self._leases.start()
+
+    def stop(self) -> None:
+        """Stop both."""
+        self._leases.stop()
+        self.engine.stop()
+
+
+_runtime: Runtime | None = None
+
+
+def engine() -> Engine:
+    """The engine of this worker process."""
+    assert _runtime is not None, "tasks run in a started worker"
+    return _runtime.engine
+
+
+def worker_settings() -> Settings:
+    """The settings, checked for what a worker needs.
+
+    Raises:
+        ConfigError: a value cannot work, or no generator is configured.
+    """
+    settings = load_settings()
+    if not settings.generators:
+        raise ConfigError(
+            "no generators: write [generators.default] into genqueue.toml, or name a file in GENQUEUE_CONFIG"
+        )
+    return settings
+
+
+@app.add_defaults
+def _configuration() -> dict[str, Any]:
+    try:
+        settings = worker_settings()
+    except ConfigError as error:
+        raise SystemExit(f"genqueue: {error}") from None
+    return celery_configuration(settings)
+
+
+def celery_configuration(settings: Settings) -> dict[str, Any]:
+    """Every Celery dial that is not left alone, with its reason."""
+    return {
+        "broker_url": settings.redis_url,
+        "result_backend": settings.redis_url,
+        "broker_transport": Transport,  # survives garbage in a queue
+        "broker_transport_options": {
+            "priority_steps": list(keys.PRIORITIES),  # ten exact levels, as producers ring them
+            "sep": keys.PRIORITY_SEPARATOR,
+            "queue_order_strategy": "round_robin",  # no generator starves another of the same worker
+        },
+        "broker_connection_retry_on_startup": True,  # a worker may start before its Redis
+        "broker_connection_max_retries": None,  # and outlive it
+        "task_queues": [
+            Queue(keys.queue(name), Exchange(keys.queue(name)), keys.queue(name)) for name in settings.generators
+        ],
+        "worker_pool": "threads",  # a task waits for the engine's loop; a process each would be waste
+        "worker_concurrency": 256,  # generations at once; the model server batches them
+        # Acked when received: genqueue's registry, not the broker, knows what is unfinished, and
+        # late acks run a task twice after every lost connection (celery/celery#5935 and others).
+        "task_acks_late": False,
+        # Take no message before a thread is free for it, so that other hosts can.
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        # Nobody else's serializer: unpickling a message is running its sender's code.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "result_expires": settings.result_ttl_s,
+        "result_backend_thread_safe": True,  # one backend for all threads, else two connections each
+        "task_store_errors_even_if_ignored": False,
+        "task_track_started": False,  # the log says `started`; a write a task saved
+        "worker_send_task_events": True,  # Flower
+        "worker_hijack_root_logger": True,
+        "worker_redirect_stdouts": False,
+        "task_create_missing_queues": False,  # a typo in -Q is an error, not an empty queue
+    }
+
+
+@signals.worker_init.connect
+def _start(**_: Any) -> None:
+    global _runtime
+    # One line a call, with the address, from the HTTP client: ours are enough.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    _runtime = Runtime(worker_settings())
+    _runtime.start()
+
+
+@signals.worker_shutdown.connect
+def _stop(**_: Any) -> None:
+    global _runtime
+    if _runtime is not None:
+        _runtime.stop()
+        _runtime = None
+
+
+@signals.task_rejected.connect
+def _answer_unreadable(message: Any, exc: Any = None, **_: Any) -> None:
+    """Celery could not make a task of a message for us: its sender gets an answer all the same."""
+    headers = message.headers
+    queue = str((message.delivery_info or {}).get("routing_key", ""))
+    if _runtime is not None and isinstance(headers, dict) and isinstance(headers.get("id"), str):
+        reason = f"the message is no task: {type(exc).__name__}" if exc else "the message is no task"
+        _runtime.engine.refuse(headers["id"], queue.removeprefix(keys.QUEUE_PREFIX) or "default", reason)

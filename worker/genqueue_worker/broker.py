@@ -1,0 +1,62 @@
+"""kombu's Redis transport, made to survive what is no Celery message.
+
+Stock kombu decodes whatever it pops in the worker's event loop and lets the error out: one
+``LPUSH generate.default garbage`` ends the worker.  Here such an entry is dropped, counted
+and logged (its size only: it may be a prompt).
+"""
+
+import binascii
+import json
+import logging
+from typing import Any
+
+from kombu.transport import redis
+
+from genqueue.keys import QUEUE_PREFIX
+
+logger = logging.getLogger(__name__)
+
+dropped = 0
+"""Entries of the queues that were no Celery message, since this process began."""
+
+
+def is_celery_message(message: Any) -> bool:
+    """Whether kombu and Celery can take ``message`` in hand without stumbling (protocol 2, kombu's envelope)."""
+    match message:
+        case {
+            "body": str(),
+            "headers": {"task": str(), "id": str()},
+            "properties": {"delivery_tag": str(), "delivery_info": dict(), "body_encoding": "base64"},
+        }:
+            return True
+    return False
+
+
+def _drop(size: int, queue: str, reason: str) -> None:
+    global dropped
+    dropped += 1
+    logger.error("dropped an entry of %s that is no Celery message: %s (%d bytes)", queue, reason, size)
+
+
+class Channel(redis.Channel):
+    """Drops what is not even JSON."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except (json.JSONDecodeError, UnicodeDecodeError, binascii.Error) as error:
+            entry: str | bytes = getattr(error, "doc", None) or getattr(error, "object", b"")
+            _drop(len(entry), "a queue", type(error).__name__)
+            return True
+
+
+class Transport(redis.Transport):
+    """Drops what is JSON and no message."""
+
+    Channel = Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        if queue.startswith(QUEUE_PREFIX) and not is_celery_message(message):
+            _drop(len(json.dumps(message)), queue, "not the shape of one")
+            return
+        super()._deliver(message, queue)

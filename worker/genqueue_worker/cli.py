@@ -1,0 +1,30 @@
+"""``genqueue worker``: a worker with the settings that ours need."""
+
+from typing import Annotated
+
+import typer
+
+from genqueue_worker.app import app, worker_settings
+
+
+def worker(
+    generator: Annotated[
+        list[str] | None, typer.Option("--generator", "-g", help="Serve only these generators; may be repeated.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Generations at once.")] = 256,
+    loglevel: Annotated[str, typer.Option("--loglevel", "-l", help="debug, info, warning, error.")] = "info",
+    hostname: Annotated[str | None, typer.Option("--hostname", "-n", help="Celery node name.")] = None,
+) -> None:
+    """Run generations until told to stop; the same as celery -A genqueue_worker.app worker -P threads."""
+    settings = worker_settings()
+    unknown = [name for name in generator or () if name not in settings.generators]
+    if unknown:
+        raise typer.BadParameter(f"not configured: {', '.join(unknown)}; known: {', '.join(settings.generators)}")
+    argv = ["worker", "--pool", "threads", "--concurrency", str(concurrency), "--loglevel", loglevel]
+    # Workers know of each other through the registry; Celery's own gossip would only cost.
+    argv += ["--without-gossip", "--without-mingle"]
+    if generator:
+        argv += ["--queues", ",".join(f"generate.{name}" for name in generator)]
+    if hostname:
+        argv += ["--hostname", hostname]
+    app.worker_main(argv)

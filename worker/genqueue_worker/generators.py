@@ -1,0 +1,252 @@
+"""A generator's configuration turned into calls of ``huggingface_hub``.
+
+What goes on the wire and what may come back is in the pure functions; :class:`TextGeneration`
+makes the call.  Every error of the client or the server leaves here as
+:class:`~genqueue_worker.transport.UpstreamError`.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+from huggingface_hub import AsyncInferenceClient
+from huggingface_hub.errors import (
+    GenerationError,
+    HfHubHTTPError,
+    IncompleteGenerationError,
+    InferenceTimeoutError,
+    OverloadedError,
+    TextGenerationError,
+    ValidationError,
+)
+
+from genqueue.messages import GenerationRequest, Token
+from genqueue.settings import GeneratorSettings
+from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.transport import Exchange, UpstreamError, exchange
+
+_DEFAULT_MAX_NEW_TOKENS = 512
+_CONNECT_TIMEOUT_S = 5.0
+
+
+class Sink(Protocol):
+    """Takes tokens as they come; :class:`genqueue_worker.writer.Outbox` is one."""
+
+    is_congested: bool
+
+    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
+        """Take one token and the text that it adds."""
+
+    async def relief(self) -> None:
+        """Wait until there is room again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the server said at the end.
+
+    Attributes:
+        generated_text: the whole text in the server's words; None if it did not say.
+        finish_reason: the server's word.
+        prompt_tokens, completion_tokens: as the server counts them; None if it did not say.
+        extra: what else was asked for: ``seed``, ``prefill``, ``best_of_sequences``.
+    """
+
+    generated_text: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    extra: dict[str, Any]
+
+
+def call_parameters(generator: GeneratorSettings, request: GenerationRequest) -> dict[str, Any]:
+    """The keyword arguments of ``text_generation`` for one request.
+
+    The request's ``generation_kwargs`` win over the generator's; the ``stop_words`` of both
+    are added to whichever ``stop`` stands.  ``details`` and ``return_full_text=False`` always
+    go out: without them neither usage nor a reply free of the prompt is certain.
+    """
+    own = generator.generation_kwargs.model_dump(exclude_none=True)
+    asked = request.generation_kwargs.model_dump(exclude_none=True)
+    if {"stop", "stop_sequences"} & asked.keys():
+        own.pop("stop", None)
+        own.pop("stop_sequences", None)
+    parameters = {"max_new_tokens": _DEFAULT_MAX_NEW_TOKENS, **own, **asked}
+    stop = [*parameters.pop("stop", ()), *parameters.pop("stop_sequences", ())]
+    stop = list(dict.fromkeys([*stop, *generator.stop_words, *request.stop_words]))
+    if stop:
+        parameters["stop"] = stop
+    return {**parameters, "details": True, "return_full_text": False}
+
+
+def goes_one_shot(parameters: Mapping[str, Any]) -> bool:
+    """Whether the server refuses to stream this (TGI: ``best_of`` above 1, ``decoder_input_details``)."""
+    return parameters.get("best_of", 1) > 1 or bool(parameters.get("decoder_input_details"))
+
+
+def public_address(generator: GeneratorSettings) -> str:
+    """Where the generator's model is, fit for results and logs: no credentials, no query."""
+    params = generator.api_params
+    if params.url is None:
+        return params.provider or "auto"
+    parts = urlsplit(params.url)
+    netloc = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+
+
+class TextGeneration:
+    """One generator's ``text_generation`` calls over the worker's transport.
+
+    Args:
+        name: the generator's name.
+        settings: its configuration.
+        environ: where its token is looked up, under ``settings.token_names``.
+    """
+
+    def __init__(self, name: str, settings: GeneratorSettings, environ: Mapping[str, str] = os.environ) -> None:
+        self.name = name
+        self.settings = settings
+        self.address = public_address(settings)
+        self.model = settings.api_params.model or self.address
+        params = settings.api_params
+        token = next((environ[variable] for variable in settings.token_names if environ.get(variable)), None)
+        headers: dict[str, Any] = {key: value.get_secret_value() for key, value in params.headers.items()}
+        if token is None and params.url and not any(key.lower() == "authorization" for key in headers):
+            # huggingface_hub sends HF_TOKEN, if set, to any address; only this keeps it back.
+            headers["authorization"] = None
+        self._client_options: dict[str, Any] = {
+            "provider": params.provider,
+            "token": token,
+            "headers": headers,
+            "bill_to": params.bill_to,
+            "timeout": httpx2.Timeout(params.timeout, connect=_CONNECT_TIMEOUT_S, pool=None),
+        }
+        self._warm = params.url is not None
+
+    async def warm_up(self) -> None:
+        """Pay for huggingface_hub's lazy imports before a caller has to; makes no call."""
+        async with AsyncInferenceClient(**self._client_options) as client:
+            await client._get_async_client()
+
+    async def run(self, request: GenerationRequest, sink: Sink) -> Ending:
+        """Generate, pushing every token into ``sink`` as it comes.
+
+        Raises:
+            UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
+        """
+        parameters = call_parameters(self.settings, request)
+        told = Exchange()
+        exchange.set(told)
+        try:
+            if not self._warm:
+                await asyncio.to_thread(self._find_provider)
+                self._warm = True
+            async with AsyncInferenceClient(**self._client_options) as client:
+                if goes_one_shot(parameters):
+                    return await self._one_shot(client, request.prompt, parameters, sink, told)
+                return await self._streamed(client, request.prompt, parameters, sink)
+        except UpstreamError:
+            raise
+        except (
+            TextGenerationError,
+            HfHubHTTPError,
+            httpx2.HTTPError,
+            httpx2.StreamError,
+            OSError,
+            ValueError,
+        ) as error:
+            raise UpstreamError(_facts(error)) from error
+
+    async def _streamed(
+        self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink
+    ) -> Ending:
+        # model= per call, not per client: huggingface_hub remembers trouble by this argument.
+        where = self.settings.api_params.url or self.settings.api_params.model
+        async for output in await client.text_generation(prompt, model=where, stream=True, **parameters):
+            token = output.token
+            top = output.top_tokens
+            sink.push(
+                Token(token.id, token.text, token.logprob, token.special),
+                "" if token.special else token.text,
+                [Token(other.id, other.text, other.logprob, other.special) for other in top] if top else None,
+            )
+            if output.generated_text is not None:  # the native route's only end marker
+                details = output.details
+                return Ending(
+                    generated_text=output.generated_text,
+                    finish_reason=details.finish_reason if details else None,
+                    prompt_tokens=details.input_length if details else None,
+                    completion_tokens=details.generated_tokens if details else None,
+                    extra={"seed": details.seed} if details and details.seed is not None else {},
+                )
+            if sink.is_congested:
+                await sink.relief()
+        raise UpstreamError(
+            UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
+        )
+
+    async def _one_shot(
+        self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink, told: Exchange
+    ) -> Ending:
+        where = self.settings.api_params.url or self.settings.api_params.model
+        output = await client.text_generation(prompt, model=where, **parameters)
+        details = output.details
+        extra: dict[str, Any] = {}
+        if details is not None:
+            for token in details.tokens:
+                sink.push(
+                    Token(token.id, token.text, token.logprob, token.special), "" if token.special else token.text
+                )
+            if details.seed is not None:
+                extra["seed"] = details.seed
+            if details.prefill:
+                extra["prefill"] = [[part.id, part.text, part.logprob] for part in details.prefill]
+            if details.best_of_sequences:
+                extra["best_of_sequences"] = [
+                    {"text": other.generated_text, "finish_reason": other.finish_reason}
+                    for other in details.best_of_sequences
+                ]
+        prompt_tokens = told.headers.get("x-prompt-tokens")
+        return Ending(
+            generated_text=output.generated_text,
+            finish_reason=details.finish_reason if details else None,
+            prompt_tokens=int(prompt_tokens) if prompt_tokens else None,
+            completion_tokens=details.generated_tokens if details else None,
+            extra=extra,
+        )
+
+    def _find_provider(self) -> None:
+        """Let huggingface_hub look up who serves the model; it asks the Hub with a blocking call and remembers."""
+        from huggingface_hub.inference._providers import get_provider_helper
+
+        get_provider_helper(
+            self.settings.api_params.provider,  # type: ignore[arg-type]  # any name: the library says which it knows
+            task="text-generation",
+            model=self.settings.api_params.model,
+        )
+
+
+_TYPE_OF = {
+    ValidationError: "validation",
+    OverloadedError: "overloaded",
+    GenerationError: "generation",
+    IncompleteGenerationError: "incomplete_generation",
+}
+
+
+def _facts(error: BaseException) -> UpstreamFacts:
+    """The facts of an exception of huggingface_hub or its transport."""
+    if isinstance(error, TextGenerationError):  # in the stream: HTTP says 200
+        return UpstreamFacts(str(error), error_type=_TYPE_OF.get(type(error), "generation"))
+    if isinstance(error, InferenceTimeoutError | httpx2.TimeoutException):
+        return UpstreamFacts(f"the server fell silent: {type(error).__name__}", error_type="timeout")
+    if isinstance(error, json.JSONDecodeError):
+        return UpstreamFacts("the stream is no JSON", error_type="generation")
+    if isinstance(error, httpx2.HTTPError | OSError):
+        return UpstreamFacts(f"the way to the server failed: {error or type(error).__name__}", error_type="transport")
+    return UpstreamFacts(str(error), error_type="validation")

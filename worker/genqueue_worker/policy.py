@@ -1,0 +1,85 @@
+"""What an upstream error means for the generation.
+
+Pure: :mod:`genqueue_worker.generators` hands over the facts of an error, this module says
+whose fault it is.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from genqueue.messages import Outcome
+
+
+class Fault(StrEnum):
+    """Whose fault an upstream error is."""
+
+    REQUEST = "request"
+    """The caller's: no attempt will fix it."""
+    CAPACITY = "capacity"
+    """Nobody's: the server is full or waking up."""
+    SERVER = "server"
+    """The server's, or the way to it: another attempt may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFacts:
+    """What is known of an upstream error.
+
+    Attributes:
+        message: the server's own words, or ours where it said nothing.
+        status: the HTTP status; None where there was no HTTP error (TGI answers a streaming
+            request with 200 and puts the error into the stream).
+        error_type: TGI's word (``validation``, ``overloaded``, ``generation`` …), if any.
+        retry_after_s: what the server asked for, if it did.
+    """
+
+    message: str
+    status: int | None = None
+    error_type: str | None = None
+    retry_after_s: float | None = None
+
+
+_BY_TYPE = {
+    "validation": Fault.REQUEST,
+    "template_error": Fault.REQUEST,
+    "missing_template_variable": Fault.REQUEST,
+    "tool_error": Fault.REQUEST,
+    "overloaded": Fault.CAPACITY,
+    "healthcheck": Fault.CAPACITY,
+    "generation": Fault.SERVER,
+    "incomplete_generation": Fault.SERVER,
+    "incomplete_generation_stream": Fault.SERVER,
+    "stream_serialization_error": Fault.SERVER,
+}
+_BY_STATUS = {
+    400: Fault.REQUEST,
+    401: Fault.REQUEST,
+    403: Fault.REQUEST,
+    404: Fault.REQUEST,
+    405: Fault.REQUEST,
+    413: Fault.REQUEST,
+    415: Fault.REQUEST,
+    422: Fault.REQUEST,
+    429: Fault.CAPACITY,
+    503: Fault.CAPACITY,
+}
+
+
+def fault_of(facts: UpstreamFacts) -> Fault:
+    """Whose fault it is: TGI's own word first, then the status, else the server's.
+
+    The types and statuses are those of TGI 3 (router/src/server.rs) and of the Hugging
+    Face proxies in front of Inference Endpoints.
+    """
+    if facts.error_type in _BY_TYPE:
+        return _BY_TYPE[facts.error_type]
+    return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
+
+
+def outcome_of(facts: UpstreamFacts) -> Outcome:
+    """How a generation ends that this error ends, in the server's words."""
+    return Outcome(
+        error="rejected" if fault_of(facts) is Fault.REQUEST else "failed",
+        message=facts.message,
+        detail={"status": facts.status, "error_type": facts.error_type},
+    )

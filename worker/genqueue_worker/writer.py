@@ -1,0 +1,223 @@
+"""Coalesce what all running generations produce into few Redis round trips.
+
+One flush is in flight at a time and carries whatever every generation has by then.  A token
+that comes while nothing is in flight goes out at once, so a quiet worker adds no delay; under
+load the flushes grow instead of multiplying.  While Redis is away events wait here, within
+bounds, and the generations go on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from genqueue import calls
+from genqueue.calls import Call, End, Flush
+from genqueue.errors import RedisUnavailableError, StoreError
+from genqueue.messages import Token, chunk_body, event_body
+from genqueue.store import T
+
+logger = logging.getLogger(__name__)
+
+_CONGESTION_TOKENS = 10_000
+_QUIET_S = 1.0
+_RETRY_S = 0.2
+
+
+class Runs(Protocol):
+    """What the writer needs of a store."""
+
+    async def run(self, call: Call[T]) -> T:
+        """Carry out one call."""
+
+
+class Outbox:
+    """What one attempt produced and nobody has been told yet.
+
+    Attributes:
+        parts: the whole text of this attempt, piece by piece.
+        completion_tokens: tokens pushed, special ones included, on top of earlier attempts'.
+        first_text_s: loop time of the first text; None before.
+        is_congested: whether the producer of tokens should wait (:meth:`relief`).
+    """
+
+    def __init__(self, writer: "Writer", generation_id: str, attempt: int, *, publish: bool) -> None:
+        self.generation_id = generation_id
+        self.attempt = attempt
+        self.publish = publish
+        self.parts: list[str] = []
+        self.completion_tokens = 0
+        self.first_text_s: float | None = None
+        self.is_congested = False
+        self._writer = writer
+        self._number = 0
+        self._tokens: list[Token] = []
+        self._top_tokens: list[list[Token]] = []
+        self._text: list[str] = []
+        self._bodies: list[bytes] = []
+        self._mark = ""
+        self._relieved = asyncio.Event()
+
+    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
+        """Take one token and the text that it adds."""
+        self.completion_tokens += 1
+        self._tokens.append(token)
+        if top_tokens:
+            self._top_tokens.append(top_tokens)
+        if text:
+            self._add_text(text)
+        if len(self._tokens) >= _CONGESTION_TOKENS:
+            self.is_congested = True
+            self._relieved.clear()
+        self._writer.wake(self)
+
+    def push_text(self, text: str) -> None:
+        """Take text that no token brought."""
+        self._add_text(text)
+        self._writer.wake(self)
+
+    def reset(self) -> None:
+        """Tell readers to forget what earlier attempts wrote."""
+        self._bodies.append(event_body("reset", {}))
+        self._mark = "reset"
+        self._writer.wake(self)
+
+    async def relief(self) -> None:
+        """Wait until what was pushed is on its way."""
+        await self._relieved.wait()
+
+    def take(self) -> Flush:
+        """Everything since the last take, as one flush."""
+        bodies, self._bodies = self._bodies, []
+        text = "".join(self._text)
+        if self.publish and (self._tokens or text):
+            bodies.append(chunk_body(text, self._tokens, self._top_tokens or None))
+        self._number += 1
+        flush = Flush(self.generation_id, self.attempt, self._number, self.completion_tokens, text, self._mark, bodies)
+        self._tokens, self._top_tokens, self._text, self._mark = [], [], [], ""
+        if self.is_congested:
+            self.is_congested = False
+            self._relieved.set()
+        return flush
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether this must not wait for its turn: the first text that a reader sees."""
+        return self._mark == "first" and self.publish
+
+    def _add_text(self, text: str) -> None:
+        if self.first_text_s is None:
+            self.first_text_s = self._writer.now_s()
+            self._mark = self._mark or "first"
+        self.parts.append(text)
+        self._text.append(text)
+
+
+class Writer:
+    """Writes for every outbox of one engine; lives on the engine's loop.
+
+    Args:
+        store: where to.
+        keep_s: TTL of a running generation's keys.
+        gap_s: the least time between two flushes, unless a first text is waiting.
+        now_s: the loop's clock.
+        on_lost: told (outbox, reason) when the registry refuses an attempt's events.
+    """
+
+    def __init__(
+        self,
+        store: Runs,
+        *,
+        keep_s: int,
+        gap_s: float,
+        now_s: Callable[[], float],
+        on_lost: Callable[[Outbox, str], None],
+    ) -> None:
+        self.now_s = now_s
+        self.flushes = 0
+        self._store = store
+        self._keep_s = keep_s
+        self._gap_s = gap_s
+        self._on_lost = on_lost
+        self._dirty: dict[str, Outbox] = {}
+        self._quiet: dict[str, Outbox] = {}
+        self._quiet_since_s = 0.0
+        self._woken = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._in_flight = asyncio.Lock()
+
+    def wake(self, outbox: Outbox) -> None:
+        """Have ``outbox`` written soon; at once if a reader waits for its first text."""
+        if not outbox.publish:
+            if not self._quiet:
+                self._quiet_since_s = self.now_s()
+            self._quiet[outbox.generation_id] = outbox
+            return
+        self._dirty[outbox.generation_id] = outbox
+        self._woken.set()
+        if outbox.is_urgent:
+            self._hurried.set()
+
+    async def run(self) -> None:
+        """Flush for as long as the engine lives."""
+        while True:
+            try:
+                async with asyncio.timeout(_QUIET_S):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+            await self._flush()
+            if not self._hurried.is_set():
+                try:
+                    async with asyncio.timeout(self._gap_s):
+                        await self._hurried.wait()
+                except TimeoutError:
+                    pass
+
+    async def finish(self, outbox: Outbox | None, end: End, *, log_ttl_s: int, result_ttl_s: int) -> str:
+        """End a generation once nothing of it is in flight; waits for as long as Redis is away.
+
+        Returns:
+            "ok", or why the attempt no longer had the right to end it.
+        """
+        if outbox is not None:
+            self._dirty.pop(outbox.generation_id, None)
+            self._quiet.pop(outbox.generation_id, None)
+            async with self._in_flight:
+                pass  # what was taken before has arrived
+        return await self.insist(calls.finish(end, log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s))
+
+    def drop(self, outbox: Outbox) -> None:
+        """Forget what an attempt that lost its generation has not written."""
+        self._dirty.pop(outbox.generation_id, None)
+        self._quiet.pop(outbox.generation_id, None)
+
+    async def _flush(self) -> None:
+        async with self._in_flight:
+            self._woken.clear()
+            self._hurried.clear()
+            outboxes, self._dirty = self._dirty, {}
+            if self._quiet and self.now_s() - self._quiet_since_s >= _QUIET_S:
+                outboxes |= self._quiet
+                self._quiet = {}
+            if not outboxes:
+                return
+            self.flushes += 1
+            answers = await self.insist(
+                calls.append([outbox.take() for outbox in outboxes.values()], keep_s=self._keep_s)
+            )
+        for outbox, answer in zip(outboxes.values(), answers, strict=True):
+            if answer != "ok":
+                self.drop(outbox)
+                self._on_lost(outbox, answer)
+
+    async def insist(self, call: Call[T]) -> T:
+        """Send until Redis answers; every call of the writer may be sent twice."""
+        while True:
+            try:
+                return await self._store.run(call)
+            except RedisUnavailableError as error:
+                logger.warning("events wait: %s", error)
+            except StoreError as error:
+                logger.error("events wait: %s", error)  # out of memory, read-only: for whoever runs Redis to mend
+            await asyncio.sleep(_RETRY_S)
