@@ -159,8 +159,7 @@ class ChatAnswer:
         decoded = best.decoded
         logprobs = None
         if self.request.logprobs:
-            tops: Sequence[Sequence[Token]] = decoded.top_tokens or [()] * len(decoded.tokens)
-            pairs = zip(decoded.tokens, tops, strict=True)
+            pairs = zip(decoded.tokens, decoded.top_tokens, strict=True)
             logprobs = {"content": [_logprob(token, top) for token, top in pairs]}
         choice = {
             "index": 0,

@@ -131,6 +131,8 @@ class Standin:
                 self.metrics.failures["dropped"] += 1
             raise
         finally:
+            if entry.state == "running":  # a fault of the stand-in's own
+                entry.state = "failed"
             entry.closed_at_s = time.time()
 
     async def _answer(self, request: web.Request, entry: journal.Entry) -> web.StreamResponse:

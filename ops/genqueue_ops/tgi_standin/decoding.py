@@ -1,5 +1,7 @@
 """When a sequence ends, and what its text is."""
 
+from collections.abc import Sequence
+
 from genqueue_ops.tgi_standin.engine import Step, Token
 from genqueue_ops.tgi_standin.protocol import FinishReason, stop_matches
 
@@ -16,7 +18,7 @@ class Decoded:
 
     def __init__(self, max_new_tokens: int, stop: tuple[str, ...]) -> None:
         self.tokens: list[Token] = []
-        self.top_tokens: list[list[Token]] = []
+        self.top_tokens: list[Sequence[Token]] = []
         self.finish_reason: FinishReason | None = None
         self._max_new_tokens = max_new_tokens
         self._stop = stop
@@ -29,8 +31,7 @@ class Decoded:
         """
         token = step.token
         self.tokens.append(token)
-        if step.top_tokens:
-            self.top_tokens.append(list(step.top_tokens))
+        self.top_tokens.append(step.top_tokens)
         if len(self.tokens) >= self._max_new_tokens:
             self.finish_reason = "length"
         elif step.ends:

@@ -115,6 +115,12 @@ class LlamaEngine:
             tokens.append(Token(piece["id"], text, -1.0, False))
         return tokens
 
+    async def busy_slots(self) -> int:
+        """How many of llama.cpp's slots decode."""
+        assert self._http is not None
+        async with self._http.get("/slots") as response:
+            return sum(bool(slot["is_processing"]) for slot in await response.json())
+
     async def render_chat(self, messages: Sequence[dict[str, Any]]) -> str:
         """The model's template."""
         turns = list(messages)

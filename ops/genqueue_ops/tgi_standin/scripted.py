@@ -79,11 +79,12 @@ class ScriptedEngine:
         while True:
             await self._metronome.until(deadline_s)
             if script.tokens is not None and position >= script.tokens:
-                yield Step(prose.EOS, ends=True)
-                return
-            token = next(tokens)
-            position += 1
-            ends = position == script.tokens and not script.special
+                token, ends = prose.EOS, True
+            else:
+                token, ends = next(tokens), position + 1 == script.tokens and not script.special
+                position += 1
             top = prose.alternatives(token, job.top_n_tokens) if job.top_n_tokens else ()
             yield Step(token, ends, top)
+            if ends:
+                return
             deadline_s += script.itl_s

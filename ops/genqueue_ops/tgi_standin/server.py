@@ -71,7 +71,7 @@ async def serve(
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=3600,
-            shutdown_timeout=shutdown_s,
+            shutdown_timeout=max(shutdown_s, 0.01),  # aiohttp takes 0 for endless
         )
         await runner.setup()
         try:

@@ -111,7 +111,7 @@ def _details(decoded: Decoded, seed: int | None, prefill: Sequence[Token]) -> di
         ],
         "tokens": [token._asdict() for token in decoded.tokens],
     }
-    if decoded.top_tokens:
+    if any(decoded.top_tokens):
         details["top_tokens"] = [[token._asdict() for token in step] for step in decoded.top_tokens]
     return details
 
