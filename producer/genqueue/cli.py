@@ -1,0 +1,397 @@
+"""The ``genqueue`` command: submit, tail, status, cancel, and what other packages add.
+
+stdout carries what was asked for and nothing else; all else is on stderr.  Every error is one
+line there and one of :class:`ExitCode`.  The commands of the worker and ops packages
+(entry-point group ``genqueue.commands``) are imported only when they are called, so that a
+producer without those packages' dependencies can use the rest.
+"""
+
+import json
+import os
+import re
+import sys
+from enum import IntEnum
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from genqueue import errors
+from genqueue.client import Generation, GenerationClient
+from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError, LogExpiredError
+from genqueue.lifecycle import State
+from genqueue.messages import Chunk, GenerationResult, Reset
+
+
+class ExitCode(IntEnum):
+    """How the command ended."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    CONFIG = 3
+    INVALID_REQUEST = 4
+    QUEUE_FULL = 5
+    REDIS = 6
+    NOT_FOUND = 7
+    REJECTED = 8
+    FAILED = 9
+    EXPIRED = 10
+    CANCELLED = 11
+    TIMED_OUT = 12
+    TOO_LATE = 13
+    INTERRUPTED = 130
+
+    @property
+    def meaning(self) -> str:
+        """For ``--help`` and the README."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.OK: "done; also when whoever read our output has left",
+    ExitCode.FAILURE: "something unexpected, or a part of the demo did not start",
+    ExitCode.USAGE: "the command line cannot be understood",
+    ExitCode.CONFIG: "a setting cannot work, or an extra is not installed",
+    ExitCode.INVALID_REQUEST: "the request cannot run as it is; nothing was queued",
+    ExitCode.QUEUE_FULL: "the generator's queue is at its limit; nothing was queued",
+    ExitCode.REDIS: "Redis does not answer, or refuses",
+    ExitCode.NOT_FOUND: "no such generation, or its log is gone",
+    ExitCode.REJECTED: "the model server refused the request",
+    ExitCode.FAILED: "the model server, or the way to it, failed",
+    ExitCode.EXPIRED: "the deadline passed",
+    ExitCode.CANCELLED: "the generation was cancelled",
+    ExitCode.TIMED_OUT: "an end that was waited for did not come in time",
+    ExitCode.TOO_LATE: "nothing to cancel: the generation had ended",
+    ExitCode.INTERRUPTED: "Ctrl-C; the generation goes on",
+}
+
+_CODES: tuple[tuple[type[GenqueueError], ExitCode], ...] = (
+    (errors.ConfigError, ExitCode.CONFIG),
+    (errors.InvalidRequestError, ExitCode.INVALID_REQUEST),
+    (errors.QueueFullError, ExitCode.QUEUE_FULL),
+    (errors.StoreError, ExitCode.REDIS),
+    (errors.GenerationNotFoundError, ExitCode.NOT_FOUND),
+    (errors.LogExpiredError, ExitCode.NOT_FOUND),
+    (errors.GenerationRejectedError, ExitCode.REJECTED),
+    (errors.GenerationExpiredError, ExitCode.EXPIRED),
+    (errors.GenerationCancelledError, ExitCode.CANCELLED),
+    (errors.GenerationError, ExitCode.FAILED),
+    (errors.ResultTimeoutError, ExitCode.TIMED_OUT),
+)
+
+# What --help says of a command that is not imported for that, and the extra that brings what it needs.
+_CONTRIBUTED = {
+    "worker": ("Run generations until told to stop.", "worker"),
+    "demo": ("Redis, a model, a worker and a prompt, here and now.", "ops"),
+    "bench": ("Measure what the queue adds.", "ops"),
+    "tgi-standin": ("Serve TGI's protocol without a GPU.", "ops"),
+}
+
+# The class itself is typer's secret: older ones take it from click, newer ones bring their own.
+_UsageError: Any = typer.BadParameter.__base__
+
+# What a terminal would obey rather than show.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def exit_code(error: GenqueueError) -> ExitCode:
+    """The code with which the command reports ``error``."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.FAILURE)
+
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Hand LLM generations to a queue and read their tokens live.",
+    epilog="\n".join(["\b", "Exit codes", *(f"{code:>4}  {code.meaning}" for code in ExitCode)]),  # \b: as it stands
+)
+
+GenerationId = Annotated[str, typer.Argument(metavar="ID", help="As submit printed it.", show_default=False)]
+
+
+@app.command()
+def submit(
+    prompt: Annotated[
+        str, typer.Argument(help="What the model continues; - reads it from stdin, less one final newline.")
+    ],
+    generator: Annotated[str, typer.Option("--generator", "-g", help="A configured generator.")] = "default",
+    max_new_tokens: Annotated[int | None, typer.Option(help="The longest text.", show_default=False)] = None,
+    stop_word: Annotated[
+        list[str] | None, typer.Option(help="End the text here; may be repeated.", show_default=False)
+    ] = None,
+    kwargs: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="More generation_kwargs: '{\"temperature\": 0.7}'.", show_default=False),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Whether text is published while it comes.")
+    ] = True,
+    priority: Annotated[int, typer.Option(help="0 (first) to 9.")] = 5,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="Seconds within which it must end.", show_default=False)
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key gives the same generation.", show_default=False)
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the id and leave.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, when it is there.")] = False,
+) -> None:
+    """Queue a prompt and print its text as it comes; then one line about it on stderr."""
+    generation_kwargs = _json_object(kwargs)
+    if max_new_tokens is not None:
+        generation_kwargs["max_new_tokens"] = max_new_tokens
+    with GenerationClient() as client:
+        generation = client.submit(
+            _stdin() if prompt == "-" else prompt,
+            generator=generator,
+            generation_kwargs=generation_kwargs,
+            stop_words=stop_word,
+            stream=stream,
+            priority=priority,
+            deadline_s=deadline_s,
+            idempotency_key=idempotency_key,
+        )
+        if detach:
+            _write(json.dumps({"id": generation.id}) if as_json else generation.id, end="\n")
+        elif as_json:
+            _print_result(generation)
+        else:
+            _print_text(generation)
+
+
+@app.command()
+def tail(
+    generation_id: GenerationId,
+    from_seq: Annotated[int, typer.Option(min=0, help="Leave out what came up to this event.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Every event as one line of JSON.")] = False,
+) -> None:
+    """Print a generation's text, from its beginning on and as it comes."""
+    with GenerationClient() as client:
+        generation = client.generation(generation_id)
+        if as_json:
+            _print_events(generation, from_seq)
+        else:
+            _print_text(generation, from_seq)
+
+
+@app.command()
+def status(
+    generation_id: GenerationId,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Say where a generation is."""
+    with GenerationClient() as client:
+        found = client.generation(generation_id).status()
+    facts = {
+        "id": found.id,
+        "state": found.state,
+        "generator": found.generator,
+        "priority": found.priority,
+        "position": found.position,
+        "attempt": found.attempt,
+        "completion_tokens": found.completion_tokens,
+        "error": found.error,
+    }
+    if as_json:
+        _write(json.dumps({**facts, "timings": found.timings}), end="\n")
+    else:
+        shown = [(name, value) for name, value in (*facts.items(), *found.timings.items()) if value is not None]
+        for name, value in shown:
+            _write(f"{name:<19}{value}", end="\n")
+
+
+@app.command()
+def cancel(generation_id: GenerationId) -> None:
+    """Cancel a generation, wherever it is; its text so far is kept."""
+    with GenerationClient() as client:
+        generation = client.generation(generation_id)
+        if not generation.cancel() and (state := generation.status().state) is not State.CANCELLED:
+            _say(f"too late: generation {generation_id} has {state}")
+            raise typer.Exit(ExitCode.TOO_LATE)
+    _say(f"cancelled generation {generation_id}")
+
+
+def _print_text(generation: Generation, from_seq: int = 0) -> None:
+    """The text on stdout, then one line of figures on stderr; or the typed error of another end."""
+    seq, last = from_seq, ""
+    try:
+        try:
+            for event in generation.events(from_seq):
+                if isinstance(event, Chunk) and event.text:
+                    last = event.text
+                    _write(last)
+                elif isinstance(event, Reset):
+                    _end_line(last)
+                    _say(f"attempt {event.attempt} begins anew")
+                    last = ""
+                seq = event.seq
+        except LogExpiredError:
+            if from_seq:
+                raise
+        text, result, ended = _outcome(generation)
+        if not last and not from_seq:  # no chunk was published, or the log is gone
+            _write(last := text)
+    except KeyboardInterrupt:
+        _end_line(last)
+        _leave(generation.id, seq)
+    _end_line(last)
+    if result is None:
+        assert ended is not None
+        raise ended
+    typer.secho(_figures(generation.id, result), err=True, dim=True)
+
+
+def _print_result(generation: Generation) -> None:
+    try:
+        _, result, ended = _outcome(generation)
+    except KeyboardInterrupt:
+        _leave(generation.id, 0)
+    if result is not None:
+        _write(json.dumps({"id": generation.id, **result.model_dump()}, ensure_ascii=False), end="\n")
+        return
+    assert ended is not None
+    answer = {
+        "id": generation.id,
+        "error": type(ended).__name__,
+        "message": str(ended),
+        "partial_text": ended.partial_text,
+        "usage": ended.usage,
+        "attempts": ended.attempts,
+    }
+    _write(json.dumps(answer, ensure_ascii=False), end="\n")
+    raise ended
+
+
+def _print_events(generation: Generation, from_seq: int) -> None:
+    seq = from_seq
+    try:
+        for event in generation.events(from_seq):
+            _write(event.model_dump_json(), end="\n")
+            seq = event.seq
+        _, _, ended = _outcome(generation)
+    except KeyboardInterrupt:
+        _leave(generation.id, seq)
+    if ended is not None:
+        raise ended
+
+
+def _outcome(generation: Generation) -> tuple[str, GenerationResult | None, GenerationError | None]:
+    """(the text, the result, the error); one of the last two."""
+    try:
+        result = generation.result()
+    except GenerationError as error:
+        return error.partial_text, None, error
+    return result.replies[0], result, None
+
+
+def _figures(generation_id: str, result: GenerationResult) -> str:
+    meta = result.meta[0]
+    parts = [f"{meta['usage']['completion_tokens']} tokens", f"finish_reason {meta['finish_reason']}"]
+    parts += [f"{name} {value:.3f}" for name, value in meta["timings"].items() if value is not None]
+    return f"{generation_id}: {', '.join(parts)}, attempts {meta['attempts']}"
+
+
+def _leave(generation_id: str, seq: int) -> NoReturn:
+    """End on Ctrl-C: the generation is not ours to stop."""
+    resume = f"genqueue tail {generation_id}" + (f" --from-seq {seq}" if seq else "")
+    _say(f"the generation goes on; to read on: {resume}; to end it: genqueue cancel {generation_id}")
+    raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"prompt: stdin is no UTF-8 at byte {error.start}") from error
+
+
+def _json_object(raw: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(raw or "{}")
+    except ValueError as error:
+        raise typer.BadParameter(f"--kwargs is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise typer.BadParameter("--kwargs must be a JSON object")
+    return found
+
+
+def _write(text: str, end: str = "") -> None:
+    """Put text on stdout at once; what would steer a terminal does not reach one."""
+    if sys.stdout.isatty():
+        text = _CONTROL.sub("�", text)
+    try:
+        typer.echo(text + end, nl=False)
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(ExitCode.OK) from None
+
+
+def _end_line(last: str) -> None:
+    if last and not last.endswith("\n"):
+        _write("\n")
+
+
+def _say(message: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"genqueue: {_CONTROL.sub(' ', ' '.join(message.split()))}", err=True)
+
+
+def _add(entry: EntryPoint) -> None:
+    """Add another package's command under a stand-in that imports it when it is called."""
+    about, extra = _CONTRIBUTED.get(entry.name, (f"From {entry.value.partition(':')[0]}.", None))
+
+    @app.command(
+        entry.name,
+        help=about,
+        add_help_option=False,
+        context_settings={
+            "allow_extra_args": True,
+            "allow_interspersed_args": False,
+            "ignore_unknown_options": True,
+        },
+    )
+    def run(context: typer.Context) -> Any:
+        try:
+            function = entry.load()
+        except ImportError as error:
+            install = f": pip install 'genqueue[{extra}]'" if extra else ""
+            _say(f"the command {entry.name!r} needs {error.name or error}, which is not installed{install}")
+            raise typer.Exit(ExitCode.CONFIG) from None
+        own = typer.Typer(add_completion=False)
+        own.command(help=function.__doc__)(function)
+        command: Any = typer.main.get_command(own)
+        return command.main(context.args, prog_name=context.command_path, standalone_mode=False)
+
+
+for _entry in sorted(entry_points(group="genqueue.commands")):
+    _add(_entry)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with an :class:`ExitCode`."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    for output in (sys.stdout, sys.stderr):
+        output.reconfigure(errors="replace")  # type: ignore[union-attr]  # TextIOWrapper, as started
+    command: Any = typer.main.get_command(app)
+    try:
+        return command.main(prog_name="genqueue", standalone_mode=False) or ExitCode.OK
+    except _UsageError as error:
+        asked = error.ctx.command_path if error.ctx else "genqueue"
+        if message := error.format_message():  # none where the command was missing and its help is shown
+            _say(f"{message.rstrip('.')} ({asked} --help)")
+        return ExitCode.USAGE
+    except GenqueueError as error:
+        _say(str(error))
+        return exit_code(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        _say(f"unexpected {type(error).__name__}: {error} (python -X dev -m genqueue … shows where)")
+        return ExitCode.FAILURE
