@@ -1,0 +1,365 @@
+"""Real processes for the integration tests: one Redis, one TGI stand-in and one worker for all of them.
+
+Nothing here is a fake and nothing of the client is patched.  Who stops, fills or starves a
+worker starts one of their own with ``start_worker``.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from genqueue import AsyncGenerationClient, GenerationClient, Settings
+from genqueue_ops.local_redis import LocalRedis, local_redis
+from genqueue_ops.tgi_standin.prose import expected_text
+
+LOG_TAIL_CHARACTERS = 6000
+
+# Values no test may find anywhere but in the Authorization header that they are meant for.
+TOKENS = {
+    "HF_API_TOKEN": "hf_canaryApiToken0001",
+    "HF_TOKEN": "hf_canaryHubToken0002",
+    "STANDIN_KEY": "canary-standin-key-0003",
+    "OTHER_TOKEN": "canary-other-token-0004",
+}
+
+
+def wait_for(condition: Callable[[], Any], within_s: float = 15.0, what: str = "") -> Any:
+    """The condition's first true value; an AssertionError once ``within_s`` have passed."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s} s: {what or condition}")
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """``eventually(condition)``: its first true value, or a failure after 15 s."""
+    return wait_for
+
+
+class Prompt(str):
+    """A prompt of its own, with a stand-in directive, and the text that answers it."""
+
+    tokens: int
+
+    @property
+    def answer(self) -> str:
+        """The stand-in's whole text."""
+        return expected_text(self, 100_000, tokens=self.tokens)
+
+    def beginning(self, tokens: int) -> str:
+        """The first ``tokens`` tokens of that text."""
+        return expected_text(self, tokens, tokens=self.tokens)
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., Prompt]:
+    """``ask(tokens=5, itl_s=0.1, …)``: a prompt nobody used before that makes the stand-in behave so."""
+
+    def make(words: str = "Tell me", *, tokens: int = 8, **script: Any) -> Prompt:
+        directive = json.dumps({"tokens": tokens, **script})
+        prompt = Prompt(f"{words} {uuid.uuid4().hex} {{{{standin {directive}}}}}")
+        prompt.tokens = tokens
+        return prompt
+
+    return make
+
+
+@dataclass
+class StandinProcess:
+    """A stand-in in a process of its own, and its control routes."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+
+    def _control(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/standin/{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            raw = response.read()
+        return json.loads(raw) if raw else None
+
+    def script(self, **update: Any) -> None:
+        """Change what every request without a directive meets."""
+        self._control("PUT", "script", update)
+
+    def requests(self, prompt: str | None = None) -> list[dict[str, Any]]:
+        """What came over the wire, oldest first; only the calls for ``prompt`` if it is given."""
+        entries: list[dict[str, Any]] = self._control("GET", "requests")
+        if prompt is None:
+            return entries
+        return [entry for entry in entries if isinstance(entry["body"], dict) and entry["body"]["inputs"] == prompt]
+
+    def only(self, prompt: str) -> dict[str, Any]:
+        """The one call for ``prompt``."""
+        (entry,) = self.requests(prompt)
+        return entry
+
+    def clear(self) -> None:
+        """Forget all requests."""
+        self._control("DELETE", "requests")
+
+
+@contextlib.contextmanager
+def running_standin(*arguments: str) -> Iterator[StandinProcess]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "genqueue_ops.tgi_standin", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        found = re.fullmatch(r"listening on (\S+)\n", line)
+        assert found, f"the stand-in said {line!r}"
+        yield StandinProcess(found[1], process)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def standin() -> Iterator[StandinProcess]:
+    """The TGI stand-in of the generators ``default`` and most others."""
+    with running_standin("--max-concurrent-requests", "1000", "--tokens", "8") as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def keyed_standin() -> Iterator[StandinProcess]:
+    """A stand-in that wants ``Authorization: Bearer $STANDIN_KEY``."""
+    with running_standin("--tokens", "8", "--api-key", TOKENS["STANDIN_KEY"]) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def closed_port() -> Iterator[int]:
+    """A port of this machine where nothing listens: bound, so that nobody else can."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def queue_redis(real_redis: LocalRedis) -> Iterator[LocalRedis]:
+    """The Redis of the worker below, never emptied; ``real_redis`` knows what to do where there is none."""
+    with local_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def db(queue_redis: LocalRedis) -> Iterator[redis.Redis]:
+    """A look into the worker's Redis."""
+    with redis.Redis.from_url(queue_redis.url) as client:
+        yield client
+
+
+@dataclass
+class WorkerProcess:
+    """A Celery worker in a process of its own."""
+
+    process: "subprocess.Popen[bytes]"
+    log_path: Path
+    redis_url: str
+    generators: list[str] = field(default_factory=list)
+
+    @property
+    def log(self) -> str:
+        """Everything it has logged."""
+        return self.log_path.read_text(errors="replace")
+
+    def wait_until_ready(self) -> None:
+        """Its generators are announced and Celery consumes."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            wait_for(
+                lambda: self._is_ready(client), within_s=30, what=f"ready; its log: {self.log[-LOG_TAIL_CHARACTERS:]}"
+            )
+
+    def _is_ready(self, client: redis.Redis) -> bool:
+        assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.log}"
+        return " ready." in self.log and {name.encode() for name in self.generators} <= set(
+            client.hkeys("genqueue:generators")
+        )
+
+    def end(self, within_s: float = 30.0) -> int:
+        """Send SIGTERM and wait for the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"the worker did not end within {within_s} s of SIGTERM:\n{self.log[-LOG_TAIL_CHARACTERS:]}")
+
+
+def toml_of(generators: dict[str, dict[str, Any]]) -> str:
+    """A ``genqueue.toml``; JSON scalars, arrays and strings are TOML's too."""
+
+    def value(item: Any) -> str:
+        if isinstance(item, dict):
+            return "{ " + ", ".join(f"{json.dumps(key)} = {value(part)}" for key, part in item.items()) + " }"
+        return json.dumps(item)
+
+    lines = []
+    for name, options in generators.items():
+        lines.append(f"[generators.{name}]")
+        lines += [f"{key} = {value(item)}" for key, item in options.items()]
+    return "\n".join(lines) + "\n"
+
+
+def clean_environment(folder: Path) -> dict[str, str]:
+    """This process's environment without what would configure genqueue or huggingface_hub."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("GENQUEUE_", "HF_", "HUGGING"))}
+    return {**kept, "HF_HOME": str(folder), "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+_started: list[WorkerProcess] = []
+
+
+@pytest.fixture(scope="session")
+def launch_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., WorkerProcess]:
+    """Starts ``celery -A genqueue_worker.app worker``; whoever calls it ends it."""
+
+    def launch(
+        generators: dict[str, dict[str, Any]],
+        redis_url: str,
+        *arguments: str,
+        environ: dict[str, str] | None = None,
+        wait: bool = True,
+    ) -> WorkerProcess:
+        folder = tmp_path_factory.mktemp("worker")
+        config, log_path = folder / "genqueue.toml", folder / "worker.log"
+        config.write_text(toml_of(generators))
+        command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker", "-P", "threads", *arguments]
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={
+                    **clean_environment(folder),
+                    "GENQUEUE_REDIS_URL": redis_url,
+                    "GENQUEUE_CONFIG": str(config),
+                    **(environ or {}),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        worker = WorkerProcess(process, log_path, redis_url, list(generators))
+        _started.append(worker)
+        if wait:
+            worker.wait_until_ready()
+        return worker
+
+    return launch
+
+
+@pytest.fixture
+def start_worker(launch_worker: Callable[..., WorkerProcess]) -> Iterator[Callable[..., WorkerProcess]]:
+    """``launch_worker`` for one test: what it started is ended with it."""
+    started: list[WorkerProcess] = []
+
+    def start(*args: Any, **kwargs: Any) -> WorkerProcess:
+        started.append(launch_worker(*args, **kwargs))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.end()
+
+
+@pytest.fixture(scope="session")
+def generators(standin: StandinProcess, keyed_standin: StandinProcess, closed_port: int) -> dict[str, dict[str, Any]]:
+    """What the worker below serves."""
+    tgi = "text_generation_inference"
+    return {
+        "default": {"api_type": tgi, "api_params": {"url": standin.url}},
+        "tuned": {
+            "api_type": tgi,
+            "api_params": {"url": standin.url, "headers": {"x-team": "blue"}, "model": "our/model"},
+            "generation_kwargs": {"max_new_tokens": 6, "temperature": 0.5, "stop": ["own-stop"]},
+            "stop_words": ["generator-word"],
+        },
+        "endpoint": {"api_type": "inference_endpoints", "api_params": {"url": f"{standin.url}/"}},
+        "endpoint-hub": {
+            "api_type": "inference_endpoints",
+            "api_params": {"url": standin.url},
+            "token_env": ["NOT_SET_ANYWHERE", "HF_TOKEN"],
+        },
+        "serverless": {
+            "api_type": "serverless_inference_api",
+            "api_params": {"model": standin.url, "provider": "hf-inference"},
+        },
+        "keyed": {"api_type": tgi, "api_params": {"url": keyed_standin.url}, "token_env": ["STANDIN_KEY"]},
+        "locked": {"api_type": tgi, "api_params": {"url": keyed_standin.url}},
+        "silent": {"api_type": tgi, "api_params": {"url": f"http://127.0.0.1:{closed_port}"}},
+        "impatient": {"api_type": tgi, "api_params": {"url": standin.url, "timeout": 0.4}},
+    }
+
+
+@pytest.fixture(scope="session")
+def worker(
+    launch_worker: Callable[..., WorkerProcess], generators: dict[str, dict[str, Any]], queue_redis: LocalRedis
+) -> Iterator[WorkerProcess]:
+    """The worker of most tests, at its most talkative."""
+    running = launch_worker(generators, queue_redis.url, "-c", "64", "-l", "debug", environ=TOKENS)
+    yield running
+    assert running.end() == 0, running.log[-LOG_TAIL_CHARACTERS:]
+
+
+@pytest.fixture
+def settings(worker: WorkerProcess) -> Settings:
+    """A producer's: where Redis is, and nothing else."""
+    return Settings(redis_url=worker.redis_url, generators={})
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[GenerationClient]:
+    with GenerationClient(settings) as made:
+        yield made
+
+
+@pytest.fixture
+async def async_client(settings: Settings) -> Any:
+    async with AsyncGenerationClient(settings) as made:
+        yield made
+
+
+@pytest.fixture
+def celery_app(worker: WorkerProcess) -> Iterator[Celery]:
+    """What a producer has that knows Celery and nothing of genqueue."""
+    app = Celery("plain", broker=worker.redis_url, backend=worker.redis_url, set_as_current=False)
+    yield app
+    app.backend.result_consumer.stop()
+    app.backend.client.close()
+    app.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failing test shows the end of the log of every worker that runs."""
+    report = yield
+    if report.failed and {"worker", "start_worker"} & set(getattr(item, "fixturenames", ())):
+        for worker in _started:
+            if worker.process.poll() is None or "start_worker" in getattr(item, "fixturenames", ()):
+                report.sections.append((f"log of worker {worker.process.pid}", worker.log[-LOG_TAIL_CHARACTERS:]))
+    return report
