@@ -249,7 +249,8 @@ def launch_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Wor
         folder = tmp_path_factory.mktemp("worker")
         config, log_path = folder / "genqueue.toml", folder / "worker.log"
         config.write_text(toml_of(generators))
-        command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker", "-P", "threads", *arguments]
+        command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker", "-P", "threads", "-l", "info"]
+        command += arguments  # the last -l counts
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 command,
