@@ -1,4 +1,4 @@
-"""kombu's Redis transport, made to survive what is no Celery message.
+"""kombu's Redis transport and Celery's consumer, where stock ones do not do.
 
 Stock kombu decodes whatever it pops in the worker's event loop and lets the error out: one
 ``LPUSH generate.default garbage`` ends the worker.  Here such an entry is dropped, counted
@@ -8,8 +8,10 @@ and logged (its size only: it may be a prompt).
 import binascii
 import json
 import logging
+import time
 from typing import Any
 
+from celery.worker import consumer
 from kombu.transport import redis
 
 from genqueue.keys import QUEUE_PREFIX
@@ -45,7 +47,7 @@ class Channel(redis.Channel):
         try:
             return super()._brpop_read(**options)
         except (json.JSONDecodeError, UnicodeDecodeError, binascii.Error) as error:
-            entry: str | bytes = getattr(error, "doc", None) or getattr(error, "object", b"")
+            entry: Any = getattr(error, "doc", None) or getattr(error, "object", b"")
             _drop(len(entry), "a queue", type(error).__name__)
             return True
 
@@ -60,3 +62,28 @@ class Transport(redis.Transport):
             _drop(len(json.dumps(message)), queue, "not the shape of one")
             return
         super()._deliver(message, queue)
+
+
+class Consumer(consumer.Consumer):
+    """Publishes task events ten times a second instead of three times a task.
+
+    Stock Celery publishes what its buffer holds at the next turn of its loop: 60 % of the
+    consumer's CPU when 200 generations arrive at once (py-spy), on the thread they wait for.
+    """
+
+    _EVENTS_EVERY_S = 0.1
+    _events_due_s = 0.0
+
+    def on_send_event_buffered(self) -> None:
+        """Called with each event, from any thread; a batch that never went out (the loop was reset) is overdue."""
+        now_s = time.monotonic()
+        if self.hub and now_s >= self._events_due_s:
+            self._events_due_s = now_s + 10 * self._EVENTS_EVERY_S
+            self.hub.call_soon(self._arm)
+
+    def _arm(self) -> None:
+        self.hub.call_later(self._EVENTS_EVERY_S, self._flush_batch)
+
+    def _flush_batch(self) -> None:
+        self._events_due_s = 0.0
+        self._flush_events()

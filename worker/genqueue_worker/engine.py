@@ -291,7 +291,7 @@ class Engine:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await hub.close()
-        await transport.aclose()
+        await transport.close()
         await self._store.close()
 
     async def _hear_cancels(self, hub: LiveHub) -> None:

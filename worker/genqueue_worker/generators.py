@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     TextGenerationError,
     ValidationError,
 )
+from pydantic_core import from_json
 
 from genqueue.messages import GenerationRequest, Token
 from genqueue.settings import GeneratorSettings
@@ -99,6 +100,32 @@ def public_address(generator: GeneratorSettings) -> str:
     return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
 
 
+def take_token(data: bytes, sink: Sink) -> bool:
+    """Push the token of one native stream event, if that is all the event says.
+
+    Returns:
+        False for an error, for the last event and for whatever is no event of TGI's native
+        routes: those are huggingface_hub's to judge.
+    """
+    try:
+        event = from_json(data)
+        if "error" in event or event.get("generated_text") is not None:
+            return False
+        token = event["token"]
+        token_id, text, special = token["id"], token["text"], token["special"]
+        top = event.get("top_tokens")
+        sink.push(
+            Token(token_id, text, token.get("logprob"), special),
+            "" if special else text,
+            [Token(other["id"], other["text"], other.get("logprob"), other["special"]) for other in top]
+            if top
+            else None,
+        )
+    except (ValueError, TypeError, KeyError):
+        return False
+    return True
+
+
 class TextGeneration:
     """One generator's ``text_generation`` calls over the worker's transport.
 
@@ -140,7 +167,15 @@ class TextGeneration:
             UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
         """
         parameters = call_parameters(self.settings, request)
-        told = Exchange()
+
+        def on_data(data: bytes) -> bool:
+            return take_token(data, sink)
+
+        async def pause() -> None:
+            if sink.is_congested:
+                await sink.relief()
+
+        told = Exchange(on_data, pause)
         exchange.set(told)
         try:
             if not self._warm:
@@ -168,13 +203,14 @@ class TextGeneration:
         # model= per call, not per client: huggingface_hub remembers trouble by this argument.
         where = self.settings.api_params.url or self.settings.api_params.model
         async for output in await client.text_generation(prompt, model=where, stream=True, **parameters):
-            token = output.token
-            top = output.top_tokens
-            sink.push(
-                Token(token.id, token.text, token.logprob, token.special),
-                "" if token.special else token.text,
-                [Token(other.id, other.text, other.logprob, other.special) for other in top] if top else None,
-            )
+            # What take_token left over: events of another dialect, and the last one.
+            token, top = output.token, output.top_tokens
+            if token is not None:
+                sink.push(
+                    Token(token.id, token.text, token.logprob, token.special),
+                    "" if token.special else token.text,
+                    [Token(other.id, other.text, other.logprob, other.special) for other in top] if top else None,
+                )
             if output.generated_text is not None:  # the native route's only end marker
                 details = output.details
                 return Ending(
@@ -184,8 +220,6 @@ class TextGeneration:
                     completion_tokens=details.generated_tokens if details else None,
                     extra={"seed": details.seed} if details and details.seed is not None else {},
                 )
-            if sink.is_congested:
-                await sink.relief()
         raise UpstreamError(
             UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
         )

@@ -23,12 +23,17 @@ class Receipt:
         meta = self._result.meta[0]
         return f"{meta['usage']['completion_tokens']} tokens, {meta['finish_reason']}, attempt {meta['attempts']}"
 
-    def __json__(self) -> dict[str, Any]:
-        """What kombu stores of it, should it come to that: the result is in Redis already."""
-        return self._result.model_dump()
 
-
-@app.task(name=TASK_NAME, bind=True, typing=False, throws=(GenerationError,))
+@app.task(
+    name=TASK_NAME,
+    bind=True,
+    typing=False,
+    throws=(GenerationError,),  # an outcome, not a defect: one line, no traceback
+    # The result was written with the terminal event, in one call that nothing can cut in two;
+    # Celery would only read it back.  A defect of ours is still stored as FAILURE.
+    ignore_result=True,
+    store_errors_even_if_ignored=True,
+)
 def generate(self: Task, *args: Any, **foreign: Any) -> Receipt:
     """Run the generation whose id is this task's.
 

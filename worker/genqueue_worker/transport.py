@@ -5,20 +5,31 @@ streamed response until that is closed: 10 KB a call on a client that lives long
 context (35 ms) and no pooled connection on one that does not.  So the transport lives as
 long as the worker and a light client is opened over it for each generation
 (``huggingface_hub.set_async_client_factory``).
+
+The transport is aiohttp's, whose HTTP parser is C, and it lets the caller take the plain
+events of a stream as bytes (:attr:`Exchange.on_data`); huggingface_hub is left what it alone
+can judge: the call, the errors, the end.  Per token that is a quarter of the way through
+five layers of generators and two of dataclasses.
 """
 
 import contextvars
-import re
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import aiohttp
 import httpx2
+import yarl
 from huggingface_hub import set_async_client_factory
 from pydantic_core import from_json
 
 from genqueue_worker.policy import UpstreamFacts
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
-_DROPPED_PARAMETERS = re.compile(r"model_kwargs` are not used by the model")
+_KEEP_ALIVE_S = 30.0
 
 
 class UpstreamError(Exception):
@@ -29,31 +40,146 @@ class UpstreamError(Exception):
         super().__init__(facts.message)
 
 
+async def _no_pause() -> None:
+    pass
+
+
 @dataclass
 class Exchange:
-    """What one HTTP call told besides its body: ``x-*`` and ``Retry-After`` headers."""
+    """One HTTP call as its caller sees it.
 
+    Attributes:
+        on_data: is offered the data of each server-sent event; True if it took it, and then
+            huggingface_hub never sees that event.
+        pause: awaited after each read; the caller's way to slow the server down.
+        headers: the response's ``x-*`` headers, lower case; filled in when they come.
+    """
+
+    on_data: Callable[[bytes], bool]
+    pause: Callable[[], Awaitable[None]] = _no_pause
     headers: dict[str, str] = field(default_factory=dict)
 
 
 exchange: contextvars.ContextVar[Exchange] = contextvars.ContextVar("exchange")
-"""Set by whoever calls; the response hook fills it in."""
+"""Set by whoever calls, around the call."""
 
 
-class _Lasting(httpx2.AsyncBaseTransport):
-    """A transport that outlives the clients opened over it."""
+@contextmanager
+def _as_httpx2(request: httpx2.Request | None) -> Iterator[None]:
+    """Turn aiohttp's errors into those that huggingface_hub knows."""
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError as error:
+        raise httpx2.ConnectTimeout(str(error), request=request) from error
+    except (TimeoutError, aiohttp.SocketTimeoutError) as error:
+        raise httpx2.ReadTimeout(str(error), request=request) from error
+    except aiohttp.ClientConnectorError as error:
+        raise httpx2.ConnectError(str(error), request=request) from error
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
+        raise httpx2.RemoteProtocolError(str(error), request=request) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise httpx2.ReadError(str(error), request=request) from error
 
-    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
-        self._transport = transport
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        return await self._transport.handle_async_request(request)
+class _Body(httpx2.AsyncByteStream):
+    def __init__(self, upstream: aiohttp.ClientResponse) -> None:
+        self.upstream = upstream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _as_httpx2(None):
+            async for data in self.upstream.content.iter_any():
+                yield data
 
     async def aclose(self) -> None:
-        """A client was closed, the transport stays."""
+        """Keep the connection if the body was read to its end, close it if not: the server sees that at once."""
+        if self.upstream.content.at_eof():
+            self.upstream.release()
+        else:
+            self.upstream.close()
 
 
-def error_facts(status: int, reason: str, headers: "dict[str, str]", body: bytes) -> UpstreamFacts:
+class _Response(httpx2.Response):
+    """A response whose events go to the caller first."""
+
+    async def aiter_lines(self) -> AsyncIterator[str]:
+        told, body = exchange.get(None), self.extensions.get("genqueue_body")
+        if told is None or body is None or "content-encoding" in self.headers:
+            async for line in super().aiter_lines():
+                yield line
+            return
+        rest = b""
+        read: Callable[[], Awaitable[bytes]] = body.upstream.content.readany
+        with _as_httpx2(self.request):
+            while data := await read():
+                *events, rest = (rest + data).split(b"\n")
+                for event in events:
+                    if event and not (event.startswith(b"data:") and told.on_data(event[5:])):
+                        yield event.decode("utf-8", "replace")
+                await told.pause()
+        if rest:
+            yield rest.decode("utf-8", "replace")
+
+
+class Transport(httpx2.AsyncBaseTransport):
+    """aiohttp under httpx2's interface; outlives the clients that are opened over it.
+
+    No limit on connections: how many generations run at once is the worker's concurrency.
+    Proxy variables are honoured, ``~/.netrc`` is not: tokens come from the settings alone.
+    """
+
+    def __init__(self) -> None:
+        context: ssl.SSLContext = httpx2.create_ssl_context()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S, ssl=context),
+            auto_decompress=False,  # httpx2 does
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+        self._proxies = urllib.request.getproxies()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request; the response's body is still to be read."""
+        assert isinstance(request.stream, httpx2.AsyncByteStream)
+        limits: dict[str, Any] = request.extensions.get("timeout", {})
+        headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw]
+        with _as_httpx2(request):
+            upstream = await self._session.request(
+                request.method,
+                # httpx2 has made a header of the address's user and password already.
+                yarl.URL(str(request.url.copy_with(userinfo=b"")), encoded=True),
+                data=b"".join([part async for part in request.stream]),
+                headers=headers,
+                allow_redirects=False,  # httpx2 does
+                proxy=self._proxy(request.url),
+                timeout=aiohttp.ClientTimeout(sock_connect=limits.get("connect"), sock_read=limits.get("read")),
+            )
+        body = _Body(upstream)
+        return _Response(
+            upstream.status,
+            headers=upstream.raw_headers,
+            stream=body,
+            request=request,
+            extensions={
+                "http_version": b"HTTP/1.1",
+                "reason_phrase": (upstream.reason or "").encode("latin-1", "replace"),
+                "genqueue_body": body,
+            },
+        )
+
+    def _proxy(self, url: httpx2.URL) -> str | None:
+        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
+        return None if proxy is None or urllib.request.proxy_bypass(url.host) else proxy
+
+    async def aclose(self) -> None:
+        """A client over this transport was closed; the transport stays."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+
+def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) -> UpstreamFacts:
     """Read an HTTP error response: TGI's JSON, axum's plain text, a proxy's page, or nothing at all."""
     text = body.decode("utf-8", "replace").strip()
     message, error_type = text[:_ERROR_BODY_LIMIT_CHARACTERS], None
@@ -91,22 +217,17 @@ async def _on_response(response: httpx2.Response) -> None:
         raise UpstreamError(facts)
 
 
-def open_transport() -> httpx2.AsyncBaseTransport:
-    """Make the worker's transport and have huggingface_hub use it; whoever opened it closes it.
-
-    No limit on connections: how many generations run at once is the worker's concurrency.
-    """
-    lasting = httpx2.AsyncHTTPTransport(
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=30.0)
-    )
+def open_transport() -> Transport:
+    """Make the worker's transport and have huggingface_hub use it; whoever opened it closes it."""
+    transport = Transport()
 
     def light_client() -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
-            transport=_Lasting(lasting),
+            transport=transport,
             event_hooks={"response": [_on_response]},
             follow_redirects=True,
             timeout=None,
         )
 
     set_async_client_factory(light_client)
-    return lasting
+    return transport
