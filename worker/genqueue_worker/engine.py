@@ -86,6 +86,7 @@ class Engine:
         self.generators = {
             name: TextGeneration(name, configured, environ) for name, configured in settings.generators.items()
         }
+        self._in_hand: set[str] = set()
         self._running: dict[str, Run] = {}
         self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="genqueue-engine", daemon=True)
@@ -132,8 +133,18 @@ class Engine:
     async def _generate(
         self, generation_id: str, generator: str, foreign: dict[str, Any] | None
     ) -> Done | Ended | NotOurs:
-        if generation_id in self._running:
+        if generation_id in self._in_hand:
             return NotOurs("held")
+        # From before the claim: to the registry, two doorbells of one worker are one that asks twice.
+        self._in_hand.add(generation_id)
+        try:
+            return await self._attempt(generation_id, generator, foreign)
+        finally:
+            self._in_hand.remove(generation_id)
+
+    async def _attempt(
+        self, generation_id: str, generator: str, foreign: dict[str, Any] | None
+    ) -> Done | Ended | NotOurs:
         if foreign is not None:
             adopted = await self._adopt(generation_id, generator, foreign)
             if adopted is not None:
