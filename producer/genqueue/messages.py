@@ -10,13 +10,18 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from genqueue.errors import InvalidRequestError
 from genqueue.keys import PRIORITIES
 
 VERSION: Literal[1] = 1
 TASK_NAME = "genqueue.generate"
+GENERATOR_NAME = r"^[A-Za-z0-9._-]{1,64}$"
+"""What a generator may be called: it is part of keys, queues and Celery's ``-Q``."""
+
+StopWord = Annotated[str, Field(min_length=1)]
+"""An empty one would stop every text after its first token."""
 
 
 class Grammar(BaseModel):
@@ -35,7 +40,8 @@ class GenerationKwargs(BaseModel):
     ``stop_sequences`` is the name that ``stop`` had before huggingface_hub 2.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # JSON has no NaN and no infinity: they would be sent as null, which means "not given".
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     adapter_id: str | None = None
     best_of: int | None = Field(None, ge=1)
@@ -47,8 +53,8 @@ class GenerationKwargs(BaseModel):
     repetition_penalty: float | None = None
     return_full_text: Literal[False] | None = None
     seed: int | None = Field(None, ge=0)
-    stop: list[str] | None = None
-    stop_sequences: list[str] | None = None
+    stop: list[StopWord] | None = None
+    stop_sequences: list[StopWord] | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_n_tokens: int | None = None
@@ -65,12 +71,12 @@ class GenerationRequest(BaseModel):
 
     v: Literal[1] = VERSION
     prompt: str = Field(min_length=1, strict=True)
-    generator: str = Field("default", pattern=r"^[A-Za-z0-9._-]{1,64}$", strict=True)
+    generator: str = Field("default", pattern=GENERATOR_NAME, strict=True)
     generation_kwargs: GenerationKwargs = GenerationKwargs()
-    stop_words: tuple[str, ...] = ()
+    stop_words: tuple[StopWord, ...] = ()
     stream: bool = Field(True, strict=True)
     priority: int = Field(5, ge=PRIORITIES.start, lt=PRIORITIES.stop, strict=True)
-    deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False, strict=True)
 
     @field_validator("stop_words", mode="before")
     @classmethod
@@ -83,15 +89,6 @@ class GenerationRequest(BaseModel):
     @classmethod
     def _none_is_empty(cls, value: object) -> object:
         return {} if value is None else value
-
-    @field_validator("prompt")
-    @classmethod
-    def _encodable(cls, value: str) -> str:
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"character {error.start} is half of a surrogate pair and cannot be sent") from error
-        return value
 
     def to_wire(self) -> bytes:
         """The request as JSON, without the fields that were not given."""
@@ -110,9 +107,25 @@ def read_request(fields: dict[str, Any]) -> GenerationRequest:
             ``generation_kwargs`` it says which are known.
     """
     try:
-        return GenerationRequest.model_validate(fields)
+        request = GenerationRequest.model_validate(fields)
     except ValidationError as error:
         raise InvalidRequestError("; ".join(describe(error))) from None
+    unsendable = [name for name, value in request if not _is_json(value)]
+    if unsendable:
+        raise InvalidRequestError(
+            "; ".join(
+                f"{name}: holds what JSON cannot: half of a surrogate pair, or no value of JSON" for name in unsendable
+            )
+        )
+    return request
+
+
+def _is_json(value: object) -> bool:
+    try:
+        to_json(value)
+    except PydanticSerializationError:
+        return False
+    return True
 
 
 def describe(error: ValidationError) -> list[str]:

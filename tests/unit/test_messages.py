@@ -1,0 +1,269 @@
+"""What goes over the wire, and what is refused before it does."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from genqueue.errors import InvalidRequestError
+from genqueue.messages import (
+    Chunk,
+    Finished,
+    GenerationKwargs,
+    GenerationRequest,
+    GenerationResult,
+    Token,
+    celery_failure,
+    celery_success,
+    chunk_body,
+    event_body,
+    read_event,
+    read_events,
+    read_request,
+)
+
+SECRET = "s3cret-do-not-show"
+
+
+def logged(body: bytes, seq: int = 1, attempt: int = 1) -> bytes:
+    """An event as append.lua writes it."""
+    return b'{"seq":%d,"attempt":%d,' % (seq, attempt) + body
+
+
+@given(
+    prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+    stop_words=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1)),
+    stream=st.booleans(),
+    priority=st.integers(0, 9),
+    deadline_s=st.none() | st.floats(min_value=1e-6, max_value=1e9),
+    temperature=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+def test_a_request_survives_the_wire(prompt, stop_words, stream, priority, deadline_s, temperature):
+    request = read_request(
+        {
+            "prompt": prompt,
+            "stop_words": stop_words,
+            "stream": stream,
+            "priority": priority,
+            "deadline_s": deadline_s,
+            "generation_kwargs": {"temperature": temperature, "grammar": {"type": "json", "value": {"properties": {}}}},
+        }
+    )
+    received = GenerationRequest.model_validate_json(request.to_wire())
+    assert received == request
+    assert received.fingerprint() == request.fingerprint()
+
+
+def test_what_was_not_given_is_not_sent():
+    request = read_request({"prompt": "p", "generation_kwargs": {"seed": 1, "temperature": None}, "stop_words": None})
+    assert json.loads(request.to_wire()) == {"prompt": "p", "generation_kwargs": {"seed": 1}, "stop_words": []}
+
+
+def test_equal_requests_share_a_fingerprint_however_they_were_written():
+    short = read_request({"prompt": "p"})
+    long = read_request({"prompt": "p", "generator": "default", "generation_kwargs": {"seed": None}, "priority": 5})
+    assert short.fingerprint() == long.fingerprint()
+    assert short.fingerprint() != read_request({"prompt": "p", "priority": 4}).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        pytest.param({"prompt": ""}, "prompt: String should have at least 1 character", id="empty-prompt"),
+        pytest.param({"prompt": None}, "prompt: Input should be a valid string", id="no-prompt"),
+        pytest.param({"prompt": 5}, "prompt: Input should be a valid string", id="prompt-number"),
+        pytest.param({"prompt": b"bytes"}, "prompt: Input should be a valid string", id="prompt-bytes"),
+        pytest.param({"prompt": "\ud83d"}, "prompt: Input should be a valid string, unable", id="prompt-surrogate"),
+        pytest.param({"generator": ""}, "generator: String should match", id="generator-empty"),
+        pytest.param({"generator": "a b"}, "generator: String should match", id="generator-space"),
+        pytest.param({"generator": "a\n"}, "generator: String should match", id="generator-newline"),
+        pytest.param({"generator": "é"}, "generator: String should match", id="generator-not-ascii"),
+        pytest.param({"generator": "x" * 65}, "generator: String should match", id="generator-long"),
+        pytest.param({"priority": -1}, "priority: Input should be greater", id="priority-below"),
+        pytest.param({"priority": 10}, "priority: Input should be less", id="priority-above"),
+        pytest.param({"priority": True}, "priority: Input should be a valid integer", id="priority-bool"),
+        pytest.param({"priority": "5"}, "priority: Input should be a valid integer", id="priority-string"),
+        pytest.param({"stream": "yes"}, "stream: Input should be a valid boolean", id="stream-string"),
+        pytest.param({"stream": 1}, "stream: Input should be a valid boolean", id="stream-number"),
+        pytest.param({"deadline_s": 0}, "deadline_s: Input should be greater than 0", id="deadline-zero"),
+        pytest.param({"deadline_s": math.inf}, "deadline_s: Input should be a finite", id="deadline-infinite"),
+        pytest.param({"deadline_s": math.nan}, "deadline_s: Input should be", id="deadline-nan"),
+        pytest.param({"deadline_s": True}, "deadline_s: Input should be a valid number", id="deadline-bool"),
+        pytest.param({"deadline_s": "60"}, "deadline_s: Input should be a valid number", id="deadline-string"),
+        pytest.param({"stop_words": "\n\n"}, "stop_words: a list of strings is needed", id="stop-words-string"),
+        pytest.param({"stop_words": ["a", 5]}, "stop_words.1: Input should be a valid string", id="stop-words-number"),
+        pytest.param({"stop_words": [""]}, "stop_words.0: String should have at least 1", id="stop-words-empty"),
+        pytest.param({"stop_words": ["\ud83d"]}, "stop_words.0: Input should be a valid", id="stop-words-surrogate"),
+        pytest.param({"generation_kwargs": [1]}, "generation_kwargs: Input should be", id="kwargs-list"),
+        pytest.param({"generation_kwargs": {"seed": "1"}}, "generation_kwargs.seed: Input should", id="kwargs-type"),
+        pytest.param({"generation_kwargs": {"seed": True}}, "generation_kwargs.seed: Input should", id="kwargs-bool"),
+        pytest.param(
+            {"generation_kwargs": {"temperature": math.nan}},
+            "generation_kwargs.temperature: Input should be a finite number",
+            id="kwargs-nan",
+        ),
+        pytest.param(
+            {"generation_kwargs": {"top_p": math.inf}},
+            "generation_kwargs.top_p: Input should be a finite number",
+            id="kwargs-infinite",
+        ),
+        pytest.param(
+            {"generation_kwargs": {"adapter_id": "\ud83d"}},
+            "generation_kwargs: holds what JSON cannot",
+            id="kwargs-surrogate",
+        ),
+        pytest.param(
+            {"generation_kwargs": {"grammar": {"type": "json", "value": {"a": object()}}}},
+            "generation_kwargs: holds what JSON cannot",
+            id="grammar-object",
+        ),
+        pytest.param(
+            {"generation_kwargs": {"grammar": {"type": "json", "value": {"a": "\ud83d"}}}},
+            "generation_kwargs: holds what JSON cannot",
+            id="grammar-surrogate",
+        ),
+        pytest.param(
+            {"generation_kwargs": {"stop": ["a", ""]}}, "generation_kwargs.stop.1: String should", id="stop-empty"
+        ),
+        pytest.param(
+            {"generation_kwargs": {"return_full_text": True}},
+            "generation_kwargs.return_full_text: only False; a reply never holds the prompt",
+            id="full-text",
+        ),
+        pytest.param({"promt": "typo"}, "promt: Extra inputs are not permitted", id="unknown-field"),
+        pytest.param({"v": 2}, "v: Input should be 1", id="newer-version"),
+    ],
+)
+def test_a_request_that_cannot_run_is_refused_in_one_line(fields, words):
+    with pytest.raises(InvalidRequestError) as refused:
+        read_request({"prompt": "p", **fields})
+    assert str(refused.value).startswith(words)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_grammar_that_holds_itself_is_refused():
+    endless: dict[str, Any] = {}
+    endless["again"] = endless
+    with pytest.raises(InvalidRequestError, match="generation_kwargs: holds what JSON cannot"):
+        read_request({"prompt": "p", "generation_kwargs": {"grammar": {"type": "json", "value": endless}}})
+
+
+def test_an_unknown_generation_kwarg_is_answered_with_the_known_ones():
+    with pytest.raises(InvalidRequestError) as refused:
+        read_request({"prompt": "p", "generation_kwargs": {"max_tokens": 5}})
+    assert str(refused.value) == "generation_kwargs.max_tokens: unknown; known: " + ", ".join(
+        GenerationKwargs.model_fields
+    )
+
+
+def test_every_problem_is_named_not_only_the_first():
+    with pytest.raises(InvalidRequestError) as refused:
+        read_request({"prompt": "", "priority": 99, "generation_kwargs": {"seed": -1}})
+    assert [line.partition(":")[0] for line in str(refused.value).split("; ")] == [
+        "prompt",
+        "generation_kwargs.seed",
+        "priority",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"prompt": [SECRET]}, id="prompt"),
+        pytest.param({"prompt": SECRET + "\ud83d"}, id="prompt-surrogate"),
+        pytest.param({"prompt": "p", "generator": SECRET + "!"}, id="generator"),
+        pytest.param({"prompt": "p", "stop_words": SECRET}, id="stop-words"),
+        pytest.param({"prompt": "p", "stop_words": [SECRET + "\ud83d"]}, id="stop-words-surrogate"),
+        pytest.param({"prompt": "p", "priority": SECRET}, id="priority"),
+        pytest.param({"prompt": "p", "deadline_s": SECRET}, id="deadline"),
+        pytest.param({"prompt": "p", "generation_kwargs": SECRET}, id="kwargs"),
+        pytest.param({"prompt": "p", "generation_kwargs": {"seed": SECRET}}, id="kwarg"),
+        pytest.param({"prompt": "p", "generation_kwargs": {"grammar": {"type": SECRET, "value": SECRET}}}, id="type"),
+        pytest.param({"prompt": "p", "generation_kwargs": {"grammar": {"type": "json", "value": 1}}}, id="value"),
+        pytest.param({"prompt": "p", "unknown": SECRET}, id="unknown-field"),
+    ],
+)
+def test_a_refusal_never_shows_the_value(fields):
+    with pytest.raises(InvalidRequestError) as refused:
+        read_request(fields)
+    assert SECRET not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+TOKENS = (Token(1, "Na", -0.5, False), Token(2, "</s>", None, True))
+
+
+def test_a_chunk_is_read_as_it_was_written():
+    body = chunk_body("Na", TOKENS, [[Token(3, "No", -1.5, False)], []])
+    assert read_event(logged(body, 7, 2)) == Chunk(
+        seq=7, attempt=2, text="Na", tokens=TOKENS, top_tokens=((Token(3, "No", -1.5, False),), ())
+    )
+
+
+@pytest.mark.parametrize("text", ["", " ", "\x00", '"\\\n\r\t', "日本語 🦜", "\u2028", "}]", "a" * 100_000])
+def test_any_text_survives_in_a_chunk(text):
+    (event,) = read_events(b"[" + logged(chunk_body(text, ())) + b"]")
+    assert isinstance(event, Chunk)
+    assert event.text == text
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("started", {"at": 1.5, "worker": "host:1:ab"}),
+        ("chunk", {"text": "a"}),
+        ("resumed", {}),
+        ("reset", {}),
+        ("finished", {"finish_reason": None, "completion_tokens": 0}),
+        ("failed", {"error": "rejected", "message": "no"}),
+        ("cancelled", {}),
+    ],
+)
+def test_an_event_ignores_fields_it_does_not_know(kind, fields):
+    event = read_event(logged(event_body(kind, {**fields, "from_a_later_release": [1]})))
+    assert event.type == kind
+    assert event.model_dump(include=fields.keys()) == fields
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(b'[{"seq":1,"attempt":1,"v":2,"type":"resumed"}]', id="newer-version"),
+        pytest.param(b'[{"seq":1,"attempt":1,"v":1,"type":"paused"}]', id="unknown-type"),
+        pytest.param(b'[{"attempt":1,"v":1,"type":"resumed"}]', id="no-seq"),
+        pytest.param(b'{"seq":1,"attempt":1,"v":1,"type":"resumed"}', id="no-array"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\xff\xfe", id="no-text"),
+        pytest.param(b"[" * 10_000, id="deep"),
+    ],
+)
+def test_what_is_no_event_of_this_version_is_refused(raw):
+    with pytest.raises(ValidationError):
+        read_events(raw)
+
+
+def test_events_cannot_be_changed_by_one_of_their_readers():
+    event = read_event(logged(event_body("finished", {"finish_reason": "length", "completion_tokens": 3})))
+    assert isinstance(event, Finished)
+    with pytest.raises(ValidationError):
+        event.completion_tokens = 4  # type: ignore[misc]  # that is the point
+
+
+def test_celery_results_have_celerys_shape():
+    result = GenerationResult(replies=["é"], meta=[{"model": "m"}])
+    assert json.loads(celery_success("id", result, "2026-01-01T00:00:00+00:00")) == {
+        "status": "SUCCESS",
+        "result": {"replies": ["é"], "meta": [{"model": "m"}]},
+        "traceback": None,
+        "children": [],
+        "date_done": "2026-01-01T00:00:00+00:00",
+        "task_id": "id",
+    }
+    failure = json.loads(celery_failure("id", "FAILURE", "SomeError", "some.module", "words", "now"))
+    assert failure["status"] == "FAILURE"
+    assert failure["result"] == {"exc_type": "SomeError", "exc_message": ["words"], "exc_module": "some.module"}
