@@ -1,21 +1,29 @@
 """The settings of producers and workers: one frozen model, read once, by whoever starts.
 
 Order of precedence: arguments, ``GENQUEUE_*`` variables, the TOML file that
-``GENQUEUE_CONFIG`` names (``./genqueue.toml`` if that exists), defaults.  Secrets are never
+``GENQUEUE_CONFIG`` names (``./genqueue.toml`` if that exists), defaults.  Tokens are never
 in it: a generator names the environment variables that hold its token (``token_env``).
+Addresses and headers may hold credentials, so no ``repr`` shows them.
 """
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from genqueue.errors import ConfigError
-from genqueue.messages import GenerationKwargs, describe
+from genqueue.messages import GENERATOR_NAME, GenerationKwargs, StopWord, describe
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 
@@ -29,7 +37,7 @@ class ApiParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str | None = None
+    url: str | None = Field(None, repr=False)
     model: str | None = None
     provider: str | None = None
     bill_to: str | None = None
@@ -39,7 +47,7 @@ class ApiParams(BaseModel):
     @field_validator("url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
-        if value is not None and (urlsplit(value).scheme not in {"http", "https"} or not urlsplit(value).hostname):
+        if value is not None and (_address(value).scheme not in {"http", "https"} or not _address(value).hostname):
             raise ValueError("must be an http:// or https:// address")
         return value
 
@@ -55,7 +63,7 @@ class GeneratorSettings(BaseModel):
     api_params: ApiParams
     token_env: tuple[str, ...] | None = None
     generation_kwargs: GenerationKwargs = GenerationKwargs()
-    stop_words: tuple[str, ...] = ()
+    stop_words: tuple[StopWord, ...] = ()
     max_queue_depth: int = Field(10_000, ge=0)
 
     @model_validator(mode="after")
@@ -82,10 +90,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="GENQUEUE_", frozen=True, extra="forbid")
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    redis_timeout_s: float = Field(5.0, gt=0)
+    redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
+    redis_timeout_s: float = Field(5.0, gt=0, allow_inf_nan=False)
     generators: dict[str, GeneratorSettings] = {}
-    lease_s: float = Field(3.0, gt=0)
+    lease_s: float = Field(3.0, gt=0, allow_inf_nan=False)
     log_ttl_s: int = Field(3600, ge=1)
     result_ttl_s: int = Field(86_400, ge=1)
     keep_s: int = Field(7 * 86_400, ge=60)
@@ -93,7 +101,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
+        if _address(value).scheme not in {"redis", "rediss", "unix"}:
             raise ValueError("must be a redis://, rediss:// or unix:// address")
         return value
 
@@ -101,8 +109,8 @@ class Settings(BaseSettings):
     @classmethod
     def _names(cls, value: dict[str, GeneratorSettings]) -> dict[str, GeneratorSettings]:
         for name in value:
-            if not name or len(name) > 64 or not name.replace("-", "a").replace("_", "a").replace(".", "a").isalnum():
-                raise ValueError(f"{name!r}: a name has 1 to 64 letters, digits, '.', '_' or '-'")
+            if not re.fullmatch(GENERATOR_NAME, name):
+                raise ValueError(f"{name!r}: a name has 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")
         return value
 
     @classmethod
@@ -128,6 +136,18 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise ConfigError("settings: " + "; ".join(describe(error))) from None
+    except SettingsError as error:  # GENQUEUE_GENERATORS takes JSON; what it says holds the field, not the value
+        raise ConfigError(f"settings: {error}") from None
+
+
+def _address(value: str) -> SplitResult:
+    """The parts of an address; ValueError if its host or port is none (``urlsplit`` looks at the port on use only)."""
+    parts = urlsplit(value)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("the port must be a number from 0 to 65535") from None
+    return parts
 
 
 def _read_toml() -> dict[str, Any]:

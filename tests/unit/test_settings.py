@@ -1,0 +1,238 @@
+"""Arguments, then environment, then the file; every refusal names its key in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genqueue.errors import ConfigError
+from genqueue.settings import Settings, load_settings
+
+SECRET = "s3cret-do-not-show"
+TGI = 'api_type = "text_generation_inference"'
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No GENQUEUE_* variable, and a working folder without a settings file."""
+    for name in [name for name in __import__("os").environ if name.startswith("GENQUEUE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str, name: str = "genqueue.toml") -> str:
+    Path(name).write_text(text, encoding="utf-8")
+    return name
+
+
+def test_without_anything_the_defaults_stand():
+    settings = load_settings()
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.generators == {}
+    assert (settings.redis_timeout_s, settings.lease_s) == (5.0, 3.0)
+    assert (settings.log_ttl_s, settings.result_ttl_s, settings.keep_s) == (3600, 86_400, 7 * 86_400)
+
+
+def test_arguments_win_over_environment_over_file_over_defaults(monkeypatch):
+    write("redis_timeout_s = 1\nlog_ttl_s = 1\nresult_ttl_s = 1\n")
+    monkeypatch.setenv("GENQUEUE_LOG_TTL_S", "2")
+    monkeypatch.setenv("GENQUEUE_RESULT_TTL_S", "2")
+    settings = load_settings(result_ttl_s=3)
+    assert (settings.redis_timeout_s, settings.log_ttl_s, settings.result_ttl_s, settings.lease_s) == (1.0, 2, 3, 3.0)
+
+
+def test_the_named_file_is_read_instead_of_the_default_one(monkeypatch):
+    write("log_ttl_s = 1")
+    monkeypatch.setenv("GENQUEUE_CONFIG", write("log_ttl_s = 2", "other.toml"))
+    assert load_settings().log_ttl_s == 2
+
+
+def test_a_named_file_must_exist_and_the_default_one_need_not(monkeypatch):
+    assert load_settings() == Settings()
+    monkeypatch.setenv("GENQUEUE_CONFIG", "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"^GENQUEUE_CONFIG: cannot read nowhere.toml: No such file or directory$"):
+        load_settings()
+
+
+def test_a_generator_is_read_whole():
+    write(
+        """
+        [generators.chat]
+        api_type = "inference_endpoints"
+        api_params = { url = "https://x.endpoints.huggingface.cloud", timeout = 60 }
+        token_env = ["MINE"]
+        generation_kwargs = { max_new_tokens = 5, temperature = 1 }
+        stop_words = ["\\n"]
+        max_queue_depth = 7
+        """
+    )
+    chat = load_settings().generators["chat"]
+    assert chat.api_params.timeout == 60
+    assert chat.token_names == ("MINE",)
+    assert chat.generation_kwargs.max_new_tokens == 5
+    assert chat.stop_words == ("\n",)
+    assert chat.max_queue_depth == 7
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (f'{TGI}\napi_params = {{ url = "http://tgi:8080" }}', ()),
+        (f'{TGI}\napi_params = {{ url = "http://tgi:8080" }}\ntoken_env = ["A", "B"]', ("A", "B")),
+        ('api_type = "inference_endpoints"\napi_params = { url = "https://e" }', ("HF_API_TOKEN", "HF_TOKEN")),
+        ('api_type = "serverless_inference_api"\napi_params = { model = "m" }', ("HF_API_TOKEN", "HF_TOKEN")),
+        ('api_type = "serverless_inference_api"\napi_params = { model = "m" }\ntoken_env = []', ()),
+    ],
+    ids=["self-hosted", "self-hosted-named", "endpoint", "serverless", "serverless-none"],
+)
+def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected):
+    write("[generators.g]\n" + body)
+    assert load_settings().generators["g"].token_names == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param("redis_url = 5", "redis_url: Input should be a valid string", id="type"),
+        pytest.param('redis_url = ""', "redis_url: must be a redis://", id="url-empty"),
+        pytest.param('redis_url = "http://h"', "redis_url: must be a redis://", id="url-scheme"),
+        pytest.param('redis_url = "redis://h:70000/0"', "redis_url: the port must be a number", id="url-port"),
+        pytest.param('redis_url = "redis://h:port/0"', "redis_url: the port must be a number", id="url-port-word"),
+        pytest.param('redis_url = "redis://[::1"', "redis_url: Invalid IPv6 URL", id="url-bracket"),
+        pytest.param("redis_timeout_s = 0", "redis_timeout_s: Input should be greater than 0", id="timeout-zero"),
+        pytest.param("redis_timeout_s = inf", "redis_timeout_s: Input should be a finite number", id="timeout-inf"),
+        pytest.param("lease_s = nan", "lease_s: Input should be", id="lease-nan"),
+        pytest.param("log_ttl_s = 1.5", "log_ttl_s: Input should be a valid integer", id="ttl-fraction"),
+        pytest.param("keep_s = 1", "keep_s: Input should be greater than or equal to 60", id="keep-short"),
+        pytest.param("colour = 1", "colour: Extra inputs are not permitted", id="unknown-key"),
+        pytest.param("generators = 3", "generators: Input should be a valid dictionary", id="generators-number"),
+        pytest.param("[generators.g]", "generators.g.api_type: Field required", id="nothing"),
+        pytest.param(
+            f"[generators.'é']\n{TGI}\napi_params = {{ url = 'http://h' }}",
+            "generators: 'é': a name has 1 to 64 of",
+            id="name-not-ascii",
+        ),
+        pytest.param(
+            f"[generators.'a b']\n{TGI}\napi_params = {{ url = 'http://h' }}",
+            "generators: 'a b': a name has 1 to 64 of",
+            id="name-space",
+        ),
+        pytest.param(
+            "[generators.g]\napi_type = 'openai'\napi_params = { url = 'http://h' }",
+            "generators.g.api_type: Input should be 'text_generation_inference', 'inference_endpoints' or",
+            id="api-type",
+        ),
+        pytest.param(f"[generators.g]\n{TGI}\napi_params = {{}}", "generators.g: api_params.url: needed", id="no-url"),
+        pytest.param(
+            "[generators.g]\napi_type = 'serverless_inference_api'\napi_params = {}",
+            "generators.g: api_params.model: needed",
+            id="no-model",
+        ),
+        pytest.param(
+            "[generators.g]\napi_type = 'serverless_inference_api'\napi_params = { model = 'm', url = 'http://h' }",
+            "generators.g: api_params.url: not for",
+            id="serverless-url",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'tgi:8080' }}",
+            "generators.g.api_params.url: must be an http:// or https:// address",
+            id="bare-url",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://' }}",
+            "generators.g.api_params.url: must be an http:// or https:// address",
+            id="url-without-host",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h:99999' }}",
+            "generators.g.api_params.url: the port must be",
+            id="url-port-of-a-generator",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', token = 't' }}",
+            "generators.g.api_params.token: Extra inputs",
+            id="unknown-param",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\ntoken_env = 'HF_TOKEN'",
+            "generators.g.token_env: Input should be a valid tuple",
+            id="token-env-string",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\ngeneration_kwargs = {{ max_tokens = 1 }}",
+            "generators.g.generation_kwargs.max_tokens: unknown; known: adapter_id,",
+            id="unknown-kwarg",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\nstop_words = ['']",
+            "generators.g.stop_words.0: String should have at least 1 character",
+            id="empty-stop-word",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\nmax_queue_depth = -1",
+            "generators.g.max_queue_depth: Input should be greater",
+            id="depth",
+        ),
+    ],
+)
+def test_a_value_that_cannot_work_names_its_key_in_one_line(text, words):
+    write(text)
+    with pytest.raises(ConfigError) as refused:
+        load_settings()
+    assert str(refused.value).startswith(f"settings: {words}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"redis_url", b"[generators\n", b"a = 1\na = 2\n", b"\xff\xfe", b'a = "\x00"'],
+    ids=["no-value", "open-table", "twice", "not-utf-8", "control-character"],
+)
+def test_a_file_that_is_no_toml_says_so_in_one_line(content):
+    Path("genqueue.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"\Agenqueue\.toml is no TOML: [^\n]+\Z"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("GENQUEUE_REDIS_TIMEOUT_S", "soon", "redis_timeout_s: Input should be a valid number"),
+        ("GENQUEUE_GENERATORS", "{" + SECRET, 'error parsing value for field "generators"'),
+        ("GENQUEUE_GENERATORS", '{"g": "x"}', "generators.g: Input should be"),
+        ("GENQUEUE_REDIS_URL", f"http://:{SECRET}@h", "redis_url: must be"),
+        ("GENQUEUE_REDIS_URL", f"redis://:{SECRET}@h:port", "redis_url: the port"),
+    ],
+)
+def test_a_bad_variable_names_its_field_and_never_shows_its_value(monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as refused:
+        load_settings()
+    assert str(refused.value).startswith(f"settings: {words}")
+    assert SECRET not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param({"redis_url": f"redis://user:{SECRET}@h:6379/0"}, id="redis-password"),
+        pytest.param({"redis_url": f"redis://h:6379/0?password={SECRET}"}, id="redis-password-in-the-query"),
+        pytest.param({"url": f"http://user:{SECRET}@h/"}, id="url-password"),
+        pytest.param({"url": f"http://h/?key={SECRET}"}, id="url-query"),
+        pytest.param({"url": "http://h", "headers": {"authorization": f"Bearer {SECRET}"}}, id="header"),
+    ],
+)
+def test_no_repr_shows_a_secret(overrides: dict[str, Any]):
+    if "url" in overrides:
+        generator = {"api_type": "text_generation_inference", "api_params": overrides}
+        settings = load_settings(generators={"g": generator})
+    else:
+        settings = load_settings(**overrides)
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings)
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().log_ttl_s = 5  # type: ignore[misc]  # that is the point
