@@ -26,7 +26,7 @@ ENDINGS: dict[str, type[errors.GenerationError]] = {
     "expired": errors.GenerationExpiredError,
     "cancelled": errors.GenerationCancelledError,
 }
-"""What ``Outcome.error`` may say, and what a reader raises for it."""
+"""What ``Outcome.error`` may say, and what a reader raises for it; for another word GenerationFailedError."""
 
 CANCELLED = Outcome(error="cancelled", message="cancelled")
 
@@ -71,7 +71,7 @@ def status(generation_id: str, record: Record, position: int | None) -> Generati
 def error_of(record: Record, partial_text: str) -> errors.GenerationError:
     """The typed error for a generation that ended without a result."""
     outcome = record.outcome or Outcome(error=str(record.state), message=str(record.state))
-    return ENDINGS[outcome.error](
+    return ENDINGS.get(outcome.error, errors.GenerationFailedError)(
         outcome.message,
         partial_text=partial_text,
         usage={
@@ -102,7 +102,7 @@ def finished(generation_id: str, generator: str, last: Flush, result: Generation
         [*last.bodies, body],
         celery_success(generation_id, result, date_done),
         completion_tokens=completion_tokens,
-        mark=last.mark,
+        mark="first" if last.mark and last.text else last.mark,  # a reset's text goes anyway: it is in the result
     )
 
 

@@ -44,9 +44,11 @@ def follow(generation_id: str, from_seq: int) -> Plan[Event]:
         yield from follower.feed(_events_in(message))
         while follower.terminal is None and (message is None or follower.has_gap):
             page: list[Event] = yield calls.read_log(generation_id, follower.next_seq)
-            yield from follower.feed(page)
             if not page:
                 break
+            if page[0].seq > follower.next_seq:  # events are logged in order: what is not there now never comes
+                raise LogExpiredError(generation_id, follower.next_seq - 1)
+            yield from follower.feed(page)
         if follower.terminal is not None:
             return
         if message is None:
@@ -80,9 +82,12 @@ def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
     except StopIteration:
         pass
     except LogExpiredError:
-        if from_seq > 0:
+        if got_chunk:
             raise
     record: Record = yield calls.read_record(generation_id)
+    while not record.state.is_final:  # its log went before its end
+        yield WAIT
+        record = yield calls.read_record(generation_id)
     if record.state is not State.FINISHED:
         text: str = yield calls.read_text(generation_id)
         if not got_chunk:

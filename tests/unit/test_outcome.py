@@ -1,0 +1,161 @@
+"""How a generation ended, as its caller and Celery see it."""
+
+import json
+import math
+import pickle
+from typing import Any
+
+import pytest
+
+from genqueue import errors, outcome
+from genqueue.calls import Flush, Record
+from genqueue.lifecycle import State
+from genqueue.messages import GenerationResult, Outcome, event_body
+
+
+def record(state: State, **facts: Any) -> Record:
+    return Record(
+        **{
+            "state": state,
+            "generator": "chat",
+            "priority": 5,
+            "attempt": 2,
+            "seq": 9,
+            "submitted_at": 10.0,
+            "started_at": 11.0,
+            "first_text_at": 12.0,
+            "ended_at": 15.0,
+            "completion_tokens": 7,
+            "outcome": None,
+            **facts,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("rejected", errors.GenerationRejectedError),
+        ("failed", errors.GenerationFailedError),
+        ("expired", errors.GenerationExpiredError),
+        ("cancelled", errors.GenerationCancelledError),
+        ("a word of a later release", errors.GenerationFailedError),
+    ],
+)
+def test_an_ending_becomes_its_typed_error(error, expected):
+    ended = Outcome(error=error, message="the server's words", detail={"status": 422, "prompt_tokens": 3})
+    found = outcome.error_of(record(State.FAILED, outcome=ended), "partial é")
+    assert type(found) is expected
+    assert str(found) == "the server's words"
+    assert found.partial_text == "partial é"
+    assert found.usage == {"prompt_tokens": 3, "completion_tokens": 7}
+    assert found.attempts == 2
+    assert found.detail["status"] == 422
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [(State.FAILED, errors.GenerationFailedError), (State.CANCELLED, errors.GenerationCancelledError)],
+)
+def test_an_ending_without_an_outcome_still_has_its_error(state, expected):
+    assert type(outcome.error_of(record(state), "")) is expected
+
+
+@pytest.mark.parametrize("kind", [*outcome.ENDINGS.values(), errors.GenerationError])
+def test_celery_can_rebuild_an_error_from_its_message_alone(kind):
+    rebuilt = kind("words")
+    assert str(rebuilt) == "words"
+    assert rebuilt.partial_text == ""
+    assert rebuilt.usage == {"prompt_tokens": None, "completion_tokens": 0}
+    assert rebuilt.attempts == 0
+    assert type(pickle.loads(pickle.dumps(rebuilt))) is kind
+
+
+def test_every_ending_can_be_found_under_the_name_that_celery_stores():
+    for kind in outcome.ENDINGS.values():
+        assert getattr(errors, kind.__name__) is kind
+        assert kind.__module__ == "genqueue.errors"
+
+
+def test_status_is_the_record_as_a_caller_sees_it():
+    ended = Outcome(error="failed", message="words")
+    seen = outcome.status("id", record(State.FAILED, outcome=ended), None)
+    assert (seen.id, seen.state, seen.attempt, seen.position, seen.error) == ("id", State.FAILED, 2, None, "words")
+    assert seen.timings == {"queue_wait_s": 1.0, "first_text_s": 1.0, "decode_s": 3.0, "total_s": 5.0}
+
+
+def test_a_stillborn_record_has_a_status_too():
+    seen = outcome.status("id", record(State.FAILED, submitted_at=math.nan, started_at=None, first_text_at=None), None)
+    assert seen.timings["queue_wait_s"] is None
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", []), (" ", [" "]), ("all of it", ["all of it"])])
+def test_the_whole_text_is_one_chunk_and_none_if_it_is_empty(text, expected):
+    chunks = outcome.whole_text_chunk(record(State.FINISHED), text)
+    assert [(chunk.text, chunk.seq, chunk.attempt) for chunk in chunks] == [(part, 9, 2) for part in expected]
+
+
+LAST = Flush("id", 2, 5, 7, "tail", "", [event_body("chunk", {"text": "tail"})])
+
+
+def test_a_finished_end_carries_the_last_flush_then_the_event_then_the_result():
+    meta = {"finish_reason": "length", "usage": {"prompt_tokens": 1, "completion_tokens": 8}}
+    end = outcome.finished("id", "chat", LAST, GenerationResult(replies=["tail"], meta=[meta]), date_done="now")
+    assert end.attempt == 2
+    assert end.bodies[0] == LAST.bodies[0]
+    assert json.loads(b"{" + end.bodies[1]) == {
+        "v": 1,
+        "type": "finished",
+        "finish_reason": "length",
+        "completion_tokens": 8,
+    }
+    assert json.loads(end.celery_result)["result"] == {"replies": ["tail"], "meta": [meta]}
+    assert end.completion_tokens == 8
+    assert end.outcome is None
+
+
+@pytest.mark.parametrize(
+    ("mark", "text", "expected"),
+    [("", "tail", ""), ("first", "all", "first"), ("reset", "anew", "first"), ("reset", "", "reset")],
+)
+def test_a_finished_end_says_when_it_brings_the_first_text(mark, text, expected):
+    meta = {"finish_reason": "length", "usage": {"prompt_tokens": 1, "completion_tokens": 8}}
+    last = Flush("id", 2, 1, 8, text, mark, [])
+    end = outcome.finished("id", "chat", last, GenerationResult(replies=[text], meta=[meta]), date_done="now")
+    assert end.mark == expected
+
+
+def test_a_failed_end_keeps_the_text_and_names_a_class_that_celery_can_find():
+    end = outcome.failed("id", "chat", LAST, outcome.rejection("too long", status=422), date_done="now")
+    assert (end.text, end.completion_tokens, end.attempt) == ("tail", 7, 2)
+    assert json.loads(end.celery_result)["result"] == {
+        "exc_type": "GenerationRejectedError",
+        "exc_message": ["too long"],
+        "exc_module": "genqueue.errors",
+    }
+    assert json.loads(b"{" + end.bodies[-1])["error"] == "rejected"
+
+
+def test_a_failure_without_an_attempt_claims_none():
+    end = outcome.failed("id", "chat", None, Outcome(error="expired", message="late"), date_done="now")
+    assert (end.attempt, end.text, end.completion_tokens, len(end.bodies)) == (None, "", None, 1)
+
+
+def test_a_cancelled_end_is_celerys_revoked():
+    end = outcome.cancelled("id", "chat", date_done="now")
+    assert end.attempt is None
+    stored = json.loads(end.celery_result)
+    assert stored["status"] == "REVOKED"
+    assert stored["result"]["exc_type"] == "TaskRevokedError"
+    assert end.outcome == outcome.CANCELLED
+
+
+def test_the_tree_of_errors_is_the_one_in_its_docstring():
+    assert errors.__doc__ is not None
+    drawn = errors.__doc__
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert [kind.__name__ for kind in classes if kind.__name__ not in drawn] == []
+    assert all(issubclass(kind, errors.GenqueueError) for kind in classes)
+    assert issubclass(errors.InvalidRequestError, ValueError)
+    assert issubclass(errors.RedisUnavailableError, ConnectionError)
+    assert issubclass(errors.ResultTimeoutError, TimeoutError)

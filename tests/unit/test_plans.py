@@ -1,0 +1,324 @@
+"""What a reader does step by step, driven with scripted answers: no Redis, no clock."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from genqueue import calls, errors, plans
+from genqueue.calls import Call, Record
+from genqueue.lifecycle import State
+from genqueue.messages import Chunk, Event, GenerationResult, Outcome, read_event
+from genqueue.plans import WAIT, Plan
+
+ID = "some-id"
+
+
+class Registry:
+    """One generation as Redis would hold it, and the answers to a plan's calls.
+
+    ``on_wait`` are what happens at each wait: a callable changes the registry, and what it
+    returns (or is) goes to the reader as its message.
+    """
+
+    def __init__(self) -> None:
+        self.state: State | None = State.RUNNING
+        self.log: list[Event] = []
+        self.seq = 0
+        self.text = ""
+        self.result: GenerationResult | None = None
+        self.outcome: Outcome | None = None
+        self.on_wait: list[Any] = []
+        self.before_record: list[Callable[[], object]] = []
+        self.asked: list[str] = []
+
+    def add(self, *texts: str) -> bytes:
+        return self.emit(*({"type": "chunk", "text": text} for text in texts))
+
+    def emit(self, *fields: dict[str, Any]) -> bytes:
+        """Log events; the message that was published with them."""
+        added = []
+        for field in fields:
+            self.seq += 1
+            added.append(read_event(calls.to_json({"v": 1, "seq": self.seq, "attempt": 1, **field})))
+            self.text += field.get("text", "")
+        self.log += added
+        return b"[" + b",".join(event.model_dump_json().encode() for event in added) + b"]"
+
+    def finish(self, state: State = State.FINISHED) -> bytes:
+        self.state = state
+        if state is State.FINISHED:
+            self.result = GenerationResult(replies=[self.text], meta=[{}])
+            return self.emit({"type": "finished", "finish_reason": "length", "completion_tokens": 1})
+        if state is State.CANCELLED:
+            return self.emit({"type": "cancelled"})
+        self.outcome = self.outcome or Outcome(error="failed", message="the server's words")
+        return self.emit({"type": "failed", "error": self.outcome.error, "message": self.outcome.message})
+
+    def forget_log(self) -> None:
+        self.log = []
+
+    def record(self) -> Record:
+        if self.state is None:
+            raise errors.GenerationNotFoundError(ID)
+        return Record(self.state, "chat", 5, 1, self.seq, 1.0, 2.0, 3.0, math.nan, 4, self.outcome)
+
+    def answer(self, step: Call[Any]) -> Any:
+        command, key = step.arguments[0], step.arguments[1]
+        if command == "XRANGE":
+            self.asked.append("log")
+            first, count = int(step.arguments[2].removesuffix("-0")), step.arguments[5]
+            return [event for event in self.log if event.seq >= first][:count]
+        if command == "HMGET":
+            self.asked.append("record")
+            for happening in self.before_record:
+                happening()
+            self.before_record = []
+            return self.record()
+        assert command == "GET"
+        self.asked.append("text" if key.endswith(":text") else "result")
+        return self.text if key.endswith(":text") else self.result
+
+    def read(self, plan: Plan[Any], items: list[Any] | None = None) -> list[Any]:
+        """Everything the plan has for its caller, added to ``items``; fails when it asks for ever."""
+        items = [] if items is None else items
+        answer: Any = None
+        while len(self.asked) < 100:
+            try:
+                step = plan.send(answer)
+            except StopIteration:
+                return items
+            answer = None
+            if step is WAIT:
+                self.asked.append("wait")
+                happening = self.on_wait.pop(0)
+                answer = happening() if isinstance(happening, Callable) else happening
+            elif isinstance(step, Call):
+                answer = self.answer(step)
+            else:
+                items.append(step)
+        raise AssertionError(f"the plan never ends: {self.asked[-10:]}")
+
+
+def texts(chunks: list[Chunk]) -> list[str]:
+    return [chunk.text for chunk in chunks]
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
+
+
+def test_a_reader_from_the_beginning_hears_each_message_and_asks_no_more_than_needed(registry):
+    registry.on_wait = [lambda: registry.add("a"), lambda: registry.add("b", "c"), registry.finish]
+    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b", "c"]
+    assert registry.asked == ["log", "record", "wait", "wait", "wait", "record"]
+
+
+def test_a_late_reader_gets_the_log_and_then_the_messages(registry):
+    registry.add("a", "b")
+    registry.on_wait = [lambda: registry.add("c"), registry.finish]
+    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b", "c"]
+
+
+def test_a_reader_after_the_end_gets_all_of_it_and_never_waits(registry):
+    registry.add("a", "b")
+    registry.finish()
+    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b"]
+    assert "wait" not in registry.asked
+
+
+def test_a_log_of_many_pages_is_read_to_its_end(registry):
+    registry.add(*(f"{number} " for number in range(2500)))
+    registry.finish()
+    assert "".join(texts(registry.read(plans.stream(ID, 0)))) == registry.text
+    assert registry.asked.count("log") == 3
+
+
+@pytest.mark.parametrize("from_seq", [1, 2, 3, 4])
+def test_from_seq_resumes_behind_what_was_read(registry, from_seq):
+    registry.add("a", "b", "c")
+    registry.finish()
+    assert texts(registry.read(plans.stream(ID, from_seq))) == ["a", "b", "c"][from_seq:]
+
+
+def test_a_lost_message_is_made_good_from_the_log(registry):
+    def lose_one() -> bytes:
+        registry.add("lost")
+        return registry.add("b")
+
+    registry.on_wait = [lambda: registry.add("a"), lose_one, registry.finish]
+    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "lost", "b"]
+
+
+@pytest.mark.parametrize("swallowed", [1, 3])
+def test_a_silence_makes_the_reader_look_for_itself(registry, swallowed):
+    def happen_unheard() -> None:
+        registry.add("a")
+        registry.finish()
+
+    registry.on_wait = [None] * swallowed + [happen_unheard]
+    assert texts(registry.read(plans.stream(ID, 0))) == ["a"]
+
+
+def test_a_lost_connection_in_the_middle_repeats_nothing(registry):
+    def reconnect() -> None:
+        registry.add("b")
+
+    registry.on_wait = [lambda: registry.add("a"), reconnect, lambda: registry.add("c"), registry.finish]
+    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "alien",
+    [b"", b"garbage", b"{}", b"[5]", b"\xff\xfe", b'[{"v":2,"type":"chunk","seq":1,"attempt":1,"text":"x"}]', b"[]"],
+)
+def test_an_alien_message_on_the_channel_is_passed_over(registry, alien):
+    registry.on_wait = [alien, lambda: registry.add("a"), alien, registry.finish]
+    assert texts(registry.read(plans.stream(ID, 0))) == ["a"]
+
+
+def test_a_generation_that_ends_between_two_looks_is_read_to_its_end(registry):
+    def end() -> None:
+        registry.add("b")
+        registry.finish()
+
+    registry.add("a")
+    registry.before_record = [end]
+    assert [event.type for event in registry.read(plans.follow(ID, 0))] == ["chunk", "chunk", "finished"]
+    assert "wait" not in registry.asked
+
+
+def test_a_generation_without_chunks_gives_its_text_as_one(registry):
+    registry.text = "all of it"
+    registry.on_wait = [registry.finish]
+    (only,) = registry.read(plans.stream(ID, 0))
+    assert (only.text, only.seq, only.tokens) == ("all of it", 1, ())
+
+
+def test_an_empty_text_is_no_chunk(registry):
+    registry.on_wait = [registry.finish]
+    assert registry.read(plans.stream(ID, 0)) == []
+
+
+def test_who_comes_after_the_log_is_gone_gets_the_text_as_one_chunk(registry):
+    registry.add("a", "b")
+    registry.finish()
+    registry.forget_log()
+    assert texts(registry.read(plans.stream(ID, 0))) == ["ab"]
+
+
+def test_who_resumes_in_a_log_that_is_gone_is_told_so(registry):
+    registry.add("a", "b")
+    registry.finish()
+    registry.forget_log()
+    with pytest.raises(errors.LogExpiredError, match="cannot resume from seq 1") as told:
+        registry.read(plans.stream(ID, 1))
+    assert told.value.from_seq == 1
+
+
+def test_who_had_the_last_event_already_needs_no_log(registry):
+    registry.add("a")
+    registry.finish()
+    registry.forget_log()
+    assert registry.read(plans.stream(ID, 2)) == []
+    assert registry.read(plans.follow(ID, 2)) == []
+
+
+def test_who_read_half_of_a_log_that_then_goes_is_not_told_that_this_was_all(registry):
+    def end_unheard_and_long_ago() -> None:
+        registry.add("b")
+        registry.finish()
+        registry.forget_log()
+
+    registry.on_wait = [lambda: registry.add("a"), end_unheard_and_long_ago]
+    with pytest.raises(errors.LogExpiredError, match="cannot resume from seq 1"):
+        registry.read(plans.stream(ID, 0))
+
+
+def test_a_log_that_lost_its_beginning_is_not_asked_for_ever(registry):
+    registry.add("a", "b")
+    registry.log = registry.log[1:]
+    with pytest.raises(errors.LogExpiredError):
+        registry.read(plans.follow(ID, 0))
+
+
+def test_who_got_nothing_of_a_log_that_lost_its_beginning_gets_the_text_at_the_end(registry):
+    registry.add("a", "b")
+    registry.log = registry.log[1:]
+    registry.on_wait = [lambda: registry.add("c"), registry.finish]
+    assert texts(registry.read(plans.stream(ID, 0))) == ["abc"]
+
+
+def test_events_include_what_a_stream_leaves_out(registry):
+    registry.emit({"type": "started", "at": 1.0, "worker": "w"}, {"type": "resumed"}, {"type": "reset"})
+    registry.finish()
+    seen = registry.read(plans.follow(ID, 0))
+    assert [event.type for event in seen] == ["started", "resumed", "reset", "finished"]
+
+
+@pytest.mark.parametrize("plan", [plans.stream(ID, 0), plans.follow(ID, 0), plans.result(ID), plans.status(ID)])
+def test_an_id_that_was_never_submitted_is_not_found(registry, plan):
+    registry.state = None
+    with pytest.raises(errors.GenerationNotFoundError, match=ID):
+        registry.read(plan)
+
+
+ENDINGS = [
+    pytest.param(State.FAILED, "rejected", errors.GenerationRejectedError, id="rejected"),
+    pytest.param(State.FAILED, "failed", errors.GenerationFailedError, id="failed"),
+    pytest.param(State.FAILED, "expired", errors.GenerationExpiredError, id="expired"),
+    pytest.param(State.CANCELLED, "cancelled", errors.GenerationCancelledError, id="cancelled"),
+]
+
+
+@pytest.mark.parametrize(("state", "error", "expected"), ENDINGS)
+@pytest.mark.parametrize("late", [False, True], ids=["live", "late"])
+def test_a_stream_that_ends_badly_gives_its_chunks_and_then_the_error(registry, state, error, expected, late):
+    registry.outcome = Outcome(error=error, message="words")
+    registry.add("par", "tial")
+    if late:
+        registry.finish(state)
+    else:
+        registry.on_wait = [lambda: registry.finish(state)]
+    seen: list[Chunk] = []
+    with pytest.raises(expected) as raised:
+        registry.read(plans.stream(ID, 0), seen)
+    assert texts(seen) == ["par", "tial"]
+    assert raised.value.partial_text == "partial"
+    assert raised.value.usage["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize(("state", "error", "expected"), ENDINGS)
+def test_a_result_that_will_not_come_is_the_error_with_the_partial_text(registry, state, error, expected):
+    registry.outcome = Outcome(error=error, message="words")
+    registry.add("partial")
+    registry.on_wait = [b"whatever is published", lambda: registry.finish(state)]
+    with pytest.raises(expected, match="words") as raised:
+        registry.read(plans.result(ID))
+    assert raised.value.partial_text == "partial"
+
+
+def test_a_result_is_waited_for_and_then_read(registry):
+    registry.add("a")
+    registry.on_wait = [None, b"alien", registry.finish]
+    assert registry.read(plans.result(ID)) == [GenerationResult(replies=["a"], meta=[{}])]
+
+
+def test_a_result_that_is_there_needs_one_look(registry):
+    registry.finish()
+    assert len(registry.read(plans.result(ID))) == 1
+    assert registry.asked == ["result"]
+
+
+def test_a_result_that_expired_before_its_record_is_not_found(registry):
+    registry.finish()
+    registry.result = None
+    with pytest.raises(errors.GenerationNotFoundError):
+        registry.read(plans.result(ID))
+
+
+def test_a_negative_from_seq_is_refused(registry):
+    with pytest.raises(ValueError, match="from_seq is -1"):
+        registry.read(plans.stream(ID, -1))
