@@ -13,10 +13,11 @@ genqueue:worker:<owner>          channel  -                       cancel        
 generate.<generator>[sep<p>]     list     none (Celery's queue)   client, worker    worker (Celery)
 celery-task-meta-<id>            string   result_ttl_s            worker, Celery    client, Celery
 celery-task-meta-<id>            channel  -                       worker, Celery    client, Celery
+genqueue:live                    channel  -                       nobody            client
 
 ``keep_s`` is how long an accepted generation may rest without anything happening to it.
-The scores: ``waiting`` orders by priority and then by submit time (:func:`waiting_score`
-of it is computed in ``submit.lua``), ``leases`` holds the lease's end in epoch
+The scores: ``waiting`` orders by priority and then by submit time (one number,
+made in ``submit.lua``), ``leases`` holds the lease's end in epoch
 milliseconds of Redis's own clock.
 
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
@@ -29,6 +30,8 @@ PRIORITY_SEPARATOR = "\x06\x16"
 QUEUE_PREFIX = "generate."
 LEASES = "genqueue:leases"
 GENERATORS = "genqueue:generators"
+SILENT = "genqueue:live"
+"""A channel on which nothing is published: listening to it makes a connection one that can listen."""
 
 
 def generation(generation_id: str) -> str:

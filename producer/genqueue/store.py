@@ -19,6 +19,7 @@ import redis.asyncio
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import NoScriptError
 
+from genqueue import keys
 from genqueue.calls import Call
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
 
@@ -226,7 +227,7 @@ class LiveHub:
                 self._pubsub = self._redis.pubsub()
                 try:
                     # A channel of our own, so that the connection is one even when no reader is left.
-                    await self._pubsub.subscribe(b"genqueue:live", *self._inboxes)
+                    await self._pubsub.subscribe(keys.SILENT, *self._inboxes)
                     return
                 except (redis.RedisError, OSError):
                     pass

@@ -1,0 +1,17 @@
+"""The doorbell's bytes; tests/contract/test_doorbell.py holds them against Celery's own."""
+
+import base64
+import json
+
+from genqueue.doorbell import doorbell_message
+
+
+def test_a_doorbell_holds_the_id_and_no_argument():
+    message = json.loads(doorbell_message("some-id", "chat", 3))
+    args, kwargs, embed = json.loads(base64.b64decode(message["body"]))
+    assert (args, kwargs) == ([], {})
+    assert not any(embed.values())
+    assert message["headers"]["id"] == message["properties"]["correlation_id"] == "some-id"
+    assert message["headers"]["task"] == "genqueue.generate"
+    assert message["properties"]["delivery_info"] == {"exchange": "", "routing_key": "generate.chat"}
+    assert message["properties"]["priority"] == 3

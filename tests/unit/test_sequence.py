@@ -1,0 +1,109 @@
+"""Any order, any number of times, any gap: each event once, in order."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genqueue.messages import Cancelled, Chunk, Event, Failed, Finished, Started
+from genqueue.sequence import Follower
+
+
+def chunk(seq: int, attempt: int = 1) -> Chunk:
+    return Chunk(seq=seq, attempt=attempt, text=f"{seq} ")
+
+
+def finished(seq: int) -> Finished:
+    return Finished(seq=seq, attempt=1, finish_reason="length", completion_tokens=seq)
+
+
+def seqs(events: list[Event]) -> list[int]:
+    return [event.seq for event in events]
+
+
+@pytest.mark.parametrize(
+    ("script", "expected", "has_gap"),
+    [
+        pytest.param([1, 2, 3], [[1], [2], [3]], False, id="in-order"),
+        pytest.param([2, 1], [[], [1, 2]], False, id="swapped"),
+        pytest.param([1, 1, 2], [[1], [], [2]], False, id="redelivered"),
+        pytest.param([1, 3], [[1], []], True, id="gap"),
+        pytest.param([1, 3, 4, 2], [[1], [], [], [2, 3, 4]], False, id="gap-filled"),
+        pytest.param([3, 3, 1, 2], [[], [], [1], [2, 3]], False, id="early-twice"),
+        pytest.param([0, -1, 1], [[], [], [1]], False, id="numbers-that-never-were"),
+    ],
+)
+def test_each_event_is_handed_out_once_and_in_its_turn(script, expected, has_gap):
+    follower = Follower()
+    assert [seqs(follower.feed([chunk(seq)])) for seq in script] == expected
+    assert follower.has_gap is has_gap
+
+
+@pytest.mark.parametrize(
+    ("from_seq", "expected"),
+    [(0, [1, 2, 3]), (1, [2, 3]), (2, [3]), (3, []), (99, [])],
+)
+def test_a_reader_begins_after_the_number_it_names(from_seq, expected):
+    assert seqs(Follower(from_seq).feed([chunk(1), chunk(2), finished(3)])) == expected
+
+
+def test_a_negative_from_seq_is_refused():
+    with pytest.raises(ValueError, match="from_seq is -1, must be at least 0"):
+        Follower(-1)
+
+
+@pytest.mark.parametrize(
+    "terminal",
+    [
+        finished(2),
+        Failed(seq=2, attempt=1, error="failed", message="m"),
+        Cancelled(seq=2, attempt=1),
+    ],
+    ids=["finished", "failed", "cancelled"],
+)
+def test_nothing_comes_after_the_terminal_event(terminal):
+    follower = Follower()
+    assert seqs(follower.feed([chunk(3), terminal, Started(seq=1, attempt=1, at=0.0, worker="w")])) == [1, 2]
+    assert follower.terminal == terminal
+    assert not follower.has_gap
+    assert follower.feed([chunk(3), chunk(4)]) == []
+
+
+def test_a_terminal_event_waits_for_its_turn_too():
+    follower = Follower()
+    assert follower.feed([finished(3)]) == []
+    assert follower.terminal is None
+    assert follower.has_gap
+
+
+@st.composite
+def deliveries(draw: st.DrawFn) -> tuple[int, list[list[Event]]]:
+    """Batches that hold each of n events at least once, in any order."""
+    count = draw(st.integers(1, 12))
+    events: list[Event] = [chunk(seq, draw(st.integers(1, 3))) for seq in range(1, count)] + [finished(count)]
+    extra = draw(st.lists(st.sampled_from(events), max_size=12))
+    order = draw(st.permutations(events + extra))
+    cuts = sorted(draw(st.lists(st.integers(0, len(order)), max_size=5)))
+    bounds = [0, *cuts, len(order)]
+    return count, [order[start:end] for start, end in itertools.pairwise(bounds)]
+
+
+@given(deliveries(), st.integers(0, 12), st.integers(0, 12))
+def test_two_readers_see_every_event_once_and_in_order(delivery, first_from, second_from):
+    count, batches = delivery
+    for from_seq in (first_from, second_from):
+        follower = Follower(from_seq)
+        seen = [event for batch in batches for event in follower.feed(batch)]
+        assert seqs(seen) == list(range(from_seq + 1, count + 1))
+        assert (follower.terminal is not None) == (from_seq < count)
+        assert not follower.has_gap
+
+
+@given(st.sets(st.integers(1, 30), min_size=1))
+def test_a_gap_is_known_exactly_while_later_events_wait(received):
+    follower = Follower()
+    follower.feed([chunk(seq) for seq in received])
+    in_turn = next(seq for seq in range(1, 32) if seq not in received)
+    assert follower.next_seq == in_turn
+    assert follower.has_gap == (max(received) > in_turn)
