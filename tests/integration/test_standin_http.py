@@ -122,9 +122,11 @@ async def test_prefill_is_shown_where_the_server_allows_it():
 async def test_best_of_reports_the_others():
     body = {"inputs": "Hi", "parameters": {"best_of": 2, "do_sample": True, "details": True, "max_new_tokens": 4}}
     async with standin() as http, http.post("/generate", json=body) as response:
-        details = (await response.json())["details"]
-    (other,) = details["best_of_sequences"]
-    assert other["generated_text"] != expected_text("Hi", 4) or details["tokens"][0]["text"] != other["generated_text"]
+        best = await response.json()
+    (other,) = best["details"]["best_of_sequences"]
+    texts = {best["generated_text"], other["generated_text"]}
+    assert len(texts) == 2
+    assert expected_text("Hi", 4) in texts
     assert other["generated_tokens"] == 4
 
 
@@ -325,20 +327,17 @@ async def test_metrics_count_what_happened():
 
 async def test_many_streams_hold_the_pace():
     async with standin(Script(itl_s=0.02), limits=Limits(max_concurrent_requests=200)) as http:
-        loop = asyncio.get_running_loop()
 
         async def one(number):
             body = {"inputs": f"Prompt {number}", "parameters": {"max_new_tokens": 26}}
             async with http.post("/generate_stream", json=body) as response:
-                first = await response.content.readline()
-                began_s = loop.time()
-                last = events(first + await response.read())[-1]
-                return last["generated_text"] == expected_text(f"Prompt {number}", 26), loop.time() - began_s
+                last = events(await response.read())[-1]
+            return last["generated_text"] == expected_text(f"Prompt {number}", 26)
 
-        ended = await asyncio.gather(*(one(number) for number in range(60)))
-    assert all(right for right, _ in ended)
-    # 25 gaps of 20 ms, from absolute deadlines: lateness does not add up.
-    assert all(0.45 < took_s < 1.5 for _, took_s in ended)
+        assert all(await asyncio.gather(*(one(number) for number in range(60))))
+        took_s = [entry["closed_at_s"] - entry["started_at_s"] for entry in http.served.requests()]
+    # 25 gaps of 20 ms, from absolute deadlines: a busy machine's lateness does not add up.
+    assert all(0.49 < duration_s < 2.5 for duration_s in took_s)
 
 
 async def test_the_journal_keeps_what_came_and_forgets_on_demand():
@@ -378,3 +377,11 @@ async def test_a_directive_is_for_its_request_alone():
         for inputs, tokens in ((prompt, 2), ("Hi", 5)):
             async with http.post("/generate", json={"inputs": inputs, "parameters": {"details": True}}) as response:
                 assert (await response.json())["details"]["generated_tokens"] == tokens
+
+
+async def test_an_unhealthy_server_says_so():
+    async with standin(Script(healthy=False)) as http:
+        for path in ("/", "/health", "/ping"):
+            async with http.get(path) as response:
+                assert response.status == 503
+                assert await response.json() == {"error": "unhealthy", "error_type": "healthcheck"}

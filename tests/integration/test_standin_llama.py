@@ -97,6 +97,14 @@ async def test_too_long_prompts_are_a_validation_error(served):
             await hub.text_generation("word " * 511, max_new_tokens=1)
 
 
+async def test_without_a_length_the_text_fills_the_context(engine, served):
+    counting = " ".join(str(number) for number in range(1, 140))
+    async with AsyncInferenceClient(model=served.url) as hub:
+        output = await hub.text_generation(counting, details=True, return_full_text=False)
+    assert output.details.finish_reason == "length"
+    assert output.details.generated_tokens == 512 - len(await engine.tokenize(counting))
+
+
 async def test_a_client_that_leaves_frees_the_slot(engine, served):
     async with aiohttp.ClientSession() as http, asyncio.timeout(30):
         body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 400}}

@@ -322,7 +322,10 @@ class Standin:
     # -- what a client or a load balancer asks ----------------------------------------------
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.Response()
+        if self.script.healthy:
+            return web.Response()
+        body = wire.error_body("unhealthy", "healthcheck")
+        return web.Response(status=503, body=body, content_type="application/json")
 
     async def _info(self, _: web.Request) -> web.Response:
         limits = self._limits

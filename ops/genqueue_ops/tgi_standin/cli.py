@@ -35,6 +35,7 @@ def tgi_standin(
     special: Annotated[bool, typer.Option(help="scripted: end with a special token </s>.")] = True,
     split_characters: Annotated[bool, typer.Option(help="scripted: some characters take two tokens.")] = False,
     faults: Annotated[str, typer.Option(help='Faults as JSON, e.g. \'[{"kind":"cut","after_tokens":5}]\'.')] = "[]",
+    threads: Annotated[int | None, typer.Option(help="llama: CPU threads; default all cores but one.")] = None,
     tick_s: Annotated[float, typer.Option(help="scripted: streams wake together at multiples of this.")] = 0.001,
     max_concurrent_requests: Annotated[int, typer.Option(help="More than this get 'Model is overloaded'.")] = 128,
     max_batch: Annotated[int | None, typer.Option(help="Run at once; others wait. llama: 4 if not given.")] = None,
@@ -63,7 +64,7 @@ def tgi_standin(
         raise typer.BadParameter(str(error)) from error
     if engine is EngineName.LLAMA:
         total_tokens, batch = max_total_tokens or 2048, max_batch or 4
-        model: Engine = LlamaEngine(slots=batch, context_tokens=total_tokens)
+        model: Engine = LlamaEngine(slots=batch, context_tokens=total_tokens, threads=threads)
     else:
         total_tokens, batch = max_total_tokens or 8192, max_batch or max_concurrent_requests
         model = ScriptedEngine(tick_s=tick_s)

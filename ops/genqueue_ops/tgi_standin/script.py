@@ -72,6 +72,8 @@ class Script(BaseModel):
     """The model ends with a token ``</s>`` of its own; false: the last word is the end."""
     split_characters: bool = False
     """Some characters take two tokens, the first with text ``""``."""
+    healthy: bool = True
+    """Whether ``/health``, ``/ping`` and ``GET /`` answer 200; false: TGI's 503.  Generation goes on."""
     faults: tuple[Fault, ...] = ()
     """A request gets the first fault that has not used up its times."""
 
