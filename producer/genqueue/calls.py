@@ -12,6 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
 
+from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from genqueue import keys
@@ -24,7 +25,7 @@ from genqueue.errors import (
     UnknownGeneratorError,
 )
 from genqueue.lifecycle import State, Transition, sources
-from genqueue.messages import Event, GenerationRequest, GenerationResult, Outcome, read_event
+from genqueue.messages import Event, GenerationRequest, GenerationResult, Outcome, describe, read_event
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -317,8 +318,8 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int) -> Call[str]:
     )
 
 
-def renew(held: Sequence[tuple[str, int]], *, lease_s: float) -> Call[dict[str, str]]:
-    """Renew the leases of (generation id, attempt) pairs.
+def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int = 7 * 86_400) -> Call[dict[str, str]]:
+    """Renew the leases of (generation id, attempt) pairs; their keys live ``keep_s`` from now on.
 
     Answers the ids that are lost, and why: "superseded", "gone", or the final state.
     """
@@ -327,10 +328,13 @@ def renew(held: Sequence[tuple[str, int]], *, lease_s: float) -> Call[dict[str, 
         words = [_text(part) for part in answer]
         return dict(zip(words[::2], words[1::2], strict=True))
 
+    key_list = [keys.LEASES]
+    for generation_id, _ in held:
+        key_list += (keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id))
     return _scripted(
         "renew",
-        [keys.LEASES, *(keys.generation(generation_id) for generation_id, _ in held)],
-        [lease_s, *(part for pair in held for part in pair)],
+        key_list,
+        [lease_s, keep_s, *(part for pair in held for part in pair)],
         decode,
     )
 
@@ -344,10 +348,19 @@ def announce(facts: dict[str, dict[str, Any]], *, keep_s: int) -> Call[None]:
 
 
 def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[Event]]:
-    """Up to ``limit`` events with a number of at least ``from_seq``; [] when the log is gone."""
+    """Up to ``limit`` events with a number of at least ``from_seq``; [] when the log is gone.
+
+    Raises StoreError for an event that a newer version wrote.
+    """
 
     def decode(answer: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
-        return [read_event(fields[b"e"]) for _, fields in answer]
+        try:
+            return [read_event(fields[b"e"]) for _, fields in answer]
+        except ValidationError as error:
+            problems = "; ".join(describe(error))
+            raise StoreError(
+                f"the log of generation {generation_id} holds an event we cannot read: {problems}"
+            ) from None
 
     return Call(("XRANGE", keys.log(generation_id), f"{from_seq}-0", "+", "COUNT", limit), decode)
 

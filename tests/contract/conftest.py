@@ -1,10 +1,25 @@
 """What Redis must do for us is asked of both: fakeredis, which users test with, and a real server."""
 
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
+import redis
 
+from genqueue import calls, keys, outcome
+from genqueue.calls import Accepted, Call, Claim, End, Flush, NotClaimed
+from genqueue.lifecycle import State
+from genqueue.messages import GenerationResult, Outcome, Token, chunk_body, read_request
+from genqueue.store import AsyncStore, LoopThread, Store
 from genqueue_ops.local_redis import LocalRedis, local_redis
+
+KEEP_S = 600
+LOG_TTL_S = 60
+RESULT_TTL_S = 120
+LEASE_S = 30.0
+DONE = "2026-01-01T00:00:00+00:00"
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +34,163 @@ def redis_server(request: pytest.FixtureRequest) -> LocalRedis:
     """Each server in turn; ``redis_url`` follows."""
     server: LocalRedis = request.getfixturevalue("fake_redis" if request.param == "fakeredis" else "real_redis")
     return server
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[redis.Redis]:
+    """A plain client, to look at what was stored."""
+    with redis.Redis.from_url(redis_url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def loop_thread() -> Iterator[LoopThread]:
+    """A loop for the asynchronous shell, so that one test serves both."""
+    thread = LoopThread("contract")
+    yield thread
+    thread.stop()
+
+
+class Registry:
+    """Says what producers and workers say, in a word or two.
+
+    Attributes:
+        now_ms: Redis's clock, in epoch milliseconds.
+    """
+
+    def __init__(self, run: Callable[[Call[Any]], Any], raw: redis.Redis) -> None:
+        self.run = run
+        self.raw = raw
+
+    @property
+    def now_ms(self) -> float:
+        seconds, microseconds = self.raw.time()
+        return seconds * 1e3 + microseconds / 1e3
+
+    def submit(
+        self,
+        generation_id: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        max_queue_depth: int | None = -1,
+        ring: bool = True,
+        **fields: Any,
+    ) -> str:
+        """Submit; the id that was accepted."""
+        accepted: Accepted = self.run(
+            calls.submit(
+                generation_id or str(uuid.uuid4()),
+                read_request({"prompt": "What's NLP?", **fields}),
+                keep_s=KEEP_S,
+                idempotency_key=idempotency_key,
+                idempotency_ttl_s=RESULT_TTL_S,
+                max_queue_depth=max_queue_depth,
+                ring=ring,
+            )
+        )
+        return accepted.generation_id
+
+    def claim(
+        self, generation_id: str, owner: str = "worker-1", *, generator: str = "default", lease_s: float = LEASE_S
+    ) -> Claim | NotClaimed:
+        answer: Claim | NotClaimed = self.run(
+            calls.claim(generation_id, generator, owner=owner, lease_s=lease_s, keep_s=KEEP_S)
+        )
+        return answer
+
+    def running(self, **fields: Any) -> str:
+        """A generation that worker-1 has claimed."""
+        generation_id = self.submit(**fields)
+        assert isinstance(self.claim(generation_id), Claim)
+        return generation_id
+
+    def lose_lease(self, generation_id: str) -> None:
+        """Let the lease have run out a millisecond ago, as if its holder had been silent for so long."""
+        self.raw.zadd(keys.LEASES, {generation_id: self.now_ms - 1})
+
+    def append(self, *flushes: Flush) -> list[str]:
+        answers: list[str] = self.run(calls.append(flushes, keep_s=KEEP_S))
+        return answers
+
+    def finish(self, end: End) -> str:
+        answer: str = self.run(calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S))
+        return answer
+
+    def finished(self, generation_id: str, text: str = "It is.", attempt: int = 1, last: Flush | None = None) -> End:
+        meta = {"finish_reason": "length", "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+        last = last or Flush(generation_id, attempt, 99, 2, "", "", [])
+        return outcome.finished(
+            generation_id, "default", last, GenerationResult(replies=[text], meta=[meta]), date_done=DONE
+        )
+
+    def failed(self, generation_id: str, attempt: int | None = 1, error: str = "failed", text: str = "") -> End:
+        last = None if attempt is None else Flush(generation_id, attempt, 99, 2, text, "", [])
+        return outcome.failed(generation_id, "default", last, Outcome(error=error, message="words"), date_done=DONE)
+
+    def cancelled(self, generation_id: str) -> End:
+        return outcome.cancelled(generation_id, "default", date_done=DONE)
+
+    def into(self, state: State) -> str:
+        """A generation in that state."""
+        generation_id = self.submit()
+        if state is not State.QUEUED:
+            self.claim(generation_id)
+        ends = {State.FINISHED: self.finished, State.FAILED: self.failed, State.CANCELLED: self.cancelled}
+        if state in ends:
+            assert self.finish(ends[state](generation_id)) == "ok"
+        return generation_id
+
+    def hash(self, generation_id: str) -> dict[str, str]:
+        stored = self.raw.hgetall(keys.generation(generation_id))
+        return {name.decode(): value.decode() for name, value in stored.items()}
+
+    def events(self, generation_id: str) -> list[str]:
+        """The log in short: ``seq.attempt type text``."""
+        log = self.run(calls.read_log(generation_id, 0))
+        return [f"{event.seq}.{event.attempt} {event.type} {getattr(event, 'text', '')}".strip() for event in log]
+
+    def text(self, generation_id: str) -> str:
+        found: str = self.run(calls.read_text(generation_id))
+        return found
+
+    def everything(self) -> dict[bytes, bytes]:
+        """All keys and what they hold, to see that nothing changed."""
+        return {key: self.raw.dump(key) for key in self.raw.scan_iter()}
+
+
+def flush(
+    generation_id: str, number: int, texts: Sequence[str] = (), *, attempt: int = 1, mark: str = "", tokens: int = 0
+) -> Flush:
+    """A flush of one chunk for each text."""
+    bodies = [chunk_body(text, [Token(1, text, None, False)]) for text in texts]
+    return Flush(generation_id, attempt, number, tokens or len(texts), "".join(texts), mark, bodies)
+
+
+@pytest.fixture(params=["sync", "async"])
+def run(request: pytest.FixtureRequest, redis_url: str, loop_thread: LoopThread) -> Iterator[Callable[..., Any]]:
+    """Each shell of the store in turn."""
+    if request.param == "sync":
+        store = Store(redis_url, 5.0)
+        yield store.run
+        store.close()
+    else:
+        other = AsyncStore(redis_url, 5.0)
+        yield lambda call: loop_thread.call(other.run(call))
+        loop_thread.call(other.close())
+
+
+@pytest.fixture
+def registry(run: Callable[..., Any], raw: redis.Redis) -> Iterator[Registry]:
+    """An empty registry; whatever a test did to it, every key but Celery's queues has a TTL."""
+    yield Registry(run, raw)
+    lasting = [key for key in raw.scan_iter() if raw.ttl(key) == -1]
+    assert [key for key in lasting if not key.startswith(keys.QUEUE_PREFIX.encode())] == []
+
+
+def until(condition: Callable[[], Any], within_s: float = 10.0) -> Any:
+    """What ``condition`` gives as soon as that is true; fails if it is not in time."""
+    deadline = time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {within_s:g} s"
+        time.sleep(0.005)
+    return found

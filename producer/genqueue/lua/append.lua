@@ -22,7 +22,7 @@ for index = 0, #KEYS / 3 - 1 do
       seq = append_events(log, live, tonumber(seq), attempt, bodies)
       redis.call('HSET', generation, 'seq', seq, 'flush', flush, 'completion_tokens', completion_tokens)
       if mark == 'reset' then redis.call('DEL', text) end
-      if mark == 'first' then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
+      if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
       if more ~= '' and redis.call('APPEND', text, more) == #more then redis.call('EXPIRE', text, keep_s) end
     end
   end

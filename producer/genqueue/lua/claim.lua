@@ -29,8 +29,10 @@ seq = append_events(log, live, tonumber(seq), attempt, {
   string.format('"v":1,"type":"started","at":%s,"worker":%s}', started_at, cjson.encode(owner))})
 redis.call('HSET', generation, 'state', 'running', 'attempt', attempt, 'seq', seq, 'flush', 0, 'owner', owner,
   'started_at', started_at)
+redis.call('HDEL', generation, 'first_text_at') -- the timings are those of the newest attempt
 redis.call('EXPIRE', generation, keep_s)
 redis.call('EXPIRE', log, keep_s)
+redis.call('EXPIRE', text, keep_s)
 redis.call('ZREM', waiting, id)
 redis.call('ZADD', leases, string.format('%.0f', (time + lease_s) * 1e3), id)
 redis.call('EXPIRE', leases, keep_s)

@@ -22,7 +22,7 @@ local bodies = {}
 for index = 16, #ARGV do bodies[index - 15] = ARGV[index] end
 seq = append_events(log, live, tonumber(seq), newest, bodies)
 redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(now()), 'outcome', outcome)
-if mark == 'first' then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
+if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
 if mark == 'reset' then redis.call('DEL', text) end
 if completion_tokens ~= '' then redis.call('HSET', generation, 'completion_tokens', completion_tokens) end
 redis.call('ZREM', waiting, id)

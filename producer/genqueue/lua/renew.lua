@@ -1,16 +1,21 @@
--- Renew the leases of one worker's attempts; answers with the ids it no longer holds, each
--- followed by the reason.
-local leases = KEYS[1]
+-- Renew the leases of one worker's attempts, and the life of what they write; answers with the
+-- ids it no longer holds, each followed by the reason.
+local leases, keep_s = KEYS[1], ARGV[2]
 local lease_end_ms = string.format('%.0f', (now() + tonumber(ARGV[1])) * 1e3)
 local lost = {}
-for index = 2, #KEYS do
-  local id, attempt = ARGV[2 * index - 2], ARGV[2 * index - 1]
-  local state, newest = unpack(redis.call('HMGET', KEYS[index], 'state', 'attempt'))
+for index = 1, (#KEYS - 1) / 3 do
+  local generation, log, text = KEYS[3 * index - 1], KEYS[3 * index], KEYS[3 * index + 1]
+  local id, attempt = ARGV[2 * index + 1], ARGV[2 * index + 2]
+  local state, newest = unpack(redis.call('HMGET', generation, 'state', 'attempt'))
   if state == 'running' and newest == attempt then
     redis.call('ZADD', leases, lease_end_ms, id)
+    redis.call('EXPIRE', generation, keep_s)
+    redis.call('EXPIRE', log, keep_s)
+    redis.call('EXPIRE', text, keep_s)
   else
     lost[#lost + 1] = id
     lost[#lost + 1] = (not state and 'gone') or (newest ~= attempt and 'superseded') or state
   end
 end
+redis.call('EXPIRE', leases, keep_s)
 return lost

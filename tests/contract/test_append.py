@@ -1,0 +1,144 @@
+"""``append``: many attempts' events in one call, fenced, each flush once."""
+
+import json
+
+import pytest
+
+from genqueue import calls, keys
+from genqueue.lifecycle import FINAL
+from genqueue.messages import event_body
+
+from .conftest import KEEP_S, Registry, flush
+
+
+def test_a_flush_is_logged_published_and_kept_as_text(registry):
+    generation_id = registry.running()
+    with registry.raw.pubsub() as heard:
+        heard.subscribe(keys.live(generation_id))
+        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        assert registry.append(flush(generation_id, 1, ["It ", "é🦜"], mark="first", tokens=5)) == ["ok"]
+        published = json.loads(heard.get_message(timeout=5)["data"])
+    assert registry.events(generation_id) == ["1.1 started", "2.1 chunk It", "3.1 chunk é🦜"]
+    assert published == [
+        json.loads(event.model_dump_json(exclude_none=True)) for event in registry.run(calls.read_log(generation_id, 2))
+    ]
+    assert registry.text(generation_id) == "It é🦜"
+    record = registry.run(calls.read_record(generation_id))
+    assert (record.seq, record.completion_tokens) == (3, 5)
+    assert record.started_at <= record.first_text_at
+    for key in (keys.log(generation_id), keys.text(generation_id)):
+        assert registry.raw.ttl(key) == pytest.approx(KEEP_S, abs=2)
+
+
+@pytest.mark.parametrize("reason", ["gone", "superseded", *sorted(FINAL)])
+def test_the_fence_lets_nothing_through(registry, reason):
+    if reason == "gone":
+        generation_id = "nobody's"
+    elif reason == "superseded":
+        generation_id = registry.running()
+        registry.lose_lease(generation_id)
+        registry.claim(generation_id, "worker-2")
+    else:
+        generation_id = registry.into(reason)
+    stored = registry.everything()
+    assert registry.append(flush(generation_id, 1, ["zombie"], mark="reset")) == [reason]
+    assert registry.everything() == stored
+
+
+def test_an_attempt_that_was_never_claimed_is_refused(registry):
+    generation_id = registry.submit()
+    assert registry.append(flush(generation_id, 1, ["a"])) == ["superseded"]
+    assert registry.append(flush(generation_id, 1, ["a"], attempt=0)) == ["queued"]
+    assert registry.text(generation_id) == ""
+
+
+def test_a_flush_that_is_sent_twice_is_written_once(registry):
+    generation_id = registry.running()
+    first, second = flush(generation_id, 1, ["a"], mark="first"), flush(generation_id, 2, ["b"])
+    assert [registry.append(each) for each in (first, first, second, first, second)] == [["ok"]] * 5
+    assert registry.events(generation_id) == ["1.1 started", "2.1 chunk a", "3.1 chunk b"]
+    assert registry.text(generation_id) == "ab"
+
+
+def test_flushes_are_numbered_anew_by_each_attempt(registry):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 7, ["a"]))
+    registry.lose_lease(generation_id)
+    registry.claim(generation_id, "worker-2")
+    assert registry.append(flush(generation_id, 1, ["b"], attempt=2)) == ["ok"]
+    assert registry.text(generation_id) == "ab"
+
+
+def test_one_call_writes_for_many_and_each_has_its_own_answer(registry):
+    ids = [registry.running() for _ in range(3)]
+    registry.finish(registry.cancelled(ids[1]))
+    answers = registry.append(
+        flush(ids[0], 1, ["a", "b"]), flush("nobody's", 1, ["x"]), flush(ids[1], 1, ["y"]), flush(ids[2], 1, [])
+    )
+    assert answers == ["ok", "gone", "cancelled", "ok"]
+    assert [registry.text(each) for each in ids] == ["ab", "", ""]
+
+
+def test_two_flushes_of_one_generation_may_share_a_call(registry):
+    generation_id = registry.running()
+    assert registry.append(flush(generation_id, 1, ["a"]), flush(generation_id, 2, ["b"])) == ["ok", "ok"]
+    assert registry.events(generation_id) == ["1.1 started", "2.1 chunk a", "3.1 chunk b"]
+
+
+def test_nothing_to_write_is_no_event_and_no_message(registry):
+    generation_id = registry.running()
+    assert registry.append() == []
+    assert registry.append(flush(generation_id, 1, [])) == ["ok"]
+    assert registry.events(generation_id) == ["1.1 started"]
+    assert registry.raw.exists(keys.text(generation_id)) == 0
+
+
+@pytest.mark.parametrize("text", ["", "\x00", "]}", "%d %s %%", "\\", "日本語" * 50_000])
+def test_any_text_is_kept_as_it_is(registry, text):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, [text, "."]))
+    assert registry.text(generation_id) == text + "."
+    (_, chunk, _) = registry.run(calls.read_log(generation_id, 0))
+    assert chunk.text == text
+
+
+def test_text_without_chunks_is_kept_for_the_next_attempt(registry):
+    generation_id = registry.running(stream=False)
+    quiet = flush(generation_id, 1, ["a"], mark="first")
+    quiet.bodies = []
+    registry.append(quiet)
+    assert (registry.events(generation_id), registry.text(generation_id)) == (["1.1 started"], "a")
+
+
+def test_a_reset_forgets_the_text_and_then_takes_the_new(registry):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["old"], mark="first"))
+    registry.lose_lease(generation_id)
+    registry.claim(generation_id, "worker-2")
+    anew = flush(generation_id, 1, ["new"], attempt=2, mark="reset")
+    anew.bodies.insert(0, event_body("reset", {}))
+    assert registry.append(anew, anew) == ["ok", "ok"]
+    assert registry.text(generation_id) == "new"
+    assert registry.events(generation_id)[2:] == ["3.2 started", "4.2 reset", "5.2 chunk new"]
+    assert registry.raw.ttl(keys.text(generation_id)) == pytest.approx(KEEP_S, abs=2)
+
+
+@pytest.mark.parametrize(("text", "has_text"), [(["new"], True), ([], False)])
+def test_the_first_text_after_a_reset_is_stamped(registry, text, has_text):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, text, mark="reset"))
+    assert (registry.run(calls.read_record(generation_id)).first_text_at is not None) is has_text
+
+
+def test_only_the_first_text_is_stamped_as_first(registry: Registry):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["a"], mark="first"))
+    first = registry.run(calls.read_record(generation_id)).first_text_at
+    registry.append(flush(generation_id, 2, ["b"]))
+    assert registry.run(calls.read_record(generation_id)).first_text_at == first
+
+
+def test_a_large_flush_of_many_generations_goes_through(registry):
+    ids = [registry.running() for _ in range(100)]
+    assert registry.append(*(flush(each, 1, ["a"] * 50) for each in ids)) == ["ok"] * 100
+    assert {len(registry.events(each)) for each in ids} == {51}

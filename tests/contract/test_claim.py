@@ -1,0 +1,129 @@
+"""``claim``: one worker gets the next attempt, everybody else a reason."""
+
+import json
+
+import pytest
+
+from genqueue import calls, keys
+from genqueue.calls import Claim, NotClaimed
+from genqueue.lifecycle import FINAL
+from genqueue.messages import Started
+
+from .conftest import KEEP_S, LEASE_S, flush
+
+
+def test_a_claim_is_the_next_attempt_with_a_lease_and_an_event(registry):
+    generation_id = registry.submit(prompt="p", deadline_s=50)
+    with registry.raw.pubsub() as heard:
+        heard.subscribe(keys.live(generation_id))
+        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        claim = registry.claim(generation_id, 'host "1":7:ab')
+        published = heard.get_message(timeout=5)["data"]
+    assert isinstance(claim, Claim)
+    assert claim.attempt == 1
+    assert json.loads(claim.request) == {"prompt": "p", "deadline_s": 50.0}
+    assert claim.submitted_at <= claim.started_at
+    assert claim.deadline_at == pytest.approx(claim.submitted_at + 50, abs=1e-5)
+    assert (claim.text_so_far, claim.completion_tokens) == ("", 0)
+    started = Started(seq=1, attempt=1, at=claim.started_at, worker='host "1":7:ab')
+    assert registry.run(calls.read_log(generation_id, 1)) == [started]
+    assert json.loads(published) == [started.model_dump()]
+    assert registry.raw.zscore(keys.LEASES, generation_id) == pytest.approx(
+        claim.started_at * 1e3 + LEASE_S * 1e3, abs=1
+    )
+    assert registry.run(calls.queue_position(generation_id, "default")) is None
+    assert registry.hash(generation_id)["state"] == "running"
+
+
+def test_a_second_worker_is_refused_while_the_lease_lives(registry):
+    generation_id = registry.running()
+    stored = registry.everything()
+    assert registry.claim(generation_id, "worker-2") == NotClaimed("held")
+    assert registry.everything() == stored
+
+
+def test_the_same_worker_asking_twice_gets_the_same_attempt_twice(registry):
+    generation_id = registry.submit()
+    first = registry.claim(generation_id)
+    stored = registry.everything()
+    assert registry.claim(generation_id) == first
+    assert registry.everything() == stored
+
+
+@pytest.mark.parametrize("owner", ["worker-1", "worker-2"])
+def test_a_lease_that_ran_out_gives_the_next_attempt_with_the_text_so_far(registry, owner):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["It ", "is é"], mark="first"))
+    registry.lose_lease(generation_id)
+    claim = registry.claim(generation_id, owner)
+    assert (claim.attempt, claim.text_so_far, claim.completion_tokens) == (2, "It is é", 2)
+    assert registry.events(generation_id) == ["1.1 started", "2.1 chunk It", "3.1 chunk is é", "4.2 started"]
+    assert registry.hash(generation_id)["owner"] == owner
+    assert registry.append(flush(generation_id, 1, ["!"], attempt=2)) == ["ok"]
+
+
+def test_a_running_generation_without_any_lease_can_be_claimed(registry):
+    generation_id = registry.running()
+    registry.raw.delete(keys.LEASES)
+    assert registry.claim(generation_id, "worker-2").attempt == 2
+
+
+def test_a_new_attempt_has_timings_of_its_own(registry):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["a"], mark="first"))
+    assert registry.run(calls.read_record(generation_id)).first_text_at is not None
+    registry.lose_lease(generation_id)
+    registry.claim(generation_id, "worker-2")
+    assert registry.run(calls.read_record(generation_id)).first_text_at is None
+
+
+def test_what_was_never_submitted_is_gone(registry):
+    assert registry.claim("nobody's") == NotClaimed("gone")
+    assert registry.everything() == {}
+
+
+def test_a_message_in_the_wrong_queue_is_elsewhere(registry):
+    generation_id = registry.submit()
+    stored = registry.everything()
+    assert registry.claim(generation_id, generator="other") == NotClaimed("elsewhere")
+    assert registry.everything() == stored
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+def test_what_has_ended_is_not_claimed(registry, state):
+    generation_id = registry.into(state)
+    stored = registry.everything()
+    assert registry.claim(generation_id, "worker-2") == NotClaimed(state)
+    assert registry.everything() == stored
+
+
+def test_a_deadline_that_passed_in_the_queue_is_not_run(registry):
+    generation_id = registry.submit(deadline_s=1e-6)
+    stored = registry.everything()
+    assert registry.claim(generation_id) == NotClaimed("expired")
+    assert registry.everything() == stored
+
+
+def test_a_deadline_that_passed_while_a_worker_holds_it_is_that_workers_business(registry):
+    generation_id = registry.running(deadline_s=1000)
+    registry.raw.hset(keys.generation(generation_id), "deadline_at", "1.0")
+    assert registry.claim(generation_id, "worker-2") == NotClaimed("held")
+    registry.lose_lease(generation_id)
+    assert registry.claim(generation_id, "worker-2") == NotClaimed("expired")
+
+
+def test_a_claim_renews_the_life_of_everything_the_generation_has(registry):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["a"]))
+    own = [keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id), keys.LEASES]
+    for key in own:
+        registry.raw.expire(key, 30)
+    registry.lose_lease(generation_id)
+    registry.claim(generation_id, "worker-2")
+    assert [registry.raw.ttl(key) for key in own] == [pytest.approx(KEEP_S, abs=2)] * 4
+
+
+def test_one_of_many_claims_wins(registry):
+    generation_id = registry.submit()
+    answers = [registry.claim(generation_id, f"worker-{number}") for number in range(10)]
+    assert [type(answer) for answer in answers] == [Claim] + [NotClaimed] * 9
