@@ -27,6 +27,13 @@ from genqueue.errors import (
 from genqueue.lifecycle import State, Transition, sources
 from genqueue.messages import Event, GenerationRequest, GenerationResult, Outcome, describe, read_event
 
+_SWEEP_LIMIT = 1000
+"""Generations of one kind that one sweep takes."""
+_SWEEP_GRACE_S = 1.0
+"""How long a doorbell may be on its way to a claim."""
+_RING_AGAIN_S = 5.0
+"""When a doorbell that was rung again may be rung once more."""
+
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -70,7 +77,9 @@ class Claim:
         request: the request's JSON, as :meth:`GenerationRequest.to_wire` made it.
         submitted_at, started_at, deadline_at: epoch seconds of Redis's clock.
         text_so_far: what earlier attempts produced.
-        completion_tokens: how many tokens that took.
+        solid_tokens: how many tokens that took, up to its last character that is not white space.
+        failures: how many attempts failed by their own or their server's fault.
+        errors: what ended earlier attempts: ``attempt``, ``message`` and what else is known.
     """
 
     attempt: int
@@ -79,7 +88,9 @@ class Claim:
     started_at: float
     deadline_at: float | None
     text_so_far: str
-    completion_tokens: int
+    solid_tokens: int
+    failures: int
+    errors: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +105,8 @@ class Flush:
     """What one attempt produced since its last flush.
 
     ``bodies`` are event bodies; ``text`` is what they add to the text so far (it is kept
-    also where no chunks are published); ``mark`` is "reset" when the text so far must go
+    also where no chunks are published), ``solid_tokens`` are those up to its last character
+    that is not white space; ``mark`` is "reset" when the text so far must go
     first, "first" when this is the first text, else "".
     """
 
@@ -102,6 +114,7 @@ class Flush:
     attempt: int
     number: int
     completion_tokens: int
+    solid_tokens: int
     text: str
     mark: str
     bodies: list[bytes]
@@ -175,6 +188,7 @@ def submit(
         keys.waiting(request.generator),
         keys.GENERATORS,
         keys.doorbell(request.generator, request.priority),
+        keys.DEADLINES,
     ]
     if idempotency_key is not None:
         key_list.append(keys.idempotency(idempotency_key))
@@ -217,7 +231,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         reason = _text(answer[0])
         if reason != "claimed":
             return NotClaimed(reason)
-        _, attempt, request, submitted_at, started_at, deadline_at, text_so_far, completion_tokens = answer
+        _, attempt, request, submitted_at, started_at, deadline_at, text_so_far, solid_tokens, failures, errors = answer
         return Claim(
             attempt=int(attempt),
             request=request,
@@ -225,7 +239,9 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             started_at=float(started_at),
             deadline_at=float(deadline_at) if deadline_at else None,
             text_so_far=_text(text_so_far),
-            completion_tokens=int(completion_tokens),
+            solid_tokens=int(solid_tokens),
+            failures=int(failures),
+            errors=from_json(b"[" + errors + b"]"),
         )
 
     return _scripted(
@@ -236,6 +252,10 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             keys.LEASES,
             keys.log(generation_id),
             keys.text(generation_id),
+            keys.DEADLINES,
+            keys.DELAYED,
+            keys.RUNG,
+            keys.newest_claimed(generator),
         ],
         (
             generation_id,
@@ -266,6 +286,7 @@ def append(flushes: Sequence[Flush], *, keep_s: int) -> Call[list[str]]:
             flush.number,
             keys.live(generation_id),
             flush.completion_tokens,
+            flush.solid_tokens,
             flush.mark,
             flush.text,
             len(flush.bodies),
@@ -295,6 +316,9 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int) -> Call[str]:
             keys.waiting(end.generator),
             keys.LEASES,
             keys.result(generation_id),
+            keys.DEADLINES,
+            keys.DELAYED,
+            keys.RUNG,
         ],
         (
             generation_id,
@@ -315,6 +339,95 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int) -> Call[str]:
             *end.bodies,
         ),
         decode,
+    )
+
+
+def release(
+    last: Flush,
+    generator: str,
+    priority: int,
+    *,
+    delay_s: float,
+    failure: dict[str, Any] | None,
+    is_charged: bool,
+    keep_s: int,
+) -> Call[str]:
+    """Put a running generation back into its queue, after ``delay_s`` or at once at its front; fenced.
+
+    ``last`` is what the attempt had not written yet, ``failure`` what ended it; it counts
+    against ``max_attempts`` only if ``is_charged``.  Answers as :func:`finish`; a release that
+    is sent twice answers "queued" the second time.
+    """
+    generation_id = last.generation_id
+    return _scripted(
+        "release",
+        [
+            keys.generation(generation_id),
+            keys.log(generation_id),
+            keys.text(generation_id),
+            keys.waiting(generator),
+            keys.LEASES,
+            keys.DEADLINES,
+            keys.DELAYED,
+            keys.RUNG,
+            keys.doorbell(generator, priority),
+        ],
+        (
+            generation_id,
+            last.attempt,
+            ",".join(sources(Transition.RELEASED)),
+            keys.live(generation_id),
+            keep_s,
+            delay_s,
+            to_json(failure) if failure else "",
+            int(is_charged),
+            doorbell_message(generation_id, generator, priority),
+            last.completion_tokens,
+            last.solid_tokens,
+            last.mark,
+            last.text,
+            *last.bodies,
+        ),
+        _text,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one sweep found, and only this sweeper did: generation ids.
+
+    ``astray`` need a doorbell; ``expired`` waited past their deadline and must be ended.
+    """
+
+    astray: list[str]
+    expired: list[str]
+
+
+def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Found]:
+    """Look for generations that nobody looks after; one round trip however many there are.
+
+    Leases and delays are everybody's, lost doorbells are looked for in ``generators``.
+    """
+    key_list = [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG]
+    for generator in generators:
+        key_list += (keys.waiting(generator), keys.newest_claimed(generator))
+        key_list += (keys.doorbell(generator, priority) for priority in keys.PRIORITIES)
+
+    def decode(answer: list[list[Any]]) -> Found:
+        lost, due, expired, unheard = ([_text(part) for part in part_list] for part_list in answer)
+        return Found([*lost, *due, *unheard], expired)
+
+    arguments = (_SWEEP_LIMIT, _SWEEP_GRACE_S, _RING_AGAIN_S, keep_s, len(keys.PRIORITIES))
+    return _scripted("sweep", key_list, arguments, decode)
+
+
+def ring(rings: Sequence[tuple[str, str, int]]) -> Call[None]:
+    """Push doorbells to the front of their queues: (generation id, generator, priority)."""
+    return _scripted(
+        "ring",
+        [keys.doorbell(generator, priority) for _, generator, priority in rings],
+        [doorbell_message(*one) for one in rings],
+        lambda answer: None,
     )
 
 

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call
@@ -21,6 +21,8 @@ from genqueue.outcome import GenerationStatus
 from genqueue.plans import WAIT, ItemT, Plan
 from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
+
+OnFailure = Literal["continue", "restart", "fail"]
 
 _POLL_S = 5.0
 """After so long a silence a reader looks into the log, should the channel have lost something."""
@@ -138,6 +140,7 @@ class GenerationClient:
         priority: int = 5,
         deadline_s: float | None = None,
         idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
     ) -> Generation:
         """Queue a generation; returns as soon as Redis has it.
 
@@ -150,6 +153,9 @@ class GenerationClient:
             priority: 0 (first) to 9.
             deadline_s: seconds from now within which it must end; None is no limit.
             idempotency_key: 1 to 512 bytes; the same key gives the same generation for ``result_ttl_s``.
+            on_failure: what another attempt does with the text so far: go on behind it, forget it
+                and begin anew, or not happen at all.  Where a text cannot be continued (grammar,
+                ``best_of``), "continue" begins anew.
 
         Raises:
             InvalidRequestError: says what is wrong; UnknownGeneratorError and
@@ -164,6 +170,7 @@ class GenerationClient:
             "stream": stream,
             "priority": priority,
             "deadline_s": deadline_s,
+            "on_failure": on_failure,
         }
         accepted = self._store.run(_submission(self.settings, prompt, idempotency_key, options))
         return self.generation(accepted.generation_id)
@@ -284,6 +291,7 @@ class AsyncGenerationClient:
         priority: int = 5,
         deadline_s: float | None = None,
         idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
     ) -> AsyncGeneration:
         """As :meth:`GenerationClient.submit`."""
         options = {
@@ -293,6 +301,7 @@ class AsyncGenerationClient:
             "stream": stream,
             "priority": priority,
             "deadline_s": deadline_s,
+            "on_failure": on_failure,
         }
         accepted = await self._store.run(_submission(self.settings, prompt, idempotency_key, options))
         return self.generation(accepted.generation_id)

@@ -7,6 +7,10 @@ genqueue:generation:<id>:text    string   keep_s, then result_ttl_s  worker     
 genqueue:generation:<id>:live    channel  -                       worker, cancel    client
 genqueue:waiting:<generator>     zset     keep_s                  client, worker    client, worker
 genqueue:leases                  zset     keep_s                  worker            worker
+genqueue:delayed                 zset     keep_s                  worker            worker
+genqueue:deadlines               zset     keep_s                  client, worker    worker
+genqueue:rung                    zset     keep_s                  worker            worker
+genqueue:claimed:<generator>     hash     keep_s                  worker            worker
 genqueue:idempotency:<key>       string   result_ttl_s            client            client
 genqueue:generators              hash     keep_s                  worker            client
 genqueue:worker:<owner>          channel  -                       cancel            worker
@@ -17,8 +21,10 @@ genqueue:live                    channel  -                       nobody        
 
 ``keep_s`` is how long an accepted generation may rest without anything happening to it.
 The scores: ``waiting`` orders by priority and then by submit time (one number,
-made in ``submit.lua``), ``leases`` holds the lease's end in epoch
-milliseconds of Redis's own clock.
+made in ``common.lua``); ``leases``, ``delayed``, ``deadlines`` and ``rung`` hold epoch
+milliseconds of Redis's own clock: when the lease ends, when the next attempt is due, when
+it is too late, when a doorbell was last rung again.  ``claimed`` holds for each priority the
+highest waiting score that was claimed.
 
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
 itself, 1 to 9 have the suffix that kombu's Redis transport gives them
@@ -29,6 +35,9 @@ PRIORITIES = range(10)
 PRIORITY_SEPARATOR = "\x06\x16"
 QUEUE_PREFIX = "generate."
 LEASES = "genqueue:leases"
+DELAYED = "genqueue:delayed"
+DEADLINES = "genqueue:deadlines"
+RUNG = "genqueue:rung"
 GENERATORS = "genqueue:generators"
 SILENT = "genqueue:live"
 """A channel on which nothing is published: listening to it makes a connection one that can listen."""
@@ -57,6 +66,11 @@ def live(generation_id: str) -> str:
 def waiting(generator: str) -> str:
     """The accepted generations of one generator that no worker has claimed."""
     return f"genqueue:waiting:{generator}"
+
+
+def newest_claimed(generator: str) -> str:
+    """How far one generator's queue has been served: the highest waiting score claimed, by priority."""
+    return f"genqueue:claimed:{generator}"
 
 
 def idempotency(key: str) -> str:

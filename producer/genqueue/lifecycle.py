@@ -5,8 +5,9 @@ The Lua scripts change states; they are handed the states they may leave
 
 queued ──started──▶ running ──finished──▶ finished
   │                    ├─────failed─────▶ failed
-  │                    └────cancelled────▶ cancelled
-  ├────────failed (unreadable request, deadline passed in the queue)──▶ failed
+  │                    ├────cancelled────▶ cancelled
+  │                    └────released─────▶ queued (a later attempt goes on)
+  ├────────failed (unreadable request), expired──▶ failed
   └────────cancelled──▶ cancelled
 
 A lease that runs out puts nothing into another state by itself: a running generation
@@ -32,12 +33,14 @@ class State(StrEnum):
 
 
 class Transition(StrEnum):
-    """What moves a generation; the names are those of the events that tell readers."""
+    """What moves a generation; but for the last two, readers are told by an event of the same name."""
 
     STARTED = "started"
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    RELEASED = "released"
+    EXPIRED = "expired"
 
 
 FINAL = frozenset({State.FINISHED, State.FAILED, State.CANCELLED})
@@ -46,6 +49,8 @@ EDGES: dict[tuple[State, Transition], State] = {
     (State.QUEUED, Transition.STARTED): State.RUNNING,
     (State.RUNNING, Transition.STARTED): State.RUNNING,  # only once the lease has run out
     (State.RUNNING, Transition.FINISHED): State.FINISHED,
+    (State.RUNNING, Transition.RELEASED): State.QUEUED,
+    (State.QUEUED, Transition.EXPIRED): State.FAILED,
     (State.QUEUED, Transition.FAILED): State.FAILED,
     (State.RUNNING, Transition.FAILED): State.FAILED,
     (State.QUEUED, Transition.CANCELLED): State.CANCELLED,

@@ -77,6 +77,7 @@ class GenerationRequest(BaseModel):
     stream: bool = Field(True, strict=True)
     priority: int = Field(5, ge=PRIORITIES.start, lt=PRIORITIES.stop, strict=True)
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False, strict=True)
+    on_failure: Literal["continue", "restart", "fail"] = "continue"
 
     @field_validator("stop_words", mode="before")
     @classmethod

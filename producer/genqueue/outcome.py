@@ -106,7 +106,15 @@ def finished(generation_id: str, generator: str, last: Flush, result: Generation
     )
 
 
-def failed(generation_id: str, generator: str, last: Flush | None, outcome: Outcome, *, date_done: str) -> End:
+def failed(
+    generation_id: str,
+    generator: str,
+    last: Flush | None,
+    outcome: Outcome,
+    *,
+    date_done: str,
+    transition: Transition = Transition.FAILED,
+) -> End:
     """The end without one; ``last`` is what the attempt had not written yet, None if there was no attempt."""
     error = ENDINGS[outcome.error]
     body = event_body("failed", {"error": outcome.error, "message": outcome.message})
@@ -114,7 +122,7 @@ def failed(generation_id: str, generator: str, last: Flush | None, outcome: Outc
         generation_id,
         generator,
         last.attempt if last else None,
-        Transition.FAILED,
+        transition,
         State.FAILED,
         [*(last.bodies if last else ()), body],
         celery_failure(generation_id, "FAILURE", error.__name__, error.__module__, outcome.message, date_done),
@@ -142,3 +150,8 @@ def cancelled(generation_id: str, generator: str, *, date_done: str) -> End:
 def rejection(message: str, **detail: Any) -> Outcome:
     """The outcome of a request that is itself at fault."""
     return Outcome(error="rejected", message=message, detail=detail)
+
+
+def expired(where: str) -> Outcome:
+    """The outcome of a generation whose deadline passed."""
+    return Outcome(error="expired", message=f"the deadline passed {where}", detail={"finish_reason": "deadline"})

@@ -65,6 +65,7 @@ class GeneratorSettings(BaseModel):
     generation_kwargs: GenerationKwargs = GenerationKwargs()
     stop_words: tuple[StopWord, ...] = ()
     max_queue_depth: int = Field(10_000, ge=0)
+    max_attempts: int = Field(5, ge=1)
 
     @model_validator(mode="after")
     def _address(self) -> Self:

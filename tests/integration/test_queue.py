@@ -26,7 +26,6 @@ from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
 from genqueue.messages import GenerationRequest
 
-
 LONG = {"max_new_tokens": 5000}
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import socket
 import threading
 import uuid
@@ -27,8 +28,18 @@ from genqueue.messages import GenerationRequest, GenerationResult, Outcome, desc
 from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T
 from genqueue.timing import timings
+from genqueue_worker.continuation import (
+    Begin,
+    Complete,
+    Continue,
+    ContinuedSink,
+    GiveUp,
+    Progress,
+    Seam,
+    next_attempt,
+)
 from genqueue_worker.generators import Ending, TextGeneration
-from genqueue_worker.policy import outcome_of
+from genqueue_worker.policy import Again, UpstreamFacts, after_failure
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.writer import Outbox, Writer
 
@@ -70,6 +81,18 @@ class Run:
     attempt: int
     upstream: asyncio.Timeout
     lost: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One attempt at one generation; ``claimed_s`` is the loop's time at which it began."""
+
+    generation_id: str
+    generator: str
+    request: GenerationRequest
+    claim: Claim
+    outbox: Outbox
+    claimed_s: float
 
 
 class Engine:
@@ -117,8 +140,7 @@ class Engine:
 
     def refuse(self, generation_id: str, generator: str, reason: str) -> None:
         """Answer a message that cannot become a generation, unless its id is one already; does not block."""
-        end = replace(self._failure(generation_id, generator, outcome.rejection(reason)), stillborn=True)
-        asyncio.run_coroutine_threadsafe(self._end(None, end), self._loop)
+        asyncio.run_coroutine_threadsafe(self._answer(generation_id, generator, outcome.rejection(reason)), self._loop)
 
     def held(self) -> list[tuple[str, int]]:
         """The (generation id, attempt) pairs that run now; any thread may ask."""
@@ -152,31 +174,55 @@ class Engine:
         claim = await self._claim(generation_id, generator)
         if isinstance(claim, NotClaimed):
             if claim.reason == "expired":
-                return await self._fail(generation_id, generator, None, _expired("in the queue"))
+                return await self._refuse(generation_id, generator, outcome.expired("before an attempt could begin"))
             return _not_ours(claim.reason)
         try:
             request = GenerationRequest.model_validate_json(claim.request)
         except ValidationError as error:
-            outbox = Outbox(self._writer, generation_id, claim.attempt, publish=False)
-            return await self._fail(generation_id, generator, outbox, outcome.rejection("; ".join(describe(error))))
-
-        outbox = Outbox(self._writer, generation_id, claim.attempt, publish=request.stream)
-        if claim.text_so_far:
-            outbox.reset()
-        claimed_s = self._loop.time()
-        ends_s = None if claim.deadline_at is None else claimed_s + claim.deadline_at - claim.started_at
+            return await self._refuse(generation_id, generator, outcome.rejection("; ".join(describe(error))))
+        configured = self.generators[generator]
+        parameters = configured.parameters(request)
+        start: Begin | Continue | Complete | GiveUp = Begin(forget=False)
+        if claim.attempt > 1:
+            on_failure = request.on_failure if claim.errors else "continue"  # handed over, not failed
+            progress = Progress(claim.text_so_far, claim.solid_tokens)
+            start = next_attempt(request.prompt, parameters, on_failure, progress)
+        goes_on = isinstance(start, Continue | Complete)
+        outbox = Outbox(
+            self._writer,
+            generation_id,
+            claim.attempt,
+            publish=request.stream,
+            earlier_text=claim.text_so_far if goes_on else "",
+            earlier_tokens=claim.solid_tokens if goes_on else 0,
+        )
+        work = Work(generation_id, generator, request, claim, outbox, self._loop.time())
+        ends_s = None if claim.deadline_at is None else work.claimed_s + claim.deadline_at - claim.started_at
         upstream = asyncio.timeout_at(ends_s)
         self._running[generation_id] = Run(claim.attempt, upstream)
         try:
-            async with upstream:
-                ending = await self.generators[generator].run(request, outbox)
-            return await self._finish(generator, outbox, claim, claimed_s, ending)
+            if claim.failures >= configured.settings.max_attempts or isinstance(start, GiveUp):
+                return await self._fail(work, _gave_up(claim))
+            match start:
+                case Complete(finish_reason):
+                    ending = Ending(None, finish_reason, None, None, {})
+                case Continue(prompt, rest, tail):
+                    outbox.resume()
+                    seam = Seam(claim.text_so_far, tail, parameters.get("stop", ()))
+                    async with upstream:
+                        ending = await configured.run(prompt, rest, ContinuedSink(outbox, seam))
+                case Begin(forget):
+                    if forget:
+                        outbox.reset()
+                    async with upstream:
+                        ending = await configured.run(request.prompt, parameters, outbox)
+            return await self._finish(work, ending)
         except UpstreamError as error:
-            return await self._fail(generation_id, generator, outbox, outcome_of(error.facts))
+            return await self._failed(work, error.facts)
         except TimeoutError:
             lost = self._running[generation_id].lost
             if lost is None:
-                return await self._fail(generation_id, generator, outbox, _expired("while it ran"))
+                return await self._fail(work, outcome.expired("while it ran"))
             self._writer.drop(outbox)
             return _not_ours(lost)
         finally:
@@ -190,7 +236,7 @@ class Engine:
                 raise InvalidRequestError(f"generator {request.generator!r} is not served from queue {generator!r}")
         except InvalidRequestError as error:
             rejected = outcome.rejection(str(error))
-            await self._end(None, replace(self._failure(generation_id, generator, rejected), stillborn=True))
+            await self._answer(generation_id, generator, rejected)
             return Ended(rejected)
         registration = calls.submit(
             generation_id,
@@ -204,60 +250,107 @@ class Engine:
         await self._writer.insist(registration)
         return None
 
+    async def _answer(self, generation_id: str, generator: str, rejected: Outcome) -> None:
+        """Register what is no request, only to end it; what has that id already is left alone."""
+        end = outcome.failed(generation_id, generator, None, rejected, date_done=_now_iso())
+        await self._end(None, replace(end, stillborn=True))
+
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings
         return await self._writer.insist(
             calls.claim(generation_id, generator, owner=self.owner, lease_s=settings.lease_s, keep_s=settings.keep_s)
         )
 
-    async def _finish(
-        self, generator: str, outbox: Outbox, claim: Claim, claimed_s: float, ending: Ending
-    ) -> Done | Ended | NotOurs:
-        text = "".join(outbox.parts)
-        whole = ending.generated_text or ""
+    async def _finish(self, work: Work, ending: Ending) -> Done | Ended | NotOurs:
+        claim, outbox, configured = work.claim, work.outbox, self.generators[work.generator]
+        text, whole = "".join(outbox.parts), ending.generated_text or ""
         if len(whole) > len(text) and whole.startswith(text):  # text that no token brought
             outbox.push_text(whole[len(text) :])
             text = whole
         first_text_at = None
         if outbox.first_text_s is not None:
-            first_text_at = claim.started_at + outbox.first_text_s - claimed_s
-        ended_at = claim.started_at + self._loop.time() - claimed_s
-        configured = self.generators[generator]
+            first_text_at = claim.started_at + outbox.first_text_s - work.claimed_s
+        # A continued attempt was sent the earlier tokens as a part of its prompt.
+        prompt_tokens, completion_tokens = ending.prompt_tokens, outbox.completion_tokens
+        if prompt_tokens is not None:
+            prompt_tokens -= outbox.earlier_tokens
+        if ending.completion_tokens is not None:
+            completion_tokens = outbox.earlier_tokens + ending.completion_tokens
         meta = {
             "model": configured.model,
             "finish_reason": ending.finish_reason,
-            "usage": {
-                "prompt_tokens": ending.prompt_tokens,
-                "completion_tokens": outbox.completion_tokens
-                if ending.completion_tokens is None
-                else ending.completion_tokens,
-            },
+            "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
             "completion_start_time": _iso(first_text_at),
-            "generator": generator,
+            "generator": work.generator,
             "endpoint": configured.address,
             "attempts": claim.attempt,
-            "timings": timings(claim.submitted_at, claim.started_at, first_text_at, ended_at),
+            "timings": timings(claim.submitted_at, claim.started_at, first_text_at, self._redis_time(work)),
             **ending.extra,
         }
         result = GenerationResult(replies=[text], meta=[meta])
-        end = outcome.finished(outbox.generation_id, generator, outbox.take(), result, date_done=_now_iso())
+        end = outcome.finished(work.generation_id, work.generator, outbox.take(), result, date_done=_now_iso())
         answer = await self._end(outbox, end)
         return Done(result) if answer == "ok" else _not_ours(answer)
 
-    async def _fail(
-        self, generation_id: str, generator: str, outbox: Outbox | None, reason: Outcome
-    ) -> Ended | NotOurs:
-        answer = await self._end(outbox, self._failure(generation_id, generator, reason, outbox))
+    async def _failed(self, work: Work, facts: UpstreamFacts) -> Ended | NotOurs:
+        """The upstream call failed: another attempt, or the end."""
+        decision = after_failure(
+            facts,
+            failures=work.claim.failures,
+            max_attempts=self.generators[work.generator].settings.max_attempts,
+            may_retry=work.request.on_failure != "fail",
+            draw=random.random(),
+        )
+        if isinstance(decision, Outcome):
+            return await self._fail(work, decision)
+        failure = {"attempt": work.claim.attempt, "message": facts.message} if decision.is_charged else None
+        return await self._release(work, decision, failure)
+
+    async def _release(self, work: Work, again: Again, failure: dict[str, Any] | None) -> Ended | NotOurs:
+        last = work.outbox.take()
+        call = calls.release(
+            last,
+            work.generator,
+            work.request.priority,
+            delay_s=again.delay_s,
+            failure=failure,
+            is_charged=again.is_charged,
+            keep_s=self.settings.keep_s,
+        )
+        answer = await self._writer.last(work.outbox, call)
+        return _not_ours("released" if answer == "ok" else answer)
+
+    async def _fail(self, work: Work, reason: Outcome) -> Ended | NotOurs:
+        claim = work.claim
+        first_s = work.outbox.first_text_s
+        detail = {
+            "errors": [*claim.errors, {"attempt": claim.attempt, "message": reason.message}],
+            "timings": timings(
+                claim.submitted_at,
+                claim.started_at,
+                None if first_s is None else claim.started_at + first_s - work.claimed_s,
+                self._redis_time(work),
+            ),
+        }
+        reason = reason.model_copy(update={"detail": detail | reason.detail})
+        last = work.outbox.take()
+        end = outcome.failed(work.generation_id, work.generator, last, reason, date_done=_now_iso())
+        answer = await self._end(work.outbox, end)
         return Ended(reason) if answer == "ok" else _not_ours(answer)
 
-    def _failure(self, generation_id: str, generator: str, reason: Outcome, outbox: Outbox | None = None) -> End:
-        last = outbox.take() if outbox else None
-        return outcome.failed(generation_id, generator, last, reason, date_done=_now_iso())
+    async def _refuse(self, generation_id: str, generator: str, reason: Outcome) -> Ended | NotOurs:
+        """End a generation without an attempt."""
+        answer = await self._end(None, outcome.failed(generation_id, generator, None, reason, date_done=_now_iso()))
+        return Ended(reason) if answer == "ok" else _not_ours(answer)
 
     async def _end(self, outbox: Outbox | None, end: End) -> str:
-        return await self._writer.finish(
-            outbox, end, log_ttl_s=self.settings.log_ttl_s, result_ttl_s=self.settings.result_ttl_s
-        )
+        settings = self.settings
+        call = calls.finish(end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s)
+        return await self._writer.last(outbox, call)
+
+    def _redis_time(self, work: Work) -> float:
+        """Now, in epoch seconds of Redis's clock: hosts' clocks may disagree."""
+        return work.claim.started_at + self._loop.time() - work.claimed_s
 
     def _lose(self, generation_id: str, reason: str) -> None:
         run = self._running.get(generation_id)
@@ -318,8 +411,10 @@ class Engine:
             await asyncio.sleep(self.settings.lease_s / 3)
 
 
-def _expired(where: str) -> Outcome:
-    return Outcome(error="expired", message=f"the deadline passed {where}")
+def _gave_up(claim: Claim) -> Outcome:
+    """The end of a generation whose earlier attempts failed often enough."""
+    last = claim.errors[-1]["message"] if claim.errors else "nothing is known"
+    return Outcome(error="failed", message=f"gave up after {claim.attempt - 1} attempts: {last}")
 
 
 def _iso(epoch_s: float | None) -> str | None:

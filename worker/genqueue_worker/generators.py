@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
@@ -29,22 +29,11 @@ from pydantic_core import from_json
 from genqueue.messages import GenerationRequest, Token
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.transport import Exchange, UpstreamError, exchange
 
 _DEFAULT_MAX_NEW_TOKENS = 512
 _CONNECT_TIMEOUT_S = 5.0
-
-
-class Sink(Protocol):
-    """Takes tokens as they come; :class:`genqueue_worker.writer.Outbox` is one."""
-
-    is_congested: bool
-
-    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
-        """Take one token and the text that it adds."""
-
-    async def relief(self) -> None:
-        """Wait until there is room again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +149,16 @@ class TextGeneration:
         async with AsyncInferenceClient(**self._client_options) as client:
             await client._get_async_client()
 
-    async def run(self, request: GenerationRequest, sink: Sink) -> Ending:
+    def parameters(self, request: GenerationRequest) -> dict[str, Any]:
+        """What :meth:`run` is called with for ``request``, if nothing was generated yet."""
+        return call_parameters(self.settings, request)
+
+    async def run(self, prompt: str, parameters: dict[str, Any], sink: Sink) -> Ending:
         """Generate, pushing every token into ``sink`` as it comes.
 
         Raises:
             UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
         """
-        parameters = call_parameters(self.settings, request)
 
         def on_data(data: bytes) -> bool:
             return take_token(data, sink)
@@ -183,8 +175,10 @@ class TextGeneration:
                 self._warm = True
             async with AsyncInferenceClient(**self._client_options) as client:
                 if goes_one_shot(parameters):
-                    return await self._one_shot(client, request.prompt, parameters, sink, told)
-                return await self._streamed(client, request.prompt, parameters, sink)
+                    return await self._one_shot(client, prompt, parameters, sink, told)
+                return await self._streamed(client, prompt, parameters, sink)
+        except Stopped:
+            return Ending(None, "stop_sequence", None, None, {})
         except UpstreamError:
             raise
         except (
@@ -212,6 +206,7 @@ class TextGeneration:
                     [Token(other.id, other.text, other.logprob, other.special) for other in top] if top else None,
                 )
             if output.generated_text is not None:  # the native route's only end marker
+                sink.close()
                 details = output.details
                 return Ending(
                     generated_text=output.generated_text,

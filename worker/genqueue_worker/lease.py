@@ -1,16 +1,19 @@
-"""Keep this worker's generations leased, and its generators known to producers.
+"""Keep this worker's generations leased, look after those that nobody holds, make its generators known.
 
 A thread of its own with a connection of its own: a busy event loop must not let leases run out.
 """
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
-from genqueue import calls
-from genqueue.errors import StoreError
+from genqueue import calls, outcome
+from genqueue.errors import GenerationNotFoundError, StoreError
+from genqueue.lifecycle import Transition
 from genqueue.settings import Settings
 from genqueue.store import Store
 
@@ -20,7 +23,12 @@ _ANNOUNCE_S = 60.0
 
 
 class LeaseKeeper:
-    """Renews all leases in one call, three times in a lease's length.
+    """Renews all leases in one call, three times in a lease's length, and sweeps in another.
+
+    The sweep is what makes a doorbell more than a hope: a generation whose worker died, whose
+    message was lost with one, whose backoff is over or whose queue's list was deleted is rung
+    for again.  After an outage the holders renew first: who was cut off waits one lease
+    before sweeping.
 
     Args:
         settings: ``lease_s``, ``keep_s`` and the generators to announce.
@@ -37,6 +45,7 @@ class LeaseKeeper:
         self._store = Store(settings.redis_url, settings.redis_timeout_s)
         self._stopped = threading.Event()
         self._announced_s: float | None = None
+        self._sweeps_from_s = time.monotonic() + settings.lease_s
         self._thread = threading.Thread(target=self._keep, name="genqueue-leases", daemon=True)
 
     def start(self) -> None:
@@ -61,6 +70,7 @@ class LeaseKeeper:
                 if not away:
                     logger.warning("leases cannot be renewed: %s", error)
                 away = True
+                self._sweeps_from_s = time.monotonic() + self._settings.lease_s
             self._stopped.wait(self._settings.lease_s / 3)
 
     def _round(self) -> None:
@@ -73,5 +83,34 @@ class LeaseKeeper:
             self._announced_s = time.monotonic()
         held = self._held()
         if held:
-            for generation_id, reason in self._store.run(calls.renew(held, lease_s=self._settings.lease_s)).items():
+            renewal = calls.renew(held, lease_s=self._settings.lease_s, keep_s=self._settings.keep_s)
+            for generation_id, reason in self._store.run(renewal).items():
                 self._on_lost(generation_id, reason)
+        if time.monotonic() >= self._sweeps_from_s:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        found = self._store.run(calls.sweep(list(self._settings.generators), keep_s=self._settings.keep_s))
+        rings = []
+        for generation_id in found.astray:
+            with contextlib.suppress(GenerationNotFoundError):
+                record = self._store.run(calls.read_record(generation_id))
+                rings.append((generation_id, record.generator, record.priority))
+        if rings:
+            logger.info("rang again for %d generations that nobody looked after", len(rings))
+            self._store.run(calls.ring(rings))
+        for generation_id in found.expired:
+            with contextlib.suppress(GenerationNotFoundError):
+                self._expire(generation_id, self._store.run(calls.read_record(generation_id)).generator)
+
+    def _expire(self, generation_id: str, generator: str) -> None:
+        end = outcome.failed(
+            generation_id,
+            generator,
+            None,
+            outcome.expired("in the queue"),
+            date_done=datetime.now(UTC).isoformat(),
+            transition=Transition.EXPIRED,
+        )
+        settings = self._settings
+        self._store.run(calls.finish(end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s))

@@ -76,10 +76,44 @@ def fault_of(facts: UpstreamFacts) -> Fault:
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
 
 
-def outcome_of(facts: UpstreamFacts) -> Outcome:
-    """How a generation ends that this error ends, in the server's words."""
-    return Outcome(
-        error="rejected" if fault_of(facts) is Fault.REQUEST else "failed",
-        message=facts.message,
-        detail={"status": facts.status, "error_type": facts.error_type},
-    )
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Another attempt after ``delay_s``; whether this one counts against ``max_attempts``."""
+
+    delay_s: float
+    is_charged: bool
+
+
+_CAPACITY_DELAY_S = 2.0
+_RETRY_BASE_S = 0.5
+_RETRY_MOST_S = 30.0
+
+
+def after_failure(
+    facts: UpstreamFacts, *, failures: int, max_attempts: int, may_retry: bool, draw: float
+) -> Again | Outcome:
+    """What an upstream error means for the generation: another attempt, or its end.
+
+    Args:
+        facts: of the error.
+        failures: charged attempts before this one.
+        max_attempts: charged attempts in all.
+        may_retry: whether the caller wants failures tried again.
+        draw: from [0, 1); spreads retries (full jitter, as in the AWS Architecture Blog's
+            "Exponential Backoff And Jitter").
+    """
+    match fault_of(facts):
+        case Fault.REQUEST:
+            return _outcome("rejected", facts.message, facts)
+        case Fault.CAPACITY:
+            return Again((facts.retry_after_s or 0.0) + draw * _CAPACITY_DELAY_S, is_charged=False)
+        case Fault.SERVER:
+            if not may_retry or max_attempts == 1:
+                return _outcome("failed", facts.message, facts)
+            if failures + 1 >= max_attempts:
+                return _outcome("failed", f"gave up after {failures + 1} attempts: {facts.message}", facts)
+            return Again(draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**failures), is_charged=True)
+
+
+def _outcome(error: str, message: str, facts: UpstreamFacts) -> Outcome:
+    return Outcome(error=error, message=message, detail={"status": facts.status, "error_type": facts.error_type})

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from genqueue import calls
-from genqueue.calls import Call, End, Flush
+from genqueue.calls import Call, Flush
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Token, chunk_body, event_body
 from genqueue.store import T
@@ -35,18 +35,31 @@ class Outbox:
     """What one attempt produced and nobody has been told yet.
 
     Attributes:
-        parts: the whole text of this attempt, piece by piece.
+        parts: the whole text, piece by piece, beginning with the one that this attempt continues.
         completion_tokens: tokens pushed, special ones included, on top of earlier attempts'.
+        solid_tokens: those up to the last character that is not white space: where a later
+            attempt would go on (:mod:`genqueue_worker.continuation`).
         first_text_s: loop time of the first text; None before.
         is_congested: whether the producer of tokens should wait (:meth:`relief`).
     """
 
-    def __init__(self, writer: "Writer", generation_id: str, attempt: int, *, publish: bool) -> None:
+    def __init__(
+        self,
+        writer: "Writer",
+        generation_id: str,
+        attempt: int,
+        *,
+        publish: bool,
+        earlier_text: str = "",
+        earlier_tokens: int = 0,
+    ) -> None:
         self.generation_id = generation_id
         self.attempt = attempt
         self.publish = publish
-        self.parts: list[str] = []
-        self.completion_tokens = 0
+        self.parts: list[str] = [earlier_text] if earlier_text else []
+        self.completion_tokens = earlier_tokens
+        self.solid_tokens = earlier_tokens
+        self.earlier_tokens = earlier_tokens
         self.first_text_s: float | None = None
         self.is_congested = False
         self._writer = writer
@@ -66,10 +79,20 @@ class Outbox:
             self._top_tokens.append(top_tokens)
         if text:
             self._add_text(text)
+            if not text.isspace():
+                self.solid_tokens = self.completion_tokens
         if len(self._tokens) >= _CONGESTION_TOKENS:
             self.is_congested = True
             self._relieved.clear()
         self._writer.wake(self)
+
+    def close(self) -> None:
+        """Nothing more will be pushed.
+
+        What is there goes out with the end, in one piece: were the last token written and its
+        worker dead before the end is, another attempt would generate on behind it.
+        """
+        self._writer.drop(self)
 
     def push_text(self, text: str) -> None:
         """Take text that no token brought."""
@@ -80,6 +103,11 @@ class Outbox:
         """Tell readers to forget what earlier attempts wrote."""
         self._bodies.append(event_body("reset", {}))
         self._mark = "reset"
+        self._writer.wake(self)
+
+    def resume(self) -> None:
+        """Tell readers that the text goes on."""
+        self._bodies.append(event_body("resumed", {}))
         self._writer.wake(self)
 
     async def relief(self) -> None:
@@ -93,7 +121,16 @@ class Outbox:
         if self.publish and (self._tokens or text):
             bodies.append(chunk_body(text, self._tokens, self._top_tokens or None))
         self._number += 1
-        flush = Flush(self.generation_id, self.attempt, self._number, self.completion_tokens, text, self._mark, bodies)
+        flush = Flush(
+            self.generation_id,
+            self.attempt,
+            self._number,
+            self.completion_tokens,
+            self.solid_tokens,
+            text,
+            self._mark,
+            bodies,
+        )
         self._tokens, self._top_tokens, self._text, self._mark = [], [], [], ""
         if self.is_congested:
             self.is_congested = False
@@ -174,18 +211,13 @@ class Writer:
                 except TimeoutError:
                     pass
 
-    async def finish(self, outbox: Outbox | None, end: End, *, log_ttl_s: int, result_ttl_s: int) -> str:
-        """End a generation once nothing of it is in flight; waits for as long as Redis is away.
-
-        Returns:
-            "ok", or why the attempt no longer had the right to end it.
-        """
+    async def last(self, outbox: Outbox | None, call: Call[T]) -> T:
+        """Send the last word of an attempt once nothing of it is in flight; waits for as long as Redis is away."""
         if outbox is not None:
-            self._dirty.pop(outbox.generation_id, None)
-            self._quiet.pop(outbox.generation_id, None)
+            self.drop(outbox)
             async with self._in_flight:
                 pass  # what was taken before has arrived
-        return await self.insist(calls.finish(end, log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s))
+        return await self.insist(call)
 
     def drop(self, outbox: Outbox) -> None:
         """Forget what an attempt that lost its generation has not written."""

@@ -6,7 +6,7 @@ local answers, argument = {}, 2
 for index = 0, #KEYS / 3 - 1 do
   local generation, log, text = KEYS[3 * index + 1], KEYS[3 * index + 2], KEYS[3 * index + 3]
   local attempt, flush, live, completion_tokens = ARGV[argument], tonumber(ARGV[argument + 1]), ARGV[argument + 2], ARGV[argument + 3]
-  local mark, more, count = ARGV[argument + 4], ARGV[argument + 5], tonumber(ARGV[argument + 6])
+  local solid_tokens, mark, more, count = ARGV[argument + 4], ARGV[argument + 5], ARGV[argument + 6], tonumber(ARGV[argument + 7])
   local state, newest, seq, flushed = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'flush'))
   if not state then
     answers[index + 1] = 'gone'
@@ -18,14 +18,15 @@ for index = 0, #KEYS / 3 - 1 do
     answers[index + 1] = 'ok'
     if flush > tonumber(flushed) then
       local bodies = {}
-      for offset = 1, count do bodies[offset] = ARGV[argument + 6 + offset] end
+      for offset = 1, count do bodies[offset] = ARGV[argument + 7 + offset] end
       seq = append_events(log, live, tonumber(seq), attempt, bodies)
-      redis.call('HSET', generation, 'seq', seq, 'flush', flush, 'completion_tokens', completion_tokens)
+      redis.call('HSET', generation, 'seq', seq, 'flush', flush, 'completion_tokens', completion_tokens,
+        'solid_tokens', solid_tokens)
       if mark == 'reset' then redis.call('DEL', text) end
       if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
       if more ~= '' and redis.call('APPEND', text, more) == #more then redis.call('EXPIRE', text, keep_s) end
     end
   end
-  argument = argument + 7 + count
+  argument = argument + 8 + count
 end
 return answers

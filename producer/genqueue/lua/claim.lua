@@ -1,17 +1,18 @@
 -- Take a generation for one worker: the next attempt, a lease, a `started` event.
 local generation, waiting, leases, log, text = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local deadlines, delayed, rung, newest_claimed = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local id, generator, owner, lease_s, keep_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local may_start, live = ARGV[6], ARGV[7]
 
-local state, attempt, seq, request, submitted_at, deadline_at, home, completion_tokens, holder, started_at = unpack(
+local state, attempt, seq, request, submitted_at, deadline_at, home, solid_tokens, holder, started_at, failures, errors, priority = unpack(
   redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'generator',
-    'completion_tokens', 'owner', 'started_at'))
+    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority'))
 if not state then return {'gone'} end
 if home ~= generator then return {'elsewhere', home} end
 if not is_one_of(state, may_start) then return {state} end
 local function claimed()
   return {'claimed', tonumber(attempt), request, submitted_at, started_at, deadline_at or '',
-    redis.call('GET', text) or '', tonumber(completion_tokens or 0)}
+    redis.call('GET', text) or '', tonumber(solid_tokens or 0), tonumber(failures or 0), errors or ''}
 end
 local time = now()
 if state == 'running' then
@@ -24,6 +25,18 @@ if state == 'running' then
 end
 if deadline_at and tonumber(deadline_at) <= time then return {'expired', request} end
 
+if state == 'running' then -- its worker is gone, and takes an attempt with it
+  failures = tonumber(failures or 0) + 1
+  errors = (errors and errors ~= '' and errors .. ',' or '') .. string.format(
+    '{"attempt":%d,"message":%s}', attempt, cjson.encode('the lease of ' .. holder .. ' ran out'))
+  redis.call('HSET', generation, 'failures', failures, 'errors', errors)
+end
+-- How far the queue has been served: what waits longer than this has lost its doorbell.
+local place = redis.call('ZSCORE', waiting, id)
+if place and tonumber(place) > tonumber(redis.call('HGET', newest_claimed, priority) or 0) then
+  redis.call('HSET', newest_claimed, priority, place)
+  redis.call('EXPIRE', newest_claimed, keep_s)
+end
 attempt, started_at = tonumber(attempt) + 1, stamp(time)
 seq = append_events(log, live, tonumber(seq), attempt, {
   string.format('"v":1,"type":"started","at":%s,"worker":%s}', started_at, cjson.encode(owner))})
@@ -33,7 +46,7 @@ redis.call('HDEL', generation, 'first_text_at') -- the timings are those of the 
 redis.call('EXPIRE', generation, keep_s)
 redis.call('EXPIRE', log, keep_s)
 redis.call('EXPIRE', text, keep_s)
-redis.call('ZREM', waiting, id)
-redis.call('ZADD', leases, string.format('%.0f', (time + lease_s) * 1e3), id)
+for _, place_of_rest in ipairs({waiting, deadlines, delayed, rung}) do redis.call('ZREM', place_of_rest, id) end
+redis.call('ZADD', leases, milliseconds(time + lease_s), id)
 redis.call('EXPIRE', leases, keep_s)
 return claimed()

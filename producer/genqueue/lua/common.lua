@@ -24,6 +24,16 @@ local function append_events(log, live, seq, attempt, bodies)
   return seq
 end
 
+-- For a sorted set: whole milliseconds, which a double holds exactly.
+local function milliseconds(seconds)
+  return string.format('%.0f', seconds * 1e3)
+end
+
+-- Where a generation stands in its queue: priority first, then the millisecond of submission.
+local function place_in_queue(priority, submitted_s)
+  return string.format('%.0f', tonumber(priority) * 1e14 + math.floor(tonumber(submitted_s) * 1e3))
+end
+
 local function is_one_of(state, states)
   return state and string.find(',' .. states .. ',', ',' .. state .. ',', 1, true) ~= nil
 end

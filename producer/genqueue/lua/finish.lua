@@ -2,6 +2,7 @@
 -- With an attempt the writer must still hold it (the fence); without one (cancel, a request
 -- that cannot be read) the worker that runs it is told.
 local generation, log, text, waiting, leases, result = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local deadlines, delayed, rung = KEYS[7], KEYS[8], KEYS[9]
 local id, attempt, sources, final, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local outcome, celery_result, log_ttl_s, result_ttl_s = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local completion_tokens, more, worker_channel_prefix, generator = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
@@ -25,8 +26,7 @@ redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(now
 if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
 if mark == 'reset' then redis.call('DEL', text) end
 if completion_tokens ~= '' then redis.call('HSET', generation, 'completion_tokens', completion_tokens) end
-redis.call('ZREM', waiting, id)
-redis.call('ZREM', leases, id)
+for _, place in ipairs({waiting, leases, deadlines, delayed, rung}) do redis.call('ZREM', place, id) end
 redis.call('EXPIRE', generation, result_ttl_s)
 redis.call('EXPIRE', log, log_ttl_s)
 -- Only what failed may be tried again by hand; of the rest no prompt is kept.

@@ -1,7 +1,7 @@
 -- Renew the leases of one worker's attempts, and the life of what they write; answers with the
 -- ids it no longer holds, each followed by the reason.
 local leases, keep_s = KEYS[1], ARGV[2]
-local lease_end_ms = string.format('%.0f', (now() + tonumber(ARGV[1])) * 1e3)
+local lease_end_ms = milliseconds(now() + tonumber(ARGV[1]))
 local lost = {}
 for index = 1, (#KEYS - 1) / 3 do
   local generation, log, text = KEYS[3 * index - 1], KEYS[3 * index], KEYS[3 * index + 1]

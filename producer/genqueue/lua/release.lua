@@ -1,0 +1,43 @@
+-- Put a running generation back into the queue, at its front or for later, with what its
+-- attempt had not written yet; fenced. `failure` is why, as JSON, or '' when nobody failed.
+local generation, log, text, waiting, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local deadlines, delayed, rung, doorbell = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local id, attempt, sources, live, keep_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local delay_s, failure, is_charged, message = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9]
+local completion_tokens, solid_tokens, mark, more = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+
+local state, newest, seq, priority, submitted_at, deadline_at, errors = unpack(redis.call('HMGET', generation,
+  'state', 'attempt', 'seq', 'priority', 'submitted_at', 'deadline_at', 'errors'))
+if not state then return 'gone' end
+if newest ~= attempt then return 'superseded' end
+if not is_one_of(state, sources) then return state end
+
+local bodies = {}
+for index = 14, #ARGV do bodies[index - 13] = ARGV[index] end
+seq = append_events(log, live, tonumber(seq), newest, bodies)
+redis.call('HSET', generation, 'state', 'queued', 'seq', seq, 'completion_tokens', completion_tokens,
+  'solid_tokens', solid_tokens)
+if mark == 'reset' then redis.call('DEL', text) end
+if more ~= '' and redis.call('APPEND', text, more) == #more then redis.call('EXPIRE', text, keep_s) end
+if failure ~= '' then
+  redis.call('HSET', generation, 'errors', (errors and errors ~= '' and errors .. ',' or '') .. failure)
+end
+if is_charged == '1' then redis.call('HINCRBY', generation, 'failures', 1) end
+
+local time = now()
+redis.call('ZREM', leases, id)
+if deadline_at then
+  redis.call('ZADD', deadlines, milliseconds(tonumber(deadline_at)), id)
+  redis.call('EXPIRE', deadlines, keep_s)
+end
+if delay_s > 0 then
+  redis.call('ZADD', delayed, milliseconds(time + delay_s), id)
+  redis.call('EXPIRE', delayed, keep_s)
+else
+  redis.call('ZADD', waiting, place_in_queue(priority, submitted_at), id)
+  redis.call('EXPIRE', waiting, keep_s)
+  redis.call('ZADD', rung, milliseconds(time), id)
+  redis.call('EXPIRE', rung, keep_s)
+  redis.call('RPUSH', doorbell, message)
+end
+return 'ok'

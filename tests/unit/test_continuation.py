@@ -1,0 +1,120 @@
+"""Where the next attempt begins, row by row, and what happens at the seam."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genqueue_worker.continuation import Begin, Complete, Continue, GiveUp, Progress, Seam, next_attempt
+
+FREE = {"max_new_tokens": 10}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "on_failure", "progress", "expected"),
+    [
+        pytest.param(FREE, "continue", Progress("", 0), Begin(forget=False), id="nothing-yet"),
+        pytest.param(
+            FREE,
+            "continue",
+            Progress(" a b", 2),
+            Continue("P a b", {"max_new_tokens": 8}, ""),
+            id="free-text-continues",
+        ),
+        pytest.param(
+            FREE,
+            "continue",
+            Progress(" a \n", 1),
+            Continue("P a", {"max_new_tokens": 9}, " \n"),
+            id="cut-at-the-last-character-that-is-no-space",
+        ),
+        pytest.param(
+            FREE, "continue", Progress("\n\n", 0), Continue("P", FREE, "\n\n"), id="nothing-but-white-space-so-far"
+        ),
+        pytest.param(FREE, "continue", Progress(" a", 10), Complete("length"), id="no-token-missing"),
+        pytest.param(
+            {**FREE, "stop": ["END"]}, "continue", Progress(" the END", 2), Complete("stop_sequence"), id="ends-in-stop"
+        ),
+        pytest.param(
+            {**FREE, "stop": ["\n\n"]}, "continue", Progress(" a\n\n", 2), Complete("stop_sequence"), id="stop-is-space"
+        ),
+        pytest.param(
+            {**FREE, "truncate": 100},
+            "continue",
+            Progress(" a b", 2),
+            Continue("P a b", {"max_new_tokens": 8, "truncate": 102}, ""),
+            id="truncate-keeps-the-same-part-of-the-prompt",
+        ),
+        pytest.param(FREE, "restart", Progress(" a", 1), Begin(forget=True), id="restart-wished"),
+        pytest.param(FREE, "restart", Progress("", 0), Begin(forget=False), id="restart-with-nothing-to-forget"),
+        pytest.param(FREE, "fail", Progress(" a", 1), GiveUp(), id="fail-wished"),
+        pytest.param({**FREE, "grammar": {}}, "continue", Progress(" a", 1), Begin(forget=True), id="grammar"),
+        pytest.param({**FREE, "tools": [1]}, "continue", Progress(" a", 1), Begin(forget=True), id="tools"),
+        pytest.param({**FREE, "best_of": 2}, "continue", Progress("", 0), Begin(forget=False), id="best-of"),
+        pytest.param(
+            {**FREE, "best_of": 1},
+            "continue",
+            Progress("a", 1),
+            Continue("Pa", {"max_new_tokens": 9, "best_of": 1}, ""),
+            id="best-of-one",
+        ),
+        pytest.param(
+            {**FREE, "decoder_input_details": True},
+            "continue",
+            Progress(" a", 1),
+            Begin(forget=True),
+            id="prefill-details",
+        ),
+    ],
+)
+def test_the_next_attempt_begins_where_it_must(parameters, on_failure, progress, expected):
+    assert next_attempt("P", parameters, on_failure, progress) == expected
+
+
+@pytest.mark.parametrize(
+    ("tail", "pieces", "expected"),
+    [
+        pytest.param("", [" b", " c"], " b c", id="no-tail"),
+        pytest.param("\n", ["\n", "b"], "b", id="said-again"),
+        pytest.param("\n\n", ["\n", "\n", "b"], "b", id="said-again-in-pieces"),
+        pytest.param("\n", ["\nb"], "b", id="said-again-with-more"),
+        pytest.param(" ", [" b"], "b", id="the-space-before-a-word"),
+        pytest.param("  ", [" b"], "b", id="less-of-it"),
+        pytest.param(" ", [",", " b"], ", b", id="something-else"),
+        pytest.param("\n", ["", "\n", "", "b"], "b", id="byte-split-characters"),
+    ],
+)
+def test_readers_get_the_tail_once(tail, pieces, expected):
+    seam = Seam("a" + tail, tail, [])
+    assert "".join(seam.take(piece) for piece in pieces) == expected
+
+
+@given(st.text(" ab\n", max_size=12), st.integers(0, 12))
+def test_a_deterministic_text_cut_anywhere_has_no_seam(text, cut):
+    before = text[:cut]
+    tail = before[len(before.rstrip()) :]
+    seam = Seam(before, tail, [])
+    again = text[len(before.rstrip()) :]
+    assert before + "".join(seam.take(character) for character in again) == text
+
+
+@pytest.mark.parametrize(
+    ("so_far", "pieces", "stops", "stopped_after"),
+    [
+        pytest.param(" a\n", ["\n", "\n", "b"], ["\n\n"], None, id="the-server-saw-all-of-it-again"),
+        pytest.param(" the EN", ["D", "!"], ["END"], 1, id="straddles"),
+        pytest.param(" the E", ["N", "D"], ["END"], 2, id="straddles-two-tokens"),
+        pytest.param(" the EN", ["d", "END"], ["END"], None, id="whole-behind-the-seam-is-the-servers"),
+        pytest.param(" the EN", ["DING"], ["END"], None, id="overshoots-as-on-the-server"),
+        pytest.param(" x", ["y"], [], None, id="no-stops"),
+        pytest.param("Q", [":"], ["Q:", "A very long stop"], 1, id="short-beside-long"),
+    ],
+)
+def test_a_stop_sequence_across_the_seam_stops(so_far, pieces, stops, stopped_after):
+    tail = so_far[len(so_far.rstrip()) :]
+    seam = Seam(so_far, tail, stops)
+    after = None
+    for number, piece in enumerate(pieces, start=1):
+        seam.take(piece)
+        if seam.is_stopped and after is None:
+            after = number
+    assert after == stopped_after

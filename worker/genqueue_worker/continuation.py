@@ -1,0 +1,167 @@
+"""Where the next attempt begins: after the text so far, or anew, or not at all.
+
+Pure.  Continuing means to send the prompt with the text so far behind it and to ask for the
+tokens that are still missing; readers see one text.  Three things need care at the seam:
+
+- TGI trims white space from the end of what it is sent.  So the text is cut at its last
+  character that is none, and what the server says again of the tail is swallowed.
+- A stop sequence may begin before the seam and end after it; the server sees its end only.
+- Tokens are counted up to that cut, so that the ones generated again are counted once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from genqueue.messages import Token
+from genqueue_worker.sink import Sink, Stopped
+
+OnFailure = Literal["continue", "restart", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What earlier attempts left.
+
+    Attributes:
+        text: all of it, as readers have it.
+        solid_tokens: how many tokens it took up to its last character that is not white space.
+    """
+
+    text: str
+    solid_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Generate from the prompt alone; ``forget`` is whether readers have text that must go."""
+
+    forget: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """Generate what is missing.
+
+    Attributes:
+        prompt: the caller's prompt and the text up to the seam.
+        parameters: the call's parameters, less what was used up.
+        tail: white space behind the seam that readers have already.
+    """
+
+    prompt: str
+    parameters: dict[str, Any]
+    tail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Nothing is missing: the end itself was all that got lost."""
+
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The caller asked that nothing be tried twice."""
+
+
+def next_attempt(
+    prompt: str, parameters: Mapping[str, Any], on_failure: OnFailure, progress: Progress
+) -> Begin | Continue | Complete | GiveUp:
+    """Choose how an attempt after the first begins.
+
+    Args:
+        prompt: the caller's.
+        parameters: of the whole generation, ``max_new_tokens`` among them.
+        on_failure: the caller's wish.
+        progress: what earlier attempts left.
+    """
+    if on_failure == "fail":
+        return GiveUp()
+    if on_failure == "restart" or cannot_continue(parameters):
+        return Begin(forget=bool(progress.text))
+    if not progress.text:
+        return Begin(forget=False)
+    if any(progress.text.endswith(stop) for stop in parameters.get("stop", ())):
+        return Complete("stop_sequence")
+    missing_tokens = parameters["max_new_tokens"] - progress.solid_tokens
+    if missing_tokens <= 0:
+        return Complete("length")
+    solid = progress.text.rstrip()
+    rest = {**parameters, "max_new_tokens": missing_tokens}
+    if "truncate" in parameters:  # it counts from the end: the same part of the prompt shall stay
+        rest["truncate"] = parameters["truncate"] + progress.solid_tokens
+    return Continue(prompt + solid, rest, progress.text[len(solid) :])
+
+
+def cannot_continue(parameters: Mapping[str, Any]) -> bool:
+    """Whether prompt + text so far would not give the same text.
+
+    A grammar would begin again in the middle; of ``best_of`` texts none is known before the
+    end; ``decoder_input_details`` would describe a prompt that is not the caller's.
+    """
+    return (
+        "grammar" in parameters
+        or parameters.get("best_of", 1) > 1
+        or bool(parameters.get("decoder_input_details"))
+        or bool(parameters.get("tools"))
+    )
+
+
+class Seam:
+    """What a continued stream must not say again, and where it must stop though its server does not."""
+
+    def __init__(self, text: str, tail: str, stops: Sequence[str]) -> None:
+        self._tail = tail
+        self._stops = list(stops)
+        # The last characters that a stop sequence could begin with, without the tail, which comes again.
+        before = text[: len(text) - len(tail)]
+        reach = max((len(stop) for stop in stops), default=1) - 1
+        self._recent = before[max(0, len(before) - reach) :]
+        self._said = 0
+
+    def take(self, text: str) -> str:
+        """The part of a token's text that readers do not have yet."""
+        self._recent += text
+        self._said += len(text)
+        if not self._tail:
+            return text
+        same = 0
+        while same < min(len(text), len(self._tail)) and text[same] == self._tail[same]:
+            same += 1
+        # Either it all matched, or the tail is used up, or the server says something else now.
+        self._tail = self._tail[same:] if same == len(text) else ""
+        return text[same:]
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the text ends in a stop sequence of which the server has generated only a part."""
+        return any(len(stop) > self._said and self._recent.endswith(stop) for stop in self._stops)
+
+
+class ContinuedSink:
+    """Takes the tokens of a continued stream, and passes on what readers do not have yet."""
+
+    def __init__(self, sink: Sink, seam: Seam) -> None:
+        self._sink = sink
+        self._seam = seam
+
+    @property
+    def is_congested(self) -> bool:
+        """As the sink behind it."""
+        return self._sink.is_congested
+
+    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
+        """Take one token; raises Stopped when the text is complete."""
+        self._sink.push(token, self._seam.take(text), top_tokens)
+        if self._seam.is_stopped:
+            raise Stopped
+
+    def close(self) -> None:
+        """As the sink behind it."""
+        self._sink.close()
+
+    async def relief(self) -> None:
+        """As the sink behind it."""
+        await self._sink.relief()

@@ -1,0 +1,26 @@
+"""Where a generator's tokens go: the interface between whoever calls the model and whoever writes."""
+
+from typing import Protocol
+
+from genqueue.messages import Token
+
+
+class Stopped(Exception):
+    """Raised by a sink that wants no more tokens: the text is complete, though its server would go on."""
+
+
+class Sink(Protocol):
+    """Takes tokens as they come; :class:`genqueue_worker.writer.Outbox` is one."""
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether whoever pushes should wait for :meth:`relief`."""
+
+    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
+        """Take one token and the text that it adds; may raise Stopped."""
+
+    def close(self) -> None:
+        """Nothing more will be pushed: what is there goes out with the end."""
+
+    async def relief(self) -> None:
+        """Wait until there is room again."""
