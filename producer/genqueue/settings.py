@@ -95,6 +95,7 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(5.0, gt=0, allow_inf_nan=False)
     generators: dict[str, GeneratorSettings] = {}
     lease_s: float = Field(3.0, gt=0, allow_inf_nan=False)
+    drain_s: float = Field(20.0, ge=0, allow_inf_nan=False)
     log_ttl_s: int = Field(3600, ge=1)
     result_ttl_s: int = Field(86_400, ge=1)
     keep_s: int = Field(7 * 86_400, ge=60)

@@ -15,6 +15,7 @@ from genqueue import keys
 from genqueue.errors import ConfigError
 from genqueue.settings import Settings, load_settings
 from genqueue_worker.broker import Consumer, Transport
+from genqueue_worker.control import revoke_means_cancel
 from genqueue_worker.engine import Engine
 from genqueue_worker.lease import LeaseKeeper
 
@@ -127,6 +128,21 @@ def _start(**_: Any) -> None:
     sys.setswitchinterval(0.0005)
     _runtime = Runtime(worker_settings())
     _runtime.start()
+    revoke_means_cancel(_runtime.engine.cancel)
+
+
+@signals.worker_shutting_down.connect
+def _drain(**_: Any) -> None:
+    """SIGTERM: Celery takes no more work and waits for what runs; after ``drain_s`` others go on with it."""
+    if _runtime is not None:
+        _runtime.engine.drain()
+
+
+@signals.task_revoked.connect
+def _pass_on(request: Any, **_: Any) -> None:
+    """Celery revoked a task by itself (its message had expired): the registry must know, or it would ring again."""
+    if _runtime is not None:
+        _runtime.engine.cancel([request.id])
 
 
 @signals.worker_shutdown.connect

@@ -13,7 +13,7 @@ import random
 import socket
 import threading
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from genqueue import calls, keys, outcome
 from genqueue.calls import Claim, End, NotClaimed
-from genqueue.errors import InvalidRequestError
+from genqueue.errors import GenerationNotFoundError, InvalidRequestError
 from genqueue.messages import GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T
@@ -51,6 +51,7 @@ except ImportError:  # no wheel for this platform
 logger = logging.getLogger(__name__)
 
 _FLUSH_GAP_S = 0.02
+_HANDED_OVER = "handed over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class Engine:
         }
         self._in_hand: set[str] = set()
         self._running: dict[str, Run] = {}
+        self._is_draining = False
         self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="genqueue-engine", daemon=True)
         self._ready: Future[None] = Future()
@@ -142,6 +144,15 @@ class Engine:
         """Answer a message that cannot become a generation, unless its id is one already; does not block."""
         asyncio.run_coroutine_threadsafe(self._answer(generation_id, generator, outcome.rejection(reason)), self._loop)
 
+    def cancel(self, generation_ids: Iterable[str]) -> None:
+        """Cancel generations wherever they are; any thread may ask, and does not wait."""
+        for generation_id in generation_ids:
+            asyncio.run_coroutine_threadsafe(self._cancel(generation_id), self._loop)
+
+    def drain(self) -> None:
+        """Begin nothing more, and hand over after ``drain_s`` what still runs then; any thread may ask."""
+        self._loop.call_soon_threadsafe(self._drain)
+
     def held(self) -> list[tuple[str, int]]:
         """The (generation id, attempt) pairs that run now; any thread may ask."""
         return [(generation_id, run.attempt) for generation_id, run in list(self._running.items())]
@@ -157,6 +168,8 @@ class Engine:
     ) -> Done | Ended | NotOurs:
         if generation_id in self._in_hand:
             return NotOurs("held")
+        if self._is_draining:
+            return NotOurs("draining")  # a sweeper rings again
         # From before the claim: to the registry, two doorbells of one worker are one that asks twice.
         self._in_hand.add(generation_id)
         try:
@@ -223,6 +236,8 @@ class Engine:
             lost = self._running[generation_id].lost
             if lost is None:
                 return await self._fail(work, outcome.expired("while it ran"))
+            if lost == _HANDED_OVER:
+                return await self._release(work, Again(0.0, is_charged=False), None)
             self._writer.drop(outbox)
             return _not_ours(lost)
         finally:
@@ -351,6 +366,24 @@ class Engine:
     def _redis_time(self, work: Work) -> float:
         """Now, in epoch seconds of Redis's clock: hosts' clocks may disagree."""
         return work.claim.started_at + self._loop.time() - work.claimed_s
+
+    async def _cancel(self, generation_id: str) -> None:
+        try:
+            generator = (await self._writer.insist(calls.read_record(generation_id))).generator
+            end = outcome.cancelled(generation_id, generator, date_done=_now_iso())
+        except GenerationNotFoundError:
+            # Its message, which may bring the request itself, is still to come: it shall find it cancelled.
+            end = replace(outcome.cancelled(generation_id, "default", date_done=_now_iso()), stillborn=True)
+        await self._end(None, end)
+
+    def _drain(self) -> None:
+        if not self._is_draining:
+            self._is_draining = True
+            self._loop.call_later(self.settings.drain_s, self._hand_over)
+
+    def _hand_over(self) -> None:
+        for generation_id in list(self._running):
+            self._lose(generation_id, _HANDED_OVER)
 
     def _lose(self, generation_id: str, reason: str) -> None:
         run = self._running.get(generation_id)
