@@ -9,6 +9,7 @@ import contextlib
 import queue
 import time
 import uuid
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
@@ -127,6 +128,7 @@ class GenerationClient:
         self.settings = settings or load_settings()
         self._store = Store(self.settings.redis_url, self.settings.redis_timeout_s)
         self._resources = contextlib.ExitStack()
+        weakref.finalize(self, self._resources.close)  # at exit too, while the thread that closes them still runs
         self._hub: tuple[LiveHub, LoopThread] | None = None
 
     def submit(
@@ -205,7 +207,8 @@ class GenerationClient:
         try:
             yield from self._steps(plan, inbox, deadline_s)
         finally:
-            thread.call(listening.__aexit__(None, None, None))
+            if not thread.loop.is_closed():  # the client was closed first, perhaps by the end of the program
+                thread.call(listening.__aexit__(None, None, None))
 
     def _steps(
         self, plan: Plan[ItemT], inbox: "queue.SimpleQueue[bytes | None] | None" = None, deadline_s: float | None = None

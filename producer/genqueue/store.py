@@ -44,9 +44,9 @@ def _connection_options(timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _translate(url: str, error: redis.RedisError) -> GenqueueError:
+def _translate(url: str, error: Exception) -> GenqueueError:
     """Our error for theirs, naming host and port but never the password."""
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
         address = urlsplit(url)
         return RedisUnavailableError(address.hostname or address.path, address.port or 6379, str(error))
     return StoreError(f"Redis refused: {error}")
@@ -122,6 +122,20 @@ Inbox = Callable[[bytes | None], None]
 """Takes one published message; None means "something may have been missed: read the log"."""
 
 
+class _Channel:
+    """Who listens to one channel, and whether Redis has said that it sends."""
+
+    def __init__(self) -> None:
+        self.inboxes: set[Inbox] = set()
+        self.answered = asyncio.Event()
+        self.error: Exception | None = None
+
+    def answer(self, error: Exception | None = None) -> None:
+        """Let those who wait for the subscription go on."""
+        self.error = error
+        self.answered.set()
+
+
 class LiveHub:
     """Many channels over one subscription connection, on one event loop.
 
@@ -140,9 +154,11 @@ class LiveHub:
             socket_timeout=timeout_s / _TRIES * 0.9,
         )
         self._pubsub: Any = self._redis.pubsub()  # half of its methods have no types
-        self._inboxes: dict[bytes, set[Inbox]] = {}
-        self._confirmed: dict[bytes, asyncio.Event] = {}
+        self._channels: dict[bytes, _Channel] = {}
+        self._told: dict[bytes, _Channel] = {}
+        self._changed = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._teller: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
@@ -153,38 +169,54 @@ class LiveHub:
             RedisUnavailableError: the subscription was not confirmed in time.
         """
         name = channel.encode()
-        self._inboxes.setdefault(name, set()).add(inbox)
+        joined = self._channels.setdefault(name, _Channel())
+        joined.inboxes.add(inbox)
+        self._change()
         try:
-            await self._subscribed(name)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await joined.answered.wait()
+            except TimeoutError:
+                reason = f"no answer to SUBSCRIBE within {self._timeout_s:g} s"
+                raise _translate(self._url, redis.ConnectionError(reason)) from None
+            if joined.error is not None:
+                raise _translate(self._url, joined.error) from joined.error
             yield
         finally:
-            listeners = self._inboxes[name]
-            listeners.discard(inbox)
-            if not listeners:
-                del self._inboxes[name]
-                self._confirmed.pop(name, None)
-                with contextlib.suppress(redis.RedisError):  # a lost connection has unsubscribed already
-                    async with self._sending:
-                        if name not in self._inboxes:
-                            await self._pubsub.unsubscribe(name)
+            joined.inboxes.discard(inbox)
+            if not joined.inboxes and self._channels.get(name) is joined:
+                del self._channels[name]
+                self._change()
 
-    async def _subscribed(self, name: bytes) -> None:
-        confirmed = self._confirmed.get(name)
-        if confirmed is None:
-            confirmed = self._confirmed[name] = asyncio.Event()
-            try:
-                async with self._sending:
-                    await self._pubsub.subscribe(name)
-            except redis.RedisError as error:
-                raise _translate(self._url, error) from error
+    def _change(self) -> None:
+        self._changed.set()
+        if self._teller is None or self._teller.done():
+            self._teller = asyncio.create_task(self._tell(), name="genqueue-subscribe")
+
+    async def _tell(self) -> None:
+        """Keep Redis told which channels are wanted: all that changed meanwhile in one command.
+
+        A task of its own: listeners may give up at any moment, and a command that is broken
+        off leaves a connection whose answers belong to nobody knows what.
+        """
+        while True:
+            await self._changed.wait()
+            async with self._sending:
+                self._changed.clear()
+                wanted = dict(self._channels)
+                missing = [name for name, channel in wanted.items() if self._told.get(name) is not channel]
+                try:
+                    if missing:
+                        await self._pubsub.subscribe(*missing)
+                    if left := self._told.keys() - wanted.keys():
+                        await self._pubsub.unsubscribe(*left)
+                    self._told = wanted
+                except (redis.RedisError, OSError) as error:
+                    for name in missing:
+                        wanted[name].answer(error)
+                    continue
             if self._reader is None or self._reader.done():
                 self._reader = asyncio.create_task(self._read(), name="genqueue-live")
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await confirmed.wait()
-        except TimeoutError:
-            reason = f"no answer to SUBSCRIBE within {self._timeout_s:g} s"
-            raise _translate(self._url, redis.ConnectionError(reason)) from None
 
     async def _read(self) -> None:
         silent = False
@@ -206,16 +238,17 @@ class LiveHub:
                 silent = False
 
     def _dispatch(self, message: dict[str, Any]) -> None:
-        channel = message["channel"]
+        channel = self._channels.get(message["channel"])
+        if channel is None:
+            return
         if message["type"] == "message":
-            for inbox in tuple(self._inboxes.get(channel, ())):
+            for inbox in tuple(channel.inboxes):
                 inbox(message["data"])
         elif message["type"] == "subscribe":
-            confirmed = self._confirmed.get(channel)
-            if confirmed is not None and not confirmed.is_set():
-                confirmed.set()
-            else:  # redis-py reconnected by itself and subscribed again
-                for inbox in tuple(self._inboxes.get(channel, ())):
+            if not channel.answered.is_set():
+                channel.answer()
+            else:  # a connection came back, and with it the subscriptions
+                for inbox in tuple(channel.inboxes):
                     inbox(None)
 
     async def _reconnect(self) -> None:
@@ -227,7 +260,9 @@ class LiveHub:
                 self._pubsub = self._redis.pubsub()
                 try:
                     # A channel of our own, so that the connection is one even when no reader is left.
-                    await self._pubsub.subscribe(keys.SILENT, *self._inboxes)
+                    wanted = dict(self._channels)
+                    await self._pubsub.subscribe(keys.SILENT, *wanted)
+                    self._told = wanted
                     return
                 except (redis.RedisError, OSError):
                     pass
@@ -235,10 +270,11 @@ class LiveHub:
 
     async def close(self) -> None:
         """End the subscription; readers hear nothing more."""
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
+        for task in (self._teller, self._reader):
+            # Again and again: before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
+            while task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.1)
         with contextlib.suppress(redis.RedisError, OSError):
             await self._pubsub.aclose()
         await self._redis.aclose()

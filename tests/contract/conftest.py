@@ -180,11 +180,23 @@ def run(request: pytest.FixtureRequest, redis_url: str, loop_thread: LoopThread)
 
 
 @pytest.fixture
+def writer(redis_url: str, raw: redis.Redis) -> Iterator[Registry]:
+    """The registry through one shell, for tests of those who read it."""
+    store = Store(redis_url, 5.0)
+    yield Registry(store.run, raw)
+    store.close()
+
+
+@pytest.fixture
 def registry(run: Callable[..., Any], raw: redis.Redis) -> Iterator[Registry]:
     """An empty registry; whatever a test did to it, every key but Celery's queues has a TTL."""
     yield Registry(run, raw)
     lasting = [key for key in raw.scan_iter() if raw.ttl(key) == -1]
     assert [key for key in lasting if not key.startswith(keys.QUEUE_PREFIX.encode())] == []
+
+
+only_real_redis = pytest.mark.parametrize("redis_server", ["redis"], indirect=True)
+"""For what fakeredis does not have: CLIENT LIST, CLIENT KILL."""
 
 
 def until(condition: Callable[[], Any], within_s: float = 10.0) -> Any:

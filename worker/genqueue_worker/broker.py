@@ -2,16 +2,19 @@
 
 Stock kombu decodes whatever it pops in the worker's event loop and lets the error out: one
 ``LPUSH generate.default garbage`` ends the worker.  Here such an entry is dropped, counted
-and logged (its size only: it may be a prompt).
+and logged (its size only: it may be a prompt).  What is a message and no task of ours is
+turned away the same way, and its sender answered (``task_rejected``).
 """
 
-import binascii
 import json
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
-from celery.worker import consumer
+from celery import signals
+from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.worker import consumer, state
 from kombu.transport import redis
 
 from genqueue.keys import QUEUE_PREFIX
@@ -28,16 +31,29 @@ def is_celery_message(message: Any) -> bool:
         case {
             "body": str(),
             "headers": {"task": str(), "id": str()},
-            "properties": {"delivery_tag": str(), "delivery_info": dict(), "body_encoding": "base64"},
+            "properties": {"delivery_tag": str(), "delivery_info": {"routing_key": str()}, "body_encoding": "base64"},
         }:
             return True
     return False
 
 
-def _drop(size: int, queue: str, reason: str) -> None:
+def is_call(payload: Any) -> bool:
+    """Whether a message's decoded body is (arguments, keyword arguments, options) as Celery unpacks it."""
+    match payload:
+        case [list(), dict(), None]:
+            return True
+        case [list(), dict(), dict() as options]:
+            return all(
+                isinstance(options.get(name), kind | None)
+                for name, kind in (("callbacks", list), ("errbacks", list), ("chain", list), ("chord", dict))
+            )
+    return False
+
+
+def _drop(size: int | str, queue: str, reason: str) -> None:
     global dropped
     dropped += 1
-    logger.error("dropped an entry of %s that is no Celery message: %s (%d bytes)", queue, reason, size)
+    logger.error("dropped an entry of %s that is no Celery message: %s (%s bytes)", queue, reason, size)
 
 
 class Channel(redis.Channel):
@@ -46,9 +62,9 @@ class Channel(redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
-        except (json.JSONDecodeError, UnicodeDecodeError, binascii.Error) as error:
-            entry: Any = getattr(error, "doc", None) or getattr(error, "object", b"")
-            _drop(len(entry), "a queue", type(error).__name__)
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, no base64; JSON nested too deep
+            entry: Any = getattr(error, "doc", None) or getattr(error, "object", None)
+            _drop("?" if entry is None else len(entry), "a queue", type(error).__name__)
             return True
 
 
@@ -65,14 +81,61 @@ class Transport(redis.Transport):
 
 
 class Consumer(consumer.Consumer):
-    """Publishes task events ten times a second instead of three times a task.
+    """Turns away what is no task of ours; publishes task events ten times a second instead of three times a task.
 
-    Stock Celery publishes what its buffer holds at the next turn of its loop: 60 % of the
+    Stock Celery logs the body of what it turns away, which may hold a prompt, and ends the
+    worker where a header or the body's shape surprises it (``stamps: 3``, a body of ``{}``).
+    And it publishes what its event buffer holds at the next turn of its loop: 60 % of the
     consumer's CPU when 200 generations arrive at once (py-spy), on the thread they wait for.
     """
 
     _EVENTS_EVERY_S = 0.1
     _events_due_s = 0.0
+
+    def create_task_handler(self, *args: Any) -> Callable[[Any], None]:
+        """What is called with each message; an error of its own making ends the message, not the worker."""
+        handle = super().create_task_handler(*args)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                # Celery decodes in the pool's thread and never frees the place of what surprises it there.
+                if is_call(message.payload):
+                    handle(message)
+                else:
+                    self._turn_away(message, InvalidTaskError("no call"))
+            except self.connection_errors + self.channel_errors:
+                raise
+            except Exception as error:
+                request = state.requests.get(message.headers["id"])
+                if request is not None and request.message is message:
+                    state.task_ready(request)  # gives back its place among the reserved ones
+                self._turn_away(message, error)
+
+        return on_task_received
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """It names no task."""
+        self._turn_away(message, None)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Its task is not ours."""
+        self._turn_away(message, NotRegistered("no such task here"))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Celery cannot make a call of it, or it is not JSON."""
+        self._turn_away(message, exc)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Its body cannot be read."""
+        self._turn_away(message, exc)
+
+    def _turn_away(self, message: Any, error: Exception | None) -> None:
+        if not message.acknowledged:
+            message.reject_log_error(logger, self.connection_errors)
+        kind = type(error).__name__ if error else "no task"
+        queue = (message.delivery_info or {}).get("routing_key")
+        logger.error("turned away a message of %s: %s (%d bytes)", queue, kind, len(message.body or b""))
+        signals.task_rejected.send(sender=self, message=message, exc=error)
 
     def on_send_event_buffered(self) -> None:
         """Called with each event, from any thread; a batch that never went out (the loop was reset) is overdue."""

@@ -1,0 +1,197 @@
+"""The shells: scripts that Redis forgot, a Redis that is away, and what its errors say."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from genqueue import calls, keys
+from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
+from genqueue.store import AsyncStore, LiveHub, LoopThread, Store
+
+PASSWORD = "s3cret-do-not-show"
+
+
+def test_a_redis_that_forgot_the_scripts_is_given_them_again(registry):
+    generation_id = registry.running()
+    for _ in range(2):
+        registry.raw.script_flush()
+        assert registry.run(calls.renew([(generation_id, 1)], lease_s=30.0, keep_s=60)) == {}
+
+
+def test_an_answer_of_redis_that_is_an_error_is_ours(registry):
+    registry.raw.set(keys.log("g"), "no stream", ex=60)
+    with pytest.raises(StoreError, match="Redis refused: WRONGTYPE") as refused:
+        registry.run(calls.read_log("g", 1))
+    assert not isinstance(refused.value, RedisUnavailableError)
+
+
+def test_an_error_inside_a_script_is_ours(registry):
+    registry.raw.set(keys.generation("g"), "no hash", ex=60)
+    with pytest.raises(StoreError, match="Redis refused"):
+        registry.claim("g")
+
+
+def test_many_threads_share_a_store(redis_url: str):
+    store = Store(redis_url, 5.0)
+    answers: list[object] = []
+
+    def ask() -> None:
+        answers.extend(store.run(calls.read_text("nobody's")) for _ in range(20))
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.close()
+    assert answers == [""] * 800
+
+
+async def test_more_tasks_than_connections_wait_for_their_turn(redis_url: str):
+    store = AsyncStore(redis_url, 5.0)
+    assert await asyncio.gather(*(store.run(calls.read_text("nobody's")) for _ in range(500))) == [""] * 500
+    await store.close()
+
+
+@pytest.fixture
+def refusing() -> Iterator[int]:
+    """A port on which nobody listens, held so that nobody else will."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
+        yield listening.getsockname()[1]
+
+
+def ask_sync(url: str, timeout_s: float) -> None:
+    store = Store(url, timeout_s)
+    try:
+        store.run(calls.read_text("g"))
+    finally:
+        store.close()
+
+
+def ask_async(url: str, timeout_s: float) -> None:
+    async def ask() -> None:
+        store = AsyncStore(url, timeout_s)
+        try:
+            await store.run(calls.read_text("g"))
+        finally:
+            await store.close()
+
+    asyncio.run(ask())
+
+
+def listen(url: str, timeout_s: float) -> None:
+    async def ask() -> None:
+        hub = LiveHub(url, timeout_s)
+        try:
+            async with hub.listen("channel", lambda message: None):
+                pass
+        finally:
+            await hub.close()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("how", [ask_sync, ask_async, listen])
+@pytest.mark.parametrize("port", ["refusing", "silent"])
+def test_a_redis_that_does_not_answer_is_reported_in_time_without_its_password(request, how, port):
+    number = request.getfixturevalue(port)
+    timeout_s = 1.0
+    began_s = time.monotonic()
+    with pytest.raises(RedisUnavailableError) as told:
+        how(f"redis://user:{PASSWORD}@127.0.0.1:{number}/0", timeout_s)
+    took_s = time.monotonic() - began_s
+    assert f"127.0.0.1:{number}" in str(told.value)
+    assert (told.value.host, told.value.port) == ("127.0.0.1", number)
+    cause: BaseException | None = told.value
+    while cause is not None:
+        assert PASSWORD not in str(cause)
+        cause = cause.__cause__ or cause.__context__
+    assert took_s < timeout_s + 0.5  # what a busy machine adds
+
+
+@pytest.mark.parametrize("how", [ask_sync, ask_async, listen])
+def test_a_redis_that_is_loading_or_refuses_us_raises_nothing_but_ours(redis_url: str, how: Callable[..., None]):
+    address = urlsplit(redis_url)
+    with pytest.raises(GenqueueError) as told:
+        how(f"redis://user:{PASSWORD}@{address.hostname}:{address.port}/0", 2.0)
+    assert PASSWORD not in str(told.value)
+
+
+@pytest.fixture
+def dropping(redis_url: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """The server behind a relay that can cut every connection."""
+    target = urlsplit(redis_url)
+    ends: list[socket.socket] = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = server.accept()
+                far = socket.create_connection((target.hostname, target.port))
+                ends.extend((near, far))
+                for source, sink in ((near, far), (far, near)):
+                    pumps.append(threading.Thread(target=pump, args=(source, sink)))
+                    pumps[-1].start()
+
+    def cut() -> None:
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    pumps: list[threading.Thread] = []
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    yield f"redis://127.0.0.1:{server.getsockname()[1]}/0", cut
+    server.shutdown(socket.SHUT_RDWR)
+    accepting.join()
+    server.close()
+    cut()
+    for each in pumps:
+        each.join()
+    for end in ends:
+        end.close()
+
+
+@pytest.mark.parametrize("shell", ["sync", "async"])
+def test_a_connection_that_was_cut_between_two_calls_is_made_anew(dropping, shell, loop_thread: LoopThread):
+    url, cut = dropping
+    if shell == "sync":
+        store = Store(url, 5.0)
+        run, close = store.run, store.close
+    else:
+        other = AsyncStore(url, 5.0)
+        run, close = lambda call: loop_thread.call(other.run(call)), lambda: loop_thread.call(other.close())
+    for _ in range(3):
+        assert run(calls.read_text("nobody's")) == ""
+        cut()
+    close()
+
+
+def test_a_redis_url_may_name_what_redis_allows(raw: redis.Redis, redis_url: str):
+    store = Store(redis_url + "?client_name=genqueue-test", 5.0)
+    assert store.run(calls.read_text("nobody's")) == ""
+    store.close()
