@@ -160,6 +160,7 @@ class LiveHub:
         self._sending = asyncio.Lock()
         self._teller: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._closed = False
 
     @contextlib.asynccontextmanager
     async def listen(self, channel: str, inbox: Inbox) -> AsyncIterator[None]:
@@ -190,7 +191,7 @@ class LiveHub:
 
     def _change(self) -> None:
         self._changed.set()
-        if self._teller is None or self._teller.done():
+        if not self._closed and (self._teller is None or self._teller.done()):
             self._teller = asyncio.create_task(self._tell(), name="genqueue-subscribe")
 
     async def _tell(self) -> None:
@@ -270,14 +271,19 @@ class LiveHub:
 
     async def close(self) -> None:
         """End the subscription; readers hear nothing more."""
-        for task in (self._teller, self._reader):
-            # Again and again: before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
-            while task is not None and not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=0.1)
+        self._closed = True
+        await _end(self._teller)  # first: it starts the other
+        await _end(self._reader)
         with contextlib.suppress(redis.RedisError, OSError):
             await self._pubsub.aclose()
         await self._redis.aclose()
+
+
+async def _end(task: "asyncio.Task[None] | None") -> None:
+    # Again and again: before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
 
 
 class LoopThread:

@@ -206,3 +206,23 @@ async def test_a_hub_can_be_closed_at_any_moment(redis_url: str):
             await asyncio.sleep(0)
         async with asyncio.timeout(5):
             await hub.close()
+
+
+async def test_a_hub_whose_tasks_were_cancelled_first_leaves_none_behind(redis_url: str):
+    before = asyncio.all_tasks()
+    for yields in range(20):
+        hub = LiveHub(redis_url, 5.0)
+
+        async def listen(hub: LiveHub = hub) -> None:
+            async with hub.listen("a", Inbox().put_nowait):
+                await asyncio.Event().wait()
+
+        listening = asyncio.create_task(listen())
+        await eventually(lambda: len(asyncio.all_tasks() - before) == 3)
+        for _ in range(yields):
+            await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await asyncio.wait([listening])
+        await hub.close()
+        assert asyncio.all_tasks() == before

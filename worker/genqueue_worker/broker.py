@@ -6,10 +6,10 @@ and logged (its size only: it may be a prompt).  What is a message and no task o
 turned away the same way, and its sender answered (``task_rejected``).
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
+from queue import Empty
 from typing import Any
 
 from celery import signals
@@ -30,10 +30,15 @@ def is_celery_message(message: Any) -> bool:
     match message:
         case {
             "body": str(),
-            "headers": {"task": str(), "id": str()},
-            "properties": {"delivery_tag": str(), "delivery_info": {"routing_key": str()}, "body_encoding": "base64"},
+            "headers": {"task": str(task), "id": str(task_id)},
+            "properties": {
+                "delivery_tag": str(tag),
+                "delivery_info": {"routing_key": str(routing_key)},
+                "body_encoding": "base64",
+            },
         }:
-            return True
+            # They become keys of Redis: half of a surrogate pair (JSON can spell it) cannot be sent.
+            return all(word.isprintable() for word in (task, task_id, tag, routing_key)) and task_id != ""
     return False
 
 
@@ -62,7 +67,11 @@ class Channel(redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, no base64; JSON nested too deep
+        except (Empty, *self.connection_errors, *self.connection.channel_errors):
+            raise
+        # No JSON, no UTF-8, no base64, nested too deep, or what kombu's JSON makes objects of
+        # ({"__type__": "uuid", "__value__": 5}), which raises whatever the object's class raises.
+        except Exception as error:
             entry: Any = getattr(error, "doc", None) or getattr(error, "object", None)
             _drop("?" if entry is None else len(entry), "a queue", type(error).__name__)
             return True
@@ -75,7 +84,7 @@ class Transport(redis.Transport):
 
     def _deliver(self, message: Any, queue: str) -> None:
         if queue.startswith(QUEUE_PREFIX) and not is_celery_message(message):
-            _drop(len(json.dumps(message)), queue, "not the shape of one")
+            _drop(len(repr(message)), queue, "not the shape of one")
             return
         super()._deliver(message, queue)
 
