@@ -16,15 +16,16 @@ from typing import Any, Literal, Self
 
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call
-from genqueue.errors import InvalidRequestError, ResultTimeoutError
+from genqueue.errors import InvalidRequestError, RedisUnavailableError, ResultTimeoutError
 from genqueue.messages import Chunk, Event, GenerationResult, read_request
 from genqueue.outcome import GenerationStatus
-from genqueue.plans import WAIT, ItemT, Plan
+from genqueue.plans import WAIT, ItemT, Patience, Plan
 from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 
 OnFailure = Literal["continue", "restart", "fail"]
 
+_RETRY_S = 0.3
 _POLL_S = 5.0
 """After so long a silence a reader looks into the log, should the channel have lost something."""
 
@@ -214,6 +215,7 @@ class GenerationClient:
         self, plan: Plan[ItemT], inbox: "queue.SimpleQueue[bytes | None] | None" = None, deadline_s: float | None = None
     ) -> Generator[ItemT, None, None]:
         answer: Any = None
+        patience = Patience(self.settings.outage_patience_s if inbox is not None else 0.0)
         while True:
             try:
                 step = plan.send(answer)
@@ -221,7 +223,7 @@ class GenerationClient:
                 return
             answer = None
             if isinstance(step, Call):
-                answer = self._store.run(step)
+                answer = self._run(step, patience)
             elif step is WAIT:
                 assert inbox is not None, "a plan that waits is given a channel"
                 patience_s = _POLL_S if deadline_s is None else min(_POLL_S, deadline_s - time.monotonic())
@@ -231,6 +233,18 @@ class GenerationClient:
                     answer = inbox.get(timeout=patience_s)
             else:
                 yield step
+
+    def _run(self, call: "Call[Any]", patience: Patience) -> Any:
+        while True:
+            try:
+                answer = self._store.run(call)
+            except RedisUnavailableError:
+                if patience.ends(time.monotonic()):
+                    raise
+                time.sleep(_RETRY_S)
+            else:
+                patience.there()
+                return answer
 
 
 class AsyncGeneration:
@@ -343,6 +357,7 @@ class AsyncGenerationClient:
         self, plan: Plan[ItemT], inbox: "asyncio.Queue[bytes | None] | None" = None, deadline_s: float | None = None
     ) -> AsyncGenerator[ItemT, None]:
         answer: Any = None
+        patience = Patience(self.settings.outage_patience_s if inbox is not None else 0.0)
         while True:
             try:
                 step = plan.send(answer)
@@ -350,7 +365,7 @@ class AsyncGenerationClient:
                 return
             answer = None
             if isinstance(step, Call):
-                answer = await self._store.run(step)
+                answer = await self._run(step, patience)
             elif step is WAIT:
                 assert inbox is not None, "a plan that waits is given a channel"
                 patience_s = _POLL_S if deadline_s is None else min(_POLL_S, deadline_s - time.monotonic())
@@ -364,3 +379,15 @@ class AsyncGenerationClient:
                             answer = await inbox.get()
             else:
                 yield step
+
+    async def _run(self, call: "Call[Any]", patience: Patience) -> Any:
+        while True:
+            try:
+                answer = await self._store.run(call)
+            except RedisUnavailableError:
+                if patience.ends(time.monotonic()):
+                    raise
+                await asyncio.sleep(_RETRY_S)
+            else:
+                patience.there()
+                return answer

@@ -32,6 +32,26 @@ WAIT = Wait.FOR_MESSAGE
 Plan = Generator[Call[Any] | Wait | ItemT, Any, None]
 
 
+class Patience:
+    """How long one reader bears that Redis is away: not at all until it was there once."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._was_there = False
+        self._away_since_s: float | None = None
+
+    def there(self) -> None:
+        """Redis answered."""
+        self._was_there = True
+        self._away_since_s = None
+
+    def ends(self, now_s: float) -> bool:
+        """Redis did not answer: whether the reader gives up."""
+        if self._away_since_s is None:
+            self._away_since_s = now_s
+        return not self._was_there or now_s - self._away_since_s >= self._patience_s
+
+
 def follow(generation_id: str, from_seq: int) -> Plan[Event]:
     """Every event after number ``from_seq``, in order, once each, until the terminal one.
 

@@ -93,6 +93,7 @@ class Settings(BaseSettings):
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
     redis_timeout_s: float = Field(5.0, gt=0, allow_inf_nan=False)
+    outage_patience_s: float = Field(60.0, ge=0, allow_inf_nan=False)
     generators: dict[str, GeneratorSettings] = {}
     lease_s: float = Field(3.0, gt=0, allow_inf_nan=False)
     drain_s: float = Field(20.0, ge=0, allow_inf_nan=False)
