@@ -7,6 +7,7 @@ producer without those packages' dependencies can use the rest.
 """
 
 import json
+import logging
 import os
 import re
 import sys
@@ -377,6 +378,7 @@ def main() -> NoReturn:
 def _run() -> int:
     for output in (sys.stdout, sys.stderr):
         output.reconfigure(errors="replace")  # type: ignore[union-attr]  # TextIOWrapper, as started
+    logging.getLogger("genqueue").addHandler(logging.NullHandler())  # stderr is for our one line
     command: Any = typer.main.get_command(app)
     try:
         return command.main(prog_name="genqueue", standalone_mode=False) or ExitCode.OK

@@ -6,6 +6,7 @@ waits for whom.
 
 import asyncio
 import contextlib
+import os
 import queue
 import time
 import uuid
@@ -34,8 +35,8 @@ def _submission(
     settings: Settings, prompt: str, idempotency_key: str | None, options: dict[str, Any]
 ) -> Call[Accepted]:
     request = read_request({"prompt": prompt, **options})
-    if idempotency_key is not None and not 1 <= len(idempotency_key.encode()) <= 512:
-        raise InvalidRequestError(f"idempotency_key has {len(idempotency_key.encode())} bytes, must have 1 to 512")
+    if idempotency_key is not None:
+        _check_key(idempotency_key)
     own = settings.generators.get(request.generator)
     return calls.submit(
         str(uuid.uuid4()),
@@ -45,6 +46,17 @@ def _submission(
         idempotency_ttl_s=settings.result_ttl_s,
         max_queue_depth=own.max_queue_depth if own else None,
     )
+
+
+def _check_key(idempotency_key: object) -> None:
+    if not isinstance(idempotency_key, str):
+        raise InvalidRequestError("idempotency_key: Input should be a valid string")
+    try:
+        size_bytes = len(idempotency_key.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequestError("idempotency_key: holds half of a surrogate pair") from None
+    if not 1 <= size_bytes <= 512:
+        raise InvalidRequestError(f"idempotency_key: has {size_bytes} bytes, must have 1 to 512")
 
 
 def _cancel(generation_id: str, settings: Settings) -> Plan[bool]:
@@ -131,6 +143,7 @@ class GenerationClient:
         self._resources = contextlib.ExitStack()
         weakref.finalize(self, self._resources.close)  # at exit too, while the thread that closes them still runs
         self._hub: tuple[LiveHub, LoopThread] | None = None
+        self._hub_pid = 0
 
     def submit(
         self,
@@ -197,10 +210,11 @@ class GenerationClient:
     def _listen(self, channel: str, plan: Plan[ItemT], timeout_s: float | None = None) -> Generator[ItemT, None, None]:
         """The plan's items, its messages taken from ``channel``; they stop short after ``timeout_s``."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        if self._hub is None:
+        if self._hub is None or self._hub_pid != os.getpid():  # the hub's thread does not come along in a fork
             self._hub = self._resources.enter_context(
                 shared_hub_thread(self.settings.redis_url, self.settings.redis_timeout_s)
             )
+            self._hub_pid = os.getpid()
         hub, thread = self._hub
         inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         listening = hub.listen(channel, inbox.put)

@@ -348,7 +348,7 @@ def shared_hub_thread(url: str, timeout_s: float) -> Iterator[tuple[LiveHub, Loo
     finally:
         with _thread_hubs_lock:
             users.count -= 1
-            if users.count == 0:
+            if users.count == 0 and key[0] == os.getpid():  # a forked child leaves its parent's alone
                 del _thread_hubs[key]
                 hub, thread = users.thing
                 thread.call(hub.close())

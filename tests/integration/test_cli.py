@@ -11,9 +11,12 @@ import subprocess
 import sys
 
 import pytest
+import redis
 
 from genqueue.cli import ExitCode
+from genqueue_ops.local_redis import local_redis
 
+STARTED = '{"v": 1, "seq": 1, "attempt": 1, "type": "started", "at": 0, "worker": "x"}'
 NO_SUCH_ID = "00000000-0000-4000-8000-000000000000"
 
 
@@ -47,10 +50,13 @@ def start(environ, tmp_path):
     """Starts ``python -m genqueue`` and ends it with the test."""
     with contextlib.ExitStack() as started:
 
-        def run(*arguments, **options):
-            options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        def run(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **changed):
             process = subprocess.Popen(
-                [sys.executable, "-m", "genqueue", *map(str, arguments)], cwd=tmp_path, env=environ, **options
+                [sys.executable, "-m", "genqueue", *map(str, arguments)],
+                cwd=tmp_path,
+                env={**environ, **changed},
+                stdout=stdout,
+                stderr=stderr,
             )
             started.enter_context(process)
             started.callback(process.kill)
@@ -287,6 +293,20 @@ def test_a_full_queue_is_said_with_its_depth(genqueue, ask, db):
     finally:
         db.hdel("genqueue:generators", "full")
     assert (done.returncode, only_line(done)) == (ExitCode.QUEUE_FULL, "queue 'full' holds 1 generations, limit 1")
+
+
+def test_a_redis_that_dies_under_a_reader_is_one_line(genqueue, start, real_redis):
+    with local_redis() as server, redis.Redis.from_url(server.url) as own:
+        own.hset("genqueue:generators", "default", '{"max_queue_depth": 1}')
+        environ = {"GENQUEUE_REDIS_URL": server.url, "GENQUEUE_REDIS_TIMEOUT_S": "1"}
+        generation_id = genqueue("submit", "x", "--detach", **environ).stdout.strip()
+        own.xadd(f"genqueue:generation:{generation_id}:log", {"e": STARTED}, id="1-0")
+        reader = start("tail", generation_id, "--json", **environ)
+        assert reader.stdout.readline()
+        server.kill()
+        _, told = reader.communicate(timeout=30)
+    assert reader.returncode == ExitCode.REDIS
+    assert re.fullmatch(rf"genqueue: no answer from Redis at 127.0.0.1:{server.port}: .*\n", told.decode())
 
 
 def test_stdin_that_is_no_text_is_refused(environ, tmp_path):

@@ -1,0 +1,399 @@
+"""Both clients against a log that this test writes: late, twice, at once, cut off, after the end."""
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from genqueue import (
+    AsyncGenerationClient,
+    GenerationCancelledError,
+    GenerationClient,
+    GenerationFailedError,
+    GenerationNotFoundError,
+    InvalidRequestError,
+    LogExpiredError,
+    QueueFullError,
+    ResultTimeoutError,
+    Settings,
+    UnknownGeneratorError,
+    keys,
+)
+from genqueue.lifecycle import State
+from genqueue.store import LoopThread
+
+from .conftest import Registry, flush, only_real_redis, until
+
+GENERATORS: dict[str, Any] = {
+    "default": {
+        "api_type": "text_generation_inference",
+        "api_params": {"url": "http://127.0.0.1:1"},
+        "max_queue_depth": 3,
+    }
+}
+
+
+class Reader:
+    """One client, sync or async, driven from threads: each method blocks until it is done."""
+
+    def __init__(self, settings: Settings, loop_thread: LoopThread | None) -> None:
+        self.settings = settings
+        self._loop = loop_thread
+        self.client: Any = GenerationClient(settings) if loop_thread is None else AsyncGenerationClient(settings)
+        self._pool = ThreadPoolExecutor(64)
+
+    def _wait(self, answer: Any) -> Any:
+        return answer if self._loop is None else self._loop.call(answer)
+
+    def submit(self, prompt: str = "p", **options: Any) -> str:
+        generation_id: str = self._wait(self.client.submit(prompt, **options)).id
+        return generation_id
+
+    def collect(self, what: str, generation_id: str, from_seq: int, into: list[Any]) -> list[Any]:
+        """Everything of ``stream`` or ``events``, put into a list as it comes."""
+        items = getattr(self.client.generation(generation_id), what)(from_seq)
+        if self._loop is None:
+            for item in items:
+                into.append(item)
+            return into
+
+        async def gather() -> list[Any]:
+            async for item in items:
+                into.append(item)
+            return into
+
+        return self._loop.call(gather())
+
+    def start(self, generation_id: str, from_seq: int = 0, what: str = "stream") -> tuple[list[Any], Future[list[Any]]]:
+        """Read in the background: the list that fills, and its future."""
+        into: list[Any] = []
+        return into, self._pool.submit(self.collect, what, generation_id, from_seq, into)
+
+    def text(self, generation_id: str, from_seq: int = 0) -> str:
+        return "".join(chunk.text for chunk in self.collect("stream", generation_id, from_seq, []))
+
+    def result(self, generation_id: str, timeout_s: float | None = 10.0) -> Any:
+        return self._wait(self.client.generation(generation_id).result(timeout_s))
+
+    def status(self, generation_id: str) -> Any:
+        return self._wait(self.client.generation(generation_id).status())
+
+    def cancel(self, generation_id: str) -> bool:
+        is_cancelled: bool = self._wait(self.client.generation(generation_id).cancel())
+        return is_cancelled
+
+    def close(self) -> None:
+        self._wait(self.client.close())
+        self._pool.shutdown()
+
+
+@pytest.fixture(params=["sync", "async"])
+def reader(request: pytest.FixtureRequest, redis_url: str, loop_thread: LoopThread) -> Iterator[Reader]:
+    made = Reader(
+        Settings(redis_url=redis_url, generators=GENERATORS), None if request.param == "sync" else loop_thread
+    )
+    yield made
+    made.close()
+
+
+def written(writer: Registry, *texts: str, end: bool = True) -> str:
+    """A generation with one flush for each text."""
+    generation_id = writer.running()
+    for number, text in enumerate(texts, 1):
+        writer.append(flush(generation_id, number, [text], mark="first" if number == 1 else ""))
+    if end:
+        writer.finish(writer.finished(generation_id, "".join(texts)))
+    return generation_id
+
+
+def listens(writer: Registry, generation_id: str) -> Callable[[], bool]:
+    """Whether somebody has subscribed to a generation's channel."""
+    channel = keys.live(generation_id).encode()
+    return lambda: channel in writer.raw.pubsub_channels()
+
+
+def test_a_reader_hears_each_chunk_as_it_is_written(reader, writer):
+    generation_id = writer.submit()
+    seen, reading = reader.start(generation_id)
+    until(listens(writer, generation_id))
+    writer.claim(generation_id)
+    for number, text in enumerate(["It ", "is ", "é🦜"], 1):
+        writer.append(flush(generation_id, number, [text]))
+        until(lambda expected=number: len(seen) == expected)
+    writer.finish(writer.finished(generation_id))
+    assert [chunk.text for chunk in reading.result(10)] == ["It ", "is ", "é🦜"]
+    assert [(chunk.seq, chunk.attempt, chunk.tokens[0].id) for chunk in seen] == [(2, 1, 1), (3, 1, 1), (4, 1, 1)]
+
+
+def test_readers_before_in_the_middle_and_after_see_the_same_text(reader, writer):
+    generation_id = writer.submit()
+    readings = [reader.start(generation_id)]
+    until(listens(writer, generation_id))
+    writer.claim(generation_id)
+    for number in range(1, 6):
+        writer.append(flush(generation_id, number, [f"{number} "]))
+        readings.append(reader.start(generation_id))
+    writer.finish(writer.finished(generation_id))
+    readings.append(reader.start(generation_id))
+    for _, reading in readings:
+        assert "".join(chunk.text for chunk in reading.result(10)) == "1 2 3 4 5 "
+    assert reader.text(generation_id) == reader.text(generation_id) == "1 2 3 4 5 "
+
+
+@pytest.mark.parametrize(("from_seq", "expected"), [(0, "abc"), (1, "abc"), (2, "bc"), (4, ""), (5, ""), (99, "")])
+def test_from_seq_resumes(reader, writer, from_seq, expected):
+    assert reader.text(written(writer, "a", "b", "c"), from_seq) == expected
+
+
+def test_events_are_all_events(reader, writer):
+    generation_id = written(writer, "a")
+    events = reader.collect("events", generation_id, 0, [])
+    assert [event.type for event in events] == ["started", "chunk", "finished"]
+
+
+@only_real_redis
+def test_a_reader_whose_connection_is_killed_misses_and_repeats_nothing(reader, writer):
+    generation_id = writer.running()
+    seen, reading = reader.start(generation_id)
+    expected = ""
+    for number in range(1, 31):
+        writer.append(flush(generation_id, number, [f"{number} "]))
+        expected += f"{number} "
+        if number % 5 == 0:
+            until(lambda least=number - 4: len(seen) >= least)
+            writer.raw.client_kill_filter(_type="pubsub")
+        if number % 7 == 0:
+            writer.raw.client_kill_filter(_type="normal", skipme=True)
+    writer.finish(writer.finished(generation_id, expected))
+    assert "".join(chunk.text for chunk in reading.result(20)) == expected
+
+
+@only_real_redis
+def test_fifty_readers_of_one_process_are_one_subscription(reader, writer):
+    ids = [writer.running() for _ in range(10)]
+    readings = [reader.start(generation_id) for generation_id in ids for _ in range(5)]
+    for generation_id in ids:
+        until(listens(writer, generation_id))
+    (connection,) = writer.raw.client_list(_type="pubsub")
+    assert int(connection["sub"]) == 10
+    for generation_id in ids:
+        writer.append(flush(generation_id, 1, [generation_id]))
+        writer.finish(writer.finished(generation_id, generation_id))
+    texts = ["".join(chunk.text for chunk in reading.result(20)) for _, reading in readings]
+    assert texts == [generation_id for generation_id in ids for _ in range(5)]
+
+
+def test_without_chunks_the_text_comes_as_one(reader, writer):
+    generation_id = writer.running(stream=False)
+    quiet = flush(generation_id, 1, ["all of it"], mark="first")
+    quiet.bodies = []
+    writer.append(quiet)
+    _, reading = reader.start(generation_id)
+    writer.finish(writer.finished(generation_id, "all of it"))
+    assert [chunk.text for chunk in reading.result(10)] == ["all of it"]
+
+
+def test_after_the_log_the_text_comes_as_one_chunk_and_a_resume_is_refused(reader, writer):
+    generation_id = written(writer, "a", "b")
+    writer.raw.delete(keys.log(generation_id))
+    assert [chunk.text for chunk in reader.collect("stream", generation_id, 0, [])] == ["ab"]
+    with pytest.raises(LogExpiredError):
+        reader.text(generation_id, 2)
+
+
+def test_a_log_of_thousands_of_events_is_read_whole(reader, writer):
+    generation_id = writer.running()
+    texts = [f"{number} " for number in range(2500)]
+    writer.append(flush(generation_id, 1, texts))
+    writer.finish(writer.finished(generation_id))
+    assert reader.text(generation_id) == "".join(texts)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_failed_generation_gives_its_chunks_then_its_error(reader, writer, when):
+    generation_id = writer.running()
+    writer.append(flush(generation_id, 1, ["par"]))
+    end = writer.failed(generation_id, text="tial")
+    if when == "before":
+        writer.finish(end)
+    seen, reading = reader.start(generation_id)
+    if when == "after":
+        until(lambda: seen)
+        writer.finish(end)
+    with pytest.raises(GenerationFailedError, match="words") as raised:
+        reading.result(10)
+    assert [chunk.text for chunk in seen] == ["par"]
+    assert raised.value.partial_text == "partial"
+    with pytest.raises(GenerationFailedError, match="words"):
+        reader.result(generation_id)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_result_is_awaited(reader, writer, when):
+    generation_id = writer.running()
+    if when == "before":
+        writer.finish(writer.finished(generation_id, "done"))
+    waiting = reader._pool.submit(reader.result, generation_id)
+    if when == "after":
+        until(lambda: keys.result(generation_id).encode() in writer.raw.pubsub_channels())
+        writer.finish(writer.finished(generation_id, "done"))
+    assert waiting.result(10).replies == ["done"]
+
+
+@pytest.mark.parametrize("timeout_s", [0, 0.05])
+def test_a_result_that_does_not_come_in_time_says_so_and_the_generation_goes_on(reader, writer, timeout_s):
+    generation_id = writer.running()
+    began_s = time.monotonic()
+    with pytest.raises(ResultTimeoutError, match=f"has not ended within {timeout_s:g} s"):
+        reader.result(generation_id, timeout_s)
+    assert time.monotonic() - began_s < 5
+    assert reader.status(generation_id).state is State.RUNNING
+
+
+def test_a_result_that_is_there_is_given_also_without_patience(reader, writer):
+    assert reader.result(written(writer, "a"), 0).replies == ["a"]
+
+
+@pytest.mark.parametrize("verb", ["text", "result", "status", "cancel"])
+def test_an_id_that_was_never_submitted_is_not_found(reader, verb):
+    with pytest.raises(GenerationNotFoundError, match="nobody's"):
+        getattr(reader, verb)("nobody's")
+
+
+def test_a_cancel_ends_it_for_every_reader(reader, writer):
+    generation_id = writer.running()
+    writer.append(flush(generation_id, 1, ["partial"]))
+    seen, reading = reader.start(generation_id)
+    until(lambda: seen)
+    assert reader.cancel(generation_id)
+    with pytest.raises(GenerationCancelledError) as raised:
+        reading.result(10)
+    assert raised.value.partial_text == "partial"
+    assert reader.cancel(generation_id)  # again: it is cancelled now
+    assert reader.status(generation_id).state is State.CANCELLED
+
+
+def test_a_cancel_after_the_end_says_no_and_changes_nothing(reader, writer):
+    generation_id = written(writer, "a")
+    assert not reader.cancel(generation_id)
+    assert reader.result(generation_id).replies == ["a"]
+
+
+def test_a_status_tells_the_place_in_the_queue(reader, writer):
+    first, second, urgent = reader.submit(), reader.submit(), reader.submit(priority=0)
+    positions = {each: reader.status(each).position for each in (first, second, urgent)}
+    assert positions[urgent] == 0
+    assert set(positions.values()) == {0, 1, 2}
+    writer.claim(urgent)
+    status = reader.status(urgent)
+    assert (status.state, status.position, status.attempt, status.priority) == (State.RUNNING, None, 1, 0)
+    assert status.timings["queue_wait_s"] is not None
+
+
+def test_a_full_queue_and_an_unknown_generator_are_refused(reader, writer):
+    for _ in range(3):
+        reader.submit()
+    with pytest.raises(QueueFullError, match="holds 3 generations, limit 3"):
+        reader.submit()
+    with pytest.raises(UnknownGeneratorError, match="unknown generator 'other'"):
+        reader.submit(generator="other")
+
+
+@pytest.mark.parametrize(
+    "key", ["", "a" * 513, "\ud83d", 17, b"key"], ids=["empty", "long", "surrogate", "int", "bytes"]
+)
+def test_an_idempotency_key_that_cannot_be_one_is_refused(reader, writer, key):
+    with pytest.raises(InvalidRequestError, match="idempotency_key"):
+        reader.submit(idempotency_key=key)
+    assert writer.everything() == {}
+
+
+def test_the_same_idempotency_key_gives_the_same_generation(reader):
+    assert reader.submit(idempotency_key="é" * 256) == reader.submit(idempotency_key="é" * 256)
+
+
+def test_a_reader_that_stops_early_leaves_its_channel(reader, writer):
+    generation_id = written(writer, "a", "b", end=False)
+    if reader._loop is None:
+        for _ in reader.client.generation(generation_id).stream():
+            break
+    else:
+
+        async def look() -> None:
+            chunks = reader.client.generation(generation_id).stream()
+            async for _ in chunks:
+                break
+            await chunks.aclose()
+
+        reader._loop.call(look())
+    until(lambda: not listens(writer, generation_id)())
+
+
+def test_a_client_can_be_used_again_after_it_was_closed(reader, writer):
+    generation_id = written(writer, "a")
+    for _ in range(2):
+        assert reader.text(generation_id) == "a"
+        reader._wait(reader.client.close())
+
+
+def test_threads_share_a_client(redis_url, writer):
+    ids = [written(writer, f"{number}") for number in range(20)]
+    with GenerationClient(Settings(redis_url=redis_url)) as client:
+        texts: dict[str, str] = {}
+
+        def read(generation_id: str) -> None:
+            texts[generation_id] = "".join(chunk.text for chunk in client.generation(generation_id).stream())
+
+        threads = [threading.Thread(target=read, args=[generation_id]) for generation_id in ids]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert texts == {generation_id: f"{number}" for number, generation_id in enumerate(ids)}
+
+
+async def test_a_task_that_is_cancelled_while_it_reads_leaves_the_others_alone(redis_url, writer):
+    generation_id = writer.running()
+    async with AsyncGenerationClient(Settings(redis_url=redis_url)) as client:
+
+        async def read() -> str:
+            return "".join([chunk.text async for chunk in client.generation(generation_id).stream()])
+
+        tasks = [asyncio.create_task(read()) for _ in range(6)]
+        await asyncio.to_thread(until, listens(writer, generation_id))
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.wait(tasks[::2])
+        writer.append(flush(generation_id, 1, ["a"]))
+        writer.finish(writer.finished(generation_id))
+        assert await asyncio.gather(*tasks[1::2]) == ["a"] * 3
+
+
+def read_in_a_child(client: GenerationClient, generation_id: str, answers: Any) -> None:
+    answers.put("".join(chunk.text for chunk in client.generation(generation_id).stream()))
+    client.close()
+    answers.put("closed")
+
+
+def test_a_forked_child_reads_with_its_parents_client(redis_url, writer):
+    generation_id = written(writer, "a", "b")
+    with GenerationClient(Settings(redis_url=redis_url)) as client:
+        assert "".join(chunk.text for chunk in client.generation(generation_id).stream()) == "ab"
+        forking = multiprocessing.get_context("fork")
+        answers = forking.Queue()
+        child = forking.Process(target=read_in_a_child, args=(client, generation_id, answers))
+        child.start()
+        try:
+            assert answers.get(timeout=10) == "ab"
+            assert answers.get(timeout=10) == "closed"
+            child.join(10)
+            assert child.exitcode == 0
+        finally:
+            child.kill()
+            child.join()
+        assert "".join(chunk.text for chunk in client.generation(generation_id).stream()) == "ab"
