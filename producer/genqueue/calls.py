@@ -114,10 +114,10 @@ class Flush:
     attempt: int
     number: int
     completion_tokens: int
-    solid_tokens: int
     text: str
     mark: str
     bodies: list[bytes]
+    solid_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ def test_the_whole_text_is_one_chunk_and_none_if_it_is_empty(text, expected):
     assert [(chunk.text, chunk.seq, chunk.attempt) for chunk in chunks] == [(part, 9, 2) for part in expected]
 
 
-LAST = Flush("id", 2, 5, 7, 7, "tail", "", [event_body("chunk", {"text": "tail"})])
+LAST = Flush("id", 2, 5, 7, "tail", "", [event_body("chunk", {"text": "tail"})])
 
 
 def test_a_finished_end_carries_the_last_flush_then_the_event_then_the_result():

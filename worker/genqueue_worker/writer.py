@@ -126,10 +126,10 @@ class Outbox:
             self.attempt,
             self._number,
             self.completion_tokens,
-            self.solid_tokens,
             text,
             self._mark,
             bodies,
+            self.solid_tokens,
         )
         self._tokens, self._top_tokens, self._text, self._mark = [], [], [], ""
         if self.is_congested:
