@@ -1,0 +1,181 @@
+"""What goes out to Redis and how its answers are read; what the scripts do is tests/contract's."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from genqueue import calls, keys
+from genqueue.calls import Accepted, Claim, End, Flush, NotClaimed
+from genqueue.errors import (
+    GenerationNotFoundError,
+    IdempotencyConflictError,
+    QueueFullError,
+    StoreError,
+    UnknownGeneratorError,
+)
+from genqueue.lifecycle import State, Transition
+from genqueue.messages import Outcome, read_request
+
+SCRIPTS = ["announce", "append", "claim", "finish", "renew", "submit"]
+
+
+def submit(**options: Any) -> calls.Call[Accepted]:
+    settings: dict[str, Any] = {
+        "keep_s": 60,
+        "idempotency_key": None,
+        "idempotency_ttl_s": 9,
+        "max_queue_depth": None,
+        **options,
+    }
+    return calls.submit("id", read_request({"prompt": "p", "priority": 3}), **settings)
+
+
+def keys_of(call: calls.Call[Any]) -> list[str]:
+    return list(call.arguments[1 : 1 + call.arguments[0]])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_script_is_read_once_and_known_by_its_digest(name):
+    script = calls.script(name)
+    assert calls.script(name) is script
+    assert script.source.startswith("-- Put before every script")
+    assert len(script.sha1) == 40
+
+
+def test_a_submit_declares_its_keys_first():
+    assert keys_of(submit()) == [
+        keys.generation("id"),
+        keys.waiting("default"),
+        keys.GENERATORS,
+        keys.doorbell("default", 3),
+    ]
+    assert keys_of(submit(idempotency_key="k"))[-1] == keys.idempotency("k")
+
+
+def test_a_submit_that_does_not_ring_sends_no_message():
+    assert json.loads(submit().arguments[-3])["headers"]["id"] == "id"
+    assert submit(ring=False).arguments[-3] == ""
+
+
+@pytest.mark.parametrize(("depth", "sent"), [(None, ""), (-1, -1), (0, 0)])
+def test_a_limit_of_zero_is_not_no_limit(depth, sent):
+    assert submit(max_queue_depth=depth).arguments[-2] == sent
+
+
+def test_a_submit_answers_the_id_that_was_accepted():
+    assert submit().decode([b"accepted", b"earlier"]) == Accepted("earlier")
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        ([b"full", 7, 5], QueueFullError, "queue 'default' holds 7 generations, limit 5"),
+        ([b"unknown"], UnknownGeneratorError, "known: none"),
+        ([b"unknown", b"chat", b"code"], UnknownGeneratorError, "known: chat, code"),
+        ([b"conflict", b"earlier"], IdempotencyConflictError, "'k' was used for generation earlier"),
+        ([b"what"], StoreError, "submit.lua answered"),
+        ([], StoreError, "submit.lua answered"),
+    ],
+)
+def test_a_refused_submit_raises_its_error(answer, error, words):
+    with pytest.raises(error, match=words):
+        submit(idempotency_key="k").decode(answer)
+
+
+def test_a_claim_is_read_whole():
+    call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
+    answer = [b"claimed", 2, b"{}", b"1.5", b"2.5", b"9.5", "so far é".encode(), 4]
+    assert call.decode(answer) == Claim(2, b"{}", 1.5, 2.5, 9.5, "so far é", 4)
+    answer[5] = b""
+    claim = call.decode(answer)
+    assert isinstance(claim, Claim)
+    assert claim.deadline_at is None
+    assert call.arguments[-2] == "queued,running"
+
+
+@pytest.mark.parametrize(
+    "answer", [[b"gone"], [b"held"], [b"elsewhere", b"chat"], [b"expired", b"{}"], [b"finished"]], ids=str
+)
+def test_another_answer_to_a_claim_is_its_reason(answer):
+    call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
+    assert call.decode(answer) == NotClaimed(answer[0].decode())
+
+
+def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
+    call = calls.append(
+        [Flush("a", 1, 2, 3, "text", "first", [b"x", b"y"]), Flush("b", 4, 5, 6, "", "", [])], keep_s=60
+    )
+    assert keys_of(call) == [
+        make(generation_id) for generation_id in "ab" for make in (keys.generation, keys.log, keys.text)
+    ]
+    assert list(call.arguments[7:]) == [
+        60,
+        *(1, 2, keys.live("a"), 3, "first", "text", 2, b"x", b"y"),
+        *(4, 5, keys.live("b"), 6, "", "", 0),
+    ]
+    assert call.decode([b"ok", b"superseded"]) == ["ok", "superseded"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [(b"ok", "ok"), (b"failed", "ok"), (b"finished", "finished"), (b"gone", "gone")]
+)
+def test_an_end_that_was_there_already_is_ok(answer, expected):
+    end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}")
+    call = calls.finish(end, log_ttl_s=1, result_ttl_s=2)
+    assert call.decode(answer) == expected
+    assert call.arguments[7 : 7 + 4] == ("id", "", "queued,running", State.FAILED)
+    assert call.arguments[-1] == b"body"
+
+
+def test_a_renewal_answers_what_is_lost_and_why():
+    call = calls.renew([("a", 1), ("b", 2)], lease_s=3.0, keep_s=60)
+    assert keys_of(call) == [
+        keys.LEASES,
+        *(make(generation_id) for generation_id in "ab" for make in (keys.generation, keys.log, keys.text)),
+    ]
+    assert list(call.arguments[8:]) == [3.0, 60, "a", 1, "b", 2]
+    assert call.decode([]) == {}
+    assert call.decode([b"a", b"superseded", b"b", b"gone"]) == {"a": "superseded", "b": "gone"}
+
+
+def test_a_record_is_read_whole_and_with_what_it_lacks():
+    decode = calls.read_record("id").decode
+    outcome = Outcome(error="failed", message="m")
+    full = [b"failed", b"chat", b"3", b"2", b"9", b"1.5", b"2.5", b"3.5", b"4.5", b"7", outcome.model_dump_json()]
+    record = decode(full)
+    assert (record.state, record.generator, record.priority, record.attempt, record.seq) == (
+        State.FAILED,
+        "chat",
+        3,
+        2,
+        9,
+    )
+    assert (record.submitted_at, record.started_at, record.first_text_at, record.ended_at) == (1.5, 2.5, 3.5, 4.5)
+    assert (record.completion_tokens, record.outcome) == (7, outcome)
+    bare = decode([b"queued", b"chat", *[None] * 9])
+    assert (bare.attempt, bare.started_at, bare.outcome) == (0, None, None)
+    assert math.isnan(bare.submitted_at)
+    with pytest.raises(GenerationNotFoundError, match="id"):
+        decode([None] * 11)
+
+
+@pytest.mark.parametrize(
+    ("answer", "replies"),
+    [
+        (None, None),
+        (b'{"status":"SUCCESS","result":{"replies":["a"],"meta":[{}]}}', ["a"]),
+        (b'{"status":"FAILURE","result":{"exc_type":"x"}}', None),
+        (b'{"status":"REVOKED","result":null}', None),
+        (b'{"status":"STARTED","result":{}}', None),
+    ],
+)
+def test_only_a_success_is_a_result(answer, replies):
+    found = calls.read_result("id").decode(answer)
+    assert (found.replies if found else None) == replies
+
+
+@pytest.mark.parametrize(("answer", "text"), [(None, ""), (b"", ""), ("é🦜".encode(), "é🦜")])
+def test_a_text_is_read_and_none_is_empty(answer, text):
+    assert calls.read_text("id").decode(answer) == text

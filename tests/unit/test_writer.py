@@ -1,0 +1,317 @@
+"""How tokens become round trips, on a real loop and a store in memory."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from genqueue import keys, outcome
+from genqueue.calls import Call
+from genqueue.errors import RedisUnavailableError, StoreError
+from genqueue.messages import Outcome, Token
+from genqueue_worker.writer import _CONGESTION_TOKENS, Outbox, Writer
+
+A_LONG_GAP_S = 60.0
+
+
+@dataclass
+class Written:
+    """One generation's part of an append, as append.lua would read it."""
+
+    generation_id: str
+    attempt: int
+    number: int
+    completion_tokens: int
+    mark: str
+    text: str
+    events: list[dict[str, Any]]
+
+
+@dataclass
+class Shelf:
+    """A store in memory: keeps what it is told, fails and waits on demand."""
+
+    appends: list[list[Written]] = field(default_factory=list)
+    others: list[Call[Any]] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+    failures: list[Exception] = field(default_factory=list)
+    tried: list[Call[Any]] = field(default_factory=list)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    in_flight: int = 0
+
+    async def run(self, call: Call[Any]) -> Any:
+        self.tried.append(call)
+        if self.failures:
+            raise self.failures.pop(0)
+        if b"flush that arrives twice" not in (call.script.source.encode() if call.script else b""):
+            self.others.append(call)
+            return "ok"
+        self.in_flight += 1
+        assert self.in_flight == 1, "two flushes in flight"
+        await self.open.wait()
+        self.in_flight -= 1
+        flushes = self.read(call)
+        self.appends.append(flushes)
+        return [self.answers.get(each.generation_id, "ok") for each in flushes]
+
+    def read(self, call: Call[Any]) -> list[Written]:
+        count, *rest = call.arguments
+        key_list, values = rest[:count], rest[count + 1 :]
+        flushes = []
+        for generation_key in key_list[::3]:
+            attempt, number, _, completion_tokens, mark, text, bodies = values[:7]
+            events = [json.loads(b"{" + body) for body in values[7 : 7 + bodies]]
+            generation_id = generation_key.removeprefix(keys.generation(""))
+            flushes.append(Written(generation_id, attempt, number, completion_tokens, mark, text, events))
+            values = values[7 + bodies :]
+        return flushes
+
+    def text(self, generation_id: str) -> str:
+        return "".join(each.text for flushes in self.appends for each in flushes if each.generation_id == generation_id)
+
+
+class Desk:
+    """A writer at work."""
+
+    def __init__(self, gap_s: float) -> None:
+        self.shelf = Shelf()
+        self.shelf.open.set()
+        self.now_s = 0.0
+        self.lost: list[tuple[str, str]] = []
+        self.writer = Writer(
+            self.shelf,
+            keep_s=60,
+            gap_s=gap_s,
+            now_s=lambda: self.now_s,
+            on_lost=lambda outbox, reason: self.lost.append((outbox.generation_id, reason)),
+        )
+        self.working = asyncio.create_task(self.writer.run())
+
+    def outbox(self, generation_id: str = "g", *, publish: bool = True, attempt: int = 1) -> Outbox:
+        return Outbox(self.writer, generation_id, attempt, publish=publish)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                assert not self.working.done(), self.working
+                await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        """Let everything happen that can happen without time passing."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def gap_s() -> float:
+    return A_LONG_GAP_S
+
+
+@pytest.fixture
+async def desk(gap_s: float) -> AsyncIterator[Desk]:
+    made = Desk(gap_s)
+    yield made
+    made.working.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await made.working
+
+
+def push(outbox: Outbox, *texts: str) -> None:
+    for text in texts:
+        outbox.push(Token(1, text, -0.5, False), text)
+
+
+async def test_the_first_text_goes_out_at_once(desk: Desk):
+    push(desk.outbox("g"), "It")
+    await desk.until(lambda: desk.shelf.appends)
+    ((only,),) = desk.shelf.appends
+    assert (only.number, only.mark, only.text, only.completion_tokens) == (1, "first", "It", 1)
+    assert only.events == [{"v": 1, "type": "chunk", "text": "It", "tokens": [[1, "It", -0.5, False]]}]
+
+
+async def test_later_text_waits_for_its_turn_and_the_first_of_another_does_not(desk: Desk):
+    one, other = desk.outbox("one"), desk.outbox("other")
+    push(one, "a")
+    await desk.until(lambda: len(desk.shelf.appends) == 1)
+    push(one, "b")
+    await desk.settle()
+    assert len(desk.shelf.appends) == 1
+    push(other, "x")
+    await desk.until(lambda: len(desk.shelf.appends) == 2)
+    assert {each.generation_id: each.text for each in desk.shelf.appends[1]} == {"one": "b", "other": "x"}
+
+
+async def test_a_special_token_before_the_first_text_hurries_nobody(desk: Desk):
+    one = desk.outbox("one")
+    push(one, "a")
+    await desk.until(lambda: desk.shelf.appends)
+    desk.outbox("other").push(Token(2, "<s>", None, True), "")
+    await desk.settle()
+    assert len(desk.shelf.appends) == 1
+
+
+async def test_one_flush_is_in_flight_and_the_next_carries_all_that_came_meanwhile(desk: Desk):
+    outboxes = [desk.outbox(f"g{number}") for number in range(5)]
+    desk.shelf.open.clear()
+    push(outboxes[0], "first")
+    await desk.until(lambda: desk.shelf.in_flight)
+    for outbox in outboxes:
+        push(outbox, *"abc")
+    await desk.settle()
+    assert len(desk.shelf.tried) == 1
+    desk.shelf.open.set()
+    await desk.until(lambda: len(desk.shelf.appends) == 2)
+    second = {each.generation_id: each for each in desk.shelf.appends[1]}
+    assert {name: each.text for name, each in second.items()} == {f"g{number}": "abc" for number in range(5)}
+    assert [len(each.events) for each in second.values()] == [1] * 5
+    assert (second["g0"].number, second["g1"].number) == (2, 1)
+    assert (second["g0"].completion_tokens, second["g1"].completion_tokens) == (4, 3)
+
+
+@pytest.mark.parametrize("gap_s", [0.0])
+async def test_every_text_arrives_once_and_in_order(desk: Desk):
+    outboxes = [desk.outbox(f"g{number}") for number in range(3)]
+    for step in range(100):
+        push(outboxes[step % 3], f"{step} ")
+        if step % 7 == 0:
+            await asyncio.sleep(0)
+    expected = [" ".join(map(str, range(start, 100, 3))) + " " for start in range(3)]
+    await desk.until(lambda: [desk.shelf.text(f"g{number}") for number in range(3)] == expected)
+    for name in ("g0", "g1", "g2"):
+        numbers = [each.number for flushes in desk.shelf.appends for each in flushes if each.generation_id == name]
+        assert numbers == list(range(1, len(numbers) + 1))
+    assert ["".join(outbox.parts) for outbox in outboxes] == expected
+
+
+async def test_without_publishing_the_text_is_kept_and_no_chunk_sent(desk: Desk):
+    quiet = desk.outbox("quiet", publish=False)
+    push(quiet, "a", "b")
+    push(desk.outbox("loud"), "x")
+    await desk.until(lambda: desk.shelf.appends)
+    assert [each.generation_id for each in desk.shelf.appends[0]] == ["loud"]
+    desk.now_s += 1.0  # the longest that a worker's death may cost of such a text
+    push(desk.outbox("other"), "y")
+    await desk.until(lambda: len(desk.shelf.appends) == 2)
+    written = {each.generation_id: each for each in desk.shelf.appends[1]}
+    assert (written["quiet"].text, written["quiet"].events, written["quiet"].mark) == ("ab", [], "first")
+
+
+@pytest.mark.parametrize("error", [RedisUnavailableError("h", 1, "gone"), StoreError("OOM")], ids=["away", "refuses"])
+async def test_a_flush_that_was_not_answered_is_sent_again_as_it_was(desk: Desk, error: Exception):
+    outbox = desk.outbox()
+    desk.shelf.failures = [error]
+    push(outbox, "a")
+    await desk.until(lambda: desk.shelf.tried)
+    push(outbox, "b")
+    await desk.until(lambda: desk.shelf.appends)
+    first, again = desk.shelf.tried
+    assert again is first
+    ((written,),) = desk.shelf.appends
+    assert (written.number, written.text) == (1, "a")
+
+
+async def test_a_flood_is_congestion_until_it_is_on_its_way(desk: Desk):
+    outbox = desk.outbox()
+    desk.shelf.open.clear()
+    push(outbox, "first")
+    await desk.until(lambda: desk.shelf.in_flight)
+    for _ in range(_CONGESTION_TOKENS - 1):
+        push(outbox, "x")
+    assert not outbox.is_congested
+    push(outbox, "x")
+    assert outbox.is_congested
+    waiting = asyncio.create_task(outbox.relief())
+    await desk.settle()
+    assert not waiting.done()
+    other = desk.outbox("other")
+    push(other, "y")  # a first text: the next flush goes out at once
+    desk.shelf.open.set()
+    await desk.until(waiting.done)
+    assert not outbox.is_congested
+
+
+@pytest.mark.parametrize("reason", ["superseded", "gone", "cancelled", "finished"])
+async def test_a_refused_attempt_is_told_and_forgotten_and_the_others_go_on(desk: Desk, reason: str):
+    lost, kept = desk.outbox("lost"), desk.outbox("kept")
+    desk.shelf.answers["lost"] = reason
+    desk.shelf.open.clear()
+    push(lost, "a")
+    push(kept, "a")
+    await desk.until(lambda: desk.shelf.in_flight)
+    push(lost, "more")
+    push(kept, "b")
+    desk.shelf.open.set()
+    await desk.until(lambda: desk.lost)
+    assert desk.lost == [("lost", reason)]
+    push(desk.outbox("other"), "y")
+    await desk.until(lambda: desk.shelf.text("kept") == "ab")
+    assert desk.shelf.text("lost") == "a"
+
+
+async def test_an_end_waits_for_what_is_in_flight_and_takes_what_is_not(desk: Desk):
+    outbox = desk.outbox()
+    desk.shelf.open.clear()
+    push(outbox, "a")
+    await desk.until(lambda: desk.shelf.in_flight)
+    push(outbox, "b")
+    end = outcome.failed("g", "default", outbox.take(), Outcome(error="failed", message="m"), date_done="now")
+    ending = asyncio.create_task(desk.writer.finish(outbox, end, log_ttl_s=1, result_ttl_s=1))
+    await desk.settle()
+    assert desk.shelf.others == []
+    desk.shelf.open.set()
+    async with asyncio.timeout(5):
+        assert await ending == "ok"
+    assert (desk.shelf.text("g"), end.text) == ("a", "b")
+    push(desk.outbox("other"), "y")
+    await desk.until(lambda: desk.shelf.text("other"))
+    assert [each.generation_id for flushes in desk.shelf.appends for each in flushes] == ["g", "other"]
+
+
+async def test_an_end_outlasts_a_redis_that_is_away(desk: Desk):
+    desk.shelf.failures = [RedisUnavailableError("h", 1, "gone")]
+    end = outcome.cancelled("g", "default", date_done="now")
+    async with asyncio.timeout(5):
+        assert await desk.writer.finish(None, end, log_ttl_s=1, result_ttl_s=1) == "ok"
+    assert len(desk.shelf.tried) == 2
+
+
+async def test_a_reset_goes_before_the_new_text(desk: Desk):
+    outbox = desk.outbox(attempt=2)
+    outbox.reset()
+    push(outbox, "new")
+    await desk.until(lambda: desk.shelf.appends)
+    ((written,),) = desk.shelf.appends
+    assert (written.attempt, written.mark, written.text) == (2, "reset", "new")
+    assert [event["type"] for event in written.events] == ["reset", "chunk"]
+
+
+async def test_text_that_no_token_brought_is_a_chunk_without_tokens(desk: Desk):
+    outbox = desk.outbox()
+    outbox.push_text("tail")
+    await desk.until(lambda: desk.shelf.appends)
+    ((written,),) = desk.shelf.appends
+    assert written.events == [{"v": 1, "type": "chunk", "text": "tail", "tokens": []}]
+    assert outbox.completion_tokens == 0
+
+
+@pytest.mark.xfail(strict=True, reason="such a token ends Writer.run(), and with it every generation of the worker")
+async def test_a_token_that_cannot_be_encoded_harms_no_other_generation(desk: Desk):
+    push(desk.outbox("odd"), "\ud83d")  # JSON can spell half of a surrogate pair, and Python's json reads it
+    push(desk.outbox("other"), "fine")
+    await desk.settle()
+    assert desk.shelf.text("other") == "fine"
+
+
+@pytest.mark.xfail(strict=True, reason="a token without alternatives is left out, so those after it get another's")
+async def test_top_tokens_stay_beside_their_tokens(desk: Desk):
+    outbox = desk.outbox()
+    outbox.push(Token(1, "a", None, False), "a")
+    outbox.push(Token(2, "b", None, False), "b", [Token(3, "c", None, False)])
+    await desk.until(lambda: desk.shelf.appends)
+    ((written,),) = desk.shelf.appends
+    (chunk,) = written.events
+    assert chunk["top_tokens"] == [[], [[3, "c", None, False]]]
