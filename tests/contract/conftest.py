@@ -1,5 +1,6 @@
 """What Redis must do for us is asked of both: fakeredis, which users test with, and a real server."""
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +10,8 @@ import pytest
 import redis
 
 from genqueue import calls, keys, outcome
-from genqueue.calls import Accepted, Call, Claim, End, Flush, NotClaimed
-from genqueue.lifecycle import State
+from genqueue.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed
+from genqueue.lifecycle import State, Transition
 from genqueue.messages import GenerationResult, Outcome, Token, chunk_body, read_request
 from genqueue.store import AsyncStore, LoopThread, Store
 from genqueue_ops.local_redis import LocalRedis, local_redis
@@ -116,6 +117,37 @@ class Registry:
         answer: str = self.run(calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S))
         return answer
 
+    def release(
+        self, last: Flush, *, delay_s: float = 0.0, failure: str | None = None, is_charged: bool = False
+    ) -> str:
+        """Give a running generation back, as its worker does after an error (``failure``) or at its end."""
+        answer: str = self.run(
+            calls.release(
+                last,
+                "default",
+                5,
+                delay_s=delay_s,
+                failure=None if failure is None else {"attempt": last.attempt, "message": failure},
+                is_charged=is_charged,
+                keep_s=KEEP_S,
+            )
+        )
+        return answer
+
+    def sweep(self, *generators: str) -> Found:
+        """What a sweeper that serves ``default`` (or ``generators``) finds."""
+        found: Found = self.run(calls.sweep(generators or ("default",), keep_s=KEEP_S))
+        return found
+
+    def ring(self, *generation_ids: str) -> None:
+        """Ring again for generations of ``default``."""
+        self.run(calls.ring([(generation_id, "default", 5) for generation_id in generation_ids]))
+
+    def doorbells(self, priority: int = 5) -> list[str]:
+        """The ids whose messages wait in Celery's list of ``default``, the next one first."""
+        waiting = self.raw.lrange(keys.doorbell("default", priority), 0, -1)
+        return [json.loads(message)["headers"]["id"] for message in reversed(waiting)]
+
     def finished(self, generation_id: str, text: str = "It is.", attempt: int = 1, last: Flush | None = None) -> End:
         meta = {"finish_reason": "length", "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
         last = last or Flush(generation_id, attempt, 99, 2, "", "", [])
@@ -126,6 +158,17 @@ class Registry:
     def failed(self, generation_id: str, attempt: int | None = 1, error: str = "failed", text: str = "") -> End:
         last = None if attempt is None else Flush(generation_id, attempt, 99, 2, text, "", [])
         return outcome.failed(generation_id, "default", last, Outcome(error=error, message="words"), date_done=DONE)
+
+    def expired(self, generation_id: str) -> End:
+        """The end that a sweeper gives what waited past its deadline."""
+        return outcome.failed(
+            generation_id,
+            "default",
+            None,
+            outcome.expired("in the queue"),
+            date_done=DONE,
+            transition=Transition.EXPIRED,
+        )
 
     def cancelled(self, generation_id: str) -> End:
         return outcome.cancelled(generation_id, "default", date_done=DONE)
@@ -163,7 +206,8 @@ def flush(
 ) -> Flush:
     """A flush of one chunk for each text."""
     bodies = [chunk_body(text, [Token(1, text, None, False)]) for text in texts]
-    return Flush(generation_id, attempt, number, tokens or len(texts), "".join(texts), mark, bodies)
+    tokens = tokens or len(texts)
+    return Flush(generation_id, attempt, number, tokens, "".join(texts), mark, bodies, solid_tokens=tokens)
 
 
 @pytest.fixture(params=["sync", "async"])

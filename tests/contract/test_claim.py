@@ -24,7 +24,7 @@ def test_a_claim_is_the_next_attempt_with_a_lease_and_an_event(registry):
     assert json.loads(claim.request) == {"prompt": "p", "deadline_s": 50.0}
     assert claim.submitted_at <= claim.started_at
     assert claim.deadline_at == pytest.approx(claim.submitted_at + 50, abs=1e-5)
-    assert (claim.text_so_far, claim.completion_tokens) == ("", 0)
+    assert (claim.text_so_far, claim.solid_tokens, claim.failures, claim.errors) == ("", 0, 0, [])
     started = Started(seq=1, attempt=1, at=claim.started_at, worker='host "1":7:ab')
     assert registry.run(calls.read_log(generation_id, 1)) == [started]
     assert json.loads(published) == [started.model_dump()]
@@ -56,7 +56,7 @@ def test_a_lease_that_ran_out_gives_the_next_attempt_with_the_text_so_far(regist
     registry.append(flush(generation_id, 1, ["It ", "is é"], mark="first"))
     registry.lose_lease(generation_id)
     claim = registry.claim(generation_id, owner)
-    assert (claim.attempt, claim.text_so_far, claim.completion_tokens) == (2, "It is é", 2)
+    assert (claim.attempt, claim.text_so_far, claim.solid_tokens) == (2, "It is é", 2)
     assert registry.events(generation_id) == ["1.1 started", "2.1 chunk It", "3.1 chunk is é", "4.2 started"]
     assert registry.hash(generation_id)["owner"] == owner
     assert registry.append(flush(generation_id, 1, ["!"], attempt=2)) == ["ok"]

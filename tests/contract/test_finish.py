@@ -21,7 +21,7 @@ def test_an_end_leaves_only_what_is_still_wanted_and_for_how_long(registry, endi
     registry.append(flush(generation_id, 1, ["text"], mark="first"))
     assert registry.finish(getattr(registry, ending)(generation_id)) == "ok"
     lives = {key.decode(): registry.raw.ttl(key) for key in registry.raw.scan_iter()}
-    del lives[keys.doorbell("default", 5)]
+    del lives[keys.doorbell("default", 5)], lives[keys.newest_claimed("default")]
     expected = {
         keys.generation(generation_id): pytest.approx(RESULT_TTL_S, abs=2),
         keys.result(generation_id): pytest.approx(RESULT_TTL_S, abs=2),

@@ -8,6 +8,8 @@ from genqueue import calls
 from genqueue.calls import Claim
 from genqueue.lifecycle import EDGES, State, Transition
 
+from .conftest import flush
+
 
 @pytest.mark.parametrize(("state", "transition"), list(product(State, Transition)))
 def test_redis_allows_exactly_the_edges_of_the_table(registry, state, transition):
@@ -17,11 +19,14 @@ def test_redis_allows_exactly_the_edges_of_the_table(registry, state, transition
         if state is State.RUNNING:
             registry.lose_lease(generation_id)
         went = isinstance(registry.claim(generation_id, "worker-2"), Claim)
+    elif transition is Transition.RELEASED:
+        went = registry.release(flush(generation_id, 1, attempt=attempt)) == "ok"
     else:
         end = {
             Transition.FINISHED: lambda: registry.finished(generation_id, attempt=attempt),
             Transition.FAILED: lambda: registry.failed(generation_id, attempt),
             Transition.CANCELLED: lambda: registry.cancelled(generation_id),
+            Transition.EXPIRED: lambda: registry.expired(generation_id),
         }[transition]()
         events_before = registry.events(generation_id)
         registry.finish(end)

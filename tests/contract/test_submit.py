@@ -47,6 +47,7 @@ def test_every_key_of_a_submit_lives_as_long_as_it_should(registry):
         keys.generation("g1"): pytest.approx(KEEP_S, abs=2),
         keys.waiting("default"): pytest.approx(KEEP_S, abs=2),
         keys.idempotency("order-17"): pytest.approx(RESULT_TTL_S, abs=2),
+        keys.DEADLINES: pytest.approx(KEEP_S, abs=2),
     }
 
 

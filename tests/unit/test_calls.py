@@ -18,7 +18,7 @@ from genqueue.errors import (
 from genqueue.lifecycle import State, Transition
 from genqueue.messages import Outcome, read_request
 
-SCRIPTS = ["announce", "append", "claim", "finish", "renew", "submit"]
+SCRIPTS = ["announce", "append", "claim", "finish", "release", "renew", "ring", "submit", "sweep"]
 
 
 def submit(**options: Any) -> calls.Call[Accepted]:
@@ -50,6 +50,7 @@ def test_a_submit_declares_its_keys_first():
         keys.waiting("default"),
         keys.GENERATORS,
         keys.doorbell("default", 3),
+        keys.DEADLINES,
     ]
     assert keys_of(submit(idempotency_key="k"))[-1] == keys.idempotency("k")
 
@@ -86,12 +87,15 @@ def test_a_refused_submit_raises_its_error(answer, error, words):
 
 def test_a_claim_is_read_whole():
     call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
-    answer = [b"claimed", 2, b"{}", b"1.5", b"2.5", b"9.5", "so far é".encode(), 4]
-    assert call.decode(answer) == Claim(2, b"{}", 1.5, 2.5, 9.5, "so far é", 4)
+    answer = [b"claimed", 2, b"{}", b"1.5", b"2.5", b"9.5", "so far é".encode(), 4, 1]
+    errors = [{"attempt": 1, "message": "é"}]
+    assert call.decode([*answer, '{"attempt":1,"message":"é"}'.encode()]) == Claim(
+        2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors
+    )
     answer[5] = b""
-    claim = call.decode(answer)
+    claim = call.decode([*answer, b""])
     assert isinstance(claim, Claim)
-    assert claim.deadline_at is None
+    assert (claim.deadline_at, claim.errors) == (None, [])
     assert call.arguments[-2] == "queued,running"
 
 
@@ -105,15 +109,15 @@ def test_another_answer_to_a_claim_is_its_reason(answer):
 
 def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
     call = calls.append(
-        [Flush("a", 1, 2, 3, "text", "first", [b"x", b"y"]), Flush("b", 4, 5, 6, "", "", [])], keep_s=60
+        [Flush("a", 1, 2, 3, "text", "first", [b"x", b"y"], solid_tokens=2), Flush("b", 4, 5, 6, "", "", [])], keep_s=60
     )
     assert keys_of(call) == [
         make(generation_id) for generation_id in "ab" for make in (keys.generation, keys.log, keys.text)
     ]
     assert list(call.arguments[7:]) == [
         60,
-        *(1, 2, keys.live("a"), 3, "first", "text", 2, b"x", b"y"),
-        *(4, 5, keys.live("b"), 6, "", "", 0),
+        *(1, 2, keys.live("a"), 3, 2, "first", "text", 2, b"x", b"y"),
+        *(4, 5, keys.live("b"), 6, 0, "", "", 0),
     ]
     assert call.decode([b"ok", b"superseded"]) == ["ok", "superseded"]
 
@@ -125,7 +129,7 @@ def test_an_end_that_was_there_already_is_ok(answer, expected):
     end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}")
     call = calls.finish(end, log_ttl_s=1, result_ttl_s=2)
     assert call.decode(answer) == expected
-    assert call.arguments[7 : 7 + 4] == ("id", "", "queued,running", State.FAILED)
+    assert call.arguments[len(keys_of(call)) + 1 :][:4] == ("id", "", "queued,running", State.FAILED)
     assert call.arguments[-1] == b"body"
 
 

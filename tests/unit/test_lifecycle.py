@@ -16,6 +16,8 @@ Q, R = State.QUEUED, State.RUNNING
         (Transition.FINISHED, [R]),
         (Transition.FAILED, [Q, R]),
         (Transition.CANCELLED, [Q, R]),
+        (Transition.RELEASED, [R]),
+        (Transition.EXPIRED, [Q]),
     ],
 )
 def test_each_transition_leaves_only_these_states(transition, expected):
@@ -24,11 +26,13 @@ def test_each_transition_leaves_only_these_states(transition, expected):
 
 @pytest.mark.parametrize(("state", "transition"), list(product(State, Transition)))
 def test_an_edge_leads_where_its_transition_says(state, transition):
+    impossible = {(Q, Transition.FINISHED), (Q, Transition.RELEASED), (R, Transition.EXPIRED)}
+    not_to_its_own_name = {Transition.STARTED: R, Transition.RELEASED: Q, Transition.EXPIRED: State.FAILED}
     leads_to = EDGES.get((state, transition))
-    if state.is_final or (state, transition) == (Q, Transition.FINISHED):
+    if state.is_final or (state, transition) in impossible:
         assert leads_to is None
     else:
-        assert leads_to == (R if transition is Transition.STARTED else State(transition))
+        assert leads_to == (not_to_its_own_name.get(transition) or State(transition))
 
 
 def test_a_state_is_final_exactly_when_nothing_leaves_it():
@@ -37,4 +41,4 @@ def test_a_state_is_final_exactly_when_nothing_leaves_it():
 
 
 def test_every_final_state_can_be_reached():
-    assert set(EDGES.values()) == {R, *FINAL}
+    assert set(EDGES.values()) == {Q, R, *FINAL}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from genqueue import keys, outcome
+from genqueue import calls, keys, outcome
 from genqueue.calls import Call
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Outcome, Token
@@ -26,6 +26,7 @@ class Written:
     attempt: int
     number: int
     completion_tokens: int
+    solid_tokens: int
     mark: str
     text: str
     events: list[dict[str, Any]]
@@ -63,11 +64,11 @@ class Shelf:
         key_list, values = rest[:count], rest[count + 1 :]
         flushes = []
         for generation_key in key_list[::3]:
-            attempt, number, _, completion_tokens, mark, text, bodies = values[:7]
-            events = [json.loads(b"{" + body) for body in values[7 : 7 + bodies]]
+            attempt, number, _, completion_tokens, solid_tokens, mark, text, bodies = values[:8]
+            events = [json.loads(b"{" + body) for body in values[8 : 8 + bodies]]
             generation_id = generation_key.removeprefix(keys.generation(""))
-            flushes.append(Written(generation_id, attempt, number, completion_tokens, mark, text, events))
-            values = values[7 + bodies :]
+            flushes.append(Written(generation_id, attempt, number, completion_tokens, solid_tokens, mark, text, events))
+            values = values[8 + bodies :]
         return flushes
 
     def text(self, generation_id: str) -> str:
@@ -259,7 +260,7 @@ async def test_an_end_waits_for_what_is_in_flight_and_takes_what_is_not(desk: De
     await desk.until(lambda: desk.shelf.in_flight)
     push(outbox, "b")
     end = outcome.failed("g", "default", outbox.take(), Outcome(error="failed", message="m"), date_done="now")
-    ending = asyncio.create_task(desk.writer.finish(outbox, end, log_ttl_s=1, result_ttl_s=1))
+    ending = asyncio.create_task(desk.writer.last(outbox, calls.finish(end, log_ttl_s=1, result_ttl_s=1)))
     await desk.settle()
     assert desk.shelf.others == []
     desk.shelf.open.set()
@@ -275,7 +276,7 @@ async def test_an_end_outlasts_a_redis_that_is_away(desk: Desk):
     desk.shelf.failures = [RedisUnavailableError("h", 1, "gone")]
     end = outcome.cancelled("g", "default", date_done="now")
     async with asyncio.timeout(5):
-        assert await desk.writer.finish(None, end, log_ttl_s=1, result_ttl_s=1) == "ok"
+        assert await desk.writer.last(None, calls.finish(end, log_ttl_s=1, result_ttl_s=1)) == "ok"
     assert len(desk.shelf.tried) == 2
 
 

@@ -85,6 +85,8 @@ class Again:
 
 
 _CAPACITY_DELAY_S = 2.0
+_CAPACITY_MOST_S = 300.0
+"""No server may have a generation rest until it is forgotten (``keep_s``)."""
 _RETRY_BASE_S = 0.5
 _RETRY_MOST_S = 30.0
 
@@ -106,13 +108,14 @@ def after_failure(
         case Fault.REQUEST:
             return _outcome("rejected", facts.message, facts)
         case Fault.CAPACITY:
-            return Again((facts.retry_after_s or 0.0) + draw * _CAPACITY_DELAY_S, is_charged=False)
+            return Again(min(_CAPACITY_MOST_S, facts.retry_after_s or 0.0) + draw * _CAPACITY_DELAY_S, is_charged=False)
         case Fault.SERVER:
             if not may_retry or max_attempts == 1:
                 return _outcome("failed", facts.message, facts)
             if failures + 1 >= max_attempts:
                 return _outcome("failed", f"gave up after {failures + 1} attempts: {facts.message}", facts)
-            return Again(draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**failures), is_charged=True)
+            doublings = min(failures, 10)  # beyond the ceiling; a float's end is 2**1024
+            return Again(draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**doublings), is_charged=True)
 
 
 def _outcome(error: str, message: str, facts: UpstreamFacts) -> Outcome:
