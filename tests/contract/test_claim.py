@@ -127,3 +127,27 @@ def test_one_of_many_claims_wins(registry):
     generation_id = registry.submit()
     answers = [registry.claim(generation_id, f"worker-{number}") for number in range(10)]
     assert [type(answer) for answer in answers] == [Claim] + [NotClaimed] * 9
+
+
+def test_a_worker_that_died_costs_an_attempt_and_is_named(registry):
+    generation_id = registry.submit()
+    for number in range(1, 4):
+        assert registry.claim(generation_id, f'host "{number}"').failures == number - 1
+        registry.lose_lease(generation_id)
+    claim = registry.claim(generation_id, "worker-4")
+    assert (claim.attempt, claim.failures) == (4, 3)
+    assert claim.errors == [
+        {"attempt": number, "message": f'the lease of host "{number}" ran out'} for number in (1, 2, 3)
+    ]
+    assert registry.claim(generation_id, "worker-4") == claim  # the answer to the first got lost
+
+
+def test_a_claim_marks_how_far_the_queue_was_served(registry):
+    first, second = registry.submit(), registry.submit()
+    registry.raw.zincrby(keys.waiting("default"), 1000, second)
+    places = [registry.raw.zscore(keys.waiting("default"), each) for each in (first, second)]
+    registry.claim(second)
+    assert float(registry.raw.hget(keys.newest_claimed("default"), "5")) == places[1]
+    registry.claim(first)  # an older one takes nothing back
+    assert float(registry.raw.hget(keys.newest_claimed("default"), "5")) == places[1]
+    assert registry.raw.ttl(keys.newest_claimed("default")) == pytest.approx(KEEP_S, abs=2)

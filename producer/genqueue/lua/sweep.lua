@@ -7,22 +7,28 @@ local limit, grace_s, ring_again_s, keep_s, priorities = ARGV[1], tonumber(ARGV[
 local time = now()
 local time_ms = milliseconds(time)
 
--- Keep those of the candidates that no sweeper has taken lately.
+-- Take one for this sweeper, unless another did lately (and not before `since_ms`).
+local function take(id, taken, since_ms)
+  local rung_ms = tonumber(redis.call('ZSCORE', rung, id) or 0)
+  if rung_ms <= (time - ring_again_s) * 1e3 or rung_ms < since_ms then
+    redis.call('ZADD', rung, time_ms, id)
+    taken[#taken + 1] = id
+  end
+end
+
 local function mine(candidates)
   local taken = {}
-  for _, id in ipairs(candidates) do
-    local rung_ms = redis.call('ZSCORE', rung, id)
-    if not rung_ms or tonumber(rung_ms) <= (time - ring_again_s) * 1e3 then
-      redis.call('ZADD', rung, time_ms, id)
-      taken[#taken + 1] = id
-    end
-  end
+  for _, id in ipairs(candidates) do take(id, taken, 0) end
   return taken
 end
 
 local lost = mine(redis.call('ZRANGEBYSCORE', leases, '-inf', time_ms, 'LIMIT', 0, limit))
 local due = mine(redis.call('ZRANGEBYSCORE', delayed, '-inf', time_ms, 'LIMIT', 0, limit))
-local expired = mine(redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIMIT', 0, limit))
+local expired, overdue = {}, redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'WITHSCORES', 'LIMIT', 0, limit)
+for index = 1, #overdue, 2 do
+  -- Who rang for it before its deadline did not do so because of it.
+  take(overdue[index], expired, tonumber(overdue[index + 1]))
+end
 local unheard = {}
 local per_generator = 2 + priorities
 for generator = 0, (#KEYS - 4) / per_generator - 1 do
