@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue_worker.continuation import Begin, Complete, Continue, GiveUp, Progress, Seam, next_attempt
+from genqueue.messages import Token
+from genqueue_worker.continuation import (
+    Begin,
+    Complete,
+    Continue,
+    ContinuedSink,
+    GiveUp,
+    Progress,
+    Seam,
+    next_attempt,
+)
+from genqueue_worker.sink import Stopped
 
 FREE = {"max_new_tokens": 10}
 
@@ -118,3 +129,62 @@ def test_a_stop_sequence_across_the_seam_stops(so_far, pieces, stops, stopped_af
         if seam.is_stopped and after is None:
             after = number
     assert after == stopped_after
+
+
+class Reader:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.is_congested = False
+        self.pushed: list[tuple[int, str]] = []
+        self.top_tokens: list[list[Token] | None] = []
+        self.is_closed = False
+        self.reliefs = 0
+
+    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
+        self.pushed.append((token.id, text))
+        self.top_tokens.append(top_tokens)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    async def relief(self) -> None:
+        self.reliefs += 1
+
+
+def push(sink: ContinuedSink, *texts: str) -> None:
+    for number, text in enumerate(texts, 1):
+        sink.push(Token(number, text, None, False), text)
+
+
+def test_a_continued_sink_passes_on_each_token_with_the_text_that_readers_lack():
+    reader = Reader()
+    push(ContinuedSink(reader, Seam(" a\n", "\n", [])), "\n", " b", "", "é")
+    assert reader.pushed == [(1, ""), (2, " b"), (3, ""), (4, "é")]
+
+
+def test_a_continued_sink_passes_on_the_alternatives():
+    reader = Reader()
+    token = Token(1, "a", None, False)
+    ContinuedSink(reader, Seam("", "", [])).push(token, "a", [token])
+    assert reader.top_tokens == [[token]]
+
+
+def test_a_continued_sink_stops_after_the_token_that_ends_a_stop_sequence():
+    reader = Reader()
+    sink = ContinuedSink(reader, Seam(" the E", "", ["END"]))
+    push(sink, "N")
+    with pytest.raises(Stopped):
+        push(sink, "D")
+    assert [text for _, text in reader.pushed] == ["N", "D"]
+
+
+async def test_a_continued_sink_is_else_the_one_behind_it():
+    reader = Reader()
+    sink = ContinuedSink(reader, Seam("", "", []))
+    assert sink.is_congested is False
+    reader.is_congested = True
+    assert sink.is_congested is True
+    await sink.relief()
+    sink.close()
+    assert (reader.reliefs, reader.is_closed) == (1, True)

@@ -10,7 +10,7 @@ from genqueue import calls, errors, plans
 from genqueue.calls import Call, Record
 from genqueue.lifecycle import State
 from genqueue.messages import Chunk, Event, GenerationResult, Outcome, read_event
-from genqueue.plans import WAIT, Plan
+from genqueue.plans import WAIT, Patience, Plan
 
 ID = "some-id"
 
@@ -322,3 +322,29 @@ def test_a_result_that_expired_before_its_record_is_not_found(registry):
 def test_a_negative_from_seq_is_refused(registry):
     with pytest.raises(ValueError, match="from_seq is -1"):
         registry.read(plans.stream(ID, -1))
+
+
+# --- how long a reader bears that Redis is away ----------------------------------------------
+
+
+def test_who_never_found_redis_gives_up_at_once():
+    assert Patience(60.0).ends(0.0) is True
+
+
+@pytest.mark.parametrize(
+    ("patience_s", "away_s", "ends"), [(60.0, 0.0, False), (60.0, 59.9, False), (60.0, 60.0, True), (0.0, 0.0, True)]
+)
+def test_who_found_it_once_waits_for_its_return(patience_s, away_s, ends):
+    patience = Patience(patience_s)
+    patience.there()
+    if away_s:
+        patience.ends(1000.0)
+    assert patience.ends(1000.0 + away_s) is ends
+
+
+def test_each_outage_is_timed_by_itself():
+    patience = Patience(60.0)
+    patience.there()
+    assert [patience.ends(now_s) for now_s in (0.0, 30.0, 59.0)] == [False] * 3
+    patience.there()
+    assert [patience.ends(now_s) for now_s in (70.0, 129.0, 130.0)] == [False, False, True]

@@ -92,8 +92,8 @@ class Desk:
         )
         self.working = asyncio.create_task(self.writer.run())
 
-    def outbox(self, generation_id: str = "g", *, publish: bool = True, attempt: int = 1) -> Outbox:
-        return Outbox(self.writer, generation_id, attempt, publish=publish)
+    def outbox(self, generation_id: str = "g", *, publish: bool = True, attempt: int = 1, **earlier: Any) -> Outbox:
+        return Outbox(self.writer, generation_id, attempt, publish=publish, **earlier)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(5):
@@ -297,6 +297,59 @@ async def test_text_that_no_token_brought_is_a_chunk_without_tokens(desk: Desk):
     ((written,),) = desk.shelf.appends
     assert written.events == [{"v": 1, "type": "chunk", "text": "tail", "tokens": []}]
     assert outbox.completion_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "solid_tokens"),
+    [
+        pytest.param(["a", " b"], 2, id="text"),
+        pytest.param(["a", "\n", " "], 1, id="white-space-at-the-end"),
+        pytest.param(["a", "\n", "b"], 3, id="white-space-inside"),
+        pytest.param(["\n", " "], 0, id="white-space-alone"),
+        pytest.param(["a", ""], 1, id="the-first-half-of-a-character"),
+        pytest.param(["a", "", "é"], 3, id="both-halves"),
+        pytest.param(["a", "\n", ""], 1, id="half-a-character-behind-white-space"),
+        pytest.param([], 0, id="nothing"),
+    ],
+)
+@pytest.mark.parametrize("earlier_tokens", [0, 7])
+async def test_a_later_attempt_goes_on_behind_the_last_token_with_more_than_white_space(
+    desk: Desk, texts, solid_tokens, earlier_tokens
+):
+    outbox = desk.outbox(earlier_text="so far" if earlier_tokens else "", earlier_tokens=earlier_tokens)
+    push(outbox, *texts)
+    last = outbox.take()
+    assert last.solid_tokens == outbox.solid_tokens == earlier_tokens + solid_tokens
+    assert last.completion_tokens == outbox.completion_tokens == earlier_tokens + len(texts)
+
+
+async def test_solid_tokens_go_out_with_each_flush(desk: Desk):
+    outbox = desk.outbox()
+    push(outbox, "a", "\n")
+    await desk.until(lambda: desk.shelf.appends)
+    ((written,),) = desk.shelf.appends
+    assert (written.completion_tokens, written.solid_tokens) == (2, 1)
+
+
+async def test_a_continued_attempt_has_the_earlier_text_and_does_not_write_it_again(desk: Desk):
+    outbox = desk.outbox(attempt=2, earlier_text="It ", earlier_tokens=1)
+    outbox.resume()
+    push(outbox, "is")
+    await desk.until(lambda: desk.shelf.text("g"))
+    assert desk.shelf.text("g") == "is"
+    assert "".join(outbox.parts) == "It is"
+    events = [event for flushes in desk.shelf.appends for each in flushes for event in each.events]
+    assert [event["type"] for event in events] == ["resumed", "chunk"]
+
+
+async def test_what_is_pushed_with_the_end_is_written_with_the_end(desk: Desk):
+    outbox = desk.outbox()
+    push(outbox, "last")
+    outbox.close()
+    push(desk.outbox("other"), "x")
+    await desk.until(lambda: desk.shelf.text("other"))
+    assert desk.shelf.text("g") == ""
+    assert outbox.take().text == "last"
 
 
 @pytest.mark.xfail(strict=True, reason="such a token ends Writer.run(), and with it every generation of the worker")
