@@ -175,12 +175,15 @@ class Chunk(_Event):
         text: without special tokens; may be "" (a byte-split character, a special token).
         tokens: every token, special ones included; () where the server names none.
         top_tokens: for each token its alternatives, where ``top_n_tokens`` was asked for.
+        restarts: whether the text begins anew here: forget every chunk before.  Told by
+            ``stream()``, whose readers do not see the event ``reset``.
     """
 
     type: Literal["chunk"] = "chunk"
     text: str
     tokens: tuple[Token, ...] = ()
     top_tokens: tuple[tuple[Token, ...], ...] | None = None
+    restarts: bool = Field(False, exclude=True)
 
 
 class Resumed(_Event):

@@ -15,7 +15,7 @@ from genqueue import calls, outcome
 from genqueue.calls import Call, Record
 from genqueue.errors import GenerationNotFoundError, LogExpiredError
 from genqueue.lifecycle import State
-from genqueue.messages import Chunk, Event, GenerationResult, read_events
+from genqueue.messages import Chunk, Event, GenerationResult, Reset, read_events
 from genqueue.outcome import GenerationStatus
 from genqueue.sequence import Follower
 
@@ -87,7 +87,7 @@ def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
 
     Who gets no chunk from the log (none were published, or it is gone) gets the text as one.
     """
-    got_chunk = from_seq > 0
+    got_chunk, restarts = from_seq > 0, False
     try:
         answer = None
         following = follow(generation_id, from_seq)
@@ -96,9 +96,12 @@ def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
             answer = None
             if isinstance(step, Call | Wait):
                 answer = yield step
+            elif isinstance(step, Reset):
+                restarts = True
             elif isinstance(step, Chunk):
                 got_chunk = True
-                yield step
+                yield step.model_copy(update={"restarts": True}) if restarts else step
+                restarts = False
     except StopIteration:
         pass
     except LogExpiredError:

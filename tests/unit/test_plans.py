@@ -258,6 +258,15 @@ def test_events_include_what_a_stream_leaves_out(registry):
     assert [event.type for event in seen] == ["started", "resumed", "reset", "finished"]
 
 
+def test_a_stream_says_at_which_chunk_the_text_begins_anew(registry):
+    registry.add("a", "b")
+    registry.emit({"type": "reset"})
+    registry.add("c", "d")
+    registry.finish()
+    chunks = registry.read(plans.stream(ID, 0))
+    assert [(chunk.text, chunk.restarts) for chunk in chunks] == [("a", False), ("b", False), ("c", True), ("d", False)]
+
+
 @pytest.mark.parametrize("plan", [plans.stream(ID, 0), plans.follow(ID, 0), plans.result(ID), plans.status(ID)])
 def test_an_id_that_was_never_submitted_is_not_found(registry, plan):
     registry.state = None
