@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
@@ -109,6 +110,10 @@ class StandinProcess:
         if prompt is None:
             return entries
         return [entry for entry in entries if isinstance(entry["body"], dict) and entry["body"]["inputs"] == prompt]
+
+    def attempts(self, prompt: str) -> list[dict[str, Any]]:
+        """The calls for ``prompt`` and those that continue its text, oldest first."""
+        return [entry for entry in self.requests() if str(entry["body"]["inputs"]).startswith(prompt)]
 
     def only(self, prompt: str) -> dict[str, Any]:
         """The one call for ``prompt``."""
@@ -211,6 +216,125 @@ class WorkerProcess:
             pytest.fail(f"the worker did not end within {within_s} s of SIGTERM:\n{self.log[-LOG_TAIL_CHARACTERS:]}")
 
 
+class Fleet:
+    """Workers on a Redis of their own, which tests may kill, freeze and replace.
+
+    Attributes:
+        redis: that Redis.
+        client: a producer that knows the generators.
+    """
+
+    def __init__(
+        self,
+        server: LocalRedis,
+        launch: Callable[..., WorkerProcess],
+        generators: dict[str, dict[str, Any]],
+        environ: dict[str, str],
+    ) -> None:
+        self.redis = server
+        self.client = GenerationClient(Settings(redis_url=server.url, generators=generators))  # type: ignore[arg-type]
+        self.workers: list[WorkerProcess] = []
+        self._launch = launch
+        self._generators = generators
+        self._environ = environ
+
+    def staff(self, count: int, **environ: str) -> list[WorkerProcess]:
+        """See to it that ``count`` workers run and are ready."""
+        self.workers = [worker for worker in self.workers if worker.process.poll() is None]
+        began = [
+            self._launch(self._generators, self.redis.url, "-c", "64", environ={**self._environ, **environ}, wait=False)
+            for _ in range(count - len(self.workers))
+        ]
+        self.workers += began
+        for worker in began:
+            worker.wait_until_ready()
+        return self.workers
+
+    def holder(self, generation: Any) -> WorkerProcess:
+        """The worker that began the newest attempt."""
+        with redis.Redis.from_url(self.redis.url) as db:
+            owner = wait_for(lambda: db.hget(f"genqueue:generation:{generation.id}", "owner"), what="an attempt")
+        (found,) = [worker for worker in self.workers if str(worker.process.pid) == owner.decode().split(":")[-2]]
+        return found
+
+    def record(self, generation: Any) -> dict[str, str]:
+        """The registry's entry."""
+        with redis.Redis.from_url(self.redis.url, decode_responses=True) as db:
+            found: dict[str, str] = db.hgetall(f"genqueue:generation:{generation.id}")
+        return found
+
+    def kill(self) -> None:
+        """End all, whatever they do and whether they are frozen or not."""
+        self.client.close()
+        for worker in self.workers:
+            worker.process.kill()
+            worker.process.wait()
+
+
+@pytest.fixture(scope="session")
+def fleet_of(
+    real_redis: LocalRedis, launch_worker: Callable[..., WorkerProcess]
+) -> Callable[..., contextlib.AbstractContextManager[Fleet]]:
+    """``with fleet_of(generators, GENQUEUE_LEASE_S="1") as fleet``: no worker yet; all are killed at the end."""
+
+    @contextlib.contextmanager
+    def open_fleet(generators: dict[str, dict[str, Any]], **environ: str) -> Iterator[Fleet]:
+        with local_redis(appendonly=True) as server:
+            fleet = Fleet(server, launch_worker, generators, environ)
+            try:
+                yield fleet
+            finally:
+                fleet.kill()
+
+    return open_fleet
+
+
+class Reading:
+    """One generation read live in the background."""
+
+    def __init__(self, generation: Any) -> None:
+        self.generation = generation
+        self.events: list[tuple[float, Any]] = []
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for event in self.generation.events():
+                self.events.append((time.time(), event))
+        except BaseException as error:
+            self.error = error
+
+    def came(self, kind: str, attempt: int) -> float | None:
+        """When (epoch seconds) an event came; None if it has not."""
+        return next((at_s for at_s, event in list(self.events) if (event.type, event.attempt) == (kind, attempt)), None)
+
+    def kinds(self) -> list[str]:
+        """``attempt.type`` of all events, chunks left out."""
+        return [f"{event.attempt}.{event.type}" for _, event in self.events if event.type != "chunk"]
+
+    def text(self, within_s: float = 30.0) -> str:
+        """What a reader has at the end, who follows the events' rules."""
+        self._thread.join(within_s)
+        assert not self._thread.is_alive(), f"no end; so far: {self.kinds()}"
+        if self.error is not None:
+            raise self.error
+        assert [event.seq for _, event in self.events] == list(range(1, len(self.events) + 1))
+        parts: list[str] = []
+        for _, event in self.events:
+            if event.type == "reset":
+                parts = []
+            parts.append(getattr(event, "text", ""))
+        return "".join(parts)
+
+
+@pytest.fixture(scope="session")
+def read() -> Callable[[Any], Reading]:
+    """``read(generation)``: a reader that starts now and keeps when each event came."""
+    return Reading
+
+
 def toml_of(generators: dict[str, dict[str, Any]]) -> str:
     """A ``genqueue.toml``; JSON scalars, arrays and strings are TOML's too."""
 
@@ -290,9 +414,9 @@ def start_worker(launch_worker: Callable[..., WorkerProcess]) -> Iterator[Callab
 
 @pytest.fixture(scope="session")
 def generators(standin: StandinProcess, keyed_standin: StandinProcess, closed_port: int) -> dict[str, dict[str, Any]]:
-    """What the worker below serves."""
+    """What the worker below serves; a failure ends a generation at once (test_failures.py has those that go on)."""
     tgi = "text_generation_inference"
-    return {
+    served: dict[str, dict[str, Any]] = {
         "default": {"api_type": tgi, "api_params": {"url": standin.url}},
         "tuned": {
             "api_type": tgi,
@@ -315,6 +439,7 @@ def generators(standin: StandinProcess, keyed_standin: StandinProcess, closed_po
         "silent": {"api_type": tgi, "api_params": {"url": f"http://127.0.0.1:{closed_port}"}},
         "impatient": {"api_type": tgi, "api_params": {"url": standin.url, "timeout": 0.4}},
     }
+    return {name: {**options, "max_attempts": 1} for name, options in served.items()}
 
 
 @pytest.fixture(scope="session")
@@ -359,8 +484,9 @@ def celery_app(worker: WorkerProcess) -> Iterator[Celery]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """A failing test shows the end of the log of every worker that runs."""
     report = yield
-    if report.failed and {"worker", "start_worker"} & set(getattr(item, "fixturenames", ())):
+    names = set(getattr(item, "fixturenames", ()))
+    if report.failed and {"worker", "start_worker", "fleet_of"} & names:
         for worker in _started:
-            if worker.process.poll() is None or "start_worker" in getattr(item, "fixturenames", ()):
+            if worker.process.poll() is None or "start_worker" in names:
                 report.sections.append((f"log of worker {worker.process.pid}", worker.log[-LOG_TAIL_CHARACTERS:]))
     return report

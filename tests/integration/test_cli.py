@@ -298,7 +298,11 @@ def test_a_full_queue_is_said_with_its_depth(genqueue, ask, db):
 def test_a_redis_that_dies_under_a_reader_is_one_line(genqueue, start, real_redis):
     with local_redis() as server, redis.Redis.from_url(server.url) as own:
         own.hset("genqueue:generators", "default", '{"max_queue_depth": 1}')
-        environ = {"GENQUEUE_REDIS_URL": server.url, "GENQUEUE_REDIS_TIMEOUT_S": "1"}
+        environ = {
+            "GENQUEUE_REDIS_URL": server.url,
+            "GENQUEUE_REDIS_TIMEOUT_S": "1",
+            "GENQUEUE_OUTAGE_PATIENCE_S": "1",
+        }
         generation_id = genqueue("submit", "x", "--detach", **environ).stdout.strip()
         own.xadd(f"genqueue:generation:{generation_id}:log", {"e": STARTED}, id="1-0")
         reader = start("tail", generation_id, "--json", **environ)

@@ -297,7 +297,7 @@ def test_fifty_threads_share_one_subscription_connection(client, ask, db, eventu
 
 def test_once_the_log_has_expired_the_text_comes_as_one_chunk(start_worker, queue_redis, standin, ask, eventually, db):
     url = queue_redis.url.removesuffix("/0") + "/2"
-    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}, "max_attempts": 1}
     start_worker({"brief": generator}, url, "-c", "4", environ={"GENQUEUE_LOG_TTL_S": "1"})
     with GenerationClient(Settings(redis_url=url, generators={})) as client, redis.Redis.from_url(url) as brief_db:
         prompt = ask(tokens=10, itl_s=0.02)

@@ -1,0 +1,161 @@
+"""What a worker leaves when it dies, sleeps or is told to stop, another one ends; readers see one text."""
+
+import signal
+import time
+
+import pytest
+import redis
+
+from genqueue.keys import doorbell
+from genqueue_ops.tgi_standin.prose import expected_tokens
+
+TAKEOVER_S = 5.0
+HANDOVER_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def fleet(fleet_of, standin):
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": generator}, GENQUEUE_DRAIN_S="1") as opened:
+        yield opened
+
+
+def p95(values):
+    return sorted(values)[int(0.95 * (len(values) - 1))]
+
+
+def assert_whole(reading, prompt, attempts):
+    """The reader and the result have the whole text, every token counted once."""
+    assert reading.text() == prompt.answer
+    result = reading.generation.result(timeout_s=5)
+    assert result.replies == [prompt.answer]
+    meta = result.meta[0]
+    # The stand-in ends its text with a token of its own that has no text.
+    assert (meta["attempts"], meta["usage"]["completion_tokens"]) == (attempts, prompt.tokens + 1)
+    assert meta["finish_reason"] == "eos_token"
+
+
+def test_killed_in_mid_stream_another_goes_on_without_a_seam(fleet, ask, read, eventually, standin):
+    fleet.staff(2)
+    prompts = [ask(tokens=120, itl_s=0.05, split_characters=number % 2 == 1) for number in range(10)]
+    for number, prompt in enumerate(prompts):
+        prompt.is_split = number % 2 == 1
+    readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
+    eventually(lambda: all(len(reading.events) > 20 for reading in readings))
+    victim = fleet.holder(readings[0].generation)
+    hit = [reading for reading in readings if fleet.holder(reading.generation) is victim]
+    victim.process.kill()
+    killed_s = time.time()
+    eventually(lambda: all(reading.came("resumed", 2) for reading in hit))
+    assert p95([reading.came("resumed", 2) - killed_s for reading in hit]) < TAKEOVER_S
+    for prompt, reading in zip(prompts, readings, strict=True):
+        answer = "".join(token.text for token in expected_tokens(prompt, 120, split_characters=prompt.is_split))
+        assert reading.text() == answer
+        result = reading.generation.result(timeout_s=5)
+        assert result.replies == [answer]
+        assert result.meta[0]["usage"]["completion_tokens"] == 121
+        if reading in hit:
+            assert reading.kinds() == ["1.started", "2.started", "2.resumed", "2.finished"]
+            assert result.meta[0]["attempts"] == 2
+            first, second = standin.attempts(prompt)
+            assert second["body"]["inputs"] == prompt + answer[: len(second["body"]["inputs"]) - len(prompt)]
+            assert first["state"] == "dropped"
+        else:
+            assert reading.kinds() == ["1.started", "1.finished"]
+
+
+def test_one_that_slept_past_its_lease_writes_nothing_more(fleet, ask, read, eventually, standin):
+    fleet.staff(2)
+    prompt = ask(tokens=200, itl_s=0.05)
+    reading = read(fleet.client.submit(prompt))
+    eventually(lambda: len(reading.events) > 20)
+    sleeper = fleet.holder(reading.generation)
+    sleeper.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: reading.came("resumed", 2))
+    assert standin.attempts(prompt)[0]["state"] == "running"
+    woken_s = time.time()
+    sleeper.process.send_signal(signal.SIGCONT)
+    eventually(lambda: standin.attempts(prompt)[0]["state"] == "dropped")
+    assert standin.attempts(prompt)[0]["closed_at_s"] - woken_s < 1.0
+    assert_whole(reading, prompt, attempts=2)
+    attempts = [event.attempt for _, event in reading.events]
+    assert attempts == sorted(attempts)
+    assert len(standin.attempts(prompt)) == 2
+    eventually(lambda: f"[{reading.generation.id}] ignored" in sleeper.log)
+
+
+def test_what_was_popped_and_never_claimed_is_run(fleet, ask, read, eventually):
+    (only, *others) = fleet.staff(1)
+    for other in others:
+        other.process.kill()
+        other.process.wait()
+    only.process.send_signal(signal.SIGSTOP)
+    prompts = [ask(tokens=5) for _ in range(9)]
+    generations = [fleet.client.submit(prompt) for prompt in prompts[:6]]
+    with redis.Redis.from_url(fleet.redis.url) as db:
+        assert db.llen(doorbell("default", 5)) < 6  # one is in the frozen worker's hands
+        only.process.kill()
+        only.process.wait()
+        generations += [fleet.client.submit(prompt) for prompt in prompts[6:]]
+        fleet.staff(1)
+        for prompt, generation in zip(prompts, generations, strict=True):
+            assert generation.result(timeout_s=10).replies == [prompt.answer]
+
+
+def test_a_queue_whose_list_was_deleted_is_served(fleet, ask):
+    for worker in fleet.workers:
+        worker.process.kill()
+        worker.process.wait()
+    prompts = [ask(tokens=5) for _ in range(5)]
+    generations = [fleet.client.submit(prompt, priority=number) for number, prompt in enumerate(prompts)]
+    with redis.Redis.from_url(fleet.redis.url) as db:
+        assert db.delete(*(doorbell("default", priority) for priority in range(5))) == 5
+    fleet.staff(1)
+    for prompt, generation in zip(prompts, generations, strict=True):
+        assert generation.result(timeout_s=10).replies == [prompt.answer]
+
+
+def with_white_space_at(position, ask, **script):
+    """A prompt whose text has a token of nothing but white space there."""
+    while True:
+        prompt = ask(**script)
+        if expected_tokens(prompt, position + 1)[position].text.isspace():
+            return prompt
+
+
+def test_told_to_stop_it_hands_over_what_does_not_end_in_time(fleet, ask, read, eventually):
+    """Among them texts that stand at white space in that moment, which a server trims off a prompt."""
+    fleet.staff(2)
+    stalls = {"faults": [{"kind": "stall", "after_tokens": 8, "times": 1}]}
+    prompts = [with_white_space_at(7, ask, tokens=40, itl_s=0.02, **stalls) for _ in range(4)]
+    prompts += [ask(tokens=100, itl_s=0.05) for _ in range(8)]
+    readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
+    eventually(lambda: all(len(reading.events) >= 5 for reading in readings))
+    leaver = fleet.holder(readings[0].generation)
+    leaves = [reading for reading in readings if fleet.holder(reading.generation) is leaver]
+    assert leaves
+    leaver.process.send_signal(signal.SIGTERM)
+    told_s = time.time()
+    eventually(lambda: all(reading.came("resumed", 2) or reading.came("finished", 1) for reading in leaves))
+    over = [reading for reading in leaves if reading.came("resumed", 2)]
+    waits_s = [reading.came("resumed", 2) - told_s - 1.0 for reading in over]  # drain_s is 1
+    assert all(0.0 <= wait_s < HANDOVER_S for wait_s in waits_s), waits_s
+    assert leaver.process.wait(10) == 0
+    for prompt, reading in zip(prompts, readings, strict=True):
+        if reading not in leaves and "stall" in prompt:
+            reading.generation.cancel()  # its worker stays, and its server is silent for ever
+            continue
+        assert_whole(reading, prompt, attempts=2 if reading in over else 1)
+        assert fleet.record(reading.generation).get("failures", "0") == "0"
+        assert "errors" not in fleet.record(reading.generation)
+
+
+def test_a_generation_is_run_once_however_long_it_takes(fleet_of, ask, read, standin):
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": generator}, GENQUEUE_LEASE_S="0.5") as fleet:
+        fleet.staff(2)
+        prompts = [ask(tokens=200, itl_s=0.05) for _ in range(4)]  # 20 lease lengths
+        readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
+        for prompt, reading in zip(prompts, readings, strict=True):
+            assert_whole(reading, prompt, attempts=1)
+            assert len(standin.attempts(prompt)) == 1
