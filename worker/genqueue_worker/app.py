@@ -14,7 +14,7 @@ from kombu import Exchange, Queue
 from genqueue import keys
 from genqueue.errors import ConfigError
 from genqueue.settings import Settings, load_settings
-from genqueue_worker.broker import Consumer, Transport
+from genqueue_worker.broker import Consumer
 from genqueue_worker.engine import Engine
 from genqueue_worker.lease import LeaseKeeper
 
@@ -78,7 +78,8 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.redis_url,
         "result_backend": settings.redis_url,
-        "broker_transport": Transport,  # survives garbage in a queue
+        # Survives garbage in a queue.  By name: a class is not JSON, which `inspect stats` must be.
+        "broker_transport": "genqueue_worker.broker:Transport",
         "broker_transport_options": {
             "priority_steps": list(keys.PRIORITIES),  # ten exact levels, as producers ring them
             "sep": keys.PRIORITY_SEPARATOR,
