@@ -48,7 +48,8 @@ def _translate(url: str, error: Exception) -> GenqueueError:
     """Our error for theirs, naming host and port but never the password."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
         address = urlsplit(url)
-        return RedisUnavailableError(address.hostname or address.path, address.port or 6379, str(error))
+        host = address.path if address.scheme == "unix" else address.hostname or "localhost"
+        return RedisUnavailableError(host, address.port or 6379, str(error))
     return StoreError(f"Redis refused: {error}")
 
 

@@ -86,8 +86,8 @@ async def test_a_listener_that_leaves_takes_nothing_from_another(hub: LiveHub, r
 async def test_the_last_to_leave_ends_the_subscription(hub: LiveHub, raw: redis.Redis):
     inbox = Inbox()
     async with hub.listen("a", inbox.put_nowait), hub.listen("b", inbox.put_nowait):
-        assert sorted(raw.pubsub_channels()) == [b"a", b"b"]
-    await eventually(lambda: raw.pubsub_channels() == [])
+        assert {b"a", b"b"} <= set(raw.pubsub_channels())
+    await eventually(lambda: not {b"a", b"b"} & set(raw.pubsub_channels()))
 
 
 async def test_who_joins_as_the_last_one_leaves_hears_everything(hub: LiveHub, raw: redis.Redis):
@@ -184,7 +184,7 @@ async def test_clients_of_one_loop_share_a_hub_and_the_last_closes_it(redis_url:
         async with shared_hub(redis_url, 5.0) as other:
             assert other is one
         async with one.listen("a", Inbox().put_nowait):
-            assert raw.pubsub_channels() == [b"a"]
+            assert b"a" in raw.pubsub_channels()
     async with shared_hub(redis_url, 5.0) as later:
         assert later is not one
 
