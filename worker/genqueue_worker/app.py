@@ -123,6 +123,7 @@ def _start(**_: Any) -> None:
     # One line for each outcome: not one for each HTTP call, nor one for each doorbell.
     for chatty in ("httpx2", "celery.worker.strategy"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("celery.pool").setLevel(logging.INFO)  # at debug it writes out bodies, prompts among them
     # Celery's thread makes short round trips while the engine's works without a pause: at
     # Python's 5 ms it would wait for the interpreter longer than for Redis, each time.
     sys.setswitchinterval(0.0005)
