@@ -109,7 +109,7 @@ def take_token(data: bytes, sink: Sink) -> bool:
     """
     try:
         event = from_json(data)
-        if "error" in event or event.get("generated_text") is not None:
+        if not isinstance(event, dict) or "error" in event or event.get("generated_text") is not None:
             return False
         token = event["token"]
         token_id, text, special = token["id"], token["text"], token["special"]
@@ -196,6 +196,10 @@ class TextGeneration:
             ValueError,
         ) as error:
             raise UpstreamError(_facts(error)) from error
+        except (AttributeError, KeyError, TypeError) as error:  # huggingface_hub takes any JSON for an event
+            raise UpstreamError(
+                UpstreamFacts("the server's answer is none of TGI's", error_type="generation")
+            ) from error
 
     async def _streamed(
         self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink
