@@ -100,8 +100,14 @@ class AsyncStore:
 
     async def run(self, call: Call[T]) -> T:
         """Carry out one call; raises what its decoder raises, StoreError or RedisUnavailableError."""
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         try:
-            return call.decode(await self._send(call))
+            answer = await self._send(call)
+            if task and task.cancelling() > cancels:
+                # Before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
+                raise asyncio.CancelledError
+            return call.decode(answer)
         except redis.RedisError as error:
             raise _translate(self._url, error) from error
 
