@@ -223,7 +223,8 @@ class LiveHub:
                     for name in missing:
                         wanted[name].answer(error)
                     continue
-            if self._reader is None or self._reader.done():
+            # Before the first subscription there is no connection to read from.
+            if self._told and (self._reader is None or self._reader.done()):
                 self._reader = asyncio.create_task(self._read(), name="genqueue-live")
 
     async def _read(self) -> None:

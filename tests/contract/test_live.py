@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -177,6 +178,24 @@ async def test_a_silent_redis_keeps_nobody_longer_than_the_timeout_however_many_
         took_s = await asyncio.gather(*(try_to_listen(number) for number in range(50)))
         assert max(took_s) < 1.5
         await hub.close()
+
+
+async def test_a_hub_that_never_reached_redis_leaves_no_broken_task_behind():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        hub = LiveHub(f"redis://127.0.0.1:{held.getsockname()[1]}/0", 1.0)
+        troubles: list[dict[str, object]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        for _ in range(2):
+            with pytest.raises(RedisUnavailableError):
+                async with hub.listen("a", Inbox().put_nowait):
+                    pass
+            for _ in range(20):  # the hub hears that its listener has left
+                await asyncio.sleep(0)
+        await hub.close()
+        del hub
+        gc.collect()  # a task that died unheard says so when it goes
+        assert troubles == []
 
 
 async def test_clients_of_one_loop_share_a_hub_and_the_last_closes_it(redis_url: str, raw: redis.Redis):
