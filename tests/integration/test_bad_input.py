@@ -319,10 +319,6 @@ def test_a_missing_token_is_the_requests_end(client, ask, worker):
             GenerationFailedError,
             "the way to the server failed",
             id="reset",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="on uvloop the stand-in answers 200: its transport is no asyncio.Transport",
-            ),
         ),
         pytest.param({"kind": "error"}, GenerationFailedError, "told to fail", id="error"),
     ],
@@ -459,9 +455,6 @@ async def test_without_redis_the_async_client_says_so_too(request, how, verb):
         assert_soon_unavailable(unavailable.value, began_s, lost_redis)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="LiveHub starts to read although nothing is subscribed, and its task dies of a RuntimeError"
-)
 def test_a_reader_that_finds_no_redis_leaves_no_traceback_behind(closed_port):
     program = (
         "import sys, contextlib\n"

@@ -249,11 +249,11 @@ class TextGeneration:
                     {"text": other.generated_text, "finish_reason": other.finish_reason}
                     for other in details.best_of_sequences
                 ]
-        prompt_tokens = told.headers.get("x-prompt-tokens")
+        prompt_tokens = told.headers.get("x-prompt-tokens", "")
         return Ending(
             generated_text=output.generated_text,
             finish_reason=details.finish_reason if details else None,
-            prompt_tokens=int(prompt_tokens) if prompt_tokens else None,
+            prompt_tokens=int(prompt_tokens) if prompt_tokens.isdecimal() else None,
             completion_tokens=details.generated_tokens if details else None,
             extra=extra,
         )
