@@ -222,8 +222,8 @@ class GenerationClient:
         try:
             yield from self._steps(plan, inbox, deadline_s)
         finally:
-            if not thread.loop.is_closed():  # the client was closed first, perhaps by the end of the program
-                thread.call(listening.__aexit__(None, None, None))
+            # Not waited for: a forgotten reader is finalised on any thread, the hub's own included.
+            thread.post(listening.__aexit__(None, None, None))
 
     def _steps(
         self, plan: Plan[ItemT], inbox: "queue.SimpleQueue[bytes | None] | None" = None, deadline_s: float | None = None

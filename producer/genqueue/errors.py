@@ -27,6 +27,17 @@ from typing import Any
 class GenqueueError(Exception):
     """The root: whatever this library raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross process borders (pools, Celery tasks of the caller's) with their numbers."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[GenqueueError], args: tuple[Any, ...], attributes: dict[str, Any]) -> GenqueueError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
 
 class ConfigError(GenqueueError):
     """The settings cannot work; the message names the key."""
@@ -66,7 +77,11 @@ class QueueFullError(GenqueueError):
 
 
 class StoreError(GenqueueError):
-    """Redis answered with an error."""
+    """Redis answered with an error; ``may_pass`` is whether the same call may succeed later."""
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        self.may_pass = may_pass
+        super().__init__(message)
 
 
 class RedisUnavailableError(StoreError, ConnectionError):
@@ -75,7 +90,7 @@ class RedisUnavailableError(StoreError, ConnectionError):
     def __init__(self, host: str, port: int, reason: str) -> None:
         self.host = host
         self.port = port
-        super().__init__(f"no answer from Redis at {host}:{port}: {reason}")
+        super().__init__(f"no answer from Redis at {host}:{port}: {reason}", may_pass=True)
 
 
 class GenerationNotFoundError(GenqueueError):

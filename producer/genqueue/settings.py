@@ -74,6 +74,11 @@ class GeneratorSettings(BaseModel):
                 raise ValueError("api_params.model: needed for api_type 'serverless_inference_api'")
             if self.api_params.url:
                 raise ValueError("api_params.url: not for api_type 'serverless_inference_api', which takes a model")
+            if self.api_params.provider not in {None, "auto", "hf-inference"}:
+                raise ValueError(
+                    f"api_params.provider: {self.api_params.provider!r} answers text generation in a dialect that "
+                    "huggingface_hub cannot stream; 'hf-inference' or none"
+                )
         elif not self.api_params.url:
             raise ValueError(f"api_params.url: needed for api_type {self.api_type!r}")
         return self
@@ -104,9 +109,21 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if _address(value).scheme not in {"redis", "rediss", "unix"}:
-            raise ValueError("must be a redis://, rediss:// or unix:// address")
+        address = _address(value)
+        if address.scheme not in {"redis", "rediss"} or not address.hostname:
+            raise ValueError("must be a redis:// or rediss:// address")
+        if not re.fullmatch(r"(/[0-9]*)?", address.path):
+            raise ValueError("the path must be the number of a database")
         return value
+
+    @model_validator(mode="after")
+    def _lifetimes(self) -> Self:
+        if self.keep_s < self.result_ttl_s:
+            raise ValueError(
+                f"keep_s: is {self.keep_s}, must be at least result_ttl_s ({self.result_ttl_s}), "
+                "or an idempotency key would outlive its generation"
+            )
+        return self
 
     @field_validator("generators")
     @classmethod

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _TRIES = 3
 _CONNECTIONS = 16
 _SILENCE_S = 10.0
+_PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
+"""In the errors that whoever runs Redis can mend while a call waits."""
 
 
 def _connection_options(timeout_s: float) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def _translate(url: str, error: Exception) -> GenqueueError:
         address = urlsplit(url)
         host = address.path if address.scheme == "unix" else address.hostname or "localhost"
         return RedisUnavailableError(host, address.port or 6379, str(error))
-    return StoreError(f"Redis refused: {error}")
+    return StoreError(f"Redis refused: {error}", may_pass=any(word in str(error) for word in _PASSING))
 
 
 class Store:
@@ -306,8 +308,19 @@ class LoopThread:
         """Run ``work`` on the loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
-    def stop(self) -> None:
-        """End the thread; what still runs on the loop is abandoned."""
+    def post(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run ``work`` on the loop without waiting for it; nothing happens once the thread has ended."""
+        try:
+            asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError:
+            work.close()
+
+    def end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` and end the thread; what else runs on the loop is abandoned."""
+        if threading.current_thread() is self._thread:  # a client forgotten by all is finalised here
+            asyncio.ensure_future(work, loop=self.loop).add_done_callback(lambda _: self.loop.stop())
+            return
+        self.call(work)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
@@ -323,7 +336,7 @@ class _Users(Generic[T]):
 
 _loop_hubs: dict[tuple[int, str], _Users[LiveHub]] = {}
 _thread_hubs: dict[tuple[int, str], _Users[tuple[LiveHub, LoopThread]]] = {}
-_thread_hubs_lock = threading.Lock()
+_thread_hubs_lock = threading.RLock()  # a client may be finalised while another one is made
 
 
 @contextlib.asynccontextmanager
@@ -348,20 +361,16 @@ def shared_hub_thread(url: str, timeout_s: float) -> Iterator[tuple[LiveHub, Loo
     with _thread_hubs_lock:
         users = _thread_hubs.get(key)
         if users is None:
-            thread = LoopThread("genqueue-live")
-            users = _thread_hubs[key] = _Users((thread.call(_make_hub(url, timeout_s)), thread))
+            users = _thread_hubs[key] = _Users((LiveHub(url, timeout_s), LoopThread("genqueue-live")))
         users.count += 1
     try:
         yield users.thing
     finally:
         with _thread_hubs_lock:
             users.count -= 1
-            if users.count == 0 and key[0] == os.getpid():  # a forked child leaves its parent's alone
+            is_last = users.count == 0 and key[0] == os.getpid()  # a forked child leaves its parent's alone
+            if is_last:
                 del _thread_hubs[key]
-                hub, thread = users.thing
-                thread.call(hub.close())
-                thread.stop()
-
-
-async def _make_hub(url: str, timeout_s: float) -> LiveHub:
-    return LiveHub(url, timeout_s)
+        if is_last:
+            hub, thread = users.thing
+            thread.end(hub.close())

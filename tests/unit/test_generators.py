@@ -99,7 +99,7 @@ def test_an_address_is_shown_without_credentials_or_query(params, expected):
 
 
 @pytest.mark.parametrize(
-    ("params", "expected"), [({"model": "m"}, "auto"), ({"model": "m", "provider": "together"}, "together")]
+    ("params", "expected"), [({"model": "m"}, "auto"), ({"model": "m", "provider": "hf-inference"}, "hf-inference")]
 )
 def test_without_a_url_the_provider_is_the_address(params, expected):
     assert public_address(generator("serverless_inference_api", api_params=params)) == expected

@@ -201,7 +201,18 @@ async def test_without_publishing_the_text_is_kept_and_no_chunk_sent(desk: Desk)
     assert (written["quiet"].text, written["quiet"].events, written["quiet"].mark) == ("ab", [], "first")
 
 
-@pytest.mark.parametrize("error", [RedisUnavailableError("h", 1, "gone"), StoreError("OOM")], ids=["away", "refuses"])
+async def test_a_generation_that_cannot_be_written_is_lost_and_harms_no_other(desk: Desk):
+    desk.shelf.failures = [StoreError("WRONGTYPE"), StoreError("WRONGTYPE")]  # of both, then of the first alone
+    push(desk.outbox("broken"), "a")
+    push(desk.outbox("sound"), "b")
+    await desk.until(lambda: desk.shelf.text("sound"))
+    assert (desk.shelf.text("broken"), desk.shelf.text("sound")) == ("", "b")
+    assert desk.lost == [("broken", "unwritable")]
+
+
+@pytest.mark.parametrize(
+    "error", [RedisUnavailableError("h", 1, "gone"), StoreError("OOM", may_pass=True)], ids=["away", "refuses"]
+)
 async def test_a_flush_that_was_not_answered_is_sent_again_as_it_was(desk: Desk, error: Exception):
     outbox = desk.outbox()
     desk.shelf.failures = [error]

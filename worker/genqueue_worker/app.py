@@ -74,11 +74,18 @@ def _configuration() -> dict[str, Any]:
     return celery_configuration(settings)
 
 
+def celery_url(redis_url: str) -> str:
+    """The address as Celery wants it: of a TLS one it must be said that certificates are checked."""
+    if not redis_url.startswith("rediss://") or "ssl_cert_reqs" in redis_url:
+        return redis_url
+    return f"{redis_url}{'&' if '?' in redis_url else '?'}ssl_cert_reqs=required"
+
+
 def celery_configuration(settings: Settings) -> dict[str, Any]:
     """Every Celery dial that is not left alone, with its reason."""
     return {
-        "broker_url": settings.redis_url,
-        "result_backend": settings.redis_url,
+        "broker_url": celery_url(settings.redis_url),
+        "result_backend": celery_url(settings.redis_url),
         # Survives garbage in a queue.  By name: a class is not JSON, which `inspect stats` must be.
         "broker_transport": "genqueue_worker.broker:Transport",
         "broker_transport_options": {
@@ -108,13 +115,11 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "result_serializer": "json",
         "accept_content": ["json"],
         "result_accept_content": ["json"],
-        "result_expires": settings.result_ttl_s,
+        "result_expires": settings.result_ttl_s,  # Celery's own writes live as long as ours
         "result_backend_thread_safe": True,  # one backend for all threads, else two connections each
         "task_track_started": False,  # the log says `started`; a write a task saved
         "worker_send_task_events": True,  # Flower
-        "worker_hijack_root_logger": True,
-        "worker_redirect_stdouts": False,
-        "task_create_missing_queues": False,  # a typo in -Q is an error, not an empty queue
+        "worker_redirect_stdouts": False,  # what a library prints is no log line of ours
     }
 
 
@@ -129,7 +134,10 @@ def _start(**_: Any) -> None:
     # Python's 5 ms it would wait for the interpreter longer than for Redis, each time.
     sys.setswitchinterval(0.0005)
     _runtime = Runtime(worker_settings())
-    _runtime.start()
+    try:
+        _runtime.start()
+    except Exception as error:  # Celery would log it and go on without an engine
+        raise SystemExit(f"genqueue: the engine cannot start: {type(error).__name__}: {error}") from error
     revoke_means_cancel(_runtime.engine.cancel)
 
 

@@ -1,5 +1,6 @@
 """``genqueue worker``: a worker with the settings that ours need."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -8,12 +9,21 @@ from genqueue import keys
 from genqueue_worker.app import app, worker_settings
 
 
+class LogLevel(StrEnum):
+    """What a worker logs at least."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 def worker(
     generator: Annotated[
         list[str] | None, typer.Option("--generator", "-g", help="Serve only these generators; may be repeated.")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Generations at once.")] = 256,
-    loglevel: Annotated[str, typer.Option("--loglevel", "-l", help="debug, info, warning, error.")] = "info",
+    loglevel: Annotated[LogLevel, typer.Option("--loglevel", "-l", help="What is logged.")] = LogLevel.INFO,
     hostname: Annotated[str | None, typer.Option("--hostname", "-n", help="Celery node name.")] = None,
 ) -> None:
     """Run generations until told to stop; the same as celery -A genqueue_worker.app worker -P threads."""

@@ -166,6 +166,8 @@ class Engine:
     async def _generate(
         self, generation_id: str, generator: str, foreign: dict[str, Any] | None
     ) -> Done | Ended | NotOurs:
+        if generation_id.endswith((":log", ":text")):
+            return NotOurs("no id: it would name another generation's key")
         if generation_id in self._in_hand:
             return NotOurs("held")
         if self._is_draining:
@@ -180,6 +182,12 @@ class Engine:
     async def _attempt(
         self, generation_id: str, generator: str, foreign: dict[str, Any] | None
     ) -> Done | Ended | NotOurs:
+        if generator not in self.generators:
+            if foreign is None:
+                return NotOurs("elsewhere")
+            rejected = outcome.rejection(f"generator {generator!r} is not served by the worker that got the message")
+            await self._answer(generation_id, generator, rejected)
+            return Ended(rejected)
         if foreign is not None:
             adopted = await self._adopt(generation_id, generator, foreign)
             if adopted is not None:
@@ -240,6 +248,10 @@ class Engine:
                 return await self._release(work, Again(0.0, is_charged=False), None)
             self._writer.drop(outbox)
             return _not_ours(lost)
+        except Exception as error:
+            # A defect of ours, or of a library: the generation ends with it, and Celery logs it.
+            await self._fail(work, Outcome(error="failed", message=f"unexpected {type(error).__name__} in the worker"))
+            raise
         finally:
             del self._running[generation_id]
 
@@ -401,6 +413,10 @@ class Engine:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._live())
+        except BaseException as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)  # to whoever starts the engine
         finally:
             self._loop.close()
 
@@ -464,5 +480,8 @@ def _not_ours(reason: str) -> Ended | NotOurs:
 
 
 def _report(task: "asyncio.Task[Any]") -> None:
+    """A worker without its writer serves nobody: it ends, its leases run out, and others go on."""
     if not task.cancelled() and task.exception() is not None:
         logger.critical("the engine's %s died", task.get_coro(), exc_info=task.exception())
+        logging.shutdown()
+        os._exit(1)

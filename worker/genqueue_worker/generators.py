@@ -257,11 +257,19 @@ class TextGeneration:
         """Let huggingface_hub look up who serves the model; it asks the Hub with a blocking call and remembers."""
         from huggingface_hub.inference._providers import get_provider_helper
 
-        get_provider_helper(
-            self.settings.api_params.provider,  # type: ignore[arg-type]  # any name: the library says which it knows
+        params = self.settings.api_params
+        helper = get_provider_helper(
+            params.provider,  # type: ignore[arg-type]  # a plain string: settings.py has checked it
             task="text-generation",
-            model=self.settings.api_params.model,
+            model=params.model,
         )
+        if helper.provider != "hf-inference":
+            facts = UpstreamFacts(
+                f"model {params.model!r} is served for text generation by {helper.provider!r} only, "
+                "in a dialect that huggingface_hub cannot stream",
+                error_type="validation",
+            )
+            raise UpstreamError(facts)
 
 
 _TYPE_OF = {
@@ -282,4 +290,4 @@ def _facts(error: BaseException) -> UpstreamFacts:
         return UpstreamFacts("the stream is no JSON", error_type="generation")
     if isinstance(error, httpx2.HTTPError | OSError):
         return UpstreamFacts(f"the way to the server failed: {error or type(error).__name__}", error_type="transport")
-    return UpstreamFacts(str(error), error_type="validation")
+    return UpstreamFacts(str(error), error_type="generation")

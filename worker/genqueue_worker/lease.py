@@ -19,7 +19,7 @@ from genqueue.store import Store
 
 logger = logging.getLogger(__name__)
 
-_ANNOUNCE_S = 60.0
+_ANNOUNCE_S = 10.0
 
 
 class LeaseKeeper:
@@ -70,6 +70,7 @@ class LeaseKeeper:
                 if not away:
                     logger.warning("leases cannot be renewed: %s", error)
                 away = True
+                self._announced_s = None  # it may come back empty
                 self._sweeps_from_s = time.monotonic() + self._settings.lease_s
             self._stopped.wait(self._settings.lease_s / 3)
 

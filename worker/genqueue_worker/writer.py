@@ -172,7 +172,6 @@ class Writer:
         on_lost: Callable[[Outbox, str], None],
     ) -> None:
         self.now_s = now_s
-        self.flushes = 0
         self._store = store
         self._keep_s = keep_s
         self._gap_s = gap_s
@@ -235,14 +234,22 @@ class Writer:
                 self._quiet = {}
             if not outboxes:
                 return
-            self.flushes += 1
-            answers = await self.insist(
-                calls.append([outbox.take() for outbox in outboxes.values()], keep_s=self._keep_s)
-            )
+            flushes = [outbox.take() for outbox in outboxes.values()]
+            try:
+                answers = await self.insist(calls.append(flushes, keep_s=self._keep_s))
+            except StoreError:  # one of them cannot be written: find out which
+                answers = [await self._append_alone(flush) for flush in flushes]
         for outbox, answer in zip(outboxes.values(), answers, strict=True):
             if answer != "ok":
                 self.drop(outbox)
                 self._on_lost(outbox, answer)
+
+    async def _append_alone(self, flush: Flush) -> str:
+        try:
+            return (await self.insist(calls.append([flush], keep_s=self._keep_s)))[0]
+        except StoreError as error:
+            logger.error("generation %s cannot be written: %s", flush.generation_id, error)
+            return "unwritable"
 
     async def insist(self, call: Call[T]) -> T:
         """Send until Redis answers; every call of the writer may be sent twice."""
@@ -252,6 +259,8 @@ class Writer:
             except RedisUnavailableError as error:
                 logger.warning("events wait: %s", error)
             except StoreError as error:
+                if not error.may_pass:
+                    raise
                 logger.error("events wait: %s", error)  # out of memory, read-only: for whoever runs Redis to mend
             await asyncio.sleep(_RETRY_S)
 

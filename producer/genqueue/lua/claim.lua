@@ -7,7 +7,10 @@ local may_start, live = ARGV[6], ARGV[7]
 local state, attempt, seq, request, submitted_at, deadline_at, home, solid_tokens, holder, started_at, failures, errors, priority = unpack(
   redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'generator',
     'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority'))
-if not state then return {'gone'} end
+if not state then
+  redis.call('ZREM', waiting, id)
+  return {'gone'}
+end
 if home ~= generator then return {'elsewhere', home} end
 if not is_one_of(state, may_start) then return {state} end
 local function claimed()

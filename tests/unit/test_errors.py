@@ -1,0 +1,26 @@
+"""Errors as values that cross process borders."""
+
+import pickle
+
+import pytest
+
+from genqueue import errors
+
+ERRORS = [
+    errors.UnknownGeneratorError("chat", ["default"]),
+    errors.IdempotencyConflictError("key", "id"),
+    errors.QueueFullError("default", 5, 4),
+    errors.RedisUnavailableError("host", 6379, "gone"),
+    errors.StoreError("OOM", may_pass=True),
+    errors.GenerationNotFoundError("id"),
+    errors.LogExpiredError("id", 3),
+    errors.ResultTimeoutError("id", 1.5),
+    errors.GenerationFailedError("why", partial_text="so far", attempts=2, detail={"errors": []}),
+    errors.GenerationCancelledError("cancelled"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_survives_pickling_with_its_numbers(error):
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
