@@ -2,12 +2,15 @@
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 
+from genqueue import Settings
 from genqueue.keys import doorbell
 from genqueue_ops.tgi_standin.prose import expected_tokens
+from genqueue_worker.engine import Engine, NotOurs
 
 TAKEOVER_S = 5.0
 HANDOVER_S = 1.0
@@ -159,3 +162,24 @@ def test_a_generation_is_run_once_however_long_it_takes(fleet_of, ask, read, sta
         for prompt, reading in zip(prompts, readings, strict=True):
             assert_whole(reading, prompt, attempts=1)
             assert len(standin.attempts(prompt)) == 1
+
+
+def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_back_at_once(fleet_of, ask, standin):
+    """The claim's answer is late; a worker that is to leave must not run it to its end."""
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": generator}) as fleet, ThreadPoolExecutor() as threads:
+        settings = Settings(redis_url=fleet.redis.url, generators={"default": generator}, drain_s=0.0)
+        engine = Engine(settings, {})
+        engine.start()
+        prompt = ask(tokens=50, itl_s=0.05)
+        generation = fleet.client.submit(prompt)
+        fleet.redis.pause()
+        running = threads.submit(engine.run, generation.id, "default", None)
+        time.sleep(0.2)  # the claim is on its way
+        engine.drain()
+        time.sleep(0.2)  # and drain_s is over
+        fleet.redis.resume()
+        assert running.result(timeout=10) == NotOurs("released")
+        assert fleet.record(generation)["state"] == "queued"
+        assert standin.requests(prompt) == []
+        engine.stop()

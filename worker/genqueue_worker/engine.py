@@ -113,6 +113,7 @@ class Engine:
         self._in_hand: set[str] = set()
         self._running: dict[str, Run] = {}
         self._is_draining = False
+        self._is_leaving = False
         self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="genqueue-engine", daemon=True)
         self._ready: Future[None] = Future()
@@ -222,6 +223,8 @@ class Engine:
         upstream = asyncio.timeout_at(ends_s)
         self._running[generation_id] = Run(claim.attempt, upstream)
         try:
+            if self._is_leaving:  # the claim's answer came late
+                return await self._release(work, Again(0.0, is_charged=False), None)
             if claim.failures >= configured.settings.max_attempts or isinstance(start, GiveUp):
                 return await self._fail(work, _gave_up(claim))
             match start:
@@ -394,6 +397,7 @@ class Engine:
             self._loop.call_later(self.settings.drain_s, self._hand_over)
 
     def _hand_over(self) -> None:
+        self._is_leaving = True
         for generation_id in list(self._running):
             self._lose(generation_id, _HANDED_OVER)
 

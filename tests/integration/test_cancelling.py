@@ -1,0 +1,150 @@
+"""A cancel, a revoke and Flower's Terminate mean the same in every phase, and end a generation once."""
+
+import random
+import threading
+import time
+
+import pytest
+from celery import Celery
+from celery.result import AsyncResult
+
+from genqueue import GenerationCancelledError
+
+CLOSED_WITHIN_S = 0.1
+
+
+@pytest.fixture(scope="module")
+def fleet(fleet_of, standin):
+    tgi = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": tgi}) as opened:
+        opened.staff(2)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def app(fleet):
+    app = Celery("plain", broker=fleet.redis.url, backend=fleet.redis.url, set_as_current=False)
+    yield app
+    app.backend.result_consumer.stop()
+    app.backend.client.close()
+    app.close()
+
+
+def p95(values):
+    return sorted(values)[int(0.95 * (len(values) - 1))]
+
+
+WAYS = {
+    "cancel": lambda app, generation: generation.cancel(),
+    "revoke": lambda app, generation: AsyncResult(generation.id, app=app).revoke(),
+    "terminate": lambda app, generation: AsyncResult(generation.id, app=app).revoke(terminate=True),
+    "flower": lambda app, generation: app.control.revoke(generation.id, terminate=True, signal="SIGTERM"),
+}
+any_way = pytest.mark.parametrize("way", WAYS)
+
+
+def assert_cancelled(app, reading):
+    """The same end for whoever asks."""
+    generation = reading.generation
+    with pytest.raises(GenerationCancelledError) as cancelled:
+        generation.result(timeout_s=10)
+    text = reading.text()
+    assert reading.kinds()[-1].endswith(".cancelled")
+    assert cancelled.value.partial_text == text
+    with pytest.raises(GenerationCancelledError):
+        list(generation.stream())
+    assert generation.status().state == "cancelled"
+    assert AsyncResult(generation.id, app=app).state == "REVOKED"
+    return cancelled.value
+
+
+@any_way
+def test_what_decodes_is_stopped_at_once(fleet, app, ask, read, standin, eventually, way):
+    prompts = [ask(tokens=5000, itl_s=0.02) for _ in range(20)]
+    readings = [read(fleet.client.submit(prompt, generation_kwargs={"max_new_tokens": 5000})) for prompt in prompts]
+    eventually(lambda: all(len(reading.events) > 3 for reading in readings))
+    asked_s = {}
+    for prompt, reading in zip(prompts, readings, strict=True):
+        asked_s[prompt] = time.time()
+        WAYS[way](app, reading.generation)
+        time.sleep(0.02)  # one after the other, as people do
+    eventually(lambda: all(standin.only(prompt)["state"] == "dropped" for prompt in prompts))
+    assert p95([standin.only(prompt)["closed_at_s"] - asked_s[prompt] for prompt in prompts]) < CLOSED_WITHIN_S
+    for prompt, reading in zip(prompts, readings, strict=True):
+        error = assert_cancelled(app, reading)
+        assert error.partial_text
+        assert prompt.answer.startswith(error.partial_text)
+        assert error.usage["completion_tokens"] > 0
+
+
+@any_way
+def test_what_waits_for_its_first_token_is_stopped(fleet, app, ask, read, standin, eventually, way):
+    prompt = ask(ttft_s=60)
+    reading = read(fleet.client.submit(prompt))
+    eventually(lambda: standin.requests(prompt))
+    WAYS[way](app, reading.generation)
+    eventually(lambda: standin.only(prompt)["state"] == "dropped", within_s=2)
+    assert assert_cancelled(app, reading).partial_text == ""
+
+
+@any_way
+def test_what_backs_off_is_not_tried_again(fleet, app, ask, read, standin, eventually, way):
+    fault = {"kind": "status", "status": 503, "headers": {"Retry-After": "1"}, "times": 1}
+    prompt = ask(faults=[fault])
+    reading = read(fleet.client.submit(prompt))
+    eventually(lambda: standin.requests(prompt) and fleet.record(reading.generation)["state"] == "queued")
+    WAYS[way](app, reading.generation)
+    assert_cancelled(app, reading)
+    after = ask(faults=[fault])
+    assert fleet.client.submit(after).result(timeout_s=20).replies == [after.answer]  # its backoff began later
+    assert len(standin.requests(prompt)) == 1
+
+
+@any_way
+def test_what_is_queued_never_starts(app, fleet, ask, read, standin, eventually, way):
+    """Its queue is full of others: of those, the workers of the fleet take 64 at once each."""
+    long = {"max_new_tokens": 5000}
+    holders = [
+        fleet.client.submit(ask(tokens=5000, itl_s=0.2), stream=False, generation_kwargs=long) for _ in range(128)
+    ]
+    eventually(lambda: all(fleet.record(holder)["state"] == "running" for holder in holders))
+    prompt = ask()
+    reading = read(fleet.client.submit(prompt))
+    assert fleet.record(reading.generation)["state"] == "queued"
+    WAYS[way](app, reading.generation)
+    assert_cancelled(app, reading)
+    for holder in holders:
+        holder.cancel()
+    assert fleet.client.submit(ask()).result(timeout_s=20)
+    assert standin.requests(prompt) == []
+    assert reading.kinds() == ["0.cancelled"]
+
+
+def test_a_cancel_that_races_with_the_end_gives_one_outcome_to_all(fleet, app, ask, read):
+    dice = random.Random(5)
+    outcomes = []
+    began_s = time.monotonic()
+    fleet.client.submit(ask(tokens=6, itl_s=0.01)).result(timeout_s=10)
+    usual_s = time.monotonic() - began_s
+    for number in range(50):
+        prompt = ask(tokens=6, itl_s=0.01)
+        generation = fleet.client.submit(prompt)
+        reading = read(generation)
+        way = list(WAYS)[number % len(WAYS)]
+        canceller = threading.Timer(dice.uniform(0.3 * usual_s, 1.5 * usual_s), WAYS[way], (app, generation))
+        canceller.start()
+        text = reading.text()
+        canceller.join()
+        ended = reading.kinds()[-1].split(".")[1]
+        outcomes.append(ended)
+        assert generation.status().state == ended
+        assert [kind for kind in reading.kinds() if kind.endswith((".finished", ".cancelled", ".failed"))] == [
+            reading.kinds()[-1]
+        ]
+        if ended == "finished":
+            assert generation.result(timeout_s=5).replies == [prompt.answer] == [text]
+            assert AsyncResult(generation.id, app=app).state == "SUCCESS"
+            assert AsyncResult(generation.id, app=app).result["replies"] == [prompt.answer]
+        else:
+            assert assert_cancelled(app, reading).partial_text == text
+    assert set(outcomes) == {"finished", "cancelled"}, outcomes
