@@ -15,6 +15,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from genqueue import (
     AsyncGenerationClient,
     GenerationClient,
+    GenerationExpiredError,
     GenerationFailedError,
     GenerationRejectedError,
     RedisUnavailableError,
@@ -279,23 +280,32 @@ def test_a_missing_token_is_the_requests_end(client, ask, worker):
 
 @pytest.mark.parametrize("one_shot", [False, True], ids=["stream", "one-shot"])
 @pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"kind": "status", "status": 503, "body": "scaling up"}, id="503-text"),
+        pytest.param({"kind": "status", "status": 503}, id="503-empty"),
+        pytest.param(
+            {"kind": "status", "status": 429, "body": {"error": "Model is overloaded", "error_type": "overloaded"}},
+            id="429",
+        ),
+    ],
+)
+def test_a_server_that_has_no_room_is_waited_for_until_the_deadline(client, ask, fault, one_shot):
+    generation_kwargs = {"decoder_input_details": True} if one_shot else None
+    generation = client.submit(ask(faults=[fault]), generation_kwargs=generation_kwargs, deadline_s=1.5)
+    with pytest.raises(GenerationExpiredError):
+        generation.result(timeout_s=10)
+
+
+@pytest.mark.parametrize("one_shot", [False, True], ids=["stream", "one-shot"])
+@pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        pytest.param(
-            {"kind": "status", "status": 503, "body": "scaling up"}, GenerationFailedError, "scaling up", id="503-text"
-        ),
-        pytest.param({"kind": "status", "status": 503}, GenerationFailedError, "HTTP 503", id="503-empty"),
         pytest.param(
             {"kind": "status", "status": 502, "body": "<html><h1>Bad Gateway</h1></html>"},
             GenerationFailedError,
             "HTTP 502",
             id="502-page",
-        ),
-        pytest.param(
-            {"kind": "status", "status": 429, "body": {"error": "Model is overloaded", "error_type": "overloaded"}},
-            GenerationFailedError,
-            "Model is overloaded",
-            id="429",
         ),
         pytest.param({"kind": "status", "status": 404}, GenerationRejectedError, "HTTP 404", id="404"),
         pytest.param(

@@ -126,7 +126,7 @@ def run_everything(client, ask, celery_app, db, eventually):
     submit(ask(), generation_kwargs={"top_p": 1.0})
     for kind in ("cut", "close", "reset", "error"):
         submit(ask(tokens=9, faults=[{"kind": kind, "after_tokens": 5}]))
-    submit(ask(faults=[{"kind": "status", "status": 503, "body": "busy"}]))
+    submit(ask(faults=[{"kind": "status", "status": 502, "body": "busy"}]))
     submit(ask(tokens=5000, itl_s=0.02), deadline_s=0.2)
     cancelled = submit(ask(tokens=5000, itl_s=0.02))
     eventually(lambda: cancelled.status().completion_tokens > 4)
