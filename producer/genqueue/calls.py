@@ -521,8 +521,11 @@ def read_result(generation_id: str) -> Call[GenerationResult | None]:
     """The result of a finished generation; None while there is none, or when it ended otherwise."""
 
     def decode(answer: bytes | None) -> GenerationResult | None:
-        meta = from_json(answer) if answer else {}
-        return GenerationResult.model_validate(meta["result"]) if meta.get("status") == "SUCCESS" else None
+        try:
+            meta = from_json(answer or b"null")
+            return GenerationResult.model_validate(meta["result"]) if meta["status"] == "SUCCESS" else None
+        except (ValueError, TypeError, KeyError):
+            return None  # none of ours: the id is another Celery task's
 
     return Call(("GET", keys.result(generation_id)), decode)
 

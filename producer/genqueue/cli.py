@@ -10,7 +10,10 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, NoReturn
@@ -213,20 +216,34 @@ def cancel(generation_id: GenerationId) -> None:
     _say(f"cancelled generation {generation_id}")
 
 
+@contextmanager
+def _not_halfway() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block: between a text and its number it would print the text twice."""
+    caught: list[int] = []
+    earlier = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    if caught:
+        raise KeyboardInterrupt
+
+
 def _print_text(generation: Generation, from_seq: int = 0) -> None:
     """The text on stdout, then one line of figures on stderr; or the typed error of another end."""
     seq, last = from_seq, ""
     try:
         try:
             for event in generation.events(from_seq):
-                if isinstance(event, Chunk) and event.text:
-                    last = event.text
-                    _write(last)
-                elif isinstance(event, Reset):
-                    _end_line(last)
-                    _say(f"attempt {event.attempt} begins anew")
-                    last = ""
-                seq = event.seq
+                with _not_halfway():
+                    if isinstance(event, Chunk) and event.text:
+                        last = event.text
+                        _write(last)
+                    elif isinstance(event, Reset):
+                        _end_line(last)
+                        _say(f"attempt {event.attempt} begins anew")
+                        last = ""
+                    seq = event.seq
         except LogExpiredError:
             if from_seq:
                 raise
@@ -268,8 +285,9 @@ def _print_events(generation: Generation, from_seq: int) -> None:
     seq = from_seq
     try:
         for event in generation.events(from_seq):
-            _write(event.model_dump_json(), end="\n")
-            seq = event.seq
+            with _not_halfway():
+                _write(event.model_dump_json(), end="\n")
+                seq = event.seq
         _, _, ended = _outcome(generation)
     except KeyboardInterrupt:
         _leave(generation.id, seq)

@@ -48,7 +48,8 @@ def _translate(url: str, error: Exception) -> GenqueueError:
     """Our error for theirs, naming host and port but never the password."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
         address = urlsplit(url)
-        return RedisUnavailableError(address.hostname or address.path, address.port or 6379, str(error))
+        host = address.path if address.scheme == "unix" else address.hostname or "localhost"
+        return RedisUnavailableError(host, address.port or 6379, str(error))
     return StoreError(f"Redis refused: {error}")
 
 
@@ -99,8 +100,14 @@ class AsyncStore:
 
     async def run(self, call: Call[T]) -> T:
         """Carry out one call; raises what its decoder raises, StoreError or RedisUnavailableError."""
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         try:
-            return call.decode(await self._send(call))
+            answer = await self._send(call)
+            if task and task.cancelling() > cancels:
+                # Before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
+                raise asyncio.CancelledError
+            return call.decode(answer)
         except redis.RedisError as error:
             raise _translate(self._url, error) from error
 
@@ -216,7 +223,8 @@ class LiveHub:
                     for name in missing:
                         wanted[name].answer(error)
                     continue
-            if self._reader is None or self._reader.done():
+            # Before the first subscription there is no connection to read from.
+            if self._told and (self._reader is None or self._reader.done()):
                 self._reader = asyncio.create_task(self._read(), name="genqueue-live")
 
     async def _read(self) -> None:

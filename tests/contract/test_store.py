@@ -60,6 +60,28 @@ async def test_more_tasks_than_connections_wait_for_their_turn(redis_url: str):
     await store.close()
 
 
+async def test_a_task_that_is_cancelled_at_any_moment_ends(redis_url: str):
+    store = AsyncStore(redis_url, 5.0)
+
+    async def ask_for_ever() -> None:
+        while True:
+            await store.run(calls.read_text("nobody's"))
+
+    for yields in range(60):
+        asking = [asyncio.create_task(ask_for_ever()) for _ in range(5)]
+        for _ in range(yields):
+            await asyncio.sleep(0)
+        for task in asking:
+            task.cancel()  # once
+        done, going_on = await asyncio.wait(asking, timeout=2)
+        for task in going_on:
+            task.cancel()
+        assert (len(done), yields) == (5, yields)
+        assert all(task.cancelled() for task in done)
+    assert await store.run(calls.read_text("nobody's")) == ""
+    await store.close()
+
+
 @pytest.fixture
 def refusing() -> Iterator[int]:
     """A port on which nobody listens, held so that nobody else will."""

@@ -476,6 +476,7 @@ def celery_app(worker: WorkerProcess) -> Iterator[Celery]:
     app = Celery("plain", broker=worker.redis_url, backend=worker.redis_url, set_as_current=False)
     yield app
     app.backend.result_consumer.stop()
+    app.backend.result_consumer._pubsub = None  # or a result that is forgotten later unsubscribes on it
     app.backend.client.close()
     app.close()
 

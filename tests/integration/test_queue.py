@@ -362,5 +362,6 @@ def test_celery_messages_with_a_priority_of_their_own_are_served(worker, ask):
         assert sent.get(timeout=10)["replies"] == [prompt.answer]
     finally:
         app.backend.result_consumer.stop()
+        app.backend.result_consumer._pubsub = None
         app.backend.client.close()
         app.close()

@@ -173,6 +173,14 @@ def test_a_record_is_read_whole_and_with_what_it_lacks():
         (b'{"status":"FAILURE","result":{"exc_type":"x"}}', None),
         (b'{"status":"REVOKED","result":null}', None),
         (b'{"status":"STARTED","result":{}}', None),
+        (b'{"status":"SUCCESS","result":5}', None),
+        (b'{"status":"SUCCESS","result":{"replies":5}}', None),
+        (b'{"status":"SUCCESS"}', None),
+        (b"{}", None),
+        (b"5", None),
+        (b"null", None),
+        (b"garbage", None),
+        (b"", None),
     ],
 )
 def test_only_a_success_is_a_result(answer, replies):

@@ -14,7 +14,7 @@ from kombu import Exchange, Queue
 from genqueue import keys
 from genqueue.errors import ConfigError
 from genqueue.settings import Settings, load_settings
-from genqueue_worker.broker import Consumer, Transport
+from genqueue_worker.broker import Consumer
 from genqueue_worker.control import revoke_means_cancel
 from genqueue_worker.engine import Engine
 from genqueue_worker.lease import LeaseKeeper
@@ -79,7 +79,8 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.redis_url,
         "result_backend": settings.redis_url,
-        "broker_transport": Transport,  # survives garbage in a queue
+        # Survives garbage in a queue.  By name: a class is not JSON, which `inspect stats` must be.
+        "broker_transport": "genqueue_worker.broker:Transport",
         "broker_transport_options": {
             "priority_steps": list(keys.PRIORITIES),  # ten exact levels, as producers ring them
             "sep": keys.PRIORITY_SEPARATOR,
@@ -123,6 +124,7 @@ def _start(**_: Any) -> None:
     # One line for each outcome: not one for each HTTP call, nor one for each doorbell.
     for chatty in ("httpx2", "celery.worker.strategy"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("celery.pool").setLevel(logging.INFO)  # at debug it writes out bodies, prompts among them
     # Celery's thread makes short round trips while the engine's works without a pause: at
     # Python's 5 ms it would wait for the interpreter longer than for Redis, each time.
     sys.setswitchinterval(0.0005)

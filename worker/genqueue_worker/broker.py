@@ -117,6 +117,8 @@ class Consumer(consumer.Consumer):
             try:
                 # Celery decodes in the pool's thread and never frees the place of what surprises it there.
                 if is_call(message.payload):
+                    # What a plain Celery producer wrote there for logs, events and Flower shows its prompt.
+                    message.headers.update(argsrepr="()", kwargsrepr="{}")
                     handle(message)
                 else:
                     self._turn_away(message, InvalidTaskError("no call"))

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from genqueue import keys
 from genqueue_worker.app import app, worker_settings
 
 
@@ -24,7 +25,7 @@ def worker(
     # Workers know of each other through the registry; Celery's own gossip would only cost.
     argv += ["--without-gossip", "--without-mingle"]
     if generator:
-        argv += ["--queues", ",".join(f"generate.{name}" for name in generator)]
+        argv += ["--queues", ",".join(map(keys.queue, generator))]
     if hostname:
         argv += ["--hostname", hostname]
     app.worker_main(argv)

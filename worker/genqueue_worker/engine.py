@@ -284,7 +284,7 @@ class Engine:
         text, whole = "".join(outbox.parts), ending.generated_text or ""
         if len(whole) > len(text) and whole.startswith(text):  # text that no token brought
             outbox.push_text(whole[len(text) :])
-            text = whole
+            text = "".join(outbox.parts)
         first_text_at = None
         if outbox.first_text_s is not None:
             first_text_at = claim.started_at + outbox.first_text_s - work.claimed_s

@@ -98,7 +98,7 @@ def take_token(data: bytes, sink: Sink) -> bool:
     """
     try:
         event = from_json(data)
-        if "error" in event or event.get("generated_text") is not None:
+        if not isinstance(event, dict) or "error" in event or event.get("generated_text") is not None:
             return False
         token = event["token"]
         token_id, text, special = token["id"], token["text"], token["special"]
@@ -190,6 +190,10 @@ class TextGeneration:
             ValueError,
         ) as error:
             raise UpstreamError(_facts(error)) from error
+        except (AttributeError, KeyError, TypeError) as error:  # huggingface_hub takes any JSON for an event
+            raise UpstreamError(
+                UpstreamFacts("the server's answer is none of TGI's", error_type="generation")
+            ) from error
 
     async def _streamed(
         self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink
@@ -240,11 +244,11 @@ class TextGeneration:
                     {"text": other.generated_text, "finish_reason": other.finish_reason}
                     for other in details.best_of_sequences
                 ]
-        prompt_tokens = told.headers.get("x-prompt-tokens")
+        prompt_tokens = told.headers.get("x-prompt-tokens", "")
         return Ending(
             generated_text=output.generated_text,
             finish_reason=details.finish_reason if details else None,
-            prompt_tokens=int(prompt_tokens) if prompt_tokens else None,
+            prompt_tokens=int(prompt_tokens) if prompt_tokens.isdecimal() else None,
             completion_tokens=details.generated_tokens if details else None,
             extra=extra,
         )

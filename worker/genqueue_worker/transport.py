@@ -193,7 +193,7 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
             error_type = error.get("type")
             error = error.get("message")
         error_type = parsed.get("error_type", error_type)
-        message = str(error) if error else message
+        message = str(error)[:_ERROR_BODY_LIMIT_CHARACTERS] if error else message
     if "<html" in text[:500].lower():
         message = ""
     retry_after = headers.get("retry-after", "").strip()
@@ -201,7 +201,7 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
         message=message or f"HTTP {status} {reason}".strip(),
         status=status,
         error_type=error_type if isinstance(error_type, str) else None,
-        retry_after_s=float(retry_after) if retry_after.isdigit() else None,
+        retry_after_s=float(retry_after) if retry_after.isdecimal() else None,
     )
 
 

@@ -74,9 +74,10 @@ class Outbox:
     def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
         """Take one token and the text that it adds."""
         self.completion_tokens += 1
+        if not token.text.isascii():
+            token, text = token._replace(text=_encodable(token.text)), _encodable(text)
         self._tokens.append(token)
-        if top_tokens:
-            self._top_tokens.append(top_tokens)
+        self._top_tokens.append([other._replace(text=_encodable(other.text)) for other in top_tokens or ()])
         if text:
             self._add_text(text)
             if not text.isspace():
@@ -96,7 +97,7 @@ class Outbox:
 
     def push_text(self, text: str) -> None:
         """Take text that no token brought."""
-        self._add_text(text)
+        self._add_text(_encodable(text))
         self._writer.wake(self)
 
     def reset(self) -> None:
@@ -119,7 +120,7 @@ class Outbox:
         bodies, self._bodies = self._bodies, []
         text = "".join(self._text)
         if self.publish and (self._tokens or text):
-            bodies.append(chunk_body(text, self._tokens, self._top_tokens or None))
+            bodies.append(chunk_body(text, self._tokens, self._top_tokens if any(self._top_tokens) else None))
         self._number += 1
         flush = Flush(
             self.generation_id,
@@ -253,3 +254,8 @@ class Writer:
             except StoreError as error:
                 logger.error("events wait: %s", error)  # out of memory, read-only: for whoever runs Redis to mend
             await asyncio.sleep(_RETRY_S)
+
+
+def _encodable(text: str) -> str:
+    """``text`` with halves of surrogate pairs replaced: JSON can spell them, UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -448,8 +448,8 @@ class _Line:
 
 async def _abort(request: web.Request, *, reset: bool) -> None:
     """Send what is buffered, then close the connection without an end, by RST or by FIN."""
-    transport = request.transport
-    if not isinstance(transport, asyncio.Transport):
+    transport: asyncio.Transport | None = request.transport  # uvloop's has no such base class
+    if transport is None:
         return  # the client has left
     while transport.get_write_buffer_size() and not transport.is_closing():
         await asyncio.sleep(0.001)

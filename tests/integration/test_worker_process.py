@@ -1,0 +1,136 @@
+"""A worker process under load, at its end, and beside Flower."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+import redis
+
+from genqueue import AsyncGenerationClient, GenerationClient, Settings
+
+
+@pytest.fixture
+def own_db(queue_redis, request):
+    """A database that no other worker uses, empty."""
+    url = queue_redis.url.removesuffix("/0") + "/4"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+        yield url
+
+
+@pytest.fixture
+def tgi(standin):
+    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}
+
+
+async def test_500_streams_at_once_in_one_process_all_complete(start_worker, own_db, tgi, ask, standin):
+    worker = start_worker(tgi, own_db, "-c", "512", "-l", "warning", wait=False)
+    async with AsyncGenerationClient(Settings(redis_url=own_db, **{"generators": tgi})) as client:
+        # The first token takes long enough for all to be under way together.
+        prompts = [ask(tokens=5, ttft_s=8, itl_s=0.05) for _ in range(500)]
+
+        async def run(prompt):
+            generation = await client.submit(prompt)
+            return "".join([chunk.text async for chunk in generation.stream()])
+
+        async with asyncio.timeout(60):
+            texts = await asyncio.gather(*(run(prompt) for prompt in prompts))
+    assert texts == [prompt.answer for prompt in prompts]
+    asked = set(prompts)
+    calls = [entry for entry in standin.requests() if entry["body"]["inputs"] in asked]
+    last_began_s, first_ended_s = max(c["started_at_s"] for c in calls), min(c["closed_at_s"] for c in calls)
+    assert len(calls) == 500
+    assert last_began_s < first_ended_s, f"the last began {last_began_s - first_ended_s:.1f} s after the first ended"
+    assert worker.process.poll() is None
+
+
+def test_sigterm_lets_running_generations_finish(start_worker, own_db, tgi, ask, standin, eventually):
+    worker = start_worker(tgi, own_db, "-c", "8")
+    with GenerationClient(Settings(redis_url=own_db, generators={})) as client:
+        prompts = [ask(tokens=100, itl_s=0.03) for _ in range(4)]
+        generations = [
+            client.submit(prompt, stream=stream)
+            for prompt, stream in zip(prompts, "1101", strict=True)
+            for stream in [stream == "1"]
+        ]
+        for generation in generations:
+            eventually(lambda generation=generation: generation.status().state == "running")
+        worker.process.send_signal(signal.SIGTERM)
+        with redis.Redis.from_url(own_db) as db:  # until then it may take one more
+            eventually(lambda: not any(entry["cmd"] == "brpop" and entry["db"] == "4" for entry in db.client_list()))
+        late = client.submit(ask())
+        assert [generation.result(timeout_s=20).replies for generation in generations] == [
+            [prompt.answer] for prompt in prompts
+        ]
+        assert worker.process.wait(timeout=20) == 0
+        assert "Traceback" not in worker.log
+        assert [generation.status().attempt for generation in generations] == [1, 1, 1, 1]
+        # What it had not begun is left for the next worker.
+        assert late.status().state == "queued"
+        another = start_worker(tgi, own_db, "-c", "8")
+        assert late.result(timeout_s=20).replies
+        assert another.end() == 0
+
+
+def test_an_idle_worker_ends_at_once(start_worker, own_db, tgi):
+    worker = start_worker(tgi, own_db, "-c", "8")
+    assert worker.end(within_s=10) == 0
+    assert "Traceback" not in worker.log
+
+
+def test_flower_starts_with_our_app_and_shows_the_generation(
+    start_worker, own_db, tgi, ask, eventually, tmp_path, worker
+):
+    start_worker(tgi, own_db, "-c", "4", "-n", "flowered@%h")
+    config = tmp_path / "genqueue.toml"
+    config.write_text(
+        f'[generators.default]\napi_type = "text_generation_inference"\n'
+        f"api_params = {{ url = {json.dumps(tgi['default']['api_params']['url'])} }}\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "flower"]
+    command += ["--address=127.0.0.1", f"--port={port}"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GENQUEUE_", "HF_", "FLOWER"))}
+    environ |= {
+        "GENQUEUE_REDIS_URL": own_db,
+        "GENQUEUE_CONFIG": str(config),
+        "FLOWER_UNAUTHENTICATED_API": "true",
+    }
+    log_path = tmp_path / "flower.log"
+
+    def api(path):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=5) as response:
+                return json.load(response)
+        except OSError:
+            return None
+
+    with log_path.open("wb") as log:
+        flower = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        eventually(lambda: api("workers"), within_s=30)
+        with GenerationClient(Settings(redis_url=own_db, generators={})) as client:
+            prompt = ask()
+            generation = client.submit(prompt)
+            generation.result(timeout_s=10)
+            shown = eventually(
+                lambda: (task := api(f"task/info/{generation.id}")) and task["state"] == "SUCCESS" and task
+            )
+            assert shown["name"] == "genqueue.generate"
+            assert shown["args"] == "()"
+            assert shown["kwargs"] == "{}"
+            assert prompt.answer.strip()[:12] not in json.dumps(shown)
+            assert "9 tokens" in shown["result"]
+    except AssertionError as error:
+        raise AssertionError(f"{error}; Flower's log: {log_path.read_text(errors='replace')[-3000:]}") from error
+    finally:
+        flower.terminate()
+        flower.wait(timeout=20)

@@ -1,0 +1,108 @@
+"""A worker that cannot work says why in one line, by both ways of starting it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+GOOD = '[generators.default]\napi_type = "text_generation_inference"\napi_params = { url = "http://127.0.0.1:1" }\n'
+
+BY = {
+    "celery": [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker", "-P", "threads", "-c", "2"],
+    "genqueue": [sys.executable, "-c", "from genqueue.cli import main; main()", "worker", "-c", "2"],
+}
+
+
+def start(by, folder, toml, clean, **environ):
+    if toml is not None:
+        (folder / "genqueue.toml").write_text(toml)
+    return subprocess.run(
+        BY[by],
+        cwd=folder,
+        env={**clean, **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def clean(tmp_path):
+    """An environment without settings, wide enough for a long line."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GENQUEUE_", "HF_"))}
+    return {**kept, "HF_HOME": str(tmp_path), "COLUMNS": "300"}
+
+
+CASES = [
+    pytest.param(None, {}, ["no generators", "genqueue.toml"], id="no-settings"),
+    pytest.param("", {}, ["no generators"], id="empty-file"),
+    pytest.param("[generators\n", {}, ["genqueue.toml is no TOML"], id="broken-toml"),
+    pytest.param(
+        GOOD.replace("http://127.0.0.1:1", "localhost:8080"),
+        {},
+        ["generators.default.api_params.url", "http://"],
+        id="bad-url",
+    ),
+    pytest.param(
+        GOOD.replace("text_generation_inference", "tgi"),
+        {},
+        ["generators.default.api_type", "text_generation_inference"],
+        id="bad-api-type",
+    ),
+    pytest.param(
+        GOOD.replace('url = "http://127.0.0.1:1"', ""),
+        {},
+        ["generators.default", "api_params.url: needed"],
+        id="no-url",
+    ),
+    pytest.param(
+        '[generators.default]\napi_type = "serverless_inference_api"\napi_params = {}\n',
+        {},
+        ["generators.default", "api_params.model: needed"],
+        id="no-model",
+    ),
+    pytest.param('[generators.default]\napi_params = { url = "http://x" }\n', {}, ["api_type"], id="no-api-type"),
+    pytest.param(GOOD + "max_tokens = 5\n", {}, ["generators.default.max_tokens"], id="unknown-key"),
+    pytest.param(
+        GOOD + "generation_kwargs = { max_tokens = 5 }\n", {}, ["max_tokens: unknown; known: "], id="unknown-kwarg"
+    ),
+    pytest.param(GOOD, {"GENQUEUE_REDIS_URL": "http://:secret-pw@localhost"}, ["redis_url"], id="redis-url"),
+    pytest.param(GOOD, {"GENQUEUE_LOG_TTL_S": "soon"}, ["log_ttl_s"], id="bad-variable"),
+    pytest.param(None, {"GENQUEUE_CONFIG": "nowhere.toml"}, ["GENQUEUE_CONFIG", "nowhere.toml"], id="no-such-file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("by", "toml", "environ", "words"),
+    [
+        *(pytest.param("celery", *case.values, id=f"celery-{case.id}") for case in CASES),
+        # The same check: a few show that it is one line here too.
+        *(pytest.param("genqueue", *case.values, id=f"genqueue-{case.id}") for case in CASES[1:8:2]),
+    ],
+)
+def test_settings_that_cannot_work_are_named_in_one_line(tmp_path, clean, by, toml, environ, words):
+    ran = start(by, tmp_path, toml, clean, **environ)
+    said = ran.stdout + ran.stderr
+    assert ran.returncode != 0
+    assert "Traceback" not in said
+    assert all(word in said for word in words), said
+    assert "secret-pw" not in said
+    lines = [line for line in said.splitlines() if line.strip() and "SecurityWarning" not in line]
+    assert len(lines) == 1, said
+
+
+def test_importing_the_app_reads_no_settings(tmp_path, clean):
+    (tmp_path / "genqueue.toml").write_text("[broken")
+    ran = subprocess.run(
+        [sys.executable, "-c", "import genqueue_worker.app, genqueue_worker.tasks; print('imported')"],
+        cwd=tmp_path,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.stdout, ran.returncode) == ("imported\n", 0), ran.stderr
