@@ -209,14 +209,16 @@ class Engine:
             on_failure = request.on_failure if claim.errors else "continue"  # handed over, not failed
             progress = Progress(claim.text_so_far, claim.solid_tokens)
             start = next_attempt(request.prompt, parameters, on_failure, progress)
-        goes_on = isinstance(start, Continue | Complete)
+        gives_up = isinstance(start, GiveUp) or claim.failures >= configured.settings.max_attempts
+        # Unless it begins anew, what earlier attempts made counts.
+        keeps = gives_up or self._is_leaving or isinstance(start, Continue | Complete)
         outbox = Outbox(
             self._writer,
             generation_id,
             claim.attempt,
             publish=request.stream,
-            earlier_text=claim.text_so_far if goes_on else "",
-            earlier_tokens=claim.solid_tokens if goes_on else 0,
+            earlier_text=claim.text_so_far if keeps else "",
+            earlier_tokens=claim.solid_tokens if keeps else 0,
         )
         work = Work(generation_id, generator, request, claim, outbox, self._loop.time())
         ends_s = None if claim.deadline_at is None else work.claimed_s + claim.deadline_at - claim.started_at
@@ -225,7 +227,7 @@ class Engine:
         try:
             if self._is_leaving:  # the claim's answer came late
                 return await self._release(work, Again(0.0, is_charged=False), None)
-            if claim.failures >= configured.settings.max_attempts or isinstance(start, GiveUp):
+            if gives_up:
                 return await self._fail(work, _gave_up(claim))
             match start:
                 case Complete(finish_reason):
