@@ -1,5 +1,6 @@
 """What Redis must do for us is asked of both: fakeredis, which users test with, and a real server."""
 
+import asyncio
 import json
 import time
 import uuid
@@ -49,7 +50,7 @@ def loop_thread() -> Iterator[LoopThread]:
     """A loop for the asynchronous shell, so that one test serves both."""
     thread = LoopThread("contract")
     yield thread
-    thread.stop()
+    thread.end(asyncio.sleep(0))
 
 
 class Registry:
