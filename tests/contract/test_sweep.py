@@ -16,7 +16,7 @@ MINUTE_S = 60.0
 
 def rests(registry, generation_id, seconds):
     """Have a queued generation wait ``seconds`` longer than it does."""
-    registry.raw.zincrby(keys.waiting("default"), -seconds * 1e3, generation_id)
+    registry.raw.zincrby(keys.waiting("default"), -seconds * 1e5, generation_id)  # 10 us each
 
 
 def lose_doorbells(registry):

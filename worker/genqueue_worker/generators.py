@@ -258,11 +258,14 @@ class TextGeneration:
         from huggingface_hub.inference._providers import get_provider_helper
 
         params = self.settings.api_params
-        helper = get_provider_helper(
-            params.provider,  # type: ignore[arg-type]  # a plain string: settings.py has checked it
-            task="text-generation",
-            model=params.model,
-        )
+        try:
+            helper = get_provider_helper(
+                params.provider,  # type: ignore[arg-type]  # a plain string: settings.py has checked it
+                task="text-generation",
+                model=params.model,
+            )
+        except ValueError as error:  # unknown there, or of another kind: no attempt will fix it
+            raise UpstreamError(UpstreamFacts(str(error), error_type="validation")) from error
         if helper.provider != "hf-inference":
             facts = UpstreamFacts(
                 f"model {params.model!r} is served for text generation by {helper.provider!r} only, "
@@ -290,4 +293,6 @@ def _facts(error: BaseException) -> UpstreamFacts:
         return UpstreamFacts("the stream is no JSON", error_type="generation")
     if isinstance(error, httpx2.HTTPError | OSError):
         return UpstreamFacts(f"the way to the server failed: {error or type(error).__name__}", error_type="transport")
-    return UpstreamFacts(str(error), error_type="generation")
+    if isinstance(error, UnicodeError):  # a header of the settings, a byte of the answer: not the caller's
+        return UpstreamFacts(f"the call could not be encoded: {type(error).__name__}", error_type="generation")
+    return UpstreamFacts(str(error), error_type="validation")  # huggingface_hub refuses to make the call

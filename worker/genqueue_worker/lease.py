@@ -99,7 +99,7 @@ class LeaseKeeper:
                 rings.append((generation_id, record.generator, record.priority))
         if rings:
             logger.info("rang again for %d generations that nobody looked after", len(rings))
-            self._store.run(calls.ring(rings))
+            self._store.run(calls.ring(rings[::-1]))  # each goes to the front: the oldest goes last, and is first
         for generation_id in found.expired:
             with contextlib.suppress(GenerationNotFoundError):
                 self._expire(generation_id, self._store.run(calls.read_record(generation_id)).generator)

@@ -29,9 +29,12 @@ local function milliseconds(seconds)
   return string.format('%.0f', seconds * 1e3)
 end
 
--- Where a generation stands in its queue: priority first, then the millisecond of submission.
+-- Where a generation stands in its queue: priority first, then the time of submission in units
+-- of 10 us, fine enough to keep one caller's order. Nine times 3e14 and a time until the year
+-- 2065 are whole numbers that a double holds exactly.
+local PLACES_PER_S = 1e5
 local function place_in_queue(priority, submitted_s)
-  return string.format('%.0f', tonumber(priority) * 1e14 + math.floor(tonumber(submitted_s) * 1e3))
+  return string.format('%.0f', tonumber(priority) * 3e14 + math.floor(tonumber(submitted_s) * PLACES_PER_S))
 end
 
 local function is_one_of(state, states)

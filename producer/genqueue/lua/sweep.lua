@@ -41,7 +41,7 @@ for generator = 0, (#KEYS - 4) / per_generator - 1 do
     local until_place = place_in_queue(priority, time - grace_s)
     if rings > 0 then
       local claimed = redis.call('HGET', newest_claimed, priority)
-      claimed = claimed and tonumber(claimed) - grace_s * 1e3 or 0
+      claimed = claimed and tonumber(claimed) - grace_s * PLACES_PER_S or 0
       until_place = string.format('%.0f', math.min(tonumber(until_place), claimed))
     end
     local from_place = place_in_queue(priority, 0)
