@@ -431,7 +431,7 @@ def ring(rings: Sequence[tuple[str, str, int]]) -> Call[None]:
     )
 
 
-def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int = 7 * 86_400) -> Call[dict[str, str]]:
+def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int) -> Call[dict[str, str]]:
     """Renew the leases of (generation id, attempt) pairs; their keys live ``keep_s`` from now on.
 
     Answers the ids that are lost, and why: "superseded", "gone", or the final state.

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _CONGESTION_TOKENS = 10_000
 _QUIET_S = 1.0
+_NONE: list[Token] = []
+"""The alternatives of a token that has none; nearly all have none, so they share it."""
 _RETRY_S = 0.2
 
 
@@ -77,7 +79,9 @@ class Outbox:
         if not token.text.isascii():
             token, text = token._replace(text=_encodable(token.text)), _encodable(text)
         self._tokens.append(token)
-        self._top_tokens.append([other._replace(text=_encodable(other.text)) for other in top_tokens or ()])
+        self._top_tokens.append(
+            [other._replace(text=_encodable(other.text)) for other in top_tokens] if top_tokens else _NONE
+        )
         if text:
             self._add_text(text)
             if not text.isspace():
