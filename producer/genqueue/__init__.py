@@ -13,6 +13,7 @@ from genqueue.errors import (
     IdempotencyConflictError,
     InvalidRequestError,
     LogExpiredError,
+    NotDeadError,
     QueueFullError,
     RedisUnavailableError,
     ResultTimeoutError,
@@ -20,7 +21,7 @@ from genqueue.errors import (
     UnknownGeneratorError,
 )
 from genqueue.messages import Chunk, Event, GenerationResult, Token
-from genqueue.outcome import GenerationStatus
+from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.settings import GeneratorSettings, Settings, load_settings
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "AsyncGenerationClient",
     "Chunk",
     "ConfigError",
+    "DeadLetter",
+    "DeadLetterDetail",
     "Event",
     "Generation",
     "GenerationCancelledError",
@@ -44,6 +47,7 @@ __all__ = [
     "IdempotencyConflictError",
     "InvalidRequestError",
     "LogExpiredError",
+    "NotDeadError",
     "QueueFullError",
     "RedisUnavailableError",
     "ResultTimeoutError",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
@@ -20,6 +20,7 @@ from genqueue.doorbell import doorbell_message
 from genqueue.errors import (
     GenerationNotFoundError,
     IdempotencyConflictError,
+    NotDeadError,
     QueueFullError,
     StoreError,
     UnknownGeneratorError,
@@ -158,6 +159,7 @@ class Record:
     ended_at: float | None
     completion_tokens: int
     outcome: Outcome | None
+    retried_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +213,19 @@ def submit(
                 return Accepted(accepted_id)
             case ["conflict", earlier_id]:
                 raise IdempotencyConflictError(idempotency_key or "", earlier_id)
-            case ["unknown", *known]:
-                raise UnknownGeneratorError(request.generator, known)
-            case ["full", depth, limit]:
-                raise QueueFullError(request.generator, int(depth), int(limit))
-        raise StoreError(f"submit.lua answered {answer!r}")
+            case words:
+                _refuse("submit", request.generator, words)
 
     return _scripted("submit", key_list, arguments, decode)
+
+
+def _refuse(name: str, generator: str, words: list[str]) -> NoReturn:
+    match words:
+        case ["unknown", *known]:
+            raise UnknownGeneratorError(generator, known)
+        case ["full", depth, limit]:
+            raise QueueFullError(generator, int(depth), int(limit))
+    raise StoreError(f"{name}.lua answered {words!r}")
 
 
 def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, keep_s: int) -> Call[Claim | NotClaimed]:
@@ -295,8 +303,11 @@ def append(flushes: Sequence[Flush], *, keep_s: int) -> Call[list[str]]:
     return _scripted("append", key_list, arguments, lambda answer: [_text(part) for part in answer])
 
 
-def finish(end: End, *, log_ttl_s: int, result_ttl_s: int) -> Call[str]:
+def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[str]:
     """End a generation: last events, final state, Celery's result; all or nothing, fenced.
+
+    What failed and is worth another try becomes a dead letter: with its request and its text it rests for
+    ``keep_s``.  Of anything else the request is forgotten.
 
     Answers "ok" (also when it is sent a second time), "superseded", "gone", or the final state that somebody
     else gave it first.
@@ -319,6 +330,7 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int) -> Call[str]:
             keys.DEADLINES,
             keys.DELAYED,
             keys.RUNG,
+            keys.DEAD,
         ],
         (
             generation_id,
@@ -336,6 +348,7 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int) -> Call[str]:
             end.generator,
             int(end.stillborn),
             end.mark,
+            keep_s if end.outcome and end.outcome.is_worth_another_try else "",
             *end.bodies,
         ),
         decode,
@@ -390,6 +403,74 @@ def release(
         ),
         _text,
     )
+
+
+def retry(
+    generation_id: str,
+    new_id: str,
+    generator: str,
+    priority: int,
+    *,
+    max_queue_depth: int | None,
+    keep_s: int,
+    result_ttl_s: int,
+) -> Call[Accepted]:
+    """Submit a dead letter's request again under ``new_id``; it leaves the list in the same call.
+
+    Answers the id under which it was retried first, however often it is asked.  Limits and errors are
+    :func:`submit`'s; GenerationNotFoundError when it is gone, NotDeadError when it never was a dead
+    letter or was dropped.
+    """
+
+    def decode(answer: list[Any]) -> Accepted:
+        match [_text(part) for part in answer]:
+            case ["accepted", accepted_id]:
+                return Accepted(accepted_id)
+            case ["gone"]:
+                raise GenerationNotFoundError(generation_id)
+            case ["not dead"]:
+                raise NotDeadError(generation_id, "it was dropped")
+            case words:
+                _refuse("retry", generator, words)
+
+    return _scripted(
+        "retry",
+        [
+            keys.DEAD,
+            keys.generation(generation_id),
+            keys.text(generation_id),
+            keys.generation(new_id),
+            keys.waiting(generator),
+            keys.GENERATORS,
+            keys.doorbell(generator, priority),
+            keys.DEADLINES,
+        ],
+        (
+            generation_id,
+            new_id,
+            generator,
+            "" if max_queue_depth is None else max_queue_depth,
+            keep_s,
+            result_ttl_s,
+            doorbell_message(new_id, generator, priority),
+        ),
+        decode,
+    )
+
+
+def drop(generation_id: str, *, result_ttl_s: int) -> Call[None]:
+    """Take a dead letter from the list and forget its request; what is none is left alone."""
+    return _scripted(
+        "drop",
+        [keys.DEAD, keys.generation(generation_id), keys.text(generation_id)],
+        (generation_id, result_ttl_s),
+        lambda answer: None,
+    )
+
+
+def dead_letters(first: int, limit: int) -> Call[list[str]]:
+    """The ids of up to ``limit`` dead letters, the newest (0) first; some may be forgotten already."""
+    return Call(("ZREVRANGE", keys.DEAD, first, first + limit - 1), lambda answer: [_text(part) for part in answer])
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,43 +559,80 @@ def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[
     return Call(("XRANGE", keys.log(generation_id), f"{from_seq}-0", "+", "COUNT", limit), decode)
 
 
-def read_record(generation_id: str) -> Call[Record]:
-    """The registry's entry; raises GenerationNotFoundError when it is gone."""
-    names = (
-        "state",
-        "generator",
-        "priority",
-        "attempt",
-        "seq",
-        "submitted_at",
-        "started_at",
-        "first_text_at",
-        "ended_at",
-        "completion_tokens",
-        "outcome",
+_RECORD = (
+    "state",
+    "generator",
+    "priority",
+    "attempt",
+    "seq",
+    "submitted_at",
+    "started_at",
+    "first_text_at",
+    "ended_at",
+    "completion_tokens",
+    "outcome",
+    "retried_as",
+)
+
+
+def _record(answer: list[bytes | None]) -> Record | None:
+    field = dict(zip(_RECORD, answer, strict=True))
+    if field["state"] is None:
+        return None
+    started_at, first_text_at, ended_at = field["started_at"], field["first_text_at"], field["ended_at"]
+    outcome, retried_as = field["outcome"], field["retried_as"]
+    return Record(
+        state=State(_text(field["state"])),
+        generator=_text(field["generator"]),
+        priority=int(field["priority"] or 0),
+        attempt=int(field["attempt"] or 0),
+        seq=int(field["seq"] or 0),
+        submitted_at=float(field["submitted_at"] or math.nan),
+        started_at=float(started_at) if started_at else None,
+        first_text_at=float(first_text_at) if first_text_at else None,
+        ended_at=float(ended_at) if ended_at else None,
+        completion_tokens=int(field["completion_tokens"] or 0),
+        outcome=Outcome.model_validate_json(outcome) if outcome else None,
+        retried_as=_text(retried_as) if retried_as else None,
     )
 
-    def decode(answer: list[bytes | None]) -> Record:
-        state, generator, priority, attempt, seq, submitted_at, started_at, first_text_at, ended_at, tokens, outcome = (
-            answer
-        )
-        if state is None:
-            raise GenerationNotFoundError(generation_id)
-        return Record(
-            state=State(_text(state)),
-            generator=_text(generator),
-            priority=int(priority or 0),
-            attempt=int(attempt or 0),
-            seq=int(seq or 0),
-            submitted_at=float(submitted_at or math.nan),
-            started_at=float(started_at) if started_at else None,
-            first_text_at=float(first_text_at) if first_text_at else None,
-            ended_at=float(ended_at) if ended_at else None,
-            completion_tokens=int(tokens or 0),
-            outcome=Outcome.model_validate_json(outcome) if outcome else None,
-        )
 
-    return Call(("HMGET", keys.generation(generation_id), *names), decode)
+def read_record(generation_id: str) -> Call[Record]:
+    """The registry's entry; raises GenerationNotFoundError when it is gone."""
+
+    def decode(answer: list[bytes | None]) -> Record:
+        record = _record(answer)
+        if record is None:
+            raise GenerationNotFoundError(generation_id)
+        return record
+
+    return Call(("HMGET", keys.generation(generation_id), *_RECORD), decode)
+
+
+def read_records(generation_ids: Sequence[str]) -> Call[list[Record | None]]:
+    """The registry's entries in that order; None for one that is gone."""
+    return _scripted(
+        "read",
+        [keys.generation(generation_id) for generation_id in generation_ids],
+        _RECORD,
+        lambda answer: [_record(one) for one in answer],
+    )
+
+
+def read_request(generation_id: str) -> Call[GenerationRequest | None]:
+    """The request of a generation that waits, runs or is a dead letter; None once it is forgotten.
+
+    Raises StoreError for a request that a newer version wrote.
+    """
+
+    def decode(answer: bytes | None) -> GenerationRequest | None:
+        try:
+            return None if answer is None else GenerationRequest.model_validate_json(answer)
+        except ValidationError as error:
+            problems = "; ".join(describe(error))
+            raise StoreError(f"the request of generation {generation_id} cannot be read: {problems}") from None
+
+    return Call(("HGET", keys.generation(generation_id), "request"), decode)
 
 
 def read_result(generation_id: str) -> Call[GenerationResult | None]:

@@ -6,14 +6,17 @@ line there and one of :class:`ExitCode`.  The commands of the worker and ops pac
 producer without those packages' dependencies can use the rest.
 """
 
+import hashlib
 import json
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 from enum import IntEnum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, NoReturn
@@ -60,7 +63,7 @@ _MEANINGS = {
     ExitCode.INVALID_REQUEST: "the request cannot run as it is; nothing was queued",
     ExitCode.QUEUE_FULL: "the generator's queue is at its limit; nothing was queued",
     ExitCode.REDIS: "Redis does not answer, or refuses",
-    ExitCode.NOT_FOUND: "no such generation, or its log is gone",
+    ExitCode.NOT_FOUND: "no such generation or dead letter, or its log is gone",
     ExitCode.REJECTED: "the model server refused the request",
     ExitCode.FAILED: "the model server, or the way to it, failed",
     ExitCode.EXPIRED: "the deadline passed",
@@ -76,6 +79,7 @@ _CODES: tuple[tuple[type[GenqueueError], ExitCode], ...] = (
     (errors.QueueFullError, ExitCode.QUEUE_FULL),
     (errors.StoreError, ExitCode.REDIS),
     (errors.GenerationNotFoundError, ExitCode.NOT_FOUND),
+    (errors.NotDeadError, ExitCode.NOT_FOUND),
     (errors.LogExpiredError, ExitCode.NOT_FOUND),
     (errors.GenerationRejectedError, ExitCode.REJECTED),
     (errors.GenerationExpiredError, ExitCode.EXPIRED),
@@ -196,13 +200,12 @@ def status(
         "attempt": found.attempt,
         "completion_tokens": found.completion_tokens,
         "error": found.error,
+        "retried_as": found.retried_as,
     }
     if as_json:
         _write(json.dumps({**facts, "timings": found.timings}), end="\n")
     else:
-        shown = [(name, value) for name, value in (*facts.items(), *found.timings.items()) if value is not None]
-        for name, value in shown:
-            _write(f"{name:<19}{value}", end="\n")
+        _print_facts({**facts, **found.timings})
 
 
 @app.command()
@@ -214,6 +217,109 @@ def cancel(generation_id: GenerationId) -> None:
             _say(f"too late: generation {generation_id} has {state}")
             raise typer.Exit(ExitCode.TOO_LATE)
     _say(f"cancelled generation {generation_id}")
+
+
+dead = typer.Typer(no_args_is_help=True, help="What failed for good: look at it, try it again, or drop it.")
+app.add_typer(dead, name="dead")
+
+DeadIds = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", show_default=False)]
+All = Annotated[bool, typer.Option("--all", help="Every dead letter instead, the oldest first.")]
+OfGenerator = Annotated[
+    str | None, typer.Option("--generator", "-g", help="Only this generator's.", show_default=False)
+]
+
+
+@dead.command("list")
+def dead_list(
+    generator: OfGenerator = None,
+    limit: Annotated[int, typer.Option(min=1, help="The most that are printed.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Each as one line of JSON.")] = False,
+) -> None:
+    """Print the dead letters, the newest first, without prompts and texts."""
+    with GenerationClient() as client:
+        letters = client.dead_letters(generator, limit + 1)
+    for letter in letters[:limit]:
+        if as_json:
+            _write(json.dumps(asdict(letter)), end="\n")
+        else:
+            ended = datetime.fromtimestamp(letter.ended_at, UTC).isoformat(timespec="seconds")
+            figures = f"attempts {letter.attempts}, tokens {letter.completion_tokens}"
+            _write(f"{letter.id}  {ended}  {letter.generator}  {figures}: {_one_line(letter.message)}", end="\n")
+    if len(letters) > limit:
+        _say(f"there are more; these are the newest {limit} (--limit)")
+
+
+@dead.command("show")
+def dead_show(
+    generation_id: GenerationId,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    with_prompt: Annotated[
+        bool, typer.Option("--prompt", help="The prompt and nothing else; with --json, the prompt too.")
+    ] = False,
+) -> None:
+    """Say all that is kept of a dead letter."""
+    with GenerationClient() as client:
+        found = client.dead_letter(generation_id)
+    prompt = found.request.prompt
+    if with_prompt and not as_json:
+        _write(prompt)
+        return
+    facts = {
+        **asdict(found.letter),
+        "state": State.FAILED,
+        "prompt_characters": len(prompt),
+        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+        "prompt_tokens": found.usage["prompt_tokens"],
+        "partial_text": found.partial_text,
+    }
+    if as_json:
+        own = {"prompt": prompt} if with_prompt else {}
+        whole = {**facts, **own, "errors": found.errors, "timings": found.timings}
+        _write(json.dumps(whole, ensure_ascii=False), end="\n")
+    else:
+        facts["message"] = _one_line(found.letter.message)
+        facts["partial_text"] = json.dumps(found.partial_text, ensure_ascii=False)
+        ended_by = {f"error of attempt {one['attempt']}": _one_line(one["message"]) for one in found.errors}
+        _print_facts({**facts, **ended_by, **found.timings})
+
+
+@dead.command("retry")
+def dead_retry(ids: DeadIds = None, every: All = False, generator: OfGenerator = None) -> None:
+    """Submit dead letters again, each as a new generation whose id is printed; twice gives the same one."""
+    with GenerationClient() as client:
+        _each_letter(client, ids, every, generator, lambda one: _write(client.retry(one).id, end="\n"))
+
+
+@dead.command("drop")
+def dead_drop(ids: DeadIds = None, every: All = False, generator: OfGenerator = None) -> None:
+    """Forget dead letters and their prompts."""
+    with GenerationClient() as client:
+        _each_letter(client, ids, every, generator, client.drop)
+
+
+def _each_letter(
+    client: GenerationClient, ids: list[str] | None, every: bool, generator: str | None, act: Callable[[str], None]
+) -> None:
+    """Do it to each; one that is no dead letter keeps it from none of the others."""
+    if every == bool(ids) or (generator and not every):
+        raise typer.BadParameter("give ids, or --all and perhaps --generator")
+    chosen = ids or [letter.id for letter in reversed(client.dead_letters(generator, None))]
+    missing = 0
+    for generation_id in chosen:
+        try:
+            act(generation_id)
+        except (errors.NotDeadError, errors.GenerationNotFoundError) as error:
+            if not every:  # else somebody was faster
+                _say(str(error))
+                missing += 1
+    if missing:
+        raise typer.Exit(ExitCode.NOT_FOUND)
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        if value is not None:
+            _write(f"{name:<19}{value}", end="\n")
 
 
 @contextmanager
@@ -354,7 +460,11 @@ def _end_line(last: str) -> None:
 
 def _say(message: str) -> None:
     """One line on stderr."""
-    typer.echo(f"genqueue: {_CONTROL.sub(' ', ' '.join(message.split()))}", err=True)
+    typer.echo(f"genqueue: {_CONTROL.sub(' ', _one_line(message))}", err=True)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _add(entry: EntryPoint) -> None:

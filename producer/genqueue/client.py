@@ -19,7 +19,7 @@ from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call
 from genqueue.errors import InvalidRequestError, RedisUnavailableError, ResultTimeoutError
 from genqueue.messages import Chunk, Event, GenerationResult, read_request
-from genqueue.outcome import GenerationStatus
+from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.plans import WAIT, ItemT, Patience, Plan
 from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
@@ -64,6 +64,17 @@ def _cancel(generation_id: str, settings: Settings) -> Plan[bool]:
         generation_id,
         date_done=datetime.now(UTC).isoformat(),
         log_ttl_s=settings.log_ttl_s,
+        result_ttl_s=settings.result_ttl_s,
+        keep_s=settings.keep_s,
+    )
+
+
+def _retry(generation_id: str, settings: Settings) -> Plan[str]:
+    return plans.retry(
+        generation_id,
+        str(uuid.uuid4()),
+        max_queue_depths={name: own.max_queue_depth for name, own in settings.generators.items()},
+        keep_s=settings.keep_s,
         result_ttl_s=settings.result_ttl_s,
     )
 
@@ -194,6 +205,45 @@ class GenerationClient:
     def generation(self, generation_id: str) -> Generation:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
         return Generation(self, generation_id)
+
+    def dead_letters(self, generator: str | None = None, limit: int | None = 100) -> list[DeadLetter]:
+        """What failed for good and may be tried again, the newest first; of one generator only, if it is named.
+
+        What its request, its caller or its deadline ended is not among them.  Each rests for ``keep_s``.
+        """
+        return list(self._steps(plans.dead_letters(generator, limit)))
+
+    def dead_letter(self, generation_id: str) -> DeadLetterDetail:
+        """All that is kept of one: every attempt's error, the partial text, the request.
+
+        Raises:
+            NotDeadError: it ended otherwise or not yet, or was retried or dropped.
+            GenerationNotFoundError: nothing is known of it.
+        """
+        (found,) = self._steps(plans.dead_letter(generation_id))
+        return found
+
+    def retry(self, generation_id: str) -> Generation:
+        """Submit a dead letter's request again, as a new generation; it leaves the dead letters.
+
+        Whoever retries it again gets the same new generation.  Its ``deadline_s`` counts from now.
+
+        Raises:
+            QueueFullError: backpressure; it stays a dead letter.
+            UnknownGeneratorError: nobody serves its generator any more; it stays a dead letter.
+            NotDeadError, GenerationNotFoundError: as :meth:`dead_letter`.
+        """
+        (new_id,) = self._steps(_retry(generation_id, self.settings))
+        return self.generation(new_id)
+
+    def drop(self, generation_id: str) -> None:
+        """Take a dead letter off the list and forget its prompt; its end stays readable for ``result_ttl_s``.
+
+        Raises:
+            NotDeadError, GenerationNotFoundError: as :meth:`dead_letter`; dropping it twice is no error.
+        """
+        for _ in self._steps(plans.drop(generation_id, result_ttl_s=self.settings.result_ttl_s)):
+            pass
 
     def close(self) -> None:
         """Close the connections."""
@@ -340,6 +390,25 @@ class AsyncGenerationClient:
     def generation(self, generation_id: str) -> AsyncGeneration:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
         return AsyncGeneration(self, generation_id)
+
+    async def dead_letters(self, generator: str | None = None, limit: int | None = 100) -> list[DeadLetter]:
+        """As :meth:`GenerationClient.dead_letters`."""
+        return [letter async for letter in self._steps(plans.dead_letters(generator, limit))]
+
+    async def dead_letter(self, generation_id: str) -> DeadLetterDetail:
+        """As :meth:`GenerationClient.dead_letter`."""
+        (found,) = [item async for item in self._steps(plans.dead_letter(generation_id))]
+        return found
+
+    async def retry(self, generation_id: str) -> AsyncGeneration:
+        """As :meth:`GenerationClient.retry`."""
+        (new_id,) = [item async for item in self._steps(_retry(generation_id, self.settings))]
+        return self.generation(new_id)
+
+    async def drop(self, generation_id: str) -> None:
+        """As :meth:`GenerationClient.drop`."""
+        async for _ in self._steps(plans.drop(generation_id, result_ttl_s=self.settings.result_ttl_s)):
+            pass
 
     async def close(self) -> None:
         """Close the connections."""

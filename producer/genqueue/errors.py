@@ -9,6 +9,7 @@ GenqueueError
 ├── StoreError                  Redis refused a command
 │   └── RedisUnavailableError   Redis did not answer (also a ConnectionError)
 ├── GenerationNotFoundError     never submitted, or its result has expired
+├── NotDeadError                no dead letter: never was one, or was retried or dropped
 ├── LogExpiredError             ``from_seq`` asks for events whose log is gone
 ├── ResultTimeoutError          the generation goes on, the caller's patience ended (also a TimeoutError)
 └── GenerationError             how a generation ended, when not with a result
@@ -99,6 +100,15 @@ class GenerationNotFoundError(GenqueueError):
     def __init__(self, generation_id: str) -> None:
         self.generation_id = generation_id
         super().__init__(f"no generation {generation_id}: never submitted, or its result has expired")
+
+
+class NotDeadError(GenqueueError):
+    """The generation is no dead letter that could be retried or dropped; ``reason`` is why."""
+
+    def __init__(self, generation_id: str, reason: str) -> None:
+        self.generation_id = generation_id
+        self.reason = reason
+        super().__init__(f"generation {generation_id} is no dead letter: {reason}")
 
 
 class LogExpiredError(GenqueueError):

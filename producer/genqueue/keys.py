@@ -10,6 +10,7 @@ genqueue:leases                  zset     keep_s                  worker        
 genqueue:delayed                 zset     keep_s                  worker            worker
 genqueue:deadlines               zset     keep_s                  client, worker    worker
 genqueue:rung                    zset     keep_s                  worker            worker
+genqueue:dead                    zset     keep_s                  worker, client    client
 genqueue:claimed:<generator>     hash     keep_s                  worker            worker
 genqueue:idempotency:<key>       string   result_ttl_s            client            client
 genqueue:generators              hash     keep_s                  worker            client
@@ -19,11 +20,12 @@ celery-task-meta-<id>            string   result_ttl_s            worker, Celery
 celery-task-meta-<id>            channel  -                       worker, Celery    client, Celery
 genqueue:live                    channel  -                       nobody            client
 
-``keep_s`` is how long an accepted generation may rest without anything happening to it.
+``keep_s`` is how long an accepted generation may rest without anything happening to it; a dead
+letter (what failed, and might not another time) rests so long with its request and its text.
 The scores: ``waiting`` orders by priority and then by submit time (one number,
 made in ``common.lua``); ``leases``, ``delayed``, ``deadlines`` and ``rung`` hold epoch
 milliseconds of Redis's own clock: when the lease ends, when the next attempt is due, when
-it is too late, when a doorbell was last rung again.  ``claimed`` holds for each priority the
+it is too late, when a doorbell was last rung again; so does ``dead``: the end.  ``claimed`` holds for each priority the
 highest waiting score that was claimed.
 
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
@@ -38,6 +40,7 @@ LEASES = "genqueue:leases"
 DELAYED = "genqueue:delayed"
 DEADLINES = "genqueue:deadlines"
 RUNG = "genqueue:rung"
+DEAD = "genqueue:dead"
 GENERATORS = "genqueue:generators"
 SILENT = "genqueue:live"
 """A channel on which nothing is published: listening to it makes a connection one that can listen."""

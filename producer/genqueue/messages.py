@@ -283,6 +283,11 @@ class Outcome(BaseModel):
     message: str
     detail: dict[str, Any] = {}
 
+    @property
+    def is_worth_another_try(self) -> bool:
+        """Whether the same request may end otherwise: it was not its fault, nobody cancelled it, it is not too late."""
+        return self.error == "failed"
+
 
 def celery_success(generation_id: str, result: GenerationResult, date_done: str) -> bytes:
     """The value of ``celery-task-meta-<id>`` for a result, as Celery 5's JSON backend writes it."""

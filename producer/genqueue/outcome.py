@@ -4,7 +4,7 @@ Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a r
 tell its caller.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from genqueue import errors
@@ -12,6 +12,7 @@ from genqueue.calls import End, Flush, Record
 from genqueue.lifecycle import State, Transition
 from genqueue.messages import (
     Chunk,
+    GenerationRequest,
     GenerationResult,
     Outcome,
     celery_failure,
@@ -40,6 +41,7 @@ class GenerationStatus:
         attempt: how many attempts were started; 0 while it is queued.
         completion_tokens: tokens generated so far, over all attempts that count.
         error: the reason of a generation that ended without a result.
+        retried_as: the id under which a dead letter was tried again.
     """
 
     id: str
@@ -51,6 +53,44 @@ class GenerationStatus:
     completion_tokens: int
     error: str | None
     timings: Timings
+    retried_as: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A generation that failed for good; neither its prompt nor its text.
+
+    Attributes:
+        ended_at: epoch seconds of Redis's clock.
+        message: what ended it.
+        attempts: how many attempts were started.
+        completion_tokens: how many tokens its partial text has.
+    """
+
+    id: str
+    generator: str
+    ended_at: float
+    message: str
+    attempts: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterDetail:
+    """All that is kept of a dead letter; its ``repr`` shows neither prompt nor text.
+
+    Attributes:
+        errors: what ended each attempt that is known: ``attempt`` and ``message``.
+        usage: ``prompt_tokens`` (None if the server never said) and ``completion_tokens``.
+        request: as it was submitted.
+    """
+
+    letter: DeadLetter
+    errors: list[dict[str, Any]]
+    usage: dict[str, int | None]
+    timings: Timings
+    partial_text: str = field(repr=False)
+    request: GenerationRequest = field(repr=False)
 
 
 def status(generation_id: str, record: Record, position: int | None) -> GenerationStatus:
@@ -65,7 +105,35 @@ def status(generation_id: str, record: Record, position: int | None) -> Generati
         completion_tokens=record.completion_tokens,
         error=record.outcome.message if record.outcome else None,
         timings=timings(record.submitted_at, record.started_at, record.first_text_at, record.ended_at),
+        retried_as=record.retried_as,
     )
+
+
+def dead_letter(generation_id: str, record: Record) -> DeadLetter:
+    """The registry's entry of a dead letter as a caller sees it.
+
+    Raises:
+        NotDeadError: it is none.
+    """
+    if record.retried_as is not None:
+        raise errors.NotDeadError(generation_id, f"it was retried as {record.retried_as}")
+    if record.outcome is None or record.ended_at is None or not record.outcome.is_worth_another_try:
+        raise errors.NotDeadError(generation_id, f"it is {record.outcome.error if record.outcome else record.state}")
+    return DeadLetter(
+        generation_id,
+        record.generator,
+        record.ended_at,
+        record.outcome.message,
+        record.attempt,
+        record.completion_tokens,
+    )
+
+
+def dead_letter_detail(letter: DeadLetter, record: Record, text: str, request: GenerationRequest) -> DeadLetterDetail:
+    """All of a dead letter, from what the registry keeps of it."""
+    error = error_of(record, text)
+    phases = timings(record.submitted_at, record.started_at, record.first_text_at, record.ended_at)
+    return DeadLetterDetail(letter, error.detail.get("errors", []), error.usage, phases, text, request)
 
 
 def error_of(record: Record, partial_text: str) -> errors.GenerationError:

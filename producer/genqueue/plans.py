@@ -5,21 +5,24 @@ A plan is a generator.  It yields what it needs - a :class:`~genqueue.calls.Call
 it yields is for the caller.  A client carries the steps out, waiting in its own way.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from genqueue import calls, outcome
-from genqueue.calls import Call, Record
-from genqueue.errors import GenerationNotFoundError, LogExpiredError
+from genqueue.calls import Accepted, Call, Record
+from genqueue.errors import GenerationNotFoundError, LogExpiredError, NotDeadError
 from genqueue.lifecycle import State
-from genqueue.messages import Chunk, Event, GenerationResult, Reset, read_events
-from genqueue.outcome import GenerationStatus
+from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, Reset, read_events
+from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.sequence import Follower
 
 ItemT = TypeVar("ItemT")
+
+_PAGE = 500
+"""Dead letters that are read at once."""
 
 
 class Wait(Enum):
@@ -148,14 +151,70 @@ def status(generation_id: str) -> Plan[GenerationStatus]:
     yield outcome.status(generation_id, record, position)
 
 
-def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: int) -> Plan[bool]:
+def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Plan[bool]:
     """Whether it is cancelled now; False when it had ended otherwise before."""
     record: Record = yield calls.read_record(generation_id)
     end = outcome.cancelled(generation_id, record.generator, date_done=date_done)
-    answer: str = yield calls.finish(end, log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s)
+    answer: str = yield calls.finish(end, log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s, keep_s=keep_s)
     if answer == "gone":
         raise GenerationNotFoundError(generation_id)
     yield answer == "ok"
+
+
+def dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
+    """Up to ``limit`` dead letters, the newest first; others may come and go meanwhile."""
+    first, given = 0, set[str]()
+    while limit is None or len(given) < limit:
+        size = _PAGE if limit is None or generator is not None else min(_PAGE, limit - len(given))
+        page: list[str] = yield calls.dead_letters(first, size)
+        if not page:
+            return
+        records: list[Record | None] = yield calls.read_records(page)
+        for generation_id, record in zip(page, records, strict=True):
+            if len(given) == limit:
+                return
+            if record is None or record.retried_as or generation_id in given:
+                continue  # it went, or the list moved, since the page was read
+            if generator in {None, record.generator}:
+                given.add(generation_id)
+                yield outcome.dead_letter(generation_id, record)
+        first += len(page)
+
+
+def dead_letter(generation_id: str) -> Plan[DeadLetterDetail]:
+    """All that is kept of one; raises NotDeadError for a generation that is none."""
+    record: Record = yield calls.read_record(generation_id)
+    letter = outcome.dead_letter(generation_id, record)
+    text: str = yield calls.read_text(generation_id)
+    request: GenerationRequest | None = yield calls.read_request(generation_id)
+    if request is None:
+        raise NotDeadError(generation_id, "it was dropped")
+    yield outcome.dead_letter_detail(letter, record, text, request)
+
+
+def retry(
+    generation_id: str, new_id: str, *, max_queue_depths: Mapping[str, int], keep_s: int, result_ttl_s: int
+) -> Plan[str]:
+    """The id of the generation that a dead letter is tried again as; raises as :func:`genqueue.calls.retry`."""
+    record: Record = yield calls.read_record(generation_id)
+    if record.retried_as is None:
+        outcome.dead_letter(generation_id, record)  # or it says why it is none
+    accepted: Accepted = yield calls.retry(
+        generation_id,
+        new_id,
+        record.generator,
+        record.priority,
+        max_queue_depth=max_queue_depths.get(record.generator),
+        keep_s=keep_s,
+        result_ttl_s=result_ttl_s,
+    )
+    yield accepted.generation_id
+
+
+def drop(generation_id: str, *, result_ttl_s: int) -> Plan[None]:
+    """Drop a dead letter, or do nothing if it was dropped before; raises NotDeadError for what never was one."""
+    outcome.dead_letter(generation_id, (yield calls.read_record(generation_id)))
+    yield calls.drop(generation_id, result_ttl_s=result_ttl_s)
 
 
 def _events_in(message: bytes | None) -> list[Event]:

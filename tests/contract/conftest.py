@@ -115,7 +115,7 @@ class Registry:
         return answers
 
     def finish(self, end: End) -> str:
-        answer: str = self.run(calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S))
+        answer: str = self.run(calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S))
         return answer
 
     def release(

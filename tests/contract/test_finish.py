@@ -10,7 +10,7 @@ from genqueue.errors import GenerationNotFoundError
 from genqueue.lifecycle import FINAL, State
 from genqueue.messages import event_body
 
-from .conftest import LOG_TTL_S, RESULT_TTL_S, flush
+from .conftest import KEEP_S, LOG_TTL_S, RESULT_TTL_S, flush
 
 ENDINGS = ["finished", "failed", "cancelled"]
 
@@ -30,6 +30,10 @@ def test_an_end_leaves_only_what_is_still_wanted_and_for_how_long(registry, endi
     }
     if ending == "finished":
         del expected[keys.text(generation_id)]  # it is in the result
+    if ending == "failed":  # a dead letter
+        expected |= dict.fromkeys(
+            (keys.DEAD, keys.generation(generation_id), keys.text(generation_id)), pytest.approx(KEEP_S, abs=2)
+        )
     assert lives == expected
     assert ("request" in registry.hash(generation_id)) == (ending == "failed")
     assert registry.raw.zscore(keys.LEASES, generation_id) is None

@@ -1,6 +1,7 @@
 """The ``genqueue`` command as a process of its own, against a real Redis, worker and stand-in."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -246,6 +247,123 @@ def test_an_error_is_one_line_and_a_code(genqueue, arguments, changed, code, say
         assert says in only_line(done)
         assert done.stdout == ""
     assert "hushhush" not in done.stderr
+
+
+# --- dead letters ------------------------------------------------------------------------
+
+# The generator ``default`` of these tests makes one attempt only.
+ONE_FAULT = {"kind": "error", "after_tokens": 3, "error": "CUDA\nerror", "times": 1}
+
+
+@pytest.fixture
+def dead(genqueue, db):
+    """``genqueue dead …``, with no dead letter of an earlier test."""
+    db.delete("genqueue:dead")
+    return lambda *arguments: genqueue("dead", *arguments)
+
+
+def dies(genqueue, prompt, *arguments):
+    """The id of a generation that has failed."""
+    generation_id = submitted(genqueue, prompt, *arguments)
+    assert genqueue("tail", generation_id).returncode == ExitCode.FAILED
+    return generation_id
+
+
+def test_dead_letters_are_listed_the_newest_first_and_without_prompts(genqueue, dead, ask):
+    assert (dead("list").returncode, dead("list").stdout) == (0, "")
+    prompt = ask(tokens=9, faults=[ONE_FAULT])
+    first, second = dies(genqueue, prompt), dies(genqueue, ask(), "-g", "silent")
+    told = dead("list")
+    assert (told.returncode, told.stderr) == (0, "")
+    newest, oldest = told.stdout.splitlines()
+    assert re.fullmatch(rf"{second}  \S+\+00:00  silent  attempts 1, tokens 0: .+", newest)
+    assert re.fullmatch(rf"{first}  \S+\+00:00  default  attempts 1, tokens 3: .*CUDA error.*", oldest)
+    (only,) = [json.loads(line) for line in dead("list", "--generator", "default", "--json").stdout.splitlines()]
+    assert (only["id"], only["completion_tokens"]) == (first, 3)
+    assert prompt not in told.stdout + str(only)
+    cut = dead("list", "--limit", 1)
+    assert (cut.stdout, only_line(cut)) == (newest + "\n", "there are more; these are the newest 1 (--limit)")
+
+
+def test_a_dead_letter_is_shown_whole_but_its_prompt_only_if_asked(genqueue, dead, ask):
+    prompt = ask("Say é", tokens=9, faults=[ONE_FAULT])
+    generation_id = dies(genqueue, prompt)
+    told = dead("show", generation_id)
+    assert (told.returncode, told.stderr) == (0, "")
+    facts = dict(
+        re.split("  +", line, maxsplit=1) for line in told.stdout.splitlines() if not line.startswith("error of")
+    )
+    assert (facts["id"], facts["state"], facts["attempts"]) == (generation_id, "failed", "1")
+    assert json.loads(facts["partial_text"]) == prompt.beginning(3)
+    assert re.search(r"^error of attempt 1 .*CUDA error", told.stdout, re.MULTILINE)
+    found = json.loads(dead("show", generation_id, "--json").stdout)
+    assert (found["id"], found["partial_text"]) == (generation_id, prompt.beginning(3))
+    assert found["prompt_characters"] == len(prompt)
+    assert found["prompt_sha256"] == hashlib.sha256(prompt.encode()).hexdigest() == facts["prompt_sha256"]
+    assert [error["attempt"] for error in found["errors"]] == [1]
+    assert found["timings"]["total_s"] > 0
+    assert prompt not in told.stdout + str(found)
+    assert dead("show", generation_id, "--prompt").stdout == prompt
+    assert json.loads(dead("show", generation_id, "--prompt", "--json").stdout)["prompt"] == prompt
+
+
+def test_dead_letters_are_retried_as_new_generations(genqueue, dead, ask):
+    prompts = [ask(tokens=9, faults=[ONE_FAULT]) for _ in range(3)]
+    ids = [dies(genqueue, prompt) for prompt in prompts]
+    one = dead("retry", ids[0])
+    assert (one.returncode, one.stderr) == (0, "")
+    assert dead("retry", ids[0]).stdout == one.stdout
+    rest = dead("retry", "--all", "--generator", "default")
+    assert (rest.returncode, rest.stderr) == (0, "")
+    new_ids = [*one.stdout.split(), *rest.stdout.split()]
+    assert len(set(new_ids)) == 3
+    assert [genqueue("tail", new_id).stdout for new_id in new_ids] == [prompt.answer + "\n" for prompt in prompts]
+    assert dead("list").stdout == ""
+    assert re.search(rf"^retried_as +{new_ids[0]}$", genqueue("status", ids[0]).stdout, re.MULTILINE)
+
+
+def test_dead_letters_are_dropped(genqueue, dead, ask):
+    ids = [dies(genqueue, ask(), "-g", "silent") for _ in range(3)]
+    done = dead("drop", ids[1])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [line.split()[0] for line in dead("list").stdout.splitlines()] == [ids[2], ids[0]]
+    assert dead("drop", "--all").returncode == 0
+    assert dead("list").stdout == ""
+    assert dead("show", ids[0]).returncode == ExitCode.NOT_FOUND
+
+
+def test_one_that_is_no_dead_letter_keeps_none_of_the_others(genqueue, dead, ask):
+    generation_id, finished = dies(genqueue, ask(), "-g", "silent"), submitted(genqueue, ask())
+    genqueue("tail", finished)
+    done = dead("retry", NO_SUCH_ID, finished, generation_id)
+    assert done.returncode == ExitCode.NOT_FOUND
+    assert len(done.stdout.split()) == 1
+    unknown, other = done.stderr.splitlines()
+    assert unknown.startswith(f"genqueue: no generation {NO_SUCH_ID}")
+    assert other == f"genqueue: generation {finished} is no dead letter: it is finished"
+
+
+@pytest.mark.parametrize("verb", ["retry", "drop"])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--all", NO_SUCH_ID], ["--generator", "default"], [NO_SUCH_ID, "--generator", "default"]]
+)
+def test_which_dead_letters_must_be_said(dead, verb, arguments):
+    done = dead(verb, *arguments)
+    assert done.returncode == ExitCode.USAGE
+    assert "give ids, or --all" in only_line(done)
+
+
+def test_a_full_queue_takes_no_retry(genqueue, dead, ask, db):
+    generation_id = dies(genqueue, ask(), "-g", "silent")
+    known = db.hget("genqueue:generators", "silent")
+    db.hset("genqueue:generators", "silent", '{"max_queue_depth": 0}')
+    try:
+        done = dead("retry", "--all")
+    finally:
+        db.hset("genqueue:generators", "silent", known)
+    assert (done.returncode, done.stdout) == (ExitCode.QUEUE_FULL, "")
+    assert only_line(done) == "queue 'silent' holds 0 generations, limit 0"
+    assert dead("list").stdout.startswith(generation_id)
 
 
 @pytest.mark.parametrize(

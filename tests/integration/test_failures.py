@@ -4,7 +4,13 @@ import time
 
 import pytest
 
-from genqueue import GenerationClient, GenerationExpiredError, GenerationFailedError, Settings
+from genqueue import (
+    GenerationClient,
+    GenerationExpiredError,
+    GenerationFailedError,
+    GenerationRejectedError,
+    Settings,
+)
 
 TGI = "text_generation_inference"
 OVERLOADED = {"kind": "error", "error": "Model is overloaded", "error_type": "overloaded"}
@@ -73,6 +79,42 @@ def test_after_max_attempts_it_fails_with_the_text_and_every_error(client, ask, 
     assert all("CUDA error" in error["message"] for error in failed.value.detail["errors"])
     assert reading.text() == prompt.beginning(9)
     assert reading.kinds()[-1] == "3.failed"
+
+
+def test_a_dead_letter_is_tried_again_once_its_server_is_well(client, ask, read, standin, fleet):
+    prompt = ask(tokens=24, faults=[{"kind": "error", "after_tokens": 3, "error": "CUDA error", "times": 3}])
+    failed = client.submit(prompt)
+    with pytest.raises(GenerationFailedError):
+        failed.result(timeout_s=20)
+    assert failed.id in [letter.id for letter in client.dead_letters("default")]
+    found = client.dead_letter(failed.id)
+    assert (found.partial_text, found.usage["completion_tokens"]) == (prompt.beginning(9), 9)
+    assert [(error["attempt"], "CUDA error" in error["message"]) for error in found.errors] == [
+        (1, True),
+        (2, True),
+        (3, True),
+    ]
+    again = client.retry(failed.id)
+    assert client.retry(failed.id).id == again.id
+    reading = read(again)
+    result = again.result(timeout_s=20)
+    assert result.replies == [prompt.answer] == [reading.text()]
+    assert (result.meta[0]["attempts"], reading.kinds()) == (1, ["1.started", "1.finished"])
+    assert standin.attempts(prompt)[-1]["body"]["inputs"] == prompt
+    assert len(standin.attempts(prompt)) == 4
+    assert failed.id not in [letter.id for letter in client.dead_letters()]
+    assert prompt not in str(fleet.record(failed))
+    with pytest.raises(GenerationFailedError):
+        failed.result(timeout_s=1)
+
+
+def test_what_the_request_got_wrong_is_no_dead_letter_and_its_prompt_is_forgotten(client, ask, fleet):
+    prompt = ask(faults=[{"kind": "status", "status": 422, "body": "no such thing"}])
+    rejected = client.submit(prompt)
+    with pytest.raises(GenerationRejectedError):
+        rejected.result(timeout_s=20)
+    assert rejected.id not in [letter.id for letter in client.dead_letters()]
+    assert prompt not in str(fleet.record(rejected))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from genqueue.calls import Accepted, Claim, End, Flush, NotClaimed
 from genqueue.errors import (
     GenerationNotFoundError,
     IdempotencyConflictError,
+    NotDeadError,
     QueueFullError,
     StoreError,
     UnknownGeneratorError,
@@ -18,7 +19,20 @@ from genqueue.errors import (
 from genqueue.lifecycle import State, Transition
 from genqueue.messages import Outcome, read_request
 
-SCRIPTS = ["announce", "append", "claim", "finish", "release", "renew", "ring", "submit", "sweep"]
+SCRIPTS = [
+    "announce",
+    "append",
+    "claim",
+    "drop",
+    "finish",
+    "read",
+    "release",
+    "renew",
+    "retry",
+    "ring",
+    "submit",
+    "sweep",
+]
 
 
 def submit(**options: Any) -> calls.Call[Accepted]:
@@ -127,10 +141,36 @@ def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
 )
 def test_an_end_that_was_there_already_is_ok(answer, expected):
     end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}")
-    call = calls.finish(end, log_ttl_s=1, result_ttl_s=2)
+    call = calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60)
     assert call.decode(answer) == expected
     assert call.arguments[len(keys_of(call)) + 1 :][:4] == ("id", "", "queued,running", State.FAILED)
     assert call.arguments[-1] == b"body"
+
+
+@pytest.mark.parametrize(
+    ("error", "rests_s"), [("failed", 60), ("rejected", ""), ("expired", ""), ("cancelled", ""), (None, "")]
+)
+def test_only_what_another_try_may_mend_becomes_a_dead_letter(error, rests_s):
+    outcome = Outcome(error=error, message="m") if error else None
+    end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}", outcome=outcome)
+    assert calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60).arguments[-2] == rests_s
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        ([b"full", 7, 5], QueueFullError, "queue 'chat' holds 7 generations, limit 5"),
+        ([b"unknown", b"code"], UnknownGeneratorError, "unknown generator 'chat'; known: code"),
+        ([b"gone"], GenerationNotFoundError, "no generation id"),
+        ([b"not dead"], NotDeadError, "generation id is no dead letter: it was dropped"),
+        ([b"what"], StoreError, "retry.lua answered"),
+    ],
+)
+def test_a_refused_retry_raises_its_error(answer, error, words):
+    call = calls.retry("id", "new", "chat", 3, max_queue_depth=None, keep_s=60, result_ttl_s=9)
+    assert call.decode([b"accepted", b"earlier"]) == Accepted("earlier")
+    with pytest.raises(error, match=words):
+        call.decode(answer)
 
 
 def test_a_renewal_answers_what_is_lost_and_why():
@@ -147,7 +187,20 @@ def test_a_renewal_answers_what_is_lost_and_why():
 def test_a_record_is_read_whole_and_with_what_it_lacks():
     decode = calls.read_record("id").decode
     outcome = Outcome(error="failed", message="m")
-    full = [b"failed", b"chat", b"3", b"2", b"9", b"1.5", b"2.5", b"3.5", b"4.5", b"7", outcome.model_dump_json()]
+    full = [
+        b"failed",
+        b"chat",
+        b"3",
+        b"2",
+        b"9",
+        b"1.5",
+        b"2.5",
+        b"3.5",
+        b"4.5",
+        b"7",
+        outcome.model_dump_json(),
+        b"new",
+    ]
     record = decode(full)
     assert (record.state, record.generator, record.priority, record.attempt, record.seq) == (
         State.FAILED,
@@ -157,12 +210,12 @@ def test_a_record_is_read_whole_and_with_what_it_lacks():
         9,
     )
     assert (record.submitted_at, record.started_at, record.first_text_at, record.ended_at) == (1.5, 2.5, 3.5, 4.5)
-    assert (record.completion_tokens, record.outcome) == (7, outcome)
-    bare = decode([b"queued", b"chat", *[None] * 9])
+    assert (record.completion_tokens, record.outcome, record.retried_as) == (7, outcome, "new")
+    bare = decode([b"queued", b"chat", *[None] * 10])
     assert (bare.attempt, bare.started_at, bare.outcome) == (0, None, None)
     assert math.isnan(bare.submitted_at)
     with pytest.raises(GenerationNotFoundError, match="id"):
-        decode([None] * 11)
+        decode([None] * 12)
 
 
 @pytest.mark.parametrize(

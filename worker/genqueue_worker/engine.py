@@ -377,7 +377,9 @@ class Engine:
 
     async def _end(self, outbox: Outbox | None, end: End) -> str:
         settings = self.settings
-        call = calls.finish(end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s)
+        call = calls.finish(
+            end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
+        )
         return await self._writer.last(outbox, call)
 
     def _redis_time(self, work: Work) -> float:

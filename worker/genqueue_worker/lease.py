@@ -114,4 +114,6 @@ class LeaseKeeper:
             transition=Transition.EXPIRED,
         )
         settings = self._settings
-        self._store.run(calls.finish(end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s))
+        self._store.run(
+            calls.finish(end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s)
+        )

@@ -40,3 +40,44 @@ end
 local function is_one_of(state, states)
   return state and string.find(',' .. states .. ',', ',' .. state .. ',', 1, true) ~= nil
 end
+
+-- Why a generator's queue takes no more, as an answer; nil if it does. Without a limit the one that
+-- a worker announced counts; -1 is none.
+local function refusal(generators, generator, waiting, limit)
+  if not limit then
+    local announced = redis.call('HGET', generators, generator)
+    if not announced then
+      local names = redis.call('HKEYS', generators)
+      table.sort(names)
+      return {'unknown', unpack(names)}
+    end
+    limit = cjson.decode(announced).max_queue_depth
+  end
+  local depth = redis.call('ZCARD', waiting)
+  if limit >= 0 and depth >= limit then return {'full', depth, limit} end
+end
+
+-- Register a generation at its place in the queue, and ring for it if there is a message.
+local function accept(generation, waiting, deadlines, doorbell, id, generator, request, priority, deadline_s, keep_s, message)
+  local time = now()
+  redis.call('HSET', generation, 'state', 'queued', 'generator', generator, 'request', request,
+    'priority', priority, 'attempt', 0, 'seq', 0, 'flush', 0, 'submitted_at', stamp(time))
+  if deadline_s then
+    redis.call('HSET', generation, 'deadline_at', stamp(time + deadline_s))
+    redis.call('ZADD', deadlines, milliseconds(time + deadline_s), id)
+    redis.call('EXPIRE', deadlines, keep_s)
+  end
+  redis.call('EXPIRE', generation, keep_s)
+  redis.call('ZADD', waiting, place_in_queue(priority, time), id)
+  redis.call('EXPIRE', waiting, keep_s)
+  if message ~= '' then redis.call('LPUSH', doorbell, message) end
+  return {'accepted', id}
+end
+
+-- A dead letter is one no more: its request goes, the rest stays as long as any other end.
+local function close_letter(dead, letter, text, id, result_ttl_s)
+  redis.call('ZREM', dead, id)
+  redis.call('HDEL', letter, 'request')
+  redis.call('EXPIRE', letter, result_ttl_s)
+  redis.call('EXPIRE', text, result_ttl_s)
+end

@@ -2,11 +2,11 @@
 -- With an attempt the writer must still hold it (the fence); without one (cancel, a request
 -- that cannot be read) the worker that runs it is told.
 local generation, log, text, waiting, leases, result = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local deadlines, delayed, rung = KEYS[7], KEYS[8], KEYS[9]
+local deadlines, delayed, rung, dead = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local id, attempt, sources, final, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local outcome, celery_result, log_ttl_s, result_ttl_s = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local completion_tokens, more, worker_channel_prefix, generator = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
-local stillborn, mark = ARGV[14] == '1', ARGV[15]
+local stillborn, mark, dead_ttl_s = ARGV[14] == '1', ARGV[15], ARGV[16] -- the last is '' for what is no dead letter
 
 local state, newest, seq, owner = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'owner'))
 if stillborn then
@@ -20,22 +20,30 @@ if attempt ~= '' and newest ~= attempt then return 'superseded' end
 if not is_one_of(state, sources) then return state end
 
 local bodies = {}
-for index = 16, #ARGV do bodies[index - 15] = ARGV[index] end
+for index = 17, #ARGV do bodies[index - 16] = ARGV[index] end
 seq = append_events(log, live, tonumber(seq), newest, bodies)
-redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(now()), 'outcome', outcome)
-if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
+local time = now()
+redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(time), 'outcome', outcome)
+if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(time)) end
 if mark == 'reset' then redis.call('DEL', text) end
 if completion_tokens ~= '' then redis.call('HSET', generation, 'completion_tokens', completion_tokens) end
 for _, place in ipairs({waiting, leases, deadlines, delayed, rung}) do redis.call('ZREM', place, id) end
-redis.call('EXPIRE', generation, result_ttl_s)
 redis.call('EXPIRE', log, log_ttl_s)
--- Only what failed may be tried again by hand; of the rest no prompt is kept.
-if final ~= 'failed' then redis.call('HDEL', generation, 'request') end
+local rest_s = result_ttl_s
+if dead_ttl_s ~= '' then
+  rest_s = dead_ttl_s
+  redis.call('ZADD', dead, milliseconds(time), id)
+  redis.call('ZREMRANGEBYSCORE', dead, '-inf', milliseconds(time - tonumber(dead_ttl_s)))
+  redis.call('EXPIRE', dead, dead_ttl_s)
+else
+  redis.call('HDEL', generation, 'request') -- nobody will try it again: its prompt is not kept
+end
+redis.call('EXPIRE', generation, rest_s)
 if final == 'finished' then
   redis.call('DEL', text) -- it is in the result
 else
   if more ~= '' then redis.call('APPEND', text, more) end
-  redis.call('EXPIRE', text, result_ttl_s)
+  redis.call('EXPIRE', text, rest_s)
 end
 redis.call('SET', result, celery_result, 'EX', result_ttl_s)
 redis.call('PUBLISH', result, celery_result)

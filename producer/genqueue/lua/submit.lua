@@ -14,29 +14,7 @@ if idempotency then
     return {'accepted', earlier_id}
   end
 end
-if not limit then
-  local announced = redis.call('HGET', generators, generator)
-  if not announced then
-    local names = redis.call('HKEYS', generators)
-    table.sort(names)
-    return {'unknown', unpack(names)}
-  end
-  limit = cjson.decode(announced).max_queue_depth
-end
-local depth = redis.call('ZCARD', waiting)
-if limit >= 0 and depth >= limit then return {'full', depth, limit} end
-
-local time = now()
-redis.call('HSET', generation, 'state', 'queued', 'generator', generator, 'request', request,
-  'priority', priority, 'attempt', 0, 'seq', 0, 'flush', 0, 'submitted_at', stamp(time))
-if deadline_s ~= '' then
-  redis.call('HSET', generation, 'deadline_at', stamp(time + tonumber(deadline_s)))
-  redis.call('ZADD', deadlines, milliseconds(time + tonumber(deadline_s)), id)
-  redis.call('EXPIRE', deadlines, keep_s)
-end
-redis.call('EXPIRE', generation, keep_s)
-redis.call('ZADD', waiting, place_in_queue(priority, time), id)
-redis.call('EXPIRE', waiting, keep_s)
+local refused = refusal(generators, generator, waiting, limit)
+if refused then return refused end
 if idempotency then redis.call('SET', idempotency, id .. ' ' .. fingerprint, 'EX', idempotency_ttl_s) end
-if message ~= '' then redis.call('LPUSH', doorbell, message) end
-return {'accepted', id}
+return accept(generation, waiting, deadlines, doorbell, id, generator, request, priority, tonumber(deadline_s), keep_s, message)

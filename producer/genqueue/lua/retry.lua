@@ -1,0 +1,19 @@
+-- Submit a dead letter's request again, as a new generation that it remembers: who asks twice gets
+-- the same one.
+local dead, letter, text, generation, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local generators, doorbell, deadlines = KEYS[6], KEYS[7], KEYS[8]
+local id, new_id, generator, limit, keep_s, result_ttl_s, message =
+  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
+
+local state, retried_as, request, priority, submitted_at, deadline_at = unpack(redis.call('HMGET', letter,
+  'state', 'retried_as', 'request', 'priority', 'submitted_at', 'deadline_at'))
+if not state then return {'gone'} end
+if retried_as then return {'accepted', retried_as} end
+if not redis.call('ZSCORE', dead, id) then return {'not dead'} end
+local refused = refusal(generators, generator, waiting, limit)
+if refused then return refused end
+
+local deadline_s = deadline_at and tonumber(deadline_at) - tonumber(submitted_at)
+redis.call('HSET', letter, 'retried_as', new_id)
+close_letter(dead, letter, text, id, result_ttl_s)
+return accept(generation, waiting, deadlines, doorbell, new_id, generator, request, priority, deadline_s, keep_s, message)
