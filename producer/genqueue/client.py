@@ -6,6 +6,7 @@ waits for whom.
 
 import asyncio
 import contextlib
+import math
 import os
 import queue
 import time
@@ -17,10 +18,10 @@ from typing import Any, Literal, Self
 
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call
-from genqueue.errors import InvalidRequestError, RedisUnavailableError, ResultTimeoutError
+from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
 from genqueue.messages import Chunk, Event, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
-from genqueue.plans import WAIT, ItemT, Patience, Plan
+from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan
 from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 
@@ -36,7 +37,7 @@ def _submission(
 ) -> Call[Accepted]:
     request = read_request({"prompt": prompt, **options})
     if idempotency_key is not None:
-        _check_key(idempotency_key)
+        _check_name("idempotency_key", idempotency_key)
     own = settings.generators.get(request.generator)
     return calls.submit(
         str(uuid.uuid4()),
@@ -48,15 +49,26 @@ def _submission(
     )
 
 
-def _check_key(idempotency_key: object) -> None:
-    if not isinstance(idempotency_key, str):
-        raise InvalidRequestError("idempotency_key: Input should be a valid string")
+def _check_name(argument: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{argument}: Input should be a valid string")
     try:
-        size_bytes = len(idempotency_key.encode())
+        size_bytes = len(value.encode())
     except UnicodeEncodeError:
-        raise InvalidRequestError("idempotency_key: holds half of a surrogate pair") from None
+        raise InvalidRequestError(f"{argument}: holds half of a surrogate pair") from None
     if not 1 <= size_bytes <= 512:
-        raise InvalidRequestError(f"idempotency_key: has {size_bytes} bytes, must have 1 to 512")
+        raise InvalidRequestError(f"{argument}: has {size_bytes} bytes, must have 1 to 512")
+
+
+def _check_count(argument: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidRequestError(f"{argument}: must be a whole number of at least 0")
+
+
+def _deadline(timeout_s: object) -> Deadline:
+    if timeout_s is not None and (not isinstance(timeout_s, float | int) or math.isnan(timeout_s)):
+        raise InvalidRequestError("timeout_s: must be a number of seconds, or None")
+    return Deadline(timeout_s, time.monotonic())
 
 
 def _cancel(generation_id: str, settings: Settings) -> Plan[bool]:
@@ -67,6 +79,12 @@ def _cancel(generation_id: str, settings: Settings) -> Plan[bool]:
         result_ttl_s=settings.result_ttl_s,
         keep_s=settings.keep_s,
     )
+
+
+def _dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
+    if limit is not None:
+        _check_count("limit", limit)
+    return plans.dead_letters(generator, limit)
 
 
 def _retry(generation_id: str, settings: Settings) -> Plan[str]:
@@ -87,6 +105,7 @@ class Generation:
     """
 
     def __init__(self, client: "GenerationClient", generation_id: str) -> None:
+        _check_name("generation_id", generation_id)
         self._client = client
         self.id = generation_id
 
@@ -99,6 +118,7 @@ class Generation:
         Raises:
             LogExpiredError: it ended so long ago that its events are gone.
         """
+        _check_count("from_seq", from_seq)
         return self._client._listen(keys.live(self.id), plans.follow(self.id, from_seq))
 
     def stream(self, from_seq: int = 0) -> Iterator[Chunk]:
@@ -111,16 +131,18 @@ class Generation:
             GenerationError: how it ended, if not with a result (after its last chunk).
             LogExpiredError: ``from_seq`` is not 0 and the log is gone.
         """
+        _check_count("from_seq", from_seq)
         return self._client._listen(keys.live(self.id), plans.stream(self.id, from_seq))
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
         """Wait for the end and return the result.
 
         Raises:
-            ResultTimeoutError: it has not ended within ``timeout_s``; it goes on.
+            ResultTimeoutError: it has not ended within ``timeout_s``, or Redis did not say so (0: is it there
+                already); it goes on.
             GenerationError: how it ended, if not with a result; carries the partial text.
         """
-        steps = self._client._listen(keys.result(self.id), plans.result(self.id), timeout_s)
+        steps = self._client._listen(keys.result(self.id), plans.result(self.id), _deadline(timeout_s))
         with contextlib.closing(steps):
             for found in steps:
                 return found
@@ -211,7 +233,7 @@ class GenerationClient:
 
         What its request, its caller or its deadline ended is not among them.  Each rests for ``keep_s``.
         """
-        return list(self._steps(plans.dead_letters(generator, limit)))
+        return list(self._steps(_dead_letters(generator, limit)))
 
     def dead_letter(self, generation_id: str) -> DeadLetterDetail:
         """All that is kept of one: every attempt's error, the partial text, the request.
@@ -220,7 +242,7 @@ class GenerationClient:
             NotDeadError: it ended otherwise or not yet, or was retried or dropped.
             GenerationNotFoundError: nothing is known of it.
         """
-        (found,) = self._steps(plans.dead_letter(generation_id))
+        (found,) = self._steps(plans.dead_letter(self.generation(generation_id).id))
         return found
 
     def retry(self, generation_id: str) -> Generation:
@@ -233,7 +255,7 @@ class GenerationClient:
             UnknownGeneratorError: nobody serves its generator any more; it stays a dead letter.
             NotDeadError, GenerationNotFoundError: as :meth:`dead_letter`.
         """
-        (new_id,) = self._steps(_retry(generation_id, self.settings))
+        (new_id,) = self._steps(_retry(self.generation(generation_id).id, self.settings))
         return self.generation(new_id)
 
     def drop(self, generation_id: str) -> None:
@@ -242,7 +264,7 @@ class GenerationClient:
         Raises:
             NotDeadError, GenerationNotFoundError: as :meth:`dead_letter`; dropping it twice is no error.
         """
-        for _ in self._steps(plans.drop(generation_id, result_ttl_s=self.settings.result_ttl_s)):
+        for _ in self._steps(plans.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)):
             pass
 
     def close(self) -> None:
@@ -257,9 +279,11 @@ class GenerationClient:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _listen(self, channel: str, plan: Plan[ItemT], timeout_s: float | None = None) -> Generator[ItemT, None, None]:
-        """The plan's items, its messages taken from ``channel``; they stop short after ``timeout_s``."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    def _listen(
+        self, channel: str, plan: Plan[ItemT], deadline: Deadline | None = None
+    ) -> Generator[ItemT, None, None]:
+        """The plan's items, its messages taken from ``channel``; they stop short at the deadline."""
+        deadline = deadline or _deadline(None)
         if self._hub is None or self._hub_pid != os.getpid():  # the hub's thread does not come along in a fork
             self._hub = self._resources.enter_context(
                 shared_hub_thread(self.settings.redis_url, self.settings.redis_timeout_s)
@@ -268,16 +292,23 @@ class GenerationClient:
         hub, thread = self._hub
         inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         listening = hub.listen(channel, inbox.put)
-        thread.call(listening.__aenter__())
         try:
-            yield from self._steps(plan, inbox, deadline_s)
+            thread.call(listening.__aenter__(), deadline.answer_s(time.monotonic()))
+        except TimeoutError:
+            return
+        try:
+            yield from self._steps(plan, inbox, deadline)
         finally:
             # Not waited for: a forgotten reader is finalised on any thread, the hub's own included.
             thread.post(listening.__aexit__(None, None, None))
 
     def _steps(
-        self, plan: Plan[ItemT], inbox: "queue.SimpleQueue[bytes | None] | None" = None, deadline_s: float | None = None
+        self,
+        plan: Plan[ItemT],
+        inbox: "queue.SimpleQueue[bytes | None] | None" = None,
+        deadline: Deadline | None = None,
     ) -> Generator[ItemT, None, None]:
+        deadline = deadline or _deadline(None)
         answer: Any = None
         patience = Patience(self.settings.outage_patience_s if inbox is not None else 0.0)
         while True:
@@ -287,25 +318,34 @@ class GenerationClient:
                 return
             answer = None
             if isinstance(step, Call):
-                answer = self._run(step, patience)
+                try:
+                    answer = self._run(step, patience, deadline)
+                except TimeoutError:
+                    return
             elif step is WAIT:
                 assert inbox is not None, "a plan that waits is given a channel"
-                patience_s = _POLL_S if deadline_s is None else min(_POLL_S, deadline_s - time.monotonic())
-                if patience_s <= 0:
+                wait_s = deadline.wait_s(time.monotonic(), _POLL_S)
+                if wait_s == 0:
                     return
                 with contextlib.suppress(queue.Empty):
-                    answer = inbox.get(timeout=patience_s)
+                    answer = inbox.get(timeout=wait_s)
             else:
                 yield step
 
-    def _run(self, call: "Call[Any]", patience: Patience) -> Any:
+    def _run(self, call: "Call[Any]", patience: Patience, deadline: Deadline) -> Any:
         while True:
+            within_s = deadline.answer_s(time.monotonic())
             try:
-                answer = self._store.run(call)
+                if within_s is None:
+                    answer = self._store.run(call)
+                else:  # a blocking call cannot be broken off
+                    assert self._hub is not None, "a deadline is for who listens"
+                    hub, thread = self._hub
+                    answer = thread.call(hub.store.run(call), within_s)
             except RedisUnavailableError:
                 if patience.ends(time.monotonic()):
                     raise
-                time.sleep(_RETRY_S)
+                time.sleep(deadline.wait_s(time.monotonic(), _RETRY_S))
             else:
                 patience.there()
                 return answer
@@ -315,6 +355,7 @@ class AsyncGeneration:
     """The handle of :class:`Generation`, awaited."""
 
     def __init__(self, client: "AsyncGenerationClient", generation_id: str) -> None:
+        _check_name("generation_id", generation_id)
         self._client = client
         self.id = generation_id
 
@@ -323,15 +364,17 @@ class AsyncGeneration:
 
     def events(self, from_seq: int = 0) -> AsyncIterator[Event]:
         """As :meth:`Generation.events`."""
+        _check_count("from_seq", from_seq)
         return self._client._listen(keys.live(self.id), plans.follow(self.id, from_seq))
 
     def stream(self, from_seq: int = 0) -> AsyncIterator[Chunk]:
         """As :meth:`Generation.stream`."""
+        _check_count("from_seq", from_seq)
         return self._client._listen(keys.live(self.id), plans.stream(self.id, from_seq))
 
     async def result(self, timeout_s: float | None = None) -> GenerationResult:
         """As :meth:`Generation.result`."""
-        steps = self._client._listen(keys.result(self.id), plans.result(self.id), timeout_s)
+        steps = self._client._listen(keys.result(self.id), plans.result(self.id), _deadline(timeout_s))
         async with contextlib.aclosing(steps):
             async for found in steps:
                 return found
@@ -349,7 +392,7 @@ class AsyncGeneration:
 
 
 class AsyncGenerationClient:
-    """The asyncio client; belongs to the loop that first uses it.
+    """The asyncio client; belongs to the loop that first uses it, until it is closed.
 
     Args:
         settings: read from the environment and ``GENQUEUE_CONFIG`` if not given.
@@ -360,6 +403,7 @@ class AsyncGenerationClient:
         self._store = AsyncStore(self.settings.redis_url, self.settings.redis_timeout_s)
         self._resources = contextlib.AsyncExitStack()
         self._hub: LiveHub | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def submit(
         self,
@@ -384,6 +428,7 @@ class AsyncGenerationClient:
             "deadline_s": deadline_s,
             "on_failure": on_failure,
         }
+        self._stay_on_loop()
         accepted = await self._store.run(_submission(self.settings, prompt, idempotency_key, options))
         return self.generation(accepted.generation_id)
 
@@ -393,28 +438,43 @@ class AsyncGenerationClient:
 
     async def dead_letters(self, generator: str | None = None, limit: int | None = 100) -> list[DeadLetter]:
         """As :meth:`GenerationClient.dead_letters`."""
-        return [letter async for letter in self._steps(plans.dead_letters(generator, limit))]
+        return [letter async for letter in self._steps(_dead_letters(generator, limit))]
 
     async def dead_letter(self, generation_id: str) -> DeadLetterDetail:
         """As :meth:`GenerationClient.dead_letter`."""
-        (found,) = [item async for item in self._steps(plans.dead_letter(generation_id))]
+        (found,) = [item async for item in self._steps(plans.dead_letter(self.generation(generation_id).id))]
         return found
 
     async def retry(self, generation_id: str) -> AsyncGeneration:
         """As :meth:`GenerationClient.retry`."""
-        (new_id,) = [item async for item in self._steps(_retry(generation_id, self.settings))]
+        (new_id,) = [item async for item in self._steps(_retry(self.generation(generation_id).id, self.settings))]
         return self.generation(new_id)
 
     async def drop(self, generation_id: str) -> None:
         """As :meth:`GenerationClient.drop`."""
-        async for _ in self._steps(plans.drop(generation_id, result_ttl_s=self.settings.result_ttl_s)):
+        async for _ in self._steps(
+            plans.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)
+        ):
             pass
 
     async def close(self) -> None:
         """Close the connections."""
+        self._stay_on_loop()
         await self._resources.aclose()
         self._hub = None
         await self._store.close()
+        # Should it be used again: on any loop.
+        self._store = AsyncStore(self.settings.redis_url, self.settings.redis_timeout_s)
+        self._loop = None
+
+    def _stay_on_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop not in {None, loop}:
+            raise GenqueueError(
+                "this AsyncGenerationClient belongs to the event loop that first used it: "
+                "close it there before another one uses it, or make one for each loop"
+            )
+        self._loop = loop
 
     async def __aenter__(self) -> Self:
         return self
@@ -423,22 +483,33 @@ class AsyncGenerationClient:
         await self.close()
 
     async def _listen(
-        self, channel: str, plan: Plan[ItemT], timeout_s: float | None = None
+        self, channel: str, plan: Plan[ItemT], deadline: Deadline | None = None
     ) -> AsyncGenerator[ItemT, None]:
-        """The plan's items, its messages taken from ``channel``; they stop short after ``timeout_s``."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        """The plan's items, its messages taken from ``channel``; they stop short at the deadline."""
+        self._stay_on_loop()
+        deadline = deadline or _deadline(None)
         if self._hub is None:
             self._hub = await self._resources.enter_async_context(
                 shared_hub(self.settings.redis_url, self.settings.redis_timeout_s)
             )
         inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        async with self._hub.listen(channel, inbox.put_nowait):
-            async for item in self._steps(plan, inbox, deadline_s):
+        async with contextlib.AsyncExitStack() as listening:
+            try:
+                async with asyncio.timeout(deadline.answer_s(time.monotonic())):
+                    await listening.enter_async_context(self._hub.listen(channel, inbox.put_nowait))
+            except TimeoutError:
+                return
+            async for item in self._steps(plan, inbox, deadline):
                 yield item
 
     async def _steps(
-        self, plan: Plan[ItemT], inbox: "asyncio.Queue[bytes | None] | None" = None, deadline_s: float | None = None
+        self,
+        plan: Plan[ItemT],
+        inbox: "asyncio.Queue[bytes | None] | None" = None,
+        deadline: Deadline | None = None,
     ) -> AsyncGenerator[ItemT, None]:
+        self._stay_on_loop()
+        deadline = deadline or _deadline(None)
         answer: Any = None
         patience = Patience(self.settings.outage_patience_s if inbox is not None else 0.0)
         while True:
@@ -448,29 +519,33 @@ class AsyncGenerationClient:
                 return
             answer = None
             if isinstance(step, Call):
-                answer = await self._run(step, patience)
+                try:
+                    answer = await self._run(step, patience, deadline)
+                except TimeoutError:
+                    return
             elif step is WAIT:
                 assert inbox is not None, "a plan that waits is given a channel"
-                patience_s = _POLL_S if deadline_s is None else min(_POLL_S, deadline_s - time.monotonic())
-                if patience_s <= 0:
+                wait_s = deadline.wait_s(time.monotonic(), _POLL_S)
+                if wait_s == 0:
                     return
                 try:
                     answer = inbox.get_nowait()
                 except asyncio.QueueEmpty:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(patience_s):
+                        async with asyncio.timeout(wait_s):
                             answer = await inbox.get()
             else:
                 yield step
 
-    async def _run(self, call: "Call[Any]", patience: Patience) -> Any:
+    async def _run(self, call: "Call[Any]", patience: Patience, deadline: Deadline) -> Any:
         while True:
             try:
-                answer = await self._store.run(call)
+                async with asyncio.timeout(deadline.answer_s(time.monotonic())):
+                    answer = await self._store.run(call)
             except RedisUnavailableError:
                 if patience.ends(time.monotonic()):
                     raise
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(deadline.wait_s(time.monotonic(), _RETRY_S))
             else:
                 patience.there()
                 return answer

@@ -2,7 +2,7 @@
 
 GenqueueError
 ├── ConfigError                 the settings cannot work; says which key
-├── InvalidRequestError         what was submitted cannot run (also a ValueError)
+├── InvalidRequestError         what was submitted, or asked for, makes no sense (also a ValueError)
 │   ├── UnknownGeneratorError   no worker and no setting names the generator
 │   └── IdempotencyConflictError  the key was used before for another request
 ├── QueueFullError              backpressure: depth and limit

@@ -5,6 +5,7 @@ A plan is a generator.  It yields what it needs - a :class:`~genqueue.calls.Call
 it yields is for the caller.  A client carries the steps out, waiting in its own way.
 """
 
+import math
 from collections.abc import Generator, Mapping
 from enum import Enum
 from typing import Any, TypeVar
@@ -53,6 +54,28 @@ class Patience:
         if self._away_since_s is None:
             self._away_since_s = now_s
         return not self._was_there or now_s - self._away_since_s >= self._patience_s
+
+
+_LEAST_ANSWER_S = 0.25
+
+
+class Deadline:
+    """Until when a caller waits for an end, and for Redis: not longer, but Redis has a moment in any case.
+
+    Times are seconds of one monotonic clock; ``timeout_s`` None is no limit.
+    """
+
+    def __init__(self, timeout_s: float | None, now_s: float) -> None:
+        self._end_s = math.inf if timeout_s is None else now_s + timeout_s
+        self._answer_end_s = max(self._end_s, now_s + _LEAST_ANSWER_S)
+
+    def wait_s(self, now_s: float, most_s: float) -> float:
+        """How long to wait for a message, at most ``most_s``; 0 when the time is over."""
+        return max(0.0, min(most_s, self._end_s - now_s))
+
+    def answer_s(self, now_s: float) -> float | None:
+        """How long Redis may take to answer; None where its own timeout is enough."""
+        return None if self._answer_end_s == math.inf else max(0.0, self._answer_end_s - now_s)
 
 
 def follow(generation_id: str, from_seq: int) -> Plan[Event]:

@@ -155,6 +155,8 @@ class LiveHub:
     def __init__(self, url: str, timeout_s: float) -> None:
         self._url = url
         self._timeout_s = timeout_s
+        self.store = AsyncStore(url, timeout_s)
+        """For who talks to Redis from another thread and may have to leave before it answers."""
         self._redis = redis.asyncio.Redis.from_url(
             url,
             retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), _TRIES - 1),
@@ -287,6 +289,7 @@ class LiveHub:
         with contextlib.suppress(redis.RedisError, OSError):
             await self._pubsub.aclose()
         await self._redis.aclose()
+        await self.store.close()
 
 
 async def _end(task: "asyncio.Task[None] | None") -> None:
@@ -304,9 +307,14 @@ class LoopThread:
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the loop and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+    def call(self, work: Coroutine[Any, Any, T], within_s: float | None = None) -> T:
+        """Run ``work`` on the loop and wait for it; after ``within_s`` it is cancelled, and TimeoutError raised."""
+        running = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return running.result(within_s)
+        except TimeoutError:
+            running.cancel()
+            raise
 
     def post(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run ``work`` on the loop without waiting for it; nothing happens once the thread has ended."""
@@ -334,7 +342,7 @@ class _Users(Generic[T]):
         self.count = 0
 
 
-_loop_hubs: dict[tuple[int, str], _Users[LiveHub]] = {}
+_loop_hubs: dict[tuple[asyncio.AbstractEventLoop, str], _Users[LiveHub]] = {}
 _thread_hubs: dict[tuple[int, str], _Users[tuple[LiveHub, LoopThread]]] = {}
 _thread_hubs_lock = threading.RLock()  # a client may be finalised while another one is made
 
@@ -342,7 +350,7 @@ _thread_hubs_lock = threading.RLock()  # a client may be finalised while another
 @contextlib.asynccontextmanager
 async def shared_hub(url: str, timeout_s: float) -> AsyncIterator[LiveHub]:
     """The running loop's hub for ``url``; the last to leave closes it."""
-    key = (id(asyncio.get_running_loop()), url)
+    key = (asyncio.get_running_loop(), url)
     users = _loop_hubs.get(key) or _loop_hubs.setdefault(key, _Users(LiveHub(url, timeout_s)))
     users.count += 1
     try:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
 
 from genqueue import (
     AsyncGenerationClient,
@@ -16,6 +17,7 @@ from genqueue import (
     GenerationClient,
     GenerationFailedError,
     GenerationNotFoundError,
+    GenqueueError,
     InvalidRequestError,
     LogExpiredError,
     QueueFullError,
@@ -25,7 +27,8 @@ from genqueue import (
     keys,
 )
 from genqueue.lifecycle import State
-from genqueue.store import LoopThread
+from genqueue.store import LoopThread, Store
+from genqueue_ops.local_redis import local_redis
 
 from .conftest import Registry, flush, only_real_redis, until
 
@@ -36,6 +39,13 @@ GENERATORS: dict[str, Any] = {
         "max_queue_depth": 3,
     }
 }
+
+
+@pytest.fixture(params=["sync", "async"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each client in turn."""
+    kind: str = request.param
+    return kind
 
 
 class Reader:
@@ -255,6 +265,33 @@ def test_a_result_that_does_not_come_in_time_says_so_and_the_generation_goes_on(
     assert reader.status(generation_id).state is State.RUNNING
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["used-before", "fresh"])
+def test_a_silent_redis_does_not_outlast_the_callers_patience(real_redis, loop_thread, kind, is_known):
+    """``redis_timeout_s`` is 5 s: who waits less for a result is told as soon."""
+    with local_redis() as server:
+        store = Store(server.url, 5.0)
+        generation_id = Registry(store.run, redis.Redis.from_url(server.url)).running()
+        reader = Reader(Settings(redis_url=server.url), None if kind == "sync" else loop_thread)
+        if is_known:
+            reader.status(generation_id)
+            with pytest.raises(ResultTimeoutError):
+                reader.result(generation_id, 0.01)
+        server.pause()
+        try:
+            began_s = time.monotonic()
+            with pytest.raises(ResultTimeoutError, match=r"has not ended within 0.3 s"):
+                reader.result(generation_id, 0.3)
+            took_s = time.monotonic() - began_s
+        finally:
+            server.resume()
+        assert 0.3 <= took_s < 1.5  # far from 5
+        with pytest.raises(ResultTimeoutError):  # and the connections are still of use
+            reader.result(generation_id, 0.3)
+        assert reader.status(generation_id).state is State.RUNNING
+        reader.close()
+        store.close()
+
+
 def test_a_result_that_is_there_is_given_also_without_patience(reader, writer):
     assert reader.result(written(writer, "a"), 0).replies == ["a"]
 
@@ -311,6 +348,61 @@ def test_an_idempotency_key_that_cannot_be_one_is_refused(reader, writer, key):
     with pytest.raises(InvalidRequestError, match="idempotency_key"):
         reader.submit(idempotency_key=key)
     assert writer.everything() == {}
+
+
+@pytest.mark.parametrize(
+    "generation_id", [None, 17, b"id", "", "a" * 513, "\ud83d"], ids=["none", "int", "bytes", "empty", "long", "half"]
+)
+@pytest.mark.parametrize("verb", ["generation", "dead_letter", "retry", "drop"])
+def test_an_id_that_cannot_be_one_is_refused(reader, verb, generation_id):
+    with pytest.raises(InvalidRequestError, match=r"^generation_id: "):
+        answer = getattr(reader.client, verb)(generation_id)
+        reader._wait(answer)
+
+
+@pytest.mark.parametrize("from_seq", [None, "1", 1.5, -1, True], ids=str)
+@pytest.mark.parametrize("what", ["stream", "events"])
+def test_a_from_seq_that_is_no_number_of_an_event_is_refused(reader, what, from_seq):
+    with pytest.raises(InvalidRequestError, match=r"^from_seq: must be a whole number of at least 0$"):
+        reader.collect(what, "id", from_seq, [])
+
+
+@pytest.mark.parametrize("timeout_s", ["1", float("nan"), [1]], ids=str)
+def test_a_timeout_that_is_no_time_is_refused(reader, timeout_s):
+    with pytest.raises(InvalidRequestError, match=r"^timeout_s: must be a number of seconds, or None$"):
+        reader.result("id", timeout_s)
+
+
+@pytest.mark.parametrize("timeout_s", [None, float("inf"), 10])
+def test_a_result_may_be_waited_for_without_end(reader, writer, timeout_s):
+    assert reader.result(written(writer, "a"), timeout_s).replies == ["a"]
+
+
+@pytest.mark.parametrize("limit", ["1", 1.5, -1], ids=str)
+def test_a_limit_that_is_no_number_is_refused(reader, limit):
+    with pytest.raises(InvalidRequestError, match=r"^limit: must be a whole number of at least 0$"):
+        reader._wait(reader.client.dead_letters(limit=limit))
+
+
+def test_an_async_client_on_another_loop_says_so_and_may_move_there_once_it_is_closed(redis_url, writer):
+    generation_id = written(writer, "a")
+    client = AsyncGenerationClient(Settings(redis_url=redis_url, generators=GENERATORS))
+
+    async def read() -> str:
+        return "".join([chunk.text async for chunk in client.generation(generation_id).stream()])
+
+    async def use() -> None:
+        assert await read() == "a"
+        await client.submit("p")
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(use())
+        for verb in (read, client.generation(generation_id).status, lambda: client.submit("p"), client.close):
+            with pytest.raises(GenqueueError, match="belongs to the event loop that first used it"):
+                second.run(verb())
+        first.run(client.close())
+        second.run(use())
+        second.run(client.close())
 
 
 def test_the_same_idempotency_key_gives_the_same_generation(reader):

@@ -10,7 +10,7 @@ from genqueue import calls, errors, plans
 from genqueue.calls import Call, Record
 from genqueue.lifecycle import State
 from genqueue.messages import Chunk, Event, GenerationResult, Outcome, read_event
-from genqueue.plans import WAIT, Patience, Plan
+from genqueue.plans import WAIT, Deadline, Patience, Plan
 
 ID = "some-id"
 
@@ -357,3 +357,21 @@ def test_each_outage_is_timed_by_itself():
     assert [patience.ends(now_s) for now_s in (0.0, 30.0, 59.0)] == [False] * 3
     patience.there()
     assert [patience.ends(now_s) for now_s in (70.0, 129.0, 130.0)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "now_s", "wait_s", "answer_s"),
+    [
+        pytest.param(None, 1000.0, 5.0, None, id="no-limit"),
+        pytest.param(math.inf, 1000.0, 5.0, None, id="infinite"),
+        pytest.param(30.0, 100.0, 5.0, 30.0, id="long"),
+        pytest.param(30.0, 127.0, 3.0, 3.0, id="soon-over"),
+        pytest.param(30.0, 131.0, 0.0, 0.0, id="over"),
+        pytest.param(0.0, 100.0, 0.0, 0.25, id="none-but-redis-has-a-moment"),
+        pytest.param(0.125, 100.125, 0.0, 0.125, id="the-moment-is-not-added"),
+        pytest.param(-5.0, 100.0, 0.0, 0.25, id="negative"),
+    ],
+)
+def test_a_deadline_bounds_the_wait_and_the_answer(timeout_s, now_s, wait_s, answer_s):
+    deadline = Deadline(timeout_s, 100.0)
+    assert (deadline.wait_s(now_s, 5.0), deadline.answer_s(now_s)) == (wait_s, answer_s)
