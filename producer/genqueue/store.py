@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _TRIES = 3
 _CONNECTIONS = 16
 _SILENCE_S = 10.0
+_REFUSED_S = 1.0
+"""Between two tries to subscribe at a Redis that refuses it."""
 _PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
 """In the errors that whoever runs Redis can mend while a call waits."""
 
@@ -51,6 +53,9 @@ def _translate(url: str, error: Exception) -> GenqueueError:
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
         address = urlsplit(url)
         host = address.path if address.scheme == "unix" else address.hostname or "localhost"
+        if isinstance(error, redis.AuthenticationError):  # theirs is a ConnectionError
+            reason = f"Redis at {host}:{address.port or 6379} refuses the credentials: {error}"
+            return StoreError(reason, may_pass=True)  # until whoever runs it has mended them
         return RedisUnavailableError(host, address.port or 6379, str(error))
     return StoreError(f"Redis refused: {error}", may_pass=any(word in str(error) for word in _PASSING))
 
@@ -246,7 +251,14 @@ class LiveHub:
                     async with self._sending:
                         await self._pubsub.ping()
             except (redis.RedisError, OSError) as error:
-                logger.warning("live subscription lost: %s", _translate(self._url, redis.ConnectionError(str(error))))
+                logger.warning("live subscription lost: %s", _translate(self._url, error))
+                if isinstance(
+                    error, redis.AuthenticationError | redis.ResponseError
+                ):  # it answers, and will say it again
+                    for channel in self._channels.values():
+                        if not channel.answered.is_set():
+                            channel.answer(error)
+                    await asyncio.sleep(_REFUSED_S)
                 await self._reconnect()
                 silent = False
 

@@ -14,6 +14,7 @@ import redis
 from genqueue import calls, keys
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store
+from genqueue_ops.local_redis import LocalRedis, local_redis
 
 PASSWORD = "s3cret-do-not-show"
 
@@ -36,6 +37,37 @@ def test_an_error_inside_a_script_is_ours(registry):
     registry.raw.set(keys.generation("g"), "no hash", ex=60)
     with pytest.raises(StoreError, match="Redis refused"):
         registry.claim("g")
+
+
+@pytest.fixture(scope="module")
+def locked_redis(real_redis: LocalRedis) -> Iterator[LocalRedis]:
+    """One that wants a password."""
+    with local_redis() as server, redis.Redis.from_url(server.url) as operator:
+        operator.config_set("requirepass", "the right one")
+        yield server
+
+
+@pytest.mark.parametrize("credentials", [f":{PASSWORD}@", f"somebody:{PASSWORD}@", ""], ids=["wrong", "user", "none"])
+async def test_credentials_that_redis_refuses_are_said_to_be_and_not_shown(locked_redis, credentials, caplog):
+    url = f"redis://{credentials}127.0.0.1:{locked_redis.port}/0"
+    store, other, hub = Store(url, 5.0), AsyncStore(url, 5.0), LiveHub(url, 5.0)
+
+    async def listen() -> None:
+        async with hub.listen("channel", print):
+            pass
+
+    call = calls.read_text("nobody's")
+    for attempt in (lambda: asyncio.to_thread(store.run, call), lambda: other.run(call), listen):
+        with pytest.raises(StoreError) as refused:
+            await attempt()
+        assert not isinstance(refused.value, RedisUnavailableError)
+        assert str(refused.value).startswith(f"Redis at 127.0.0.1:{locked_redis.port} refuses the credentials: ")
+        assert PASSWORD not in str(refused.value)
+    assert PASSWORD not in caplog.text
+    assert len(caplog.records) < 5  # nor is it tried again without a pause
+    store.close()
+    await other.close()
+    await hub.close()
 
 
 def test_many_threads_share_a_store(redis_url: str):
