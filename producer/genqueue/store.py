@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 _TRIES = 3
 _CONNECTIONS = 16
-_SILENCE_S = 10.0
+_SILENCE_S = 2.0
+"""After so long a silence a process's one subscription is asked for a sign of life, and has as long to give it."""
 _REFUSED_S = 1.0
 """Between two tries to subscribe at a Redis that refuses it."""
 _PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
@@ -144,6 +145,11 @@ class _Channel:
         self.answered = asyncio.Event()
         self.error: Exception | None = None
 
+    def look(self) -> None:
+        """Have everybody read the log."""
+        for inbox in tuple(self.inboxes):
+            inbox(None)
+
     def answer(self, error: Exception | None = None) -> None:
         """Let those who wait for the subscription go on."""
         self.error = error
@@ -153,8 +159,8 @@ class _Channel:
 class LiveHub:
     """Many channels over one subscription connection, on one event loop.
 
-    Nobody is told that the connection was lost and came back other than by a None in every
-    inbox; a reader that then reads its log has missed nothing.
+    That the connection was lost, and that it came back, is told by a None in every inbox
+    only; a reader that then reads its log has missed nothing.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -252,6 +258,8 @@ class LiveHub:
                         await self._pubsub.ping()
             except (redis.RedisError, OSError) as error:
                 logger.warning("live subscription lost: %s", _translate(self._url, error))
+                for channel in self._channels.values():
+                    channel.look()  # who waits learns now that Redis is away, if it is
                 if isinstance(
                     error, redis.AuthenticationError | redis.ResponseError
                 ):  # it answers, and will say it again
@@ -273,8 +281,7 @@ class LiveHub:
             if not channel.answered.is_set():
                 channel.answer()
             else:  # a connection came back, and with it the subscriptions
-                for inbox in tuple(channel.inboxes):
-                    inbox(None)
+                channel.look()
 
     async def _reconnect(self) -> None:
         """Subscribe everything anew on a fresh connection, for as long as that takes."""

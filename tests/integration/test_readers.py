@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 import redis
@@ -168,7 +169,7 @@ def test_a_result_survives_a_killed_subscription(client, ask, db, eventually):
 
 
 class CuttableProxy:
-    """A TCP way to Redis that can be cut, refused and opened again."""
+    """A TCP way to Redis that can be cut, refused, swallow everything, and be opened again."""
 
     def __init__(self, port):
         self._target = ("127.0.0.1", port)
@@ -176,6 +177,8 @@ class CuttableProxy:
         self.port = self._server.getsockname()[1]
         self._pairs = []
         self._open = True
+        self._lost = None
+        self._deaf = set()
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -185,6 +188,9 @@ class CuttableProxy:
                 near, _ = self._server.accept()
             except OSError:
                 return
+            if self._lost is not None:
+                self._lost.add(near)
+                continue
             if not self._open:
                 near.close()
                 continue
@@ -193,11 +199,11 @@ class CuttableProxy:
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
-    @staticmethod
-    def _pump(source, sink):
+    def _pump(self, source, sink):
         with contextlib.suppress(OSError):
             while piece := source.recv(65536):
-                sink.sendall(piece)
+                if source not in self._deaf:
+                    sink.sendall(piece)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -212,11 +218,21 @@ class CuttableProxy:
                     end.shutdown(socket.SHUT_RDWR)
                 end.close()
 
+    def swallow(self):
+        """Lose every byte of the connections there are, for ever, and of those that come until :meth:`mend`."""
+        self._deaf.update(end for pair in self._pairs for end in pair)
+        self._lost = set()
+
     def mend(self):
         self._open = True
+        if self._lost is not None:
+            self._deaf |= self._lost
+            self._lost = None
 
     def close(self):
         self.cut()
+        for end in self._deaf:
+            end.close()
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -244,6 +260,32 @@ def test_a_reader_whose_network_was_away_for_a_second_gets_the_whole_text(proxy,
         mending.join()
         assert texts(chunks) == prompt.answer
         assert far.generation(generation.id).result(timeout_s=5).replies == [prompt.answer]
+
+
+def test_a_reader_whose_network_swallowed_everything_is_soon_live_again(proxy, worker, client, ask, db, eventually):
+    """As a NAT or a load balancer that forgets its connections: no end of any connection ever arrives."""
+    before = pubsub_ids(db)
+    prompt = ask(tokens=500, itl_s=0.03)
+    generation = client.submit(prompt)
+    settings = Settings(redis_url=f"redis://127.0.0.1:{proxy.port}/0", generators={})
+    with GenerationClient(settings) as far:
+        chunks = []
+
+        def read():
+            chunks.extend(far.generation(generation.id).stream())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        lost = eventually(lambda: own_pubsubs(db, before))
+        eventually(lambda: generation.status().completion_tokens > 10)
+        proxy.swallow()
+        time.sleep(5.0)  # the length of the outage is what is tested
+        proxy.mend()
+        # A live channel again, well before a silent one would have been looked after.
+        eventually(lambda: own_pubsubs(db, before) - lost, within_s=3.0, what="subscribed again")
+        assert generation.status().state == "running"
+        reader.join(timeout=40)
+        assert texts(chunks) == prompt.answer
 
 
 async def test_fifty_streams_share_one_subscription_connection(settings, ask, db):
