@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 from genqueue import calls, keys, plans
-from genqueue.calls import Accepted, Call
+from genqueue.calls import Accepted, Call, WorkerStatus
 from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
 from genqueue.messages import Chunk, Event, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
@@ -267,6 +267,10 @@ class GenerationClient:
         for _ in self._steps(plans.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)):
             pass
 
+    def workers(self) -> list[WorkerStatus]:
+        """The workers that run, and how the servers of their generators are; of the last 30 s."""
+        return self._store.run(calls.read_workers())
+
     def close(self) -> None:
         """Close the connections."""
         self._resources.close()
@@ -456,6 +460,11 @@ class AsyncGenerationClient:
             plans.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)
         ):
             pass
+
+    async def workers(self) -> list[WorkerStatus]:
+        """As :meth:`GenerationClient.workers`."""
+        self._stay_on_loop()
+        return await self._store.run(calls.read_workers())
 
     async def close(self) -> None:
         """Close the connections."""

@@ -67,6 +67,11 @@ def failed(writer, *texts, error="failed", generator="default", **fields):
     return generation_id
 
 
+def announce(writer, limit):
+    facts = {"theirs": {"max_queue_depth": limit}}
+    writer.run(calls.announce(facts, "host:1:a", {"theirs": []}, worker_s=30.0, keep_s=KEEP_S))
+
+
 def has_request(writer, generation_id):
     return "request" in writer.hash(generation_id)
 
@@ -240,10 +245,10 @@ def test_the_limit_of_a_generator_that_is_not_ours_is_the_announced_one(operator
     old_id = failed(writer, generator="theirs")
     with pytest.raises(UnknownGeneratorError, match="unknown generator 'theirs'"):
         operator.retry(old_id)
-    writer.run(calls.announce({"theirs": {"max_queue_depth": 0}}, keep_s=KEEP_S))
+    announce(writer, 0)
     with pytest.raises(QueueFullError, match="limit 0"):
         operator.retry(old_id)
-    writer.run(calls.announce({"theirs": {"max_queue_depth": 1}}, keep_s=KEEP_S))
+    announce(writer, 1)
     assert operator.retry(old_id).id != old_id
 
 

@@ -175,7 +175,7 @@ def test_status_says_where_a_generation_is(genqueue, ask):
     assert re.search(r"^state +finished\n", told.stdout, re.MULTILINE)
     found = json.loads(genqueue("status", generation_id, "--json").stdout)
     assert (found["id"], found["state"], found["priority"], found["attempt"]) == (generation_id, "finished", 3, 1)
-    assert found["timings"].keys() == {"queue_wait_s", "first_text_s", "decode_s", "total_s"}
+    assert found["timings"].keys() == {"queue_wait_s", "waking_s", "first_text_s", "decode_s", "total_s"}
 
 
 def test_cancel_ends_it_for_whoever_reads(genqueue, start, ask):
@@ -253,6 +253,7 @@ def test_an_error_is_one_line_and_a_code(genqueue, arguments, changed, code, say
 
 # The generator ``default`` of these tests makes one attempt only.
 ONE_FAULT = {"kind": "error", "after_tokens": 3, "error": "CUDA\nerror", "times": 1}
+GATEWAY = {"kind": "status", "status": 502, "body": "bad gateway"}
 
 
 @pytest.fixture
@@ -272,11 +273,11 @@ def dies(genqueue, prompt, *arguments):
 def test_dead_letters_are_listed_the_newest_first_and_without_prompts(genqueue, dead, ask):
     assert (dead("list").returncode, dead("list").stdout) == (0, "")
     prompt = ask(tokens=9, faults=[ONE_FAULT])
-    first, second = dies(genqueue, prompt), dies(genqueue, ask(), "-g", "silent")
+    first, second = dies(genqueue, prompt), dies(genqueue, ask(faults=[GATEWAY]), "-g", "endpoint")
     told = dead("list")
     assert (told.returncode, told.stderr) == (0, "")
     newest, oldest = told.stdout.splitlines()
-    assert re.fullmatch(rf"{second}  \S+\+00:00  silent  attempts 1, tokens 0: .+", newest)
+    assert re.fullmatch(rf"{second}  \S+\+00:00  endpoint  attempts 1, tokens 0: .+", newest)
     assert re.fullmatch(rf"{first}  \S+\+00:00  default  attempts 1, tokens 3: .*CUDA error.*", oldest)
     (only,) = [json.loads(line) for line in dead("list", "--generator", "default", "--json").stdout.splitlines()]
     assert (only["id"], only["completion_tokens"]) == (first, 3)
@@ -323,7 +324,7 @@ def test_dead_letters_are_retried_as_new_generations(genqueue, dead, ask):
 
 
 def test_dead_letters_are_dropped(genqueue, dead, ask):
-    ids = [dies(genqueue, ask(), "-g", "silent") for _ in range(3)]
+    ids = [dies(genqueue, ask(faults=[GATEWAY]), "-g", "endpoint") for _ in range(3)]
     done = dead("drop", ids[1])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [line.split()[0] for line in dead("list").stdout.splitlines()] == [ids[2], ids[0]]
@@ -333,7 +334,7 @@ def test_dead_letters_are_dropped(genqueue, dead, ask):
 
 
 def test_one_that_is_no_dead_letter_keeps_none_of_the_others(genqueue, dead, ask):
-    generation_id, finished = dies(genqueue, ask(), "-g", "silent"), submitted(genqueue, ask())
+    generation_id, finished = dies(genqueue, ask(faults=[GATEWAY]), "-g", "endpoint"), submitted(genqueue, ask())
     genqueue("tail", finished)
     done = dead("retry", NO_SUCH_ID, finished, generation_id)
     assert done.returncode == ExitCode.NOT_FOUND
@@ -354,15 +355,15 @@ def test_which_dead_letters_must_be_said(dead, verb, arguments):
 
 
 def test_a_full_queue_takes_no_retry(genqueue, dead, ask, db):
-    generation_id = dies(genqueue, ask(), "-g", "silent")
-    known = db.hget("genqueue:generators", "silent")
-    db.hset("genqueue:generators", "silent", '{"max_queue_depth": 0}')
+    generation_id = dies(genqueue, ask(faults=[GATEWAY]), "-g", "endpoint")
+    known = db.hget("genqueue:generators", "endpoint")
+    db.hset("genqueue:generators", "endpoint", '{"max_queue_depth": 0}')
     try:
         done = dead("retry", "--all")
     finally:
-        db.hset("genqueue:generators", "silent", known)
+        db.hset("genqueue:generators", "endpoint", known)
     assert (done.returncode, done.stdout) == (ExitCode.QUEUE_FULL, "")
-    assert only_line(done) == "queue 'silent' holds 0 generations, limit 0"
+    assert only_line(done) == "queue 'endpoint' holds 0 generations, limit 0"
     assert dead("list").stdout.startswith(generation_id)
 
 
