@@ -700,13 +700,5 @@ def queue_position(generation_id: str, generator: str) -> Call[int | None]:
     return Call(("ZRANK", keys.waiting(generator), generation_id), lambda answer: answer)
 
 
-def known_generators() -> Call[dict[str, dict[str, Any]]]:
-    """What workers have announced, by generator."""
-    return Call(
-        ("HGETALL", keys.GENERATORS),
-        lambda answer: {_text(name): from_json(fact) for name, fact in answer.items()},
-    )
-
-
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,11 +1,5 @@
-"""Timestamps to the field's figures: queue wait, TTFT, inter-token gaps, TPOT.
+"""How long the phases of a generation took, from timestamps of Redis's clock alone."""
 
-Plain arithmetic on seconds that somebody else measured.  Durations of a generation's
-phases come from Redis's clock alone; a reader's figures from its own monotonic clock.
-"""
-
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import TypedDict
 
 
@@ -41,34 +35,6 @@ def timings(
         decode_s=_span(first_text_at, ended_at),
         total_s=_span(submitted_at, ended_at),
     )
-
-
-def inter_chunk_gaps_s(arrivals_s: Sequence[float]) -> list[float]:
-    """Gaps between consecutive chunks with text, as one reader saw them.
-
-    Args:
-        arrivals_s: n seconds of a monotonic clock, ascending, one for each chunk with
-            text; n may be 0.
-
-    Returns:
-        max(n - 1, 0) gaps in seconds.  A chunk may carry several tokens, so these are
-        inter-token latencies only where each carries one.
-
-    Raises:
-        ValueError: ``arrivals_s`` goes backwards.
-
-    Empty chunks do not count, as in NVIDIA's definition of TTFT and ITL
-    (docs.nvidia.com/nim/benchmarking/llm, "Metrics").
-    """
-    gaps = [later - earlier for earlier, later in pairwise(arrivals_s)]
-    if any(gap < 0 for gap in gaps):
-        raise ValueError("arrivals go backwards: the clock is not monotonic")
-    return gaps
-
-
-def tpot_s(first_s: float, last_s: float, completion_tokens: int) -> float | None:
-    """Time per output token: (last - first chunk) / (tokens - 1), or None below two tokens."""
-    return None if completion_tokens < 2 else (last_s - first_s) / (completion_tokens - 1)
 
 
 def _span(start_s: float | None, end_s: float | None) -> float | None:

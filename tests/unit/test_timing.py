@@ -1,8 +1,8 @@
-"""Seconds in, the field's figures out."""
+"""Timestamps in, phases out."""
 
 import pytest
 
-from genqueue.timing import inter_chunk_gaps_s, timings, tpot_s
+from genqueue.timing import timings
 
 
 @pytest.mark.parametrize(
@@ -21,22 +21,3 @@ from genqueue.timing import inter_chunk_gaps_s, timings, tpot_s
 )
 def test_phases_are_the_differences_of_their_ends(stamps, expected):
     assert tuple(timings(*stamps).values()) == expected
-
-
-@pytest.mark.parametrize(
-    ("arrivals_s", "expected"),
-    [([], []), ([1.0], []), ([1.0, 1.0, 3.5], [0.0, 2.5])],
-    ids=["none", "one", "three"],
-)
-def test_gaps_lie_between_consecutive_arrivals(arrivals_s, expected):
-    assert inter_chunk_gaps_s(arrivals_s) == expected
-
-
-def test_arrivals_that_go_backwards_are_refused():
-    with pytest.raises(ValueError, match="not monotonic"):
-        inter_chunk_gaps_s([1.0, 2.0, 1.5])
-
-
-@pytest.mark.parametrize(("completion_tokens", "expected"), [(0, None), (1, None), (2, 4.0), (5, 1.0)])
-def test_time_per_output_token_needs_two_tokens(completion_tokens, expected):
-    assert tpot_s(1.0, 5.0, completion_tokens) == expected
