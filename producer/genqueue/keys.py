@@ -23,7 +23,8 @@ genqueue:live                    channel  -                       nobody        
 The scores: ``waiting`` orders by priority and then by submit time (one number,
 made in ``common.lua``); ``leases``, ``delayed``, ``deadlines`` and ``rung`` hold epoch
 milliseconds of Redis's own clock: when the lease ends, when the next attempt is due, when
-it is too late, when a doorbell was last rung again.  ``claimed`` holds for each priority the
+it is too late, when a doorbell was last rung again or seen at the front of its list.  A running
+generation whose lease ran out waits like a queued one.  ``claimed`` holds for each priority the
 highest waiting score that was claimed.
 
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
