@@ -17,9 +17,17 @@ local function doorbell(generator, priority)
   return queue_prefix .. generator .. (tonumber(priority) == 0 and '' or separator .. priority)
 end
 
+-- The template is cut up once for each queue: what stands between the places of the id.
+local pieces = {}
 local function message(id, generator, priority)
-  local spelled = string.sub(cjson.encode(id), 2, -2)
-  return (string.gsub(template, '{(%a+)}', {id = spelled, generator = generator, priority = priority}))
+  local queue = doorbell(generator, priority)
+  if not pieces[queue] then
+    local filled = string.gsub(template, '{(%a+)}', {generator = generator, priority = priority})
+    local cut = {}
+    for piece in string.gmatch(filled .. '{id}', '(.-){id}') do cut[#cut + 1] = piece end
+    pieces[queue] = cut
+  end
+  return table.concat(pieces[queue], string.sub(cjson.encode(id), 2, -2))
 end
 
 local function ring(id, generator, priority, place)
