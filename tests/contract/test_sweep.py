@@ -26,6 +26,10 @@ def rests(registry, generation_id, seconds):
     registry.raw.zadd(keys.waiting("default"), {generation_id: -seconds * 1e5}, xx=True, incr=True)  # 10 us each
 
 
+def place(registry, generation_id):
+    return registry.raw.zscore(keys.waiting("default"), generation_id)
+
+
 def lose_doorbells(registry):
     registry.raw.delete(*(keys.doorbell("default", priority) for priority in keys.PRIORITIES))
 
@@ -161,6 +165,24 @@ def test_a_younger_one_that_overtook_it_by_a_moment_is_no_sign_of_loss(registry)
     rests(registry, overtaker, MINUTE_S - 0.5)
     registry.claim(overtaker)
     assert registry.sweep() == NOTHING
+
+
+def test_one_of_many_submitted_together_is_found_though_none_is_much_younger(registry):
+    """Their doorbells keep the list full for long; it is looked for a second time before it is rung for."""
+    lost = registry.submit()
+    pop(registry, lost)
+    rests(registry, lost, MINUTE_S)
+    for younger_s in (0.2, 0.4):
+        rests(registry, registry.submit(), MINUTE_S - younger_s)
+    overtaker = registry.submit()
+    pop(registry, overtaker)
+    rests(registry, overtaker, MINUTE_S - 0.1)
+    registry.claim(overtaker)
+    assert registry.sweep() == NOTHING
+    registry.raw.zincrby(keys.RUNG, -900, lost)
+    assert registry.sweep() == NOTHING
+    registry.raw.zincrby(keys.RUNG, -200, lost)
+    assert registry.sweep() == Found([lost], [])
 
 
 def test_one_that_was_passed_over_and_whose_doorbell_is_still_there_is_not_rung_for(registry):

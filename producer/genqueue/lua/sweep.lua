@@ -79,21 +79,27 @@ for index = FIRST_GENERATOR, #ARGV do
   for number = 0, priorities - 1 do
     local priority = string.format('%d', number)
     local list = doorbell(generator, priority)
-    -- Older than the grace in any case: a doorbell just popped is on its way to a claim.
-    local until_place = place_in_queue(priority, time - grace_s)
+    -- Older than the grace in any case: a doorbell just popped is on its way to a claim. So may be those
+    -- that were passed over by less than that: they are looked for twice.
+    local until_place = tonumber(place_in_queue(priority, time - grace_s))
+    local twice_from = until_place
     if redis.call('LLEN', list) > 0 then
-      local served = (newest_claimed[priority] or 0) - grace_s * PLACES_PER_S
-      until_place = string.format('%.0f', math.min(tonumber(until_place), served))
+      until_place = math.min(until_place, newest_claimed[priority] or 0)
+      twice_from = (newest_claimed[priority] or 0) - grace_s * PLACES_PER_S
     end
     local from_place = place_in_queue(priority, 0)
     redis.call('ZREMRANGEBYSCORE', waiting, from_place, place_in_queue(priority, time - tonumber(keep_s)))
-    local suspects = redis.call('ZRANGEBYSCORE', waiting, from_place, until_place, 'WITHSCORES', 'LIMIT', 0, limit)
+    local suspects = redis.call('ZRANGEBYSCORE', waiting, from_place, string.format('%.0f', until_place),
+      'WITHSCORES', 'LIMIT', 0, limit)
     -- A doorbell that was rung again is at the front of its list, as those of the oldest are by
     -- themselves: what is not among the first has been popped. So none has two, however long nobody pops.
     local front
     for suspect = 1, #suspects, 2 do
-      local id = suspects[suspect]
-      if tonumber(redis.call('ZSCORE', rung, id) or 0) <= (time - look_again_s) * 1e3 then
+      local id, place = suspects[suspect], suspects[suspect + 1]
+      local rung_ms = redis.call('ZSCORE', rung, id)
+      if not rung_ms and tonumber(place) > twice_from then
+        redis.call('ZADD', rung, milliseconds(time + grace_s - look_again_s), id)
+      elseif tonumber(rung_ms or 0) <= (time - look_again_s) * 1e3 then
         if not front then
           front = {}
           for _, entry in ipairs(redis.call('LRANGE', list, -2 * limit, -1)) do front[entry] = true end
@@ -101,7 +107,7 @@ for index = FIRST_GENERATOR, #ARGV do
         if front[message(id, generator, priority)] then
           redis.call('ZADD', rung, time_ms, id)
         else
-          ring(id, generator, priority, suspects[suspect + 1])
+          ring(id, generator, priority, place)
         end
       end
     end
