@@ -89,17 +89,15 @@ for index = FIRST_GENERATOR, #ARGV do
     end
     local from_place = place_in_queue(priority, 0)
     redis.call('ZREMRANGEBYSCORE', waiting, from_place, place_in_queue(priority, time - tonumber(keep_s)))
-    local suspects = redis.call('ZRANGEBYSCORE', waiting, from_place, string.format('%.0f', until_place),
-      'WITHSCORES', 'LIMIT', 0, limit)
+    local suspects = redis.call('ZRANGEBYSCORE', waiting, from_place, string.format('%.0f', until_place), 'LIMIT', 0, limit)
+    local rung_ms = #suspects > 0 and redis.call('ZMSCORE', rung, unpack(suspects))
     -- A doorbell that was rung again is at the front of its list, as those of the oldest are by
     -- themselves: what is not among the first has been popped. So none has two, however long nobody pops.
     local front
-    for suspect = 1, #suspects, 2 do
-      local id, place = suspects[suspect], suspects[suspect + 1]
-      local rung_ms = redis.call('ZSCORE', rung, id)
-      if not rung_ms and tonumber(place) > twice_from then
+    for index, id in ipairs(suspects) do
+      if not rung_ms[index] and tonumber(redis.call('ZSCORE', waiting, id)) > twice_from then
         redis.call('ZADD', rung, milliseconds(time + grace_s - look_again_s), id)
-      elseif tonumber(rung_ms or 0) <= (time - look_again_s) * 1e3 then
+      elseif tonumber(rung_ms[index] or 0) <= (time - look_again_s) * 1e3 then
         if not front then
           front = {}
           for _, entry in ipairs(redis.call('LRANGE', list, -2 * limit, -1)) do front[entry] = true end
@@ -107,7 +105,7 @@ for index = FIRST_GENERATOR, #ARGV do
         if front[message(id, generator, priority)] then
           redis.call('ZADD', rung, time_ms, id)
         else
-          ring(id, generator, priority, place)
+          ring(id, generator, priority, redis.call('ZSCORE', waiting, id))
         end
       end
     end
