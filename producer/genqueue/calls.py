@@ -28,12 +28,14 @@ from genqueue.errors import (
 from genqueue.lifecycle import State, Transition, sources
 from genqueue.messages import Event, GenerationRequest, GenerationResult, Outcome, describe, read_event
 
-_SWEEP_LIMIT = 1000
-"""Generations of one kind that one sweep takes."""
+_SWEEP_LIMIT = 500
+"""Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""
+_END_LIMIT = 100
+"""Generations past their deadline that one sweep takes: each is ended by a call of its own."""
 _SWEEP_GRACE_S = 1.0
 """How long a doorbell may be on its way to a claim."""
-_RING_AGAIN_S = 5.0
-"""When a doorbell that was rung again may be rung once more."""
+_LOOK_AGAIN_S = 3.0
+"""When another sweeper may look after what one has rung for, or was to end."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -265,7 +267,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             text_so_far=_text(text_so_far),
             solid_tokens=int(solid_tokens),
             failures=int(failures),
-            errors=from_json(b"[" + errors + b"]"),
+            errors=_errors(errors),
         )
 
     return _scripted(
@@ -490,42 +492,75 @@ def dead_letters(first: int, limit: int) -> Call[list[str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What one sweep found, and only this sweeper did: generation ids.
+class Overdue:
+    """A generation that passed its deadline while no worker had it.
 
-    ``astray`` need a doorbell; ``expired`` waited past their deadline and must be ended.
+    Attributes:
+        attempt: the newest; 0 when none was started.
+        holder: the worker that left it running, None if it waited.
+        errors: what ended earlier attempts, as in :class:`Claim`.
+    """
+
+    generation_id: str
+    generator: str
+    attempt: int
+    holder: str | None
+    errors: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one sweep found, and only this sweeper did.
+
+    ``astray`` are the ids that were rung for, in the order in which they are to be taken;
+    ``expired`` must be ended (:func:`genqueue.outcome.overdue`).
     """
 
     astray: list[str]
-    expired: list[str]
+    expired: list[Overdue]
 
 
 def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Found]:
-    """Look for generations that nobody looks after; one round trip however many there are.
+    """Look for generations that nobody looks after and ring for them; one round trip however many there are.
 
-    Leases and delays are everybody's, lost doorbells are looked for in ``generators``.
+    Leases, delays and deadlines are everybody's, lost doorbells are looked for in ``generators``.
     """
-    key_list = [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG]
-    for generator in generators:
-        key_list += (keys.waiting(generator), keys.newest_claimed(generator))
-        key_list += (keys.doorbell(generator, priority) for priority in keys.PRIORITIES)
 
     def decode(answer: list[list[Any]]) -> Found:
-        lost, due, expired, unheard = ([_text(part) for part in part_list] for part_list in answer)
-        return Found([*lost, *due, *unheard], expired)
+        astray, expired = answer
+        return Found(
+            [_text(generation_id) for generation_id in astray],
+            [
+                Overdue(_text(generation_id), _text(generator), attempt, _text(holder) or None, _errors(errors))
+                for generation_id, generator, attempt, holder, errors in expired
+            ],
+        )
 
-    arguments = (_SWEEP_LIMIT, _SWEEP_GRACE_S, _RING_AGAIN_S, keep_s, len(keys.PRIORITIES))
-    return _scripted("sweep", key_list, arguments, decode)
-
-
-def ring(rings: Sequence[tuple[str, str, int]]) -> Call[None]:
-    """Push doorbells to the front of their queues: (generation id, generator, priority)."""
-    return _scripted(
-        "ring",
-        [keys.doorbell(generator, priority) for _, generator, priority in rings],
-        [doorbell_message(*one) for one in rings],
-        lambda answer: None,
+    arguments = (
+        _SWEEP_LIMIT,
+        _END_LIMIT,
+        _SWEEP_GRACE_S,
+        _LOOK_AGAIN_S,
+        keep_s,
+        len(keys.PRIORITIES),
+        State.RUNNING,
+        State.QUEUED,
+        ",".join(sources(Transition.EXPIRED)),
+        doorbell_message("{id}", "{generator}", 0).replace(b'"priority":0', b'"priority":{priority}'),
+        keys.generation(""),
+        keys.waiting(""),
+        keys.newest_claimed(""),
+        keys.queue(""),
+        keys.PRIORITY_SEPARATOR,
+        *generators,
     )
+    return _scripted("sweep", [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG], arguments, decode)
+
+
+def ring(generation_id: str, generator: str, priority: int) -> Call[None]:
+    """Put a doorbell back to the front of its queue: whoever took it leaves the queue to others."""
+    message = doorbell_message(generation_id, generator, priority)
+    return Call(("RPUSH", keys.doorbell(generator, priority), message), lambda answer: None)
 
 
 def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int) -> Call[dict[str, str]]:
@@ -538,13 +573,13 @@ def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int) -> Ca
         words = [_text(part) for part in answer]
         return dict(zip(words[::2], words[1::2], strict=True))
 
-    key_list = [keys.LEASES]
+    key_list = [keys.LEASES, keys.RUNG, keys.DEADLINES]
     for generation_id, _ in held:
         key_list += (keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id))
     return _scripted(
         "renew",
         key_list,
-        [lease_s, keep_s, *(part for pair in held for part in pair)],
+        [lease_s, keep_s, keys.waiting(""), *(part for pair in held for part in pair)],
         decode,
     )
 
@@ -698,6 +733,11 @@ def read_text(generation_id: str) -> Call[str]:
 def queue_position(generation_id: str, generator: str) -> Call[int | None]:
     """How many accepted generations come before this one; None when it no longer waits."""
     return Call(("ZRANK", keys.waiting(generator), generation_id), lambda answer: answer)
+
+
+def _errors(value: bytes) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = from_json(b"[" + value + b"]")
+    return found
 
 
 def _text(value: Any) -> str:

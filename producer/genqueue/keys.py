@@ -26,8 +26,9 @@ letter (what failed, and might not another time) rests so long with its request 
 The scores: ``waiting`` orders by priority and then by submit time (one number,
 made in ``common.lua``); ``leases``, ``delayed``, ``deadlines`` and ``rung`` hold epoch
 milliseconds of Redis's own clock: when the lease ends, when the next attempt is due, when
-it is too late, when a doorbell was last rung again; so does ``dead``: the end.  ``claimed`` holds for each priority the
-highest waiting score that was claimed.
+it is too late, when a doorbell was last rung again or seen at the front of its list; so does
+``dead``: the end.  A running generation whose lease ran out waits like a queued one.
+``claimed`` holds for each priority the highest waiting score that was claimed.
 
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
 itself, 1 to 9 have the suffix that kombu's Redis transport gives them

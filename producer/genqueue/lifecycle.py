@@ -6,6 +6,7 @@ The Lua scripts change states; they are handed the states they may leave
 queued ──started──▶ running ──finished──▶ finished
   │                    ├─────failed─────▶ failed
   │                    ├────cancelled────▶ cancelled
+  │                    ├─────expired─────▶ failed (its holder is gone)
   │                    └────released─────▶ queued (a later attempt goes on)
   ├────────failed (unreadable request), expired──▶ failed
   └────────cancelled──▶ cancelled
@@ -51,6 +52,7 @@ EDGES: dict[tuple[State, Transition], State] = {
     (State.RUNNING, Transition.FINISHED): State.FINISHED,
     (State.RUNNING, Transition.RELEASED): State.QUEUED,
     (State.QUEUED, Transition.EXPIRED): State.FAILED,
+    (State.RUNNING, Transition.EXPIRED): State.FAILED,  # only once the lease has run out
     (State.QUEUED, Transition.FAILED): State.FAILED,
     (State.RUNNING, Transition.FAILED): State.FAILED,
     (State.QUEUED, Transition.CANCELLED): State.CANCELLED,

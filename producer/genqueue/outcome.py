@@ -4,11 +4,11 @@ Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a r
 tell its caller.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genqueue import errors
-from genqueue.calls import End, Flush, Record
+from genqueue.calls import End, Flush, Overdue, Record
 from genqueue.lifecycle import State, Transition
 from genqueue.messages import (
     Chunk,
@@ -147,7 +147,10 @@ def error_of(record: Record, partial_text: str) -> errors.GenerationError:
             "completion_tokens": record.completion_tokens,
         },
         attempts=record.attempt,
-        detail=outcome.detail,
+        detail={
+            "timings": timings(record.submitted_at, record.started_at, record.first_text_at, record.ended_at),
+            **outcome.detail,
+        },
     )
 
 
@@ -213,6 +216,20 @@ def cancelled(generation_id: str, generator: str, *, date_done: str) -> End:
         celery_failure(generation_id, "REVOKED", "TaskRevokedError", "celery.exceptions", CANCELLED.message, date_done),
         outcome=CANCELLED,
     )
+
+
+def overdue(found: Overdue, *, date_done: str) -> End:
+    """The end of what passed its deadline while no worker had it; text and usage so far are kept.
+
+    Fenced: it is refused if somebody has begun a newer attempt.
+    """
+    reason, errors = expired("in the queue"), found.errors
+    if found.holder is not None:
+        reason = expired("after its worker was lost")
+        errors = [*errors, {"attempt": found.attempt, "message": f"the lease of {found.holder} ran out"}]
+    reason = reason.model_copy(update={"detail": {"errors": errors, **reason.detail}})
+    end = failed(found.generation_id, found.generator, None, reason, date_done=date_done, transition=Transition.EXPIRED)
+    return replace(end, attempt=found.attempt)
 
 
 def rejection(message: str, **detail: Any) -> Outcome:

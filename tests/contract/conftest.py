@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from genqueue import calls, keys, outcome
-from genqueue.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed
-from genqueue.lifecycle import State, Transition
+from genqueue.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed, Overdue
+from genqueue.lifecycle import State
 from genqueue.messages import GenerationResult, Outcome, Token, chunk_body, read_request
 from genqueue.store import AsyncStore, LoopThread, Store
 from genqueue_ops.local_redis import LocalRedis, local_redis
@@ -136,13 +136,9 @@ class Registry:
         return answer
 
     def sweep(self, *generators: str) -> Found:
-        """What a sweeper that serves ``default`` (or ``generators``) finds."""
+        """What a sweeper that serves ``default`` (or ``generators``) finds, and rings for."""
         found: Found = self.run(calls.sweep(generators or ("default",), keep_s=KEEP_S))
         return found
-
-    def ring(self, *generation_ids: str) -> None:
-        """Ring again for generations of ``default``."""
-        self.run(calls.ring([(generation_id, "default", 5) for generation_id in generation_ids]))
 
     def doorbells(self, priority: int = 5) -> list[str]:
         """The ids whose messages wait in Celery's list of ``default``, the next one first."""
@@ -160,16 +156,9 @@ class Registry:
         last = None if attempt is None else Flush(generation_id, attempt, 99, 2, text, "", [])
         return outcome.failed(generation_id, "default", last, Outcome(error=error, message="words"), date_done=DONE)
 
-    def expired(self, generation_id: str) -> End:
-        """The end that a sweeper gives what waited past its deadline."""
-        return outcome.failed(
-            generation_id,
-            "default",
-            None,
-            outcome.expired("in the queue"),
-            date_done=DONE,
-            transition=Transition.EXPIRED,
-        )
+    def expired(self, generation_id: str, attempt: int = 0, holder: str | None = None) -> End:
+        """The end that a sweeper gives what passed its deadline while nobody had it."""
+        return outcome.overdue(Overdue(generation_id, "default", attempt, holder, []), date_done=DONE)
 
     def cancelled(self, generation_id: str) -> End:
         return outcome.cancelled(generation_id, "default", date_done=DONE)

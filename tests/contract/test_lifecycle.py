@@ -26,7 +26,7 @@ def test_redis_allows_exactly_the_edges_of_the_table(registry, state, transition
             Transition.FINISHED: lambda: registry.finished(generation_id, attempt=attempt),
             Transition.FAILED: lambda: registry.failed(generation_id, attempt),
             Transition.CANCELLED: lambda: registry.cancelled(generation_id),
-            Transition.EXPIRED: lambda: registry.expired(generation_id),
+            Transition.EXPIRED: lambda: registry.expired(generation_id, attempt),
         }[transition]()
         events_before = registry.events(generation_id)
         registry.finish(end)

@@ -1,36 +1,62 @@
-"""``sweep`` and ``ring``: what nobody looks after is found, by one sweeper, and is the next to be taken.
+"""``sweep``: what nobody looks after is found, by one sweeper, and is the next to be taken.
 
 Nothing here waits: time passes by writing older scores.
 """
 
+import json
+
 import pytest
 
-from genqueue import calls, keys
-from genqueue.calls import Found
+from genqueue import calls, keys, plans
+from genqueue.calls import Found, Overdue
+from genqueue.errors import GenerationExpiredError
 
-from .conftest import KEEP_S, flush, only_real_redis
+from .conftest import KEEP_S, LEASE_S, flush, only_real_redis
 
 NOTHING = Found([], [])
 MINUTE_S = 60.0
+LOOK_AGAIN_S = 3.0
+WINDOW = 500
+"""How many of a kind one sweep looks at."""
 
 
 def rests(registry, generation_id, seconds):
-    """Have a queued generation wait ``seconds`` longer than it does."""
-    registry.raw.zincrby(keys.waiting("default"), -seconds * 1e5, generation_id)  # 10 us each
+    """Have a generation be ``seconds`` older than it is."""
+    registry.raw.hincrbyfloat(keys.generation(generation_id), "submitted_at", -seconds)
+    registry.raw.zadd(keys.waiting("default"), {generation_id: -seconds * 1e5}, xx=True, incr=True)  # 10 us each
+
+
+def place(registry, generation_id):
+    return registry.raw.zscore(keys.waiting("default"), generation_id)
 
 
 def lose_doorbells(registry):
     registry.raw.delete(*(keys.doorbell("default", priority) for priority in keys.PRIORITIES))
 
 
-def left_by_a_dead_worker(registry):
+def pop(registry, generation_id):
+    """Take its doorbell, wherever it is in the list."""
+    place = keys.doorbell("default", 5)
+    for entry in registry.raw.lrange(place, 0, -1):
+        if json.loads(entry)["headers"]["id"] == generation_id:
+            registry.raw.lrem(place, 1, entry)
+
+
+def began(registry):
+    """A generation whose doorbell was popped and that worker-1 has claimed."""
     generation_id = registry.running()
+    pop(registry, generation_id)
+    return generation_id
+
+
+def left_by_a_dead_worker(registry):
+    generation_id = began(registry)
     registry.lose_lease(generation_id)
     return generation_id
 
 
 def due_after_a_backoff(registry):
-    generation_id = registry.running()
+    generation_id = began(registry)
     registry.release(flush(generation_id, 1), delay_s=5.0)
     registry.raw.zadd(keys.DELAYED, {generation_id: registry.now_ms - 1})
     return generation_id
@@ -46,7 +72,8 @@ def without_a_list(registry):
 def passed_over(registry):
     generation_id = registry.submit()
     rests(registry, generation_id, MINUTE_S)
-    registry.running()  # younger, and its doorbell was heard
+    pop(registry, generation_id)
+    began(registry)  # younger
     return generation_id
 
 
@@ -72,9 +99,9 @@ def test_one_of_ten_sweepers_finds_it(registry, lose):
 def test_it_is_found_again_if_nobody_has_come_for_it(registry, lose):
     generation_id = lose(registry)
     registry.sweep()
-    registry.ring(generation_id)
-    lose_doorbells(registry)  # the sweeper died between the two, or who was rung for
-    registry.raw.zincrby(keys.RUNG, -4900, generation_id)
+    rests(registry, generation_id, LOOK_AGAIN_S)
+    lose_doorbells(registry)  # who was rung for died
+    registry.raw.zincrby(keys.RUNG, -(LOOK_AGAIN_S * 1e3 - 100), generation_id)
     assert registry.sweep() == NOTHING
     registry.raw.zincrby(keys.RUNG, -200, generation_id)
     assert registry.sweep() == Found([generation_id], [])
@@ -84,7 +111,6 @@ def test_it_is_found_again_if_nobody_has_come_for_it(registry, lose):
 def test_what_was_claimed_again_is_not_astray(registry, lose):
     generation_id = lose(registry)
     registry.sweep()
-    registry.ring(generation_id)
     assert registry.claim(generation_id, "worker-2").attempt >= 1
     registry.raw.delete(keys.RUNG)
     assert registry.sweep() == NOTHING
@@ -93,11 +119,21 @@ def test_what_was_claimed_again_is_not_astray(registry, lose):
 @named
 def test_what_is_rung_for_is_the_next_to_be_taken(registry, lose):
     generation_id = lose(registry)
-    found = registry.sweep().astray
-    for _ in range(3):
-        registry.submit()
-    registry.ring(*found)
+    if lose is not without_a_list:
+        for _ in range(3):
+            registry.submit()
+    registry.sweep()
+    registry.submit()
     assert registry.doorbells()[0] == generation_id
+
+
+def test_what_is_rung_for_together_is_taken_in_its_order(registry):
+    ids = [left_by_a_dead_worker(registry) for _ in range(3)]
+    for generation_id, lease_end in zip(ids, (3, 1, 2), strict=True):
+        registry.raw.zadd(keys.LEASES, {generation_id: lease_end + registry.now_ms - 10})
+    registry.submit()
+    assert registry.sweep().astray == ids
+    assert registry.doorbells()[:3] == ids
 
 
 def test_what_is_looked_after_is_left_alone(registry):
@@ -131,6 +167,31 @@ def test_a_younger_one_that_overtook_it_by_a_moment_is_no_sign_of_loss(registry)
     assert registry.sweep() == NOTHING
 
 
+def test_one_of_many_submitted_together_is_found_though_none_is_much_younger(registry):
+    """Their doorbells keep the list full for long; it is looked for a second time before it is rung for."""
+    lost = registry.submit()
+    pop(registry, lost)
+    rests(registry, lost, MINUTE_S)
+    for younger_s in (0.2, 0.4):
+        rests(registry, registry.submit(), MINUTE_S - younger_s)
+    overtaker = registry.submit()
+    pop(registry, overtaker)
+    rests(registry, overtaker, MINUTE_S - 0.1)
+    registry.claim(overtaker)
+    assert registry.sweep() == NOTHING
+    registry.raw.zincrby(keys.RUNG, -900, lost)
+    assert registry.sweep() == NOTHING
+    registry.raw.zincrby(keys.RUNG, -200, lost)
+    assert registry.sweep() == Found([lost], [])
+
+
+def test_one_that_was_passed_over_and_whose_doorbell_is_still_there_is_not_rung_for(registry):
+    generation_id = registry.submit()
+    rests(registry, generation_id, MINUTE_S)
+    registry.running()  # younger: it came another way
+    assert registry.sweep() == NOTHING
+
+
 def test_a_claim_of_one_priority_says_nothing_of_another(registry):
     for priority in (0, 9):
         rests(registry, registry.submit(priority=priority), MINUTE_S)
@@ -142,6 +203,7 @@ def test_a_claim_of_one_priority_says_nothing_of_another(registry):
 def test_each_priority_is_looked_through(registry, priority):
     generation_id = registry.submit(priority=priority)
     rests(registry, generation_id, MINUTE_S)
+    lose_doorbells(registry)
     registry.running(priority=priority)
     assert registry.sweep().astray == [generation_id]
 
@@ -165,15 +227,31 @@ def test_what_was_given_back_this_instant_is_no_lost_doorbell(registry):
 # --- deadlines -------------------------------------------------------------------------------
 
 
-def expires(registry, generation_id):
+def expires(registry, generation_id, *, late=True):
+    """Have its deadline be a second ago; the set of deadlines has it only while nobody runs it (``late``)."""
     registry.raw.hset(keys.generation(generation_id), "deadline_at", f"{registry.now_ms / 1e3 - 1:.6f}")
-    registry.raw.zadd(keys.DEADLINES, {generation_id: registry.now_ms - 1000})
+    if late:
+        registry.raw.zadd(keys.DEADLINES, {generation_id: registry.now_ms - 1000})
+
+
+def waited(generation_id):
+    return Overdue(generation_id, "default", 0, None, [])
+
+
+def end_of(registry, generation_id):
+    """The error that whoever asks for its result is given."""
+    plan = plans.result(generation_id)
+    answer = None
+    with pytest.raises(GenerationExpiredError) as ended:
+        while True:
+            answer = registry.run(plan.send(answer))
+    return ended.value
 
 
 def test_a_deadline_that_passes_in_the_queue_is_found_by_one_sweeper(registry):
     generation_id = registry.submit(deadline_s=100)
     expires(registry, generation_id)
-    assert [registry.sweep() for _ in range(10)] == [Found([], [generation_id]), *[NOTHING] * 9]
+    assert [registry.sweep() for _ in range(10)] == [Found([], [waited(generation_id)]), *[NOTHING] * 9]
     assert registry.finish(registry.expired(generation_id)) == "ok"
     assert registry.raw.zscore(keys.DEADLINES, generation_id) is None
 
@@ -182,18 +260,19 @@ def test_a_deadline_that_a_dying_sweeper_took_is_found_again(registry):
     generation_id = registry.submit(deadline_s=100)
     expires(registry, generation_id)
     registry.sweep()
-    expires(registry, generation_id)
-    registry.raw.zincrby(keys.RUNG, -5100, generation_id)
-    assert registry.sweep().expired == [generation_id]
+    registry.raw.zincrby(keys.DEADLINES, -(LOOK_AGAIN_S * 1e3 - 100), generation_id)
+    assert registry.sweep() == NOTHING
+    registry.raw.zincrby(keys.DEADLINES, -200, generation_id)
+    assert registry.sweep() == Found([], [waited(generation_id)])
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 60.0])
 def test_a_deadline_that_passes_after_it_was_given_back_is_found(registry, delay_s):
     generation_id = registry.running(deadline_s=100)
-    registry.release(flush(generation_id, 1, ["a"]), delay_s=delay_s)
-    registry.raw.zincrby(keys.RUNG, -2000, generation_id)
-    expires(registry, generation_id)  # a second ago
-    assert registry.sweep() == Found([], [generation_id])
+    registry.release(flush(generation_id, 1, ["a"]), delay_s=delay_s, failure="cut")
+    expires(registry, generation_id)
+    errors = [{"attempt": 1, "message": "cut"}]
+    assert registry.sweep() == Found([], [Overdue(generation_id, "default", 1, None, errors)])
 
 
 def test_a_deadline_that_passes_just_after_it_was_rung_again_is_found_at_once(registry):
@@ -201,32 +280,70 @@ def test_a_deadline_that_passes_just_after_it_was_rung_again_is_found_at_once(re
     rests(registry, generation_id, MINUTE_S)
     lose_doorbells(registry)
     assert registry.sweep() == Found([generation_id], [])
-    registry.ring(generation_id)
-    registry.raw.zincrby(keys.RUNG, -2000, generation_id)
-    expires(registry, generation_id)  # a second ago
-    assert registry.sweep().expired == [generation_id]
+    expires(registry, generation_id)
+    assert registry.sweep() == Found([], [waited(generation_id)])
 
 
 def test_what_runs_meanwhile_does_not_expire_in_the_queue(registry):
     generation_id = registry.submit(deadline_s=100)
     expires(registry, generation_id)
-    assert registry.sweep().expired == [generation_id]
+    assert registry.sweep().expired == [waited(generation_id)]
     registry.raw.hset(keys.generation(generation_id), "deadline_at", f"{registry.now_ms / 1e3 + 100:.6f}")
     registry.claim(generation_id)
-    assert registry.finish(registry.expired(generation_id)) == "running"
+    assert registry.finish(registry.expired(generation_id)) == "superseded"
+
+
+def test_what_a_dead_worker_left_past_its_deadline_is_ended_whoever_sweeps(registry):
+    """Nobody may serve its generator any more."""
+    generation_id = registry.running(deadline_s=100)
+    registry.append(flush(generation_id, 1, ["a", "b"], mark="first"))
+    registry.lose_lease(generation_id)
+    expires(registry, generation_id, late=False)
+    assert registry.sweep("other") == Found([], [Overdue(generation_id, "default", 1, "worker-1", [])])
+    assert registry.doorbells() == [generation_id]  # its first, that nobody popped: none was added
+    assert registry.finish(registry.expired(generation_id, 1, "worker-1")) == "ok"
+    assert registry.events(generation_id)[-1] == "4.1 failed"
+    error = end_of(registry, generation_id)
+    assert (error.partial_text, error.usage["completion_tokens"], error.attempts) == ("ab", 2, 1)
+    assert error.detail["errors"] == [{"attempt": 1, "message": "the lease of worker-1 ran out"}]
+    assert (error.detail["finish_reason"], error.detail["timings"]["decode_s"]) == ("deadline", pytest.approx(0, abs=9))
+    assert registry.sweep("other") == NOTHING
+
+
+def test_a_deadline_that_passes_after_its_worker_was_lost_is_found(registry):
+    generation_id = registry.running(deadline_s=100)
+    registry.lose_lease(generation_id)
+    assert registry.sweep("other").astray == [generation_id]
+    expires(registry, generation_id)
+    assert registry.sweep("other") == Found([], [Overdue(generation_id, "default", 1, "worker-1", [])])
+
+
+def test_where_a_deadline_passed_in_the_queue_the_phases_are_said(registry):
+    generation_id = registry.submit(deadline_s=100)
+    registry.raw.hset(keys.generation(generation_id), "submitted_at", f"{registry.now_ms / 1e3 - 100:.6f}")
+    expires(registry, generation_id)
+    registry.sweep()
+    registry.finish(registry.expired(generation_id))
+    timings = end_of(registry, generation_id).detail["timings"]
+    assert timings.pop("total_s") == pytest.approx(100, abs=9)
+    assert timings == {"queue_wait_s": None, "waking_s": None, "first_text_s": None, "decode_s": None}
 
 
 # --- what it costs, and what it forgets ------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG])
-def test_what_rested_for_longer_than_its_keys_live_is_forgotten(registry, place):
+@pytest.mark.parametrize("place", [keys.LEASES, keys.DELAYED, keys.DEADLINES])
+def test_what_is_gone_is_forgotten(registry, place):
+    registry.raw.zadd(place, {"gone": registry.now_ms - 1})
+    assert registry.sweep() == NOTHING
+    assert registry.raw.exists(place) == 0
+
+
+def test_rings_for_what_is_gone_are_forgotten(registry):
     old, young = registry.now_ms - (KEEP_S + 1) * 1e3, registry.now_ms - (KEEP_S - 60) * 1e3
-    registry.raw.zadd(place, {"old": old, "young": young})
-    registry.raw.expire(place, KEEP_S)
+    registry.raw.zadd(keys.RUNG, {"old": old, "young": young})
     registry.sweep()
-    assert registry.raw.zscore(place, "old") is None
-    assert registry.raw.zscore(place, "young") is not None
+    assert registry.raw.zrange(keys.RUNG, 0, -1) == [b"young"]
 
 
 def test_what_waited_for_longer_than_its_keys_live_takes_no_room(registry):
@@ -254,6 +371,164 @@ def test_a_sweep_costs_the_same_however_many_wait(registry):
     assert commands() == few
 
 
-def test_nothing_to_ring_is_no_error(registry):
-    registry.run(calls.ring([]))
-    assert registry.doorbells() == []
+@only_real_redis
+def test_a_sweep_that_finds_something_is_one_command_too(registry):
+    for lose in ASTRAY:
+        lose(registry)
+    registry.raw.config_resetstat()
+    assert len(registry.sweep().astray) == len(ASTRAY)
+    stats = registry.raw.info("commandstats")
+    assert sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval")) == 1
+
+
+# --- what it finds however much cannot be claimed ---------------------------------------------
+
+
+def many(registry, count, **fields):
+    return [registry.submit(**fields) for _ in range(count)]
+
+
+def swept(registry, *generators, rounds):
+    """What that many sweeps ring for, each with time enough behind it for another look."""
+    found = []
+    for _ in range(rounds):
+        found += registry.sweep(*generators).astray
+        for generation_id in registry.raw.zrange(keys.RUNG, 0, -1):
+            registry.raw.zincrby(keys.RUNG, -LOOK_AGAIN_S * 1e3, generation_id)
+    return found
+
+
+def lost_lease(registry, ids, ago_ms):
+    for generation_id in ids:
+        registry.raw.zadd(keys.LEASES, {generation_id: registry.now_ms - ago_ms})
+
+
+@pytest.mark.parametrize("unclaimable", ["leases", "delays", "gone"])
+def test_nothing_hides_behind_what_nobody_can_claim(writer, unclaimable):
+    registry = writer
+    first = many(registry, WINDOW, generator="nobody-serves")
+    if unclaimable == "gone":
+        registry.raw.zadd(keys.LEASES, {f"gone-{number}": registry.now_ms - MINUTE_S * 1e3 for number in range(WINDOW)})
+    else:
+        for generation_id in first:
+            registry.claim(generation_id, generator="nobody-serves")
+        if unclaimable == "leases":
+            lost_lease(registry, first, MINUTE_S * 1e3)
+        else:
+            for generation_id in first:
+                registry.release(flush(generation_id, 1), delay_s=5.0)
+            due_ms = registry.now_ms - MINUTE_S * 1e3
+            registry.raw.zadd(keys.DELAYED, dict.fromkeys(first, due_ms))
+    last = left_by_a_dead_worker(registry)
+    if unclaimable == "delays":
+        registry.release(flush(last, 1), delay_s=5.0)
+        registry.raw.zadd(keys.DELAYED, {last: registry.now_ms - 1})
+    assert last in swept(registry, rounds=3)
+
+
+def test_no_deadline_hides_behind_others(writer):
+    registry = writer
+    ids = many(registry, 250, deadline_s=100)
+    for generation_id in ids:
+        expires(registry, generation_id)
+    found = [overdue.generation_id for _ in range(3) for overdue in registry.sweep().expired]
+    assert sorted(found) == sorted(ids)
+
+
+def test_a_waiting_one_is_found_behind_any_number_whose_doorbells_nobody_pops(writer):
+    """A list was deleted: those at its front are rung for first, and as they are claimed the others."""
+    registry = writer
+    ids = many(registry, WINDOW + 3)
+    for generation_id in ids:
+        rests(registry, generation_id, MINUTE_S)
+    lose_doorbells(registry)
+    assert swept(registry, rounds=3) == ids[:WINDOW]
+    assert registry.doorbells() == ids[:WINDOW]
+    for generation_id in ids[:WINDOW]:
+        registry.claim(generation_id)
+    lose_doorbells(registry)  # popped
+    assert registry.sweep().astray == ids[WINDOW:]
+
+
+# --- how often it rings -----------------------------------------------------------------------
+
+
+def handed_over(registry):
+    """Its worker left; it is queued again, and has been rung for."""
+    generation_id = began(registry)
+    registry.release(flush(generation_id, 1))
+    registry.raw.zincrby(keys.RUNG, -LOOK_AGAIN_S * 1e3, generation_id)
+    rests(registry, generation_id, MINUTE_S)
+    return generation_id
+
+
+any_cause = pytest.mark.parametrize("lose", [*ASTRAY, handed_over], ids=lambda lose: lose.__name__)
+
+
+@any_cause
+@pytest.mark.parametrize("crowd", [0, 3])
+def test_a_doorbell_that_nobody_pops_is_not_rung_again(registry, lose, crowd):
+    """No worker has room, or nobody serves that queue."""
+    generation_id = lose(registry)
+    many(registry, crowd)
+    began(registry)  # younger
+    swept(registry, rounds=20)
+    assert registry.doorbells().count(generation_id) == 1
+    assert registry.raw.llen(keys.doorbell("default", 5)) == 1 + crowd
+
+
+@any_cause
+@pytest.mark.parametrize("crowd", [0, 3])
+def test_a_doorbell_that_is_popped_and_lost_again_and_again_is_rung_each_time(registry, lose, crowd):
+    generation_id = lose(registry)
+    rests(registry, generation_id, MINUTE_S)
+    many(registry, crowd)
+    began(registry)  # younger
+    for _ in range(5):
+        swept(registry, rounds=2)
+        assert registry.doorbells()[0] == generation_id
+        pop(registry, generation_id)  # its worker died before the claim
+
+
+def test_one_priority_that_never_empties_does_not_hide_what_another_lost(registry):
+    generation_id = registry.submit(priority=5)
+    rests(registry, generation_id, MINUTE_S)
+    lose_doorbells(registry)
+    many(registry, 3, priority=0)
+    many(registry, 3, priority=9)
+    assert registry.sweep().astray == [generation_id]
+
+
+def test_the_doorbell_of_an_odd_id_is_known_again(registry):
+    """A plain Celery producer may choose any."""
+    for generation_id in ('"quoted"', "a/b", "100%", "{id}", "Ωmega"):
+        registry.submit(generation_id)
+        registry.claim(generation_id)
+        registry.lose_lease(generation_id)
+    lose_doorbells(registry)
+    swept(registry, rounds=3)
+    assert sorted(registry.doorbells()) == sorted(['"quoted"', "a/b", "100%", "{id}", "Ωmega"])
+
+
+# --- a holder that comes back -----------------------------------------------------------------
+
+
+def test_a_holder_that_comes_back_before_anybody_came_for_it_keeps_it(registry):
+    generation_id = registry.running(deadline_s=100)
+    registry.lose_lease(generation_id)
+    assert registry.sweep().astray == [generation_id]
+    assert registry.run(calls.renew([(generation_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S)) == {}
+    assert registry.claim(generation_id, "worker-2").reason == "held"
+    for place in (keys.waiting("default"), keys.RUNG, keys.DEADLINES):
+        assert registry.raw.zscore(place, generation_id) is None
+    assert registry.sweep() == NOTHING
+
+
+def test_what_its_holder_ends_after_it_was_given_up_is_rung_for_no_more(registry):
+    generation_id = registry.running()
+    registry.lose_lease(generation_id)
+    registry.sweep()
+    assert registry.finish(registry.finished(generation_id)) == "ok"
+    lose_doorbells(registry)
+    assert swept(registry, rounds=3) == []
+    assert registry.raw.zcard(keys.waiting("default")) == 0

@@ -412,6 +412,58 @@ def start_worker(launch_worker: Callable[..., WorkerProcess]) -> Iterator[Callab
         worker.end()
 
 
+@dataclass
+class FlowerProcess:
+    """Flower, and its HTTP API, which asks for no password here."""
+
+    url: str
+    log_path: Path
+
+    def ask(self, path: str, method: str = "GET") -> Any:
+        """The JSON that a route answers; None while there is none."""
+        try:
+            request = urllib.request.Request(f"{self.url}/api/{path}", method=method)
+            with urllib.request.urlopen(request, timeout=5) as response:
+                return json.load(response)
+        except OSError:
+            return None
+
+
+@pytest.fixture(scope="session")
+def flower_of(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, dict[str, dict[str, Any]]], contextlib.AbstractContextManager[FlowerProcess]]:
+    """``with flower_of(redis_url, generators) as flower``: it has seen a worker."""
+
+    @contextlib.contextmanager
+    def open_flower(redis_url: str, generators: dict[str, dict[str, Any]]) -> Iterator[FlowerProcess]:
+        folder = tmp_path_factory.mktemp("flower")
+        (folder / "genqueue.toml").write_text(toml_of(generators))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "flower"]
+        command += ["--address=127.0.0.1", f"--port={port}"]
+        environ = {name: value for name, value in clean_environment(folder).items() if not name.startswith("FLOWER")}
+        environ |= {"GENQUEUE_REDIS_URL": redis_url, "FLOWER_UNAUTHENTICATED_API": "true"}
+        flower = FlowerProcess(f"http://127.0.0.1:{port}", folder / "flower.log")
+        with flower.log_path.open("wb") as log:
+            process = subprocess.Popen(
+                command, env=environ, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        try:
+            wait_for(lambda: flower.ask("workers"), within_s=30)
+            yield flower
+        except AssertionError as error:
+            said = flower.log_path.read_text(errors="replace")[-3000:]
+            raise AssertionError(f"{error}; Flower's log: {said}") from error
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+    return open_flower
+
+
 @pytest.fixture(scope="session")
 def generators(standin: StandinProcess, keyed_standin: StandinProcess, closed_port: int) -> dict[str, dict[str, Any]]:
     """What the worker below serves; a failure ends a generation at once (test_failures.py has those that go on)."""

@@ -30,6 +30,17 @@ def app(fleet):
     app.close()
 
 
+@pytest.fixture(scope="module")
+def flower(fleet, flower_of, standin):
+    tgi = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with flower_of(fleet.redis.url, {"default": tgi}) as opened:
+        yield opened
+
+
+def tokens_of(reading):
+    return sum(len(getattr(event, "tokens", ())) for _, event in reading.events)
+
+
 def p95(values):
     return sorted(values)[int(0.95 * (len(values) - 1))]
 
@@ -38,7 +49,6 @@ WAYS = {
     "cancel": lambda app, generation: generation.cancel(),
     "revoke": lambda app, generation: AsyncResult(generation.id, app=app).revoke(),
     "terminate": lambda app, generation: AsyncResult(generation.id, app=app).revoke(terminate=True),
-    "flower": lambda app, generation: app.control.revoke(generation.id, terminate=True, signal="SIGTERM"),
 }
 any_way = pytest.mark.parametrize("way", WAYS)
 
@@ -126,7 +136,7 @@ def test_a_cancel_that_races_with_the_end_gives_one_outcome_to_all(fleet, app, a
     began_s = time.monotonic()
     fleet.client.submit(ask(tokens=6, itl_s=0.01)).result(timeout_s=10)
     usual_s = time.monotonic() - began_s
-    for number in range(50):
+    for number in range(100):
         prompt = ask(tokens=6, itl_s=0.01)
         generation = fleet.client.submit(prompt)
         reading = read(generation)
@@ -148,3 +158,24 @@ def test_a_cancel_that_races_with_the_end_gives_one_outcome_to_all(fleet, app, a
         else:
             assert assert_cancelled(app, reading).partial_text == text
     assert set(outcomes) == {"finished", "cancelled"}, outcomes
+
+
+@pytest.mark.parametrize("button", ["revoke/{}", "revoke/{}?terminate=true", "revoke/{}?terminate=true&signal=SIGKILL"])
+def test_flowers_buttons_mean_the_same(fleet, app, ask, read, standin, eventually, flower, button):
+    """What decodes, what waits for its first token, and what backs off."""
+    unwilling = {"kind": "status", "status": 503, "headers": {"Retry-After": "60"}}
+    decodes, waits, backs_off = ask(tokens=400, itl_s=0.05), ask(ttft_s=60), ask(faults=[unwilling])
+    readings = [read(fleet.client.submit(prompt)) for prompt in (decodes, waits, backs_off)]
+    eventually(lambda: tokens_of(readings[0]) > 5 and standin.requests(waits))
+    eventually(lambda: standin.requests(backs_off) and fleet.record(readings[2].generation)["state"] == "queued")
+    for reading in readings:
+        answer = flower.ask(f"task/{button.format(reading.generation.id)}", "POST")
+        assert reading.generation.id in answer["message"]
+    errors = [assert_cancelled(app, reading) for reading in readings]
+    eventually(lambda: {standin.only(prompt)["state"] for prompt in (decodes, waits)} == {"dropped"}, within_s=2)
+    assert errors[0].partial_text
+    assert errors[0].usage["completion_tokens"] == tokens_of(readings[0])
+    for reading in readings[:2]:  # what backs off is with no worker: none says what became of its task
+        eventually(lambda: (flower.ask(f"task/info/{reading.generation.id}") or {}).get("state") == "REVOKED")  # noqa: B023
+    prompt = ask()
+    assert fleet.client.submit(prompt).result(timeout_s=10).replies == [prompt.answer]

@@ -1,6 +1,7 @@
 """Redis goes away under load and comes back: nothing is lost, nothing runs twice, new work is taken."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -23,6 +24,12 @@ def restart(fleet):
     fleet.redis.start()
 
 
+def crash(fleet):
+    """Its append-only file is not synced at every write: a process's death loses nothing of it all the same."""
+    fleet.redis.kill()
+    fleet.redis.start()
+
+
 def freeze(seconds):
     def freeze(fleet):
         fleet.redis.pause()
@@ -36,12 +43,13 @@ def freeze(seconds):
     "outage",
     [
         pytest.param(restart, id="restarted-after-4-s"),
-        pytest.param(freeze(6.0), id="frozen-for-6-s"),
+        pytest.param(crash, id="killed-and-restarted"),
+        pytest.param(freeze(10.0), id="frozen-for-10-s"),
         pytest.param(freeze(3.5), id="frozen-for-less-than-its-timeout"),
     ],
 )
 def test_streams_outlast_it_and_new_work_is_taken(fleet, ask, read, eventually, standin, outage):
-    prompts = [ask(tokens=150, itl_s=0.05) for _ in range(20)]
+    prompts = [ask(tokens=250, itl_s=0.05) for _ in range(20)]
     readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
     eventually(lambda: all(len(reading.events) > 10 for reading in readings))
     outage(fleet)
@@ -54,10 +62,45 @@ def test_streams_outlast_it_and_new_work_is_taken(fleet, ask, read, eventually, 
         assert reading.text() == prompt.answer
         result = reading.generation.result(timeout_s=5)
         assert result.replies == [prompt.answer]
-        assert result.meta[0]["usage"]["completion_tokens"] == 151
+        assert result.meta[0]["usage"]["completion_tokens"] == 251
     attempts = [reading.generation.result(timeout_s=5).meta[0]["attempts"] for reading in readings]
     assert attempts == [1] * 20
     assert [len(standin.attempts(prompt)) for prompt in prompts] == [1] * 20
+
+
+def test_what_was_accepted_just_before_it_is_run_and_who_submits_meanwhile_is_told_or_waits(
+    fleet, ask, read, eventually, standin
+):
+    """Frozen for 10 s with work queued, accepted and submitted; afterwards the workers take all of it, and more."""
+    busy = [read(fleet.client.submit(ask(tokens=300, itl_s=0.05))) for _ in range(10)]
+    eventually(lambda: all(len(reading.events) > 5 for reading in busy))
+    accepted = [(prompt := ask(), fleet.client.submit(prompt)) for _ in range(20)]
+    settings = {"redis_url": fleet.redis.url, "generators": {}}
+    with (
+        GenerationClient(Settings(**settings, redis_timeout_s=1.0)) as hasty,
+        GenerationClient(Settings(**settings, redis_timeout_s=20.0)) as patient,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert hasty.submit(ask()) and patient.submit(ask())  # both are connected
+        fleet.redis.pause()
+        frozen_s = time.monotonic()
+        waits = ask()
+        waiting = threads.submit(patient.submit, waits)
+        with pytest.raises(RedisUnavailableError, match=r"127\.0\.0\.1"):
+            hasty.submit(ask())
+        assert time.monotonic() - frozen_s < 3.0
+        time.sleep(frozen_s + 10.0 - time.monotonic())
+        fleet.redis.resume()
+        back_s = time.monotonic()
+        accepted.append((waits, waiting.result(timeout=BACK_WITHIN_S)))
+        accepted += [(prompt := ask(), hasty.submit(prompt)) for _ in range(20)]
+        for prompt, generation in accepted:
+            assert generation.result(timeout_s=10).replies == [prompt.answer]
+        assert time.monotonic() - back_s < BACK_WITHIN_S
+        assert [len(standin.attempts(prompt)) for prompt, _ in accepted] == [1] * len(accepted)
+        for reading in busy:
+            reading.text(within_s=30)
+            assert reading.kinds() == ["1.started", "1.finished"]
 
 
 def test_a_producer_hears_of_it_at_once_and_a_reader_waits_as_long_as_it_was_told(fleet, ask, read, eventually):

@@ -1,5 +1,6 @@
 """What a worker leaves when it dies, sleeps or is told to stop, another one ends; readers see one text."""
 
+import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from genqueue import Settings
+from genqueue import GenerationExpiredError, Settings
 from genqueue.keys import doorbell
+from genqueue.keys import generation as generation_key
 from genqueue_ops.tgi_standin.prose import expected_tokens
 from genqueue_worker.engine import Engine, NotOurs
 
@@ -87,19 +89,22 @@ def test_one_that_slept_past_its_lease_writes_nothing_more(fleet, ask, read, eve
     eventually(lambda: f"[{reading.generation.id}] ignored" in sleeper.log)
 
 
-def test_what_was_popped_and_never_claimed_is_run(fleet, ask, read, eventually):
+def test_what_was_popped_and_never_claimed_is_run(fleet, ask):
+    """Twelve doorbells: a frozen worker has one in its hands when it is killed, the others go the same way."""
     (only, *others) = fleet.staff(1)
     for other in others:
         other.process.kill()
         other.process.wait()
     only.process.send_signal(signal.SIGSTOP)
-    prompts = [ask(tokens=5) for _ in range(9)]
-    generations = [fleet.client.submit(prompt) for prompt in prompts[:6]]
+    prompts = [ask(tokens=5) for _ in range(15)]
+    generations = [fleet.client.submit(prompt) for prompt in prompts[:12]]
     with redis.Redis.from_url(fleet.redis.url) as db:
-        assert db.llen(doorbell("default", 5)) < 6  # one is in the frozen worker's hands
+        assert db.llen(doorbell("default", 5)) < 12  # one is in the frozen worker's hands
         only.process.kill()
         only.process.wait()
-        generations += [fleet.client.submit(prompt) for prompt in prompts[6:]]
+        while db.rpop(doorbell("default", 5)):  # as a worker that dies between its pop and its claim
+            pass
+        generations += [fleet.client.submit(prompt) for prompt in prompts[12:]]
         fleet.staff(1)
         for prompt, generation in zip(prompts, generations, strict=True):
             assert generation.result(timeout_s=10).replies == [prompt.answer]
@@ -126,6 +131,93 @@ def with_white_space_at(position, ask, **script):
             return prompt
 
 
+def tokens_of(reading):
+    return sum(len(getattr(event, "tokens", ())) for _, event in reading.events)
+
+
+def held_after(tokens, fleet, read, eventually, prompt, **options):
+    """A reader of a generation whose server fell silent after so many tokens, and the worker that has it."""
+    fleet.staff(2)
+    reading = read(fleet.client.submit(prompt, **options))
+    eventually(lambda: tokens_of(reading) == tokens)
+    return reading, fleet.holder(reading.generation)
+
+
+def silent_once_after(tokens):
+    return {"faults": [{"kind": "stall", "after_tokens": tokens, "times": 1}]}
+
+
+def test_killed_at_white_space_the_text_has_no_seam(fleet, ask, read, eventually):
+    prompt = with_white_space_at(7, ask, tokens=20, **silent_once_after(8))
+    reading, holder = held_after(8, fleet, read, eventually, prompt)
+    assert prompt.beginning(8) != prompt.beginning(8).rstrip()
+    holder.process.kill()
+    assert_whole(reading, prompt, attempts=2)
+
+
+def test_a_stop_sequence_across_the_seam_ends_the_text(fleet, ask, read, eventually, standin):
+    """Its beginning came before the worker was killed: the next attempt's server sees the end of it only."""
+    prompt = ask(tokens=60, **silent_once_after(8))
+    end = len(prompt.beginning(9))  # as with TGI, where a token ends
+    stop = prompt.answer[len(prompt.beginning(8)) - 3 : end]
+    assert prompt.answer.index(stop) + len(stop) == end
+    reading, holder = held_after(8, fleet, read, eventually, prompt, stop_words=[stop])
+    holder.process.kill()
+    result = reading.generation.result(timeout_s=15)
+    assert result.replies == [prompt.answer[:end]]
+    assert reading.text() == prompt.answer[:end]
+    assert (result.meta[0]["finish_reason"], result.meta[0]["attempts"]) == ("stop_sequence", 2)
+    eventually(lambda: standin.attempts(prompt)[-1]["state"] != "running")
+
+
+@pytest.mark.parametrize(
+    ("changed", "finish_reason"),
+    [
+        pytest.param(lambda text: {"generation_kwargs": {"max_new_tokens": 8}}, "length", id="max_new_tokens-reached"),
+        pytest.param(lambda text: {"stop_words": [text[-3:]]}, "stop_sequence", id="ends-in-a-stop-word"),
+    ],
+)
+def test_where_only_the_end_itself_was_lost_no_server_is_asked_again(
+    fleet, ask, read, eventually, standin, changed, finish_reason
+):
+    """The worker died between its last token and the end: what it would have left is written by hand."""
+    prompt = ask(tokens=60, **silent_once_after(8))
+    reading, holder = held_after(8, fleet, read, eventually, prompt)
+    holder.process.send_signal(signal.SIGSTOP)
+    with redis.Redis.from_url(fleet.redis.url) as db:
+        place = generation_key(reading.generation.id)
+        request = json.loads(db.hget(place, "request")) | changed(prompt.beginning(8))
+        db.hset(place, "request", json.dumps(request))
+    holder.process.kill()
+    result = reading.generation.result(timeout_s=15)
+    assert result.replies == [prompt.beginning(8)]
+    assert reading.text() == prompt.beginning(8)
+    meta = result.meta[0]
+    assert (meta["finish_reason"], meta["usage"]["completion_tokens"], meta["attempts"]) == (finish_reason, 8, 2)
+    assert len(standin.attempts(prompt)) == 1
+    assert reading.kinds() == ["1.started", "2.started", "2.finished"]
+
+
+def test_what_a_dead_worker_left_is_ended_at_its_deadline_though_nobody_serves_its_generator(
+    fleet_of, ask, read, eventually, standin, launch_worker
+):
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": generator}, GENQUEUE_LEASE_S="1") as fleet:
+        fleet.workers.append(launch_worker({"other": generator}, fleet.redis.url, environ={"GENQUEUE_LEASE_S": "1"}))
+        fleet.staff(2)
+        reading = read(fleet.client.submit(ask(tokens=400, itl_s=0.05), deadline_s=4.0))
+        eventually(lambda: len(reading.events) > 10)
+        fleet.holder(reading.generation).process.kill()
+        with pytest.raises(GenerationExpiredError, match="after its worker was lost") as ended:
+            reading.generation.result(timeout_s=15)
+        assert ended.value.partial_text == reading.text() != ""
+        assert ended.value.usage["completion_tokens"] == tokens_of(reading)
+        detail = ended.value.detail
+        assert (detail["finish_reason"], len(detail["errors"])) == ("deadline", 1)
+        assert 4.0 <= detail["timings"]["total_s"] < 4.0 + TAKEOVER_S
+        assert reading.kinds() == ["1.started", "1.failed"]
+
+
 def test_told_to_stop_it_hands_over_what_does_not_end_in_time(fleet, ask, read, eventually):
     """Among them texts that stand at white space in that moment, which a server trims off a prompt."""
     fleet.staff(2)
@@ -133,7 +225,7 @@ def test_told_to_stop_it_hands_over_what_does_not_end_in_time(fleet, ask, read, 
     prompts = [with_white_space_at(7, ask, tokens=40, itl_s=0.02, **stalls) for _ in range(4)]
     prompts += [ask(tokens=100, itl_s=0.05) for _ in range(8)]
     readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
-    eventually(lambda: all(len(reading.events) >= 5 for reading in readings))
+    eventually(lambda: all(tokens_of(reading) >= 5 for reading in readings))
     leaver = fleet.holder(readings[0].generation)
     leaves = [reading for reading in readings if fleet.holder(reading.generation) is leaver]
     assert leaves

@@ -2,12 +2,7 @@
 
 import asyncio
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-import urllib.request
 
 import pytest
 import redis
@@ -84,53 +79,17 @@ def test_an_idle_worker_ends_at_once(start_worker, own_db, tgi):
     assert "Traceback" not in worker.log
 
 
-def test_flower_starts_with_our_app_and_shows_the_generation(
-    start_worker, own_db, tgi, ask, eventually, tmp_path, worker
-):
+def test_flower_starts_with_our_app_and_shows_the_generation(start_worker, own_db, tgi, ask, eventually, flower_of):
     start_worker(tgi, own_db, "-c", "4", "-n", "flowered@%h")
-    config = tmp_path / "genqueue.toml"
-    config.write_text(
-        f'[generators.default]\napi_type = "text_generation_inference"\n'
-        f"api_params = {{ url = {json.dumps(tgi['default']['api_params']['url'])} }}\n"
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "flower"]
-    command += ["--address=127.0.0.1", f"--port={port}"]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GENQUEUE_", "HF_", "FLOWER"))}
-    environ |= {
-        "GENQUEUE_REDIS_URL": own_db,
-        "GENQUEUE_CONFIG": str(config),
-        "FLOWER_UNAUTHENTICATED_API": "true",
-    }
-    log_path = tmp_path / "flower.log"
-
-    def api(path):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=5) as response:
-                return json.load(response)
-        except OSError:
-            return None
-
-    with log_path.open("wb") as log:
-        flower = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    try:
-        eventually(lambda: api("workers"), within_s=30)
-        with GenerationClient(Settings(redis_url=own_db, generators={})) as client:
-            prompt = ask()
-            generation = client.submit(prompt)
-            generation.result(timeout_s=10)
-            shown = eventually(
-                lambda: (task := api(f"task/info/{generation.id}")) and task["state"] == "SUCCESS" and task
-            )
-            assert shown["name"] == "genqueue.generate"
-            assert shown["args"] == "()"
-            assert shown["kwargs"] == "{}"
-            assert prompt.answer.strip()[:12] not in json.dumps(shown)
-            assert "9 tokens" in shown["result"]
-    except AssertionError as error:
-        raise AssertionError(f"{error}; Flower's log: {log_path.read_text(errors='replace')[-3000:]}") from error
-    finally:
-        flower.terminate()
-        flower.wait(timeout=20)
+    with flower_of(own_db, tgi) as flower, GenerationClient(Settings(redis_url=own_db, generators={})) as client:
+        prompt = ask()
+        generation = client.submit(prompt)
+        generation.result(timeout_s=10)
+        shown = eventually(
+            lambda: (task := flower.ask(f"task/info/{generation.id}")) and task["state"] == "SUCCESS" and task
+        )
+        assert shown["name"] == "genqueue.generate"
+        assert shown["args"] == "()"
+        assert shown["kwargs"] == "{}"
+        assert prompt.answer.strip()[:12] not in json.dumps(shown)
+        assert "9 tokens" in shown["result"]

@@ -29,7 +29,6 @@ SCRIPTS = [
     "release",
     "renew",
     "retry",
-    "ring",
     "submit",
     "sweep",
 ]
@@ -177,9 +176,11 @@ def test_a_renewal_answers_what_is_lost_and_why():
     call = calls.renew([("a", 1), ("b", 2)], lease_s=3.0, keep_s=60)
     assert keys_of(call) == [
         keys.LEASES,
+        keys.RUNG,
+        keys.DEADLINES,
         *(make(generation_id) for generation_id in "ab" for make in (keys.generation, keys.log, keys.text)),
     ]
-    assert list(call.arguments[8:]) == [3.0, 60, "a", 1, "b", 2]
+    assert list(call.arguments[10:]) == [3.0, 60, keys.waiting(""), "a", 1, "b", 2]
     assert call.decode([]) == {}
     assert call.decode([b"a", b"superseded", b"b", b"gone"]) == {"a": "superseded", "b": "gone"}
 

@@ -327,7 +327,7 @@ class Engine:
         with contextlib.suppress(GenerationNotFoundError):
             record = await self._writer.insist(calls.read_record(generation_id))
             if not record.state.is_final:
-                await self._writer.insist(calls.ring([(generation_id, record.generator, record.priority)]))
+                await self._writer.insist(calls.ring(generation_id, record.generator, record.priority))
         return NotOurs("its servers are down")
 
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genqueue import calls, outcome
-from genqueue.errors import GenerationNotFoundError, StoreError
-from genqueue.lifecycle import Transition
+from genqueue.errors import StoreError
 from genqueue.settings import Settings
 from genqueue.store import Store
 
@@ -109,29 +108,14 @@ class LeaseKeeper:
             self._sweep()
 
     def _sweep(self) -> None:
-        found = self._store.run(calls.sweep(list(self._settings.generators), keep_s=self._settings.keep_s))
-        rings = []
-        for generation_id in found.astray:
-            with contextlib.suppress(GenerationNotFoundError):
-                record = self._store.run(calls.read_record(generation_id))
-                rings.append((generation_id, record.generator, record.priority))
-        if rings:
-            logger.info("rang again for %d generations that nobody looked after", len(rings))
-            self._store.run(calls.ring(rings[::-1]))  # each goes to the front: the oldest goes last, and is first
-        for generation_id in found.expired:
-            with contextlib.suppress(GenerationNotFoundError):
-                self._expire(generation_id, self._store.run(calls.read_record(generation_id)).generator)
-
-    def _expire(self, generation_id: str, generator: str) -> None:
-        end = outcome.failed(
-            generation_id,
-            generator,
-            None,
-            outcome.expired("in the queue"),
-            date_done=datetime.now(UTC).isoformat(),
-            transition=Transition.EXPIRED,
-        )
         settings = self._settings
-        self._store.run(
-            calls.finish(end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s)
-        )
+        found = self._store.run(calls.sweep(list(settings.generators), keep_s=settings.keep_s))
+        if found.astray:
+            logger.info("rang again for %d generations that nobody looked after", len(found.astray))
+        for overdue in found.expired:
+            end = outcome.overdue(overdue, date_done=datetime.now(UTC).isoformat())
+            self._store.run(
+                calls.finish(
+                    end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
+                )
+            )

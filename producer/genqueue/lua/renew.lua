@@ -1,14 +1,18 @@
 -- Renew the leases of one worker's attempts, and the life of what they write; answers with the
 -- ids it no longer holds, each followed by the reason.
-local leases, keep_s = KEYS[1], ARGV[2]
+local leases, rung, deadlines = KEYS[1], KEYS[2], KEYS[3]
+local keep_s, waiting_prefix = ARGV[2], ARGV[3]
 local lease_end_ms = milliseconds(now() + tonumber(ARGV[1]))
 local lost = {}
-for index = 1, (#KEYS - 1) / 3 do
-  local generation, log, text = KEYS[3 * index - 1], KEYS[3 * index], KEYS[3 * index + 1]
-  local id, attempt = ARGV[2 * index + 1], ARGV[2 * index + 2]
+for index = 1, #KEYS / 3 - 1 do
+  local generation, log, text = KEYS[3 * index + 1], KEYS[3 * index + 2], KEYS[3 * index + 3]
+  local id, attempt = ARGV[2 * index + 2], ARGV[2 * index + 3]
   local state, newest = unpack(redis.call('HMGET', generation, 'state', 'attempt'))
   if state == 'running' and newest == attempt then
-    redis.call('ZADD', leases, lease_end_ms, id)
+    if redis.call('ZADD', leases, lease_end_ms, id) == 1 then -- a sweeper had given it up; nobody came for it
+      local waiting = waiting_prefix .. redis.call('HGET', generation, 'generator')
+      for _, place in ipairs({waiting, rung, deadlines}) do redis.call('ZREM', place, id) end
+    end
     redis.call('EXPIRE', generation, keep_s)
     redis.call('EXPIRE', log, keep_s)
     redis.call('EXPIRE', text, keep_s)

@@ -1,59 +1,124 @@
--- Find what nobody looks after: running generations whose lease ran out, delayed ones that are
--- due, queued ones past their deadline, and waiting ones that have lost their doorbell (their
--- lists are empty, or younger ones were claimed). Each is given to one sweeper only, for
--- ring_again_s. Answers four lists of ids.
+-- Find what nobody looks after, and ring for it: running generations whose lease ran out and
+-- delayed ones that are due wait in their queues from now on; waiting ones may have lost their
+-- doorbell (their list is empty, or younger ones were claimed). Answers the ids that were rung for,
+-- and what passed its deadline, for the caller to end.
+-- What is found leaves the place where it was found, or stands there later: so it is one sweeper's
+-- only, and hides nothing, even if no worker can claim it.
 local leases, delayed, deadlines, rung = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local limit, grace_s, ring_again_s, keep_s, priorities = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local limit, end_limit, grace_s, look_again_s = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local keep_s, priorities, running, queued, may_expire, template = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local generation_prefix, waiting_prefix, claimed_prefix = ARGV[11], ARGV[12], ARGV[13]
+local queue_prefix, separator, FIRST_GENERATOR = ARGV[14], ARGV[15], 16
 local time = now()
 local time_ms = milliseconds(time)
+local rings = {}
 
--- Take one for this sweeper, unless another did lately (and not before `since_ms`).
-local function take(id, taken, since_ms)
-  local rung_ms = tonumber(redis.call('ZSCORE', rung, id) or 0)
-  if rung_ms <= (time - ring_again_s) * 1e3 or rung_ms < since_ms then
-    redis.call('ZADD', rung, time_ms, id)
-    taken[#taken + 1] = id
+local function doorbell(generator, priority)
+  return queue_prefix .. generator .. (tonumber(priority) == 0 and '' or separator .. priority)
+end
+
+-- The template is cut up once for each queue: what stands between the places of the id.
+local pieces = {}
+local function message(id, generator, priority)
+  local queue = doorbell(generator, priority)
+  if not pieces[queue] then
+    local filled = string.gsub(template, '{(%a+)}', {generator = generator, priority = priority})
+    local cut = {}
+    for piece in string.gmatch(filled .. '{id}', '(.-){id}') do cut[#cut + 1] = piece end
+    pieces[queue] = cut
+  end
+  return table.concat(pieces[queue], string.sub(cjson.encode(id), 2, -2))
+end
+
+local function ring(id, generator, priority, place)
+  rings[#rings + 1] = {tonumber(place), id, doorbell(generator, priority), message(id, generator, priority)}
+  redis.call('ZADD', rung, time_ms, id)
+end
+
+-- Have those of a set whose time has come wait in their queues again.
+local function wait_again(set, expected)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', set, '-inf', time_ms, 'LIMIT', 0, limit)) do
+    redis.call('ZREM', set, id)
+    local state, generator, priority, submitted_at, deadline_at = unpack(redis.call('HMGET', generation_prefix .. id,
+      'state', 'generator', 'priority', 'submitted_at', 'deadline_at'))
+    if state == expected then
+      if deadline_at then
+        redis.call('ZADD', deadlines, 'NX', milliseconds(tonumber(deadline_at)), id)
+        redis.call('EXPIRE', deadlines, keep_s)
+      end
+      if not deadline_at or tonumber(deadline_at) > time then
+        local waiting, place = waiting_prefix .. generator, place_in_queue(priority, submitted_at)
+        redis.call('ZADD', waiting, place, id)
+        redis.call('EXPIRE', waiting, keep_s)
+        ring(id, generator, priority, place)
+      end
+    end
   end
 end
 
-local function mine(candidates)
-  local taken = {}
-  for _, id in ipairs(candidates) do take(id, taken, 0) end
-  return taken
+wait_again(leases, running)
+wait_again(delayed, queued)
+
+local expired = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIMIT', 0, end_limit)) do
+  local state, generator, attempt, owner, errors = unpack(redis.call('HMGET', generation_prefix .. id,
+    'state', 'generator', 'attempt', 'owner', 'errors'))
+  if is_one_of(state, may_expire) then
+    expired[#expired + 1] = {id, generator, tonumber(attempt), state == running and owner or '', errors or ''}
+    redis.call('ZADD', deadlines, milliseconds(time + look_again_s), id) -- this sweeper may die before it ends it
+  else
+    redis.call('ZREM', deadlines, id)
+  end
 end
 
-local lost = mine(redis.call('ZRANGEBYSCORE', leases, '-inf', time_ms, 'LIMIT', 0, limit))
-local due = mine(redis.call('ZRANGEBYSCORE', delayed, '-inf', time_ms, 'LIMIT', 0, limit))
-local expired, overdue = {}, redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'WITHSCORES', 'LIMIT', 0, limit)
-for index = 1, #overdue, 2 do
-  -- Who rang for it before its deadline did not do so because of it.
-  take(overdue[index], expired, tonumber(overdue[index + 1]))
-end
-local unheard = {}
-local per_generator = 2 + priorities
-for generator = 0, (#KEYS - 4) / per_generator - 1 do
-  local first = 4 + generator * per_generator
-  local waiting, newest_claimed = KEYS[first + 1], KEYS[first + 2]
-  local rings = 0
-  for priority = 0, priorities - 1 do rings = rings + redis.call('LLEN', KEYS[first + 3 + priority]) end
-  for priority = 0, priorities - 1 do
-    -- Older than the grace in any case: a doorbell just popped is on its way to a claim.
-    local until_place = place_in_queue(priority, time - grace_s)
-    if rings > 0 then
-      local claimed = redis.call('HGET', newest_claimed, priority)
-      claimed = claimed and tonumber(claimed) - grace_s * PLACES_PER_S or 0
-      until_place = string.format('%.0f', math.min(tonumber(until_place), claimed))
+for index = FIRST_GENERATOR, #ARGV do
+  local generator = ARGV[index]
+  local waiting, claimed = waiting_prefix .. generator, redis.call('HGETALL', claimed_prefix .. generator)
+  local newest_claimed = {}
+  for field = 1, #claimed, 2 do newest_claimed[claimed[field]] = tonumber(claimed[field + 1]) end
+  for number = 0, priorities - 1 do
+    local priority = string.format('%d', number)
+    local list = doorbell(generator, priority)
+    -- Older than the grace in any case: a doorbell just popped is on its way to a claim. So may be those
+    -- that were passed over by less than that: they are looked for twice.
+    local until_place = tonumber(place_in_queue(priority, time - grace_s))
+    local twice_from = until_place
+    if redis.call('LLEN', list) > 0 then
+      until_place = math.min(until_place, newest_claimed[priority] or 0)
+      twice_from = (newest_claimed[priority] or 0) - grace_s * PLACES_PER_S
     end
     local from_place = place_in_queue(priority, 0)
     redis.call('ZREMRANGEBYSCORE', waiting, from_place, place_in_queue(priority, time - tonumber(keep_s)))
-    for _, id in ipairs(mine(redis.call('ZRANGEBYSCORE', waiting, from_place, until_place, 'LIMIT', 0, limit))) do
-      unheard[#unheard + 1] = id
+    local suspects = redis.call('ZRANGEBYSCORE', waiting, from_place, string.format('%.0f', until_place), 'LIMIT', 0, limit)
+    local rung_ms = #suspects > 0 and redis.call('ZMSCORE', rung, unpack(suspects))
+    -- A doorbell that was rung again is at the front of its list, as those of the oldest are by
+    -- themselves: what is not among the first has been popped. So none has two, however long nobody pops.
+    local front
+    for index, id in ipairs(suspects) do
+      if not rung_ms[index] and tonumber(redis.call('ZSCORE', waiting, id)) > twice_from then
+        redis.call('ZADD', rung, milliseconds(time + grace_s - look_again_s), id)
+      elseif tonumber(rung_ms[index] or 0) <= (time - look_again_s) * 1e3 then
+        if not front then
+          front = {}
+          for _, entry in ipairs(redis.call('LRANGE', list, -2 * limit, -1)) do front[entry] = true end
+        end
+        if front[message(id, generator, priority)] then
+          redis.call('ZADD', rung, time_ms, id)
+        else
+          ring(id, generator, priority, redis.call('ZSCORE', waiting, id))
+        end
+      end
     end
   end
 end
--- What rested longer than its keys live is nobody's any more.
-for _, place in ipairs({leases, delayed, deadlines, rung}) do
-  redis.call('ZREMRANGEBYSCORE', place, '-inf', milliseconds(time - tonumber(keep_s)))
+
+-- Each goes to the front of its list: the oldest goes last, and is first.
+table.sort(rings, function(one, other) return one[1] > other[1] end)
+local ids = {}
+for index, each in ipairs(rings) do
+  ids[#rings - index + 1] = each[2]
+  redis.call('RPUSH', each[3], each[4])
 end
+redis.call('ZREMRANGEBYSCORE', rung, '-inf', milliseconds(time - tonumber(keep_s))) -- of what is gone
 redis.call('EXPIRE', rung, keep_s)
-return {lost, due, expired, unheard}
+return {ids, expired}

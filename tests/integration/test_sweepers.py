@@ -1,0 +1,85 @@
+"""Ten sweepers beside 100,000 waiting generations: what they ask of Redis, and how often they ring."""
+
+import json
+import time
+import uuid
+from collections import Counter
+
+import pytest
+import redis
+
+from genqueue import Settings, calls, keys
+from genqueue.messages import read_request
+from genqueue_worker.lease import LeaseKeeper
+
+WAITING, LOST, SWEEPERS = 100_000, 500, 10
+WATCHED_S = 6.0
+ROUNDS_A_S = 1.0  # lease_s / 3
+
+
+@pytest.fixture
+def db(real_redis):
+    with redis.Redis.from_url(real_redis.url) as client:
+        client.flushall()
+        yield client
+        client.flushall()
+
+
+@pytest.fixture
+def sweepers(real_redis):
+    """Started by the test; they hold nothing."""
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}
+    settings = Settings(redis_url=real_redis.url, generators={"default": generator})
+    keepers = [LeaseKeeper(settings, lambda: [], lambda *_: None) for _ in range(SWEEPERS)]
+    yield keepers
+    for keeper in keepers:
+        keeper.stop()
+
+
+def submitted(db, count):
+    """Through the registry's own script, many in one round trip."""
+    ids = [str(uuid.uuid4()) for _ in range(count)]
+    request = read_request({"prompt": "What's NLP?", "deadline_s": 3600.0})
+    options = {"keep_s": 3600, "idempotency_key": None, "idempotency_ttl_s": 60, "max_queue_depth": -1}
+    script = calls.script("submit")
+    db.script_load(script.source)
+    with db.pipeline(transaction=False) as pipeline:
+        for generation_id in ids:
+            pipeline.evalsha(script.sha1, *calls.submit(generation_id, request, **options).arguments)
+        pipeline.execute()
+    return ids
+
+
+def left_by_a_dead_worker(db, ids):
+    script = calls.script("claim")
+    db.script_load(script.source)
+    for one in ids:
+        call = calls.claim(one, "default", owner="dead", lease_s=0.001, keep_s=3600)
+        assert db.evalsha(script.sha1, *call.arguments)[0] == b"claimed"
+    db.delete(keys.doorbell("default", 5))  # it popped them all
+
+
+def rings(db):
+    return Counter(json.loads(entry)["headers"]["id"] for entry in db.lrange(keys.doorbell("default", 5), 0, -1))
+
+
+@pytest.mark.timeout(240)
+def test_they_cost_next_to_nothing_and_ring_once_for_each_of_500_lost(db, sweepers):
+    lost = submitted(db, LOST)
+    left_by_a_dead_worker(db, lost)
+    waiting = [one for _ in range(WAITING // 10_000) for one in submitted(db, 10_000)]
+    for sweeper in sweepers:
+        sweeper.start()
+    time.sleep(4.0)  # who has just begun waits one lease before it sweeps
+    began_s = time.monotonic()
+    db.config_resetstat()
+    time.sleep(WATCHED_S)  # what they do in that time is what is counted
+    stats, passed_s = db.info("commandstats"), time.monotonic() - began_s
+    scripts = stats["cmdstat_evalsha"]["calls"]
+    inner = sum(each["calls"] for name, each in stats.items() if name not in ("cmdstat_evalsha", "cmdstat_info"))
+    found = rings(db)
+    assert [found[one] for one in lost] == [1] * LOST
+    assert [found[one] for one in waiting] == [1] * WAITING
+    rounds = SWEEPERS * (passed_s * ROUNDS_A_S + 1)
+    assert SWEEPERS <= scripts <= 1.2 * rounds  # an announcement every 10 s
+    assert inner / scripts < 100
