@@ -453,7 +453,10 @@ def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int) -> Ca
 
 
 def announce(facts: dict[str, dict[str, Any]], *, keep_s: int) -> Call[None]:
-    """Tell producers which generators a worker serves; ``facts`` need ``max_queue_depth``."""
+    """Tell producers which generators a worker serves; ``facts`` need ``max_queue_depth``.
+
+    The ``places`` (:mod:`genqueue.places`) that several workers announce for one generator add up.
+    """
     arguments: list[Any] = [keep_s]
     for name, fact in facts.items():
         arguments += (name, to_json(fact))
@@ -541,7 +544,7 @@ def queue_position(generation_id: str, generator: str) -> Call[int | None]:
 
 
 def known_generators() -> Call[dict[str, dict[str, Any]]]:
-    """What workers have announced, by generator."""
+    """What workers have announced, by generator; ``places`` is by digest when it was last announced."""
     return Call(
         ("HGETALL", keys.GENERATORS),
         lambda answer: {_text(name): from_json(fact) for name, fact in answer.items()},

@@ -40,3 +40,17 @@ def test_a_generator_that_nobody_announced_for_long_is_forgotten(registry):
 
 def test_nothing_announced_is_nothing_known(registry):
     assert registry.run(calls.known_generators()) == {}
+
+
+def test_the_places_of_one_generator_add_up_over_its_workers(registry):
+    for places in (["one", "both"], ["two", "both"]):
+        registry.run(calls.announce({"chat": {"max_queue_depth": 1, "places": places}}, keep_s=KEEP_S))
+    assert set(registry.run(calls.known_generators())["chat"]["places"]) == {"one", "two", "both"}
+
+
+def test_a_place_that_no_worker_announced_for_an_hour_is_forgotten(registry):
+    now_s = registry.now_ms / 1e3
+    fact = {"max_queue_depth": 1, "announced_at": now_s, "places": {"old": now_s - 3700, "recent": now_s - 3500}}
+    registry.raw.hset(keys.GENERATORS, "chat", json.dumps(fact))
+    registry.run(calls.announce({"chat": {"max_queue_depth": 1, "places": ["new"]}}, keep_s=KEEP_S))
+    assert set(registry.run(calls.known_generators())["chat"]["places"]) == {"recent", "new"}

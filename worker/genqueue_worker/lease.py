@@ -14,6 +14,7 @@ from typing import Any
 from genqueue import calls, outcome
 from genqueue.errors import GenerationNotFoundError, StoreError
 from genqueue.lifecycle import Transition
+from genqueue.places import places
 from genqueue.settings import Settings
 from genqueue.store import Store
 
@@ -77,7 +78,11 @@ class LeaseKeeper:
     def _round(self) -> None:
         if self._announced_s is None or time.monotonic() - self._announced_s >= _ANNOUNCE_S:
             facts: dict[str, dict[str, Any]] = {
-                name: {"api_type": generator.api_type, "max_queue_depth": generator.max_queue_depth}
+                name: {
+                    "api_type": generator.api_type,
+                    "max_queue_depth": generator.max_queue_depth,
+                    "places": places(generator),
+                }
                 for name, generator in self._settings.generators.items()
             }
             self._store.run(calls.announce(facts, keep_s=self._settings.keep_s))
