@@ -158,6 +158,31 @@ def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: 
     yield answer == "ok"
 
 
+def in_batches(plan: Plan[ItemT]) -> Plan[list[ItemT]]:
+    """What a plan yields, gathered for as long as it does not wait: what came together stays together.
+
+    The last chunk of a generation is published in one message with its end, so whoever reads in batches
+    knows it for the last when it comes.
+    """
+    gathered: list[ItemT] = []
+    answer = None
+    while True:
+        try:
+            step = plan.send(answer)
+        except StopIteration:
+            break
+        answer = None
+        if isinstance(step, Wait) and gathered:
+            yield gathered
+            gathered = []
+        if isinstance(step, Call | Wait):
+            answer = yield step
+        else:
+            gathered.append(step)
+    if gathered:
+        yield gathered
+
+
 def _events_in(message: bytes | None) -> list[Event]:
     """The events of one message; what is none of ours is passed over, the log has the truth."""
     try:

@@ -357,3 +357,28 @@ def test_each_outage_is_timed_by_itself():
     assert [patience.ends(now_s) for now_s in (0.0, 30.0, 59.0)] == [False] * 3
     patience.there()
     assert [patience.ends(now_s) for now_s in (70.0, 129.0, 130.0)] == [False, False, True]
+
+
+def test_what_comes_together_stays_together():
+    def plan():
+        yield "a"
+        assert (yield calls.known_generators()) == "found"
+        yield "b"
+        assert (yield WAIT) == b"1"
+        yield "c"
+        yield WAIT
+        yield WAIT
+        yield "d"
+
+    steps, answer, batches = plans.in_batches(plan()), None, []
+    while True:
+        try:
+            step = steps.send(answer)
+        except StopIteration:
+            break
+        answer = None
+        if isinstance(step, list):
+            batches.append(step)
+        else:
+            answer = b"1" if step is WAIT else "found"
+    assert batches == [["a", "b"], ["c"], ["d"]]
