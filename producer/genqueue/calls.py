@@ -6,7 +6,7 @@ Pure: :mod:`genqueue.store` carries the calls out, synchronously or not.  The sc
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -158,6 +158,22 @@ class Record:
     ended_at: float | None
     completion_tokens: int
     outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker said of itself last.
+
+    Attributes:
+        name: host, process id and a number of its own.
+        announced_at: epoch seconds of Redis's clock.
+        generators: for each generator it serves, its servers: ``address``, ``health`` ("up",
+            "rests" after a failure, "down"), ``running`` calls, ``trouble`` (the last one).
+    """
+
+    name: str
+    announced_at: float
+    generators: dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,15 +468,41 @@ def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int) -> Ca
     )
 
 
-def announce(facts: dict[str, dict[str, Any]], *, keep_s: int) -> Call[None]:
-    """Tell producers which generators a worker serves; ``facts`` need ``max_queue_depth``.
+def announce(
+    facts: dict[str, dict[str, Any]],
+    owner: str,
+    servers: dict[str, list[dict[str, Any]]],
+    *,
+    worker_s: float,
+    keep_s: int,
+    places: Mapping[str, Sequence[str]] | None = None,
+) -> Call[None]:
+    """Tell everybody which generators a worker serves, where, and how their servers are.
 
-    The ``places`` (:mod:`genqueue.places`) that several workers announce for one generator add up.
+    ``facts`` are a generator's, the same whoever serves it, and need ``max_queue_depth``;
+    ``servers`` as in :class:`WorkerStatus`, which lives ``worker_s``; ``places`` are those that
+    this worker calls (:mod:`genqueue.places`), by generator: of several workers they add up.
     """
-    arguments: list[Any] = [keep_s]
+    calls_at = [f"{name} {place}" for name, found in (places or {}).items() for place in found]
+    arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:], to_json(calls_at)]
     for name, fact in facts.items():
-        arguments += (name, to_json(fact))
-    return _scripted("announce", [keys.GENERATORS], arguments, lambda answer: None)
+        arguments += (name, to_json(fact)[1:])
+    return _scripted("announce", [keys.GENERATORS, keys.WORKERS, keys.PLACES], arguments, lambda answer: None)
+
+
+def retire(owner: str) -> Call[None]:
+    """A worker ends: forget what it announced of itself."""
+    return Call(("HDEL", keys.WORKERS, owner), lambda answer: None)
+
+
+def read_workers() -> Call[list[WorkerStatus]]:
+    """The workers that announced themselves lately, by name."""
+
+    def decode(answer: dict[bytes, bytes]) -> list[WorkerStatus]:
+        found = [WorkerStatus(name=_text(owner), **from_json(about)) for owner, about in answer.items()]
+        return sorted(found, key=lambda worker: worker.name)
+
+    return Call(("HGETALL", keys.WORKERS), decode)
 
 
 def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[Event]]:
@@ -544,11 +586,24 @@ def queue_position(generation_id: str, generator: str) -> Call[int | None]:
 
 
 def known_generators() -> Call[dict[str, dict[str, Any]]]:
-    """What workers have announced, by generator; ``places`` is by digest when it was last announced."""
+    """What workers have announced, by generator."""
     return Call(
         ("HGETALL", keys.GENERATORS),
         lambda answer: {_text(name): from_json(fact) for name, fact in answer.items()},
     )
+
+
+def known_places() -> Call[dict[str, set[str]]]:
+    """For each generator the places that workers called lately."""
+
+    def decode(answer: dict[bytes, bytes]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for field in answer:
+            name, _, place = _text(field).partition(" ")
+            found.setdefault(name, set()).add(place)
+        return found
+
+    return Call(("HGETALL", keys.PLACES), decode)
 
 
 def _text(value: Any) -> str:

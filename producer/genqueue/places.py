@@ -39,7 +39,8 @@ def places(generator: GeneratorSettings) -> list[str]:
     """Every :func:`place` that a generator calls."""
     params = generator.api_params
     return [
-        place(generator.api_type, url=params.url, model=params.model, provider=params.provider, bill_to=params.bill_to)
+        place(generator.api_type, url=url, model=params.model, provider=params.provider, bill_to=params.bill_to)
+        for url in params.addresses or (None,)
     ]
 
 

@@ -63,6 +63,11 @@ def test_a_generator_is_found_by_its_place():
     assert at_place(place(FREE, model="m"), places_of) == []
 
 
+def test_a_generator_with_several_addresses_is_at_each():
+    both = GeneratorSettings(api_type=TGI, api_params={"urls": ["http://tgi:8080", "http://tgi:8081"]})
+    assert places(both) == [HERE, place(TGI, url="http://tgi:8081")]
+
+
 @pytest.mark.parametrize(
     ("api_type", "api_params", "token_env"),
     [

@@ -148,12 +148,12 @@ class Queue:
     def _find(self, client: GenerationClient) -> str:
         if isinstance(self._target, Named):
             return self._target.generator
-        return self._target.find(_places_of(client.settings, client._store.run(calls.known_generators())))
+        return self._target.find(_places_of(client.settings, client._store.run(calls.known_places())))
 
     async def _find_async(self, client: AsyncGenerationClient) -> str:
         if isinstance(self._target, Named):
             return self._target.generator
-        return self._target.find(_places_of(client.settings, await client._store.run(calls.known_generators())))
+        return self._target.find(_places_of(client.settings, await client._store.run(calls.known_places())))
 
 
 def _batches(generation_id: str) -> Plan[list[Event]]:
@@ -167,9 +167,7 @@ async def _show(chunks: Sequence[StreamingChunk], callback: StreamingCallbackT) 
             await shown
 
 
-def _places_of(settings: Settings, announced: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
-    """For each generator where its model is: by the producer's own settings and by what workers announced."""
-    found = {name: set(fact.get("places", ())) for name, fact in announced.items()}
-    for name, generator in settings.generators.items():
-        found.setdefault(name, set()).update(places(generator))
-    return found
+def _places_of(settings: Settings, known: dict[str, set[str]]) -> dict[str, set[str]]:
+    """For each generator where its model is: as workers say, and the producer's own settings."""
+    own = {name: set(places(generator)) for name, generator in settings.generators.items()}
+    return {name: own.get(name, set()) | known.get(name, set()) for name in own.keys() | known.keys()}

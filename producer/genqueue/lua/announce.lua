@@ -1,23 +1,22 @@
--- Make a worker's generators known to producers, and forget those nobody announced for keep_s.
--- The last announcement of a generator stands, but for its places: each worker may call another
--- address under the same name, so they add up, and each is forgotten after place_s.
-local generators, keep_s, time = KEYS[1], tonumber(ARGV[1]), now()
-local place_s = 3600
-for index = 2, #ARGV, 2 do
-  local facts = cjson.decode(ARGV[index + 1])
-  local earlier = redis.call('HGET', generators, ARGV[index])
-  local all_places = {}
-  for place, at in pairs(earlier and cjson.decode(earlier).places or {}) do
-    if at >= time - place_s then all_places[place] = at end
+-- Make a worker, its generators and their places known, and forget workers that said nothing for
+-- worker_s, places that no worker called for an hour, and generators that nobody announced for keep_s.
+local generators, workers, places = KEYS[1], KEYS[2], KEYS[3]
+local keep_s, worker_s, owner, servers, time = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], now()
+
+local function forget(table_of, older_than_s)
+  local all = redis.call('HGETALL', table_of)
+  for index = 1, #all, 2 do
+    local announced_at = tonumber(all[index + 1]) or cjson.decode(all[index + 1]).announced_at
+    if announced_at < time - older_than_s then redis.call('HDEL', table_of, all[index]) end
   end
-  for _, place in ipairs(facts.places or {}) do all_places[place] = time end
-  facts.places = all_places
-  facts.announced_at = time
-  redis.call('HSET', generators, ARGV[index], cjson.encode(facts))
+  redis.call('EXPIRE', table_of, math.ceil(older_than_s))
 end
-local all = redis.call('HGETALL', generators)
-for index = 1, #all, 2 do
-  if cjson.decode(all[index + 1]).announced_at < time - keep_s then redis.call('HDEL', generators, all[index]) end
-end
-redis.call('EXPIRE', generators, keep_s)
+
+local announced = '{"announced_at":' .. stamp(time) .. ','
+for _, place in ipairs(cjson.decode(ARGV[5])) do redis.call('HSET', places, place, stamp(time)) end
+for index = 6, #ARGV, 2 do redis.call('HSET', generators, ARGV[index], announced .. ARGV[index + 1]) end
+redis.call('HSET', workers, owner, announced .. servers)
+forget(generators, keep_s)
+forget(workers, worker_s)
+forget(places, 3600)
 return redis.status_reply('OK')
