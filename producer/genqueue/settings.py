@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from genqueue.chat import ChatKwargs
 from genqueue.errors import ConfigError
 from genqueue.messages import GENERATOR_NAME, GenerationKwargs, StopWord, describe
 
@@ -53,7 +54,11 @@ class ApiParams(BaseModel):
 
 
 class GeneratorSettings(BaseModel):
-    """One named Hugging Face client configuration; each has a Celery queue of its own."""
+    """One named Hugging Face client configuration; each has a Celery queue of its own.
+
+    ``generation_kwargs`` are for prompts, ``chat_kwargs`` for chats.  ``continues_chat`` says that
+    the server goes on with an assistant's last message, so that a chat can be continued too.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,6 +68,8 @@ class GeneratorSettings(BaseModel):
     api_params: ApiParams
     token_env: tuple[str, ...] | None = None
     generation_kwargs: GenerationKwargs = GenerationKwargs()
+    chat_kwargs: ChatKwargs = ChatKwargs()
+    continues_chat: bool = False
     stop_words: tuple[StopWord, ...] = ()
     max_queue_depth: int = Field(10_000, ge=0)
     max_attempts: int = Field(5, ge=1)

@@ -26,8 +26,9 @@ from huggingface_hub.errors import (
 )
 from pydantic_core import from_json
 
-from genqueue.messages import GenerationRequest, Token
+from genqueue.messages import GenerationRequest, Given, Token
 from genqueue.settings import GeneratorSettings
+from genqueue_worker.chats import ChatAnswer, chat_parameters, in_stream_error
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.transport import Exchange, UpstreamError, exchange
@@ -116,7 +117,7 @@ def take_token(data: bytes, sink: Sink) -> bool:
 
 
 class TextGeneration:
-    """One generator's ``text_generation`` calls over the worker's transport.
+    """One generator's ``text_generation`` and ``chat_completion`` calls over the worker's transport.
 
     Args:
         name: the generator's name.
@@ -131,6 +132,7 @@ class TextGeneration:
         self.model = settings.api_params.model or self.address
         params = settings.api_params
         token = next((environ[variable] for variable in settings.token_names if environ.get(variable)), None)
+        self._token = token
         headers: dict[str, Any] = {key: value.get_secret_value() for key, value in params.headers.items()}
         if token is None and params.url and not any(key.lower() == "authorization" for key in headers):
             # huggingface_hub sends HF_TOKEN, if set, to any address; only this keeps it back.
@@ -142,7 +144,7 @@ class TextGeneration:
             "bill_to": params.bill_to,
             "timeout": httpx2.Timeout(params.timeout, connect=_CONNECT_TIMEOUT_S, pool=None),
         }
-        self._warm = params.url is not None
+        self._known_tasks = set() if params.url is None else {"text-generation", "conversational"}
 
     async def warm_up(self) -> None:
         """Pay for huggingface_hub's lazy imports before a caller has to; makes no call."""
@@ -151,14 +153,18 @@ class TextGeneration:
 
     def parameters(self, request: GenerationRequest) -> dict[str, Any]:
         """What :meth:`run` is called with for ``request``, if nothing was generated yet."""
+        if request.messages is not None:
+            return chat_parameters(self.settings, request)
         return call_parameters(self.settings, request)
 
-    async def run(self, prompt: str, parameters: dict[str, Any], sink: Sink) -> Ending:
-        """Generate, pushing every token into ``sink`` as it comes.
+    async def run(self, prompt: Given, parameters: dict[str, Any], sink: Sink) -> Ending:
+        """Generate, pushing every token into ``sink`` as it comes; ``prompt`` may be a chat's messages.
 
         Raises:
             UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
         """
+
+        answer = ChatAnswer(sink)
 
         def on_data(data: bytes) -> bool:
             return take_token(data, sink)
@@ -167,13 +173,16 @@ class TextGeneration:
             if sink.is_congested:
                 await sink.relief()
 
-        told = Exchange(on_data, pause)
+        told = Exchange(on_data if isinstance(prompt, str) else answer.take, pause)
         exchange.set(told)
         try:
-            if not self._warm:
-                await asyncio.to_thread(self._find_provider)
-                self._warm = True
+            task = "text-generation" if isinstance(prompt, str) else "conversational"
+            if task not in self._known_tasks:
+                await asyncio.to_thread(self._find_provider, task)
+                self._known_tasks.add(task)
             async with AsyncInferenceClient(**self._client_options) as client:
+                if not isinstance(prompt, str):
+                    return await self._chat(client, prompt, parameters, answer)
                 if goes_one_shot(parameters):
                     return await self._one_shot(client, prompt, parameters, sink, told)
                 return await self._streamed(client, prompt, parameters, sink)
@@ -223,6 +232,34 @@ class TextGeneration:
             UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
         )
 
+    async def _chat(
+        self,
+        client: AsyncInferenceClient,
+        messages: list[dict[str, Any]],
+        parameters: dict[str, Any],
+        answer: ChatAnswer,
+    ) -> Ending:
+        params = self.settings.api_params
+        # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
+        # which TGI takes for an adapter.
+        client.model = params.url or params.model
+        named = params.model if params.model and "://" not in params.model else "tgi"
+        complete: Any = client.chat_completion  # its types leave out what JSON allows
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        async for output in await complete(messages, model=named, **options, **parameters):
+            answer.read(output)
+        if not answer.is_complete:
+            raise UpstreamError(
+                UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
+            )
+        return Ending(
+            generated_text=None,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=answer.usage.get("prompt_tokens"),
+            completion_tokens=answer.usage.get("completion_tokens"),
+            extra=answer.extra,
+        )
+
     async def _one_shot(
         self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink, told: Exchange
     ) -> Ending:
@@ -253,7 +290,7 @@ class TextGeneration:
             extra=extra,
         )
 
-    def _find_provider(self) -> None:
+    def _find_provider(self, task: str) -> None:
         """Let huggingface_hub look up who serves the model; it asks the Hub with a blocking call and remembers."""
         from huggingface_hub.inference._providers import get_provider_helper
 
@@ -261,9 +298,12 @@ class TextGeneration:
         try:
             helper = get_provider_helper(
                 params.provider,  # type: ignore[arg-type]  # a plain string: settings.py has checked it
-                task="text-generation",
+                task=task,
                 model=params.model,
             )
+            if task == "conversational":  # any provider will do; whether it has the model is found out here
+                helper.prepare_request(inputs=[], parameters={}, headers={}, model=params.model, api_key=self._token)
+                return
         except ValueError as error:  # unknown there, or of another kind: no attempt will fix it
             raise UpstreamError(UpstreamFacts(str(error), error_type="validation")) from error
         if helper.provider != "hf-inference":
@@ -285,6 +325,8 @@ _TYPE_OF = {
 
 def _facts(error: BaseException) -> UpstreamFacts:
     """The facts of an exception of huggingface_hub or its transport."""
+    if isinstance(error, TextGenerationError) and isinstance(error.args[0], dict):  # in the stream of a chat
+        return in_stream_error(error.args[0])
     if isinstance(error, TextGenerationError):  # in the stream: HTTP says 200
         return UpstreamFacts(str(error), error_type=_TYPE_OF.get(type(error), "generation"))
     if isinstance(error, InferenceTimeoutError | httpx2.TimeoutException):
