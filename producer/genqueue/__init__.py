@@ -1,5 +1,6 @@
 """Hand LLM generations to a queue and read their tokens live."""
 
+from genqueue.calls import WorkerStatus
 from genqueue.client import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
 from genqueue.errors import (
     ConfigError,
@@ -52,5 +53,6 @@ __all__ = [
     "Token",
     "ToolCallDelta",
     "UnknownGeneratorError",
+    "WorkerStatus",
     "load_settings",
 ]

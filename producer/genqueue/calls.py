@@ -163,6 +163,22 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker said of itself last.
+
+    Attributes:
+        name: host, process id and a number of its own.
+        announced_at: epoch seconds of Redis's clock.
+        generators: for each generator it serves, its servers: ``address``, ``health`` ("up",
+            "rests" after a failure, "down"), ``running`` calls, ``trouble`` (the last one).
+    """
+
+    name: str
+    announced_at: float
+    generators: dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """A submit went through; ``generation_id`` is an earlier one's if the idempotency key was used before."""
 
@@ -456,12 +472,38 @@ def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int) -> Ca
     )
 
 
-def announce(facts: dict[str, dict[str, Any]], *, keep_s: int) -> Call[None]:
-    """Tell producers which generators a worker serves; ``facts`` need ``max_queue_depth``."""
-    arguments: list[Any] = [keep_s]
+def announce(
+    facts: dict[str, dict[str, Any]],
+    owner: str,
+    servers: dict[str, list[dict[str, Any]]],
+    *,
+    worker_s: float,
+    keep_s: int,
+) -> Call[None]:
+    """Tell everybody which generators a worker serves, and how their servers are.
+
+    ``facts`` are a generator's, the same whoever serves it, and need ``max_queue_depth``;
+    ``servers`` as in :class:`WorkerStatus`, which lives ``worker_s``.
+    """
+    arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:]]
     for name, fact in facts.items():
-        arguments += (name, to_json(fact))
-    return _scripted("announce", [keys.GENERATORS], arguments, lambda answer: None)
+        arguments += (name, to_json(fact)[1:])
+    return _scripted("announce", [keys.GENERATORS, keys.WORKERS], arguments, lambda answer: None)
+
+
+def retire(owner: str) -> Call[None]:
+    """A worker ends: forget what it announced of itself."""
+    return Call(("HDEL", keys.WORKERS, owner), lambda answer: None)
+
+
+def read_workers() -> Call[list[WorkerStatus]]:
+    """The workers that announced themselves lately, by name."""
+
+    def decode(answer: dict[bytes, bytes]) -> list[WorkerStatus]:
+        found = [WorkerStatus(name=_text(owner), **from_json(about)) for owner, about in answer.items()]
+        return sorted(found, key=lambda worker: worker.name)
+
+    return Call(("HGETALL", keys.WORKERS), decode)
 
 
 def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[Event]]:

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import IntEnum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, NoReturn
@@ -181,10 +182,18 @@ def tail(
 
 @app.command()
 def status(
-    generation_id: GenerationId,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    generation_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="As submit printed it.", show_default=False)
+    ] = None,
+    workers: Annotated[bool, typer.Option("--workers", help="The workers and their model servers instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Say where a generation is."""
+    """Say where a generation is, or which workers run and how their model servers are."""
+    if workers == (generation_id is not None):
+        raise typer.BadParameter("either the ID of a generation or --workers")
+    if generation_id is None:
+        _print_workers(as_json)
+        return
     with GenerationClient() as client:
         found = client.generation(generation_id).status()
     facts = {
@@ -214,6 +223,22 @@ def cancel(generation_id: GenerationId) -> None:
             _say(f"too late: generation {generation_id} has {state}")
             raise typer.Exit(ExitCode.TOO_LATE)
     _say(f"cancelled generation {generation_id}")
+
+
+def _print_workers(as_json: bool) -> None:
+    """One line for each server of each generator of each worker."""
+    with GenerationClient() as client:
+        found = client.workers()
+    if as_json:
+        _write(json.dumps([asdict(worker) for worker in found]), end="\n")
+        return
+    for worker in found:
+        for generator, servers in worker.generators.items():
+            for server in servers:
+                line = f"{worker.name:<32} {generator:<16} {server['health']:<6} {server['running']:>4} running  "
+                _write(f"{line}{server['address']}  {_one_line(server['trouble'])}".rstrip(), end="\n")
+    if not found:
+        _say("no worker has announced itself in the last 30 s")
 
 
 @contextmanager
@@ -354,7 +379,11 @@ def _end_line(last: str) -> None:
 
 def _say(message: str) -> None:
     """One line on stderr."""
-    typer.echo(f"genqueue: {_CONTROL.sub(' ', ' '.join(message.split()))}", err=True)
+    typer.echo(f"genqueue: {_one_line(message)}", err=True)
+
+
+def _one_line(message: str) -> str:
+    return _CONTROL.sub(" ", " ".join(message.split()))
 
 
 def _add(entry: EntryPoint) -> None:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 from genqueue import calls, keys, plans
-from genqueue.calls import Accepted, Call
+from genqueue.calls import Accepted, Call, WorkerStatus
 from genqueue.errors import InvalidRequestError, RedisUnavailableError, ResultTimeoutError
 from genqueue.messages import Chunk, Event, GenerationResult, read_request
 from genqueue.outcome import GenerationStatus
@@ -238,6 +238,10 @@ class GenerationClient:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
         return Generation(self, generation_id)
 
+    def workers(self) -> list[WorkerStatus]:
+        """The workers that run, and how the servers of their generators are; of the last 30 s."""
+        return self._store.run(calls.read_workers())
+
     def close(self) -> None:
         """Close the connections."""
         self._resources.close()
@@ -417,6 +421,10 @@ class AsyncGenerationClient:
     def generation(self, generation_id: str) -> AsyncGeneration:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
         return AsyncGeneration(self, generation_id)
+
+    async def workers(self) -> list[WorkerStatus]:
+        """As :meth:`GenerationClient.workers`."""
+        return await self._store.run(calls.read_workers())
 
     async def close(self) -> None:
         """Close the connections."""

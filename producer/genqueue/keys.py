@@ -13,6 +13,7 @@ genqueue:rung                    zset     keep_s                  worker        
 genqueue:claimed:<generator>     hash     keep_s                  worker            worker
 genqueue:idempotency:<key>       string   result_ttl_s            client            client
 genqueue:generators              hash     keep_s                  worker            client
+genqueue:workers                 hash     30 s                    worker            client
 genqueue:worker:<owner>          channel  -                       cancel            worker
 generate.<generator>[sep<p>]     list     none (Celery's queue)   client, worker    worker (Celery)
 celery-task-meta-<id>            string   result_ttl_s            worker, Celery    client, Celery
@@ -39,6 +40,7 @@ DELAYED = "genqueue:delayed"
 DEADLINES = "genqueue:deadlines"
 RUNG = "genqueue:rung"
 GENERATORS = "genqueue:generators"
+WORKERS = "genqueue:workers"
 SILENT = "genqueue:live"
 """A channel on which nothing is published: listening to it makes a connection one that can listen."""
 

@@ -30,15 +30,16 @@ ApiType = Literal["text_generation_inference", "inference_endpoints", "serverles
 
 
 class ApiParams(BaseModel):
-    """Where a generator's model is: a ``url``, or a ``model`` id and its ``provider``.
+    """Where a generator's model is: a ``url`` or several ``urls``, or a ``model`` id and its ``provider``.
 
     With a ``url``, ``model`` is only the name that results carry.  ``timeout`` is the longest
-    silence in seconds, before and between tokens; None waits for ever.
+    silence in seconds, before the first token and between tokens, where ``timeouts`` says nothing else.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str | None = Field(None, repr=False)
+    urls: tuple[str, ...] = Field((), repr=False)
     model: str | None = None
     provider: str | None = None
     bill_to: str | None = None
@@ -48,9 +49,34 @@ class ApiParams(BaseModel):
     @field_validator("url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
-        if value is not None and (_address(value).scheme not in {"http", "https"} or not _address(value).hostname):
-            raise ValueError("must be an http:// or https:// address")
-        return value
+        return None if value is None else _http_address(value)
+
+    @field_validator("urls")
+    @classmethod
+    def _all_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("the same address twice")
+        return tuple(map(_http_address, value))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every url; () where a model id takes its place."""
+        return (self.url,) if self.url else self.urls
+
+
+class Timeouts(BaseModel):
+    """How long a server may be silent, in seconds, before the attempt counts as failed.
+
+    Unset, silence may last ``api_params.timeout``, and where that is unset too 600 s before the
+    first token and 60 s between two.  What the server cannot stream (``best_of``) may take the
+    sum for ``max_new_tokens``.  TGI's keep-alive comments are no tokens.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    connect_s: float = Field(5.0, gt=0, allow_inf_nan=False)
+    first_token_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    between_tokens_s: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
 class GeneratorSettings(BaseModel):
@@ -63,9 +89,12 @@ class GeneratorSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     DEFAULT_TOKEN_ENV: ClassVar = ("HF_API_TOKEN", "HF_TOKEN")
+    DEFAULT_FIRST_TOKEN_S: ClassVar = 600.0
+    DEFAULT_BETWEEN_TOKENS_S: ClassVar = 60.0
 
     api_type: ApiType
     api_params: ApiParams
+    timeouts: Timeouts = Timeouts()
     token_env: tuple[str, ...] | None = None
     generation_kwargs: GenerationKwargs = GenerationKwargs()
     chat_kwargs: ChatKwargs = ChatKwargs()
@@ -79,16 +108,28 @@ class GeneratorSettings(BaseModel):
         if self.api_type == "serverless_inference_api":
             if not self.api_params.model:
                 raise ValueError("api_params.model: needed for api_type 'serverless_inference_api'")
-            if self.api_params.url:
+            if self.api_params.addresses:
                 raise ValueError("api_params.url: not for api_type 'serverless_inference_api', which takes a model")
             if self.api_params.provider not in {None, "auto", "hf-inference"}:
                 raise ValueError(
                     f"api_params.provider: {self.api_params.provider!r} answers text generation in a dialect that "
                     "huggingface_hub cannot stream; 'hf-inference' or none"
                 )
-        elif not self.api_params.url:
+        elif not self.api_params.addresses:
             raise ValueError(f"api_params.url: needed for api_type {self.api_type!r}")
+        elif self.api_params.url and self.api_params.urls:
+            raise ValueError("api_params.url: either url or urls")
         return self
+
+    @property
+    def first_token_s(self) -> float:
+        """The longest silence before the first token."""
+        return self.timeouts.first_token_s or self.api_params.timeout or self.DEFAULT_FIRST_TOKEN_S
+
+    @property
+    def between_tokens_s(self) -> float:
+        """The longest silence between two tokens."""
+        return self.timeouts.between_tokens_s or self.api_params.timeout or self.DEFAULT_BETWEEN_TOKENS_S
 
     @property
     def token_names(self) -> tuple[str, ...]:
@@ -165,6 +206,13 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigError("settings: " + "; ".join(describe(error))) from None
     except SettingsError as error:  # GENQUEUE_GENERATORS takes JSON; what it says holds the field, not the value
         raise ConfigError(f"settings: {error}") from None
+
+
+def _http_address(value: str) -> str:
+    address = _address(value)
+    if address.scheme not in {"http", "https"} or not address.hostname:
+        raise ValueError("must be an http:// or https:// address")
+    return value
 
 
 def _address(value: str) -> SplitResult:

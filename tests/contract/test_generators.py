@@ -8,10 +8,13 @@ from genqueue import calls, keys
 
 from .conftest import KEEP_S
 
+WORKER_S = 30.0
+UP = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}
+
 
 def announce(registry, keep_s=KEEP_S, **limits):
     facts = {name: {"api_type": "inference_endpoints", "max_queue_depth": limit} for name, limit in limits.items()}
-    registry.run(calls.announce(facts, keep_s=keep_s))
+    registry.run(calls.announce(facts, "host:1:a", {name: [UP] for name in limits}, worker_s=WORKER_S, keep_s=keep_s))
 
 
 def test_what_workers_serve_is_known_to_producers(registry):
@@ -40,3 +43,20 @@ def test_a_generator_that_nobody_announced_for_long_is_forgotten(registry):
 
 def test_nothing_announced_is_nothing_known(registry):
     assert registry.run(calls.known_generators()) == {}
+
+
+def test_workers_are_known_with_their_servers_until_they_are_silent_or_say_goodbye(registry):
+    announce(registry, chat=1)
+    registry.run(calls.announce({}, "host:2:b", {"chat": [UP, UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
+    first, second = registry.run(calls.read_workers())
+    assert (first.name, first.generators) == ("host:1:a", {"chat": [UP]})
+    assert (second.name, second.generators) == ("host:2:b", {"chat": [UP, UP]})
+    assert second.announced_at == pytest.approx(registry.now_ms / 1e3, abs=5)
+    assert registry.raw.ttl(keys.WORKERS) == pytest.approx(WORKER_S, abs=2)
+
+    long_ago = {"announced_at": registry.now_ms / 1e3 - WORKER_S - 1, "generators": {}}
+    registry.raw.hset(keys.WORKERS, "host:1:a", json.dumps(long_ago))
+    registry.run(calls.announce({}, "host:2:b", {"chat": [UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
+    assert [worker.name for worker in registry.run(calls.read_workers())] == ["host:2:b"]
+    registry.run(calls.retire("host:2:b"))
+    assert registry.run(calls.read_workers()) == []

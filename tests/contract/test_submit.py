@@ -93,7 +93,7 @@ def test_one_generator_full_leaves_the_others_alone(registry):
 
 
 def test_the_limit_that_a_worker_announced_holds_for_who_has_none(registry):
-    registry.run(calls.announce({"default": {"max_queue_depth": 1}}, keep_s=KEEP_S))
+    registry.run(calls.announce({"default": {"max_queue_depth": 1}}, "w", {}, worker_s=30, keep_s=KEEP_S))
     registry.submit("g1", max_queue_depth=None)
     with pytest.raises(QueueFullError, match="limit 1"):
         registry.submit("g2", max_queue_depth=None)
@@ -103,7 +103,9 @@ def test_the_limit_that_a_worker_announced_holds_for_who_has_none(registry):
 @pytest.mark.parametrize("announced", [[], ["chat", "code"]], ids=["nobody", "others"])
 def test_a_generator_that_nobody_announced_is_unknown(registry, announced):
     if announced:
-        registry.run(calls.announce({name: {"max_queue_depth": 1} for name in announced}, keep_s=KEEP_S))
+        registry.run(
+            calls.announce({name: {"max_queue_depth": 1} for name in announced}, "w", {}, worker_s=30, keep_s=KEEP_S)
+        )
     stored = registry.everything()
     with pytest.raises(UnknownGeneratorError, match="unknown generator 'default'; known: ") as refused:
         registry.submit(max_queue_depth=None)

@@ -344,10 +344,11 @@ def test_an_error_before_the_first_token_has_its_type_and_words(client, ask, fau
 
 
 def test_nobody_listens_there(client, ask, lives):
-    generation = client.submit(ask(), generator="silent")
-    with pytest.raises(GenerationFailedError, match="the way to the server failed") as failed:
+    """It waits for its server (test_endpoints.py shows how one comes back), and costs the others nothing."""
+    generation = client.submit(ask(), generator="silent", deadline_s=1.0)
+    with pytest.raises(GenerationExpiredError) as expired:
         generation.result(timeout_s=10)
-    assert failed.value.attempts == 1
+    assert expired.value.attempts == 0
     lives()
 
 

@@ -122,7 +122,7 @@ def run_everything(client, ask, celery_app, db, eventually):
     submit(ask(tokens=6), stream=False)
     submit(ask(tokens=6), generation_kwargs={"decoder_input_details": True})
     for generator in ("endpoint", "endpoint-hub", "serverless", "keyed", "locked", "silent"):
-        submit(ask(), generator=generator)
+        submit(ask(), generator=generator, deadline_s=2.0)
     submit(ask(), generation_kwargs={"top_p": 1.0})
     for kind in ("cut", "close", "reset", "error"):
         submit(ask(tokens=9, faults=[{"kind": kind, "after_tokens": 5}]))

@@ -7,7 +7,13 @@ import pytest
 
 from genqueue.messages import Token, read_request
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.generators import TextGeneration, call_parameters, goes_one_shot, public_address, take_token
+from genqueue_worker.generators import call_parameters, goes_one_shot, take_token
+from genqueue_worker.upstream import Upstream, public_address
+
+
+def upstream(settings, environ=()):
+    return Upstream("g", settings, dict(environ), lambda: None)
+
 
 ALWAYS = {"details": True, "return_full_text": False}
 
@@ -86,23 +92,24 @@ def test_what_the_server_refuses_to_stream_goes_one_shot(parameters, expected):
 
 
 @pytest.mark.parametrize(
-    ("params", "expected"),
+    ("url", "expected"),
     [
-        ({"url": "http://tgi:8080"}, "http://tgi:8080"),
-        ({"url": "https://user:s3cret@tgi/path/?token=s3cret#s3cret"}, "https://tgi/path/"),
-        ({"url": "http://s3cret@[::1]:80/generate"}, "http://[::1]:80/generate"),
-        ({"url": "http://a@b@tgi/"}, "http://tgi/"),
+        ("http://tgi:8080", "http://tgi:8080"),
+        ("https://user:s3cret@tgi/path/?token=s3cret#s3cret", "https://tgi/path/"),
+        ("http://s3cret@[::1]:80/generate", "http://[::1]:80/generate"),
+        ("http://a@b@tgi/", "http://tgi/"),
     ],
 )
-def test_an_address_is_shown_without_credentials_or_query(params, expected):
-    assert public_address(generator(api_params=params)) == expected
+def test_an_address_is_shown_without_credentials_or_query(url, expected):
+    assert public_address(url) == expected
 
 
 @pytest.mark.parametrize(
     ("params", "expected"), [({"model": "m"}, "auto"), ({"model": "m", "provider": "hf-inference"}, "hf-inference")]
 )
 def test_without_a_url_the_provider_is_the_address(params, expected):
-    assert public_address(generator("serverless_inference_api", api_params=params)) == expected
+    (endpoint,) = upstream(generator("serverless_inference_api", api_params=params)).endpoints
+    assert (endpoint.url, endpoint.address) == (None, expected)
 
 
 BOTH = {"HF_API_TOKEN": "api", "HF_TOKEN": "hf", "MINE": "mine"}
@@ -137,7 +144,7 @@ SUPPRESSED = {"authorization": None}
     ],
 )
 def test_a_token_goes_only_where_it_is_meant_to(api_type, fields, environ, token, headers):
-    options = TextGeneration("g", generator(api_type, **fields), environ)._client_options
+    options = upstream(generator(api_type, **fields), environ).client_options
     assert (options["token"], options["headers"]) == (token, headers)
 
 

@@ -32,7 +32,7 @@ def listed() -> set[str]:
 
 def test_the_table_lists_exactly_the_keys_that_are_made():
     built = {getattr(keys, name)(*arguments) for name, arguments in BUILDERS.items()}
-    built |= {keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.GENERATORS, keys.SILENT}
+    built |= {keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.GENERATORS, keys.WORKERS, keys.SILENT}
     built = {name.replace("generate.<generator>", "generate.<generator>[sep<p>]") for name in built}
     assert listed() == built
 

@@ -1,9 +1,11 @@
 """Whose fault an upstream error is and what follows from it, row by row."""
 
+from dataclasses import replace
+
 import pytest
 
 from genqueue.messages import Outcome
-from genqueue_worker.policy import Again, Fault, UpstreamFacts, after_failure, fault_of
+from genqueue_worker.policy import AT_ONCE, Again, Fault, UpstreamFacts, after_failure, fault_of, is_exhausted
 
 REQUEST, CAPACITY, SERVER = Fault.REQUEST, Fault.CAPACITY, Fault.SERVER
 
@@ -27,6 +29,7 @@ REQUEST, CAPACITY, SERVER = Fault.REQUEST, Fault.CAPACITY, Fault.SERVER
         (500, "stream_serialization_error", SERVER),
         (503, "healthcheck", CAPACITY),
         # Our own words.
+        (None, "unreached", CAPACITY),
         (None, "timeout", SERVER),
         (None, "transport", SERVER),
         # No word, or one that nobody knows: the status.
@@ -61,54 +64,97 @@ FULL = UpstreamFacts("words", status=429)
 WAKING = UpstreamFacts("words", status=503, retry_after_s=7.0)
 INVALID = UpstreamFacts("words", status=422, error_type="validation")
 BROKEN = UpstreamFacts("words", error_type="generation")
+UNREACHED = UpstreamFacts("words", error_type="unreached", was_unreached=True)
+CUT = UpstreamFacts("words", error_type="transport", is_down=True)
 NEVER = 0.999
 
 
+def decide(facts, failures=0, errors=None, max_attempts=5, may_retry=True, can_go_on=False, draw=NEVER):
+    return after_failure(
+        facts,
+        failures=failures,
+        errors=failures if errors is None else errors,
+        max_attempts=max_attempts,
+        may_retry=may_retry,
+        can_go_on=can_go_on,
+        draw=draw,
+    )
+
+
+def waits(delay_s):
+    return Again(pytest.approx(delay_s), is_failure=False, is_charged=False)
+
+
+def charged(delay_s):
+    return Again(pytest.approx(delay_s), is_failure=True, is_charged=True)
+
+
+UNCHARGED = Again(0.0, is_failure=True, is_charged=False)
+
+
 @pytest.mark.parametrize(
-    ("facts", "failures", "max_attempts", "may_retry", "draw", "expected"),
+    ("facts", "circumstances", "expected"),
     [
         # Nobody's fault: it waits, for as long as it takes, whatever the caller says of failures.
-        pytest.param(FULL, 0, 5, True, 0.0, Again(0.0, is_charged=False), id="full"),
-        pytest.param(FULL, 0, 5, True, NEVER, Again(1.998, is_charged=False), id="full-jitter"),
-        pytest.param(FULL, 4, 5, True, 0.5, Again(1.0, is_charged=False), id="full-at-the-last-attempt"),
-        pytest.param(FULL, 0, 1, True, 0.5, Again(1.0, is_charged=False), id="full-with-one-attempt"),
-        pytest.param(FULL, 0, 5, False, 0.5, Again(1.0, is_charged=False), id="full-and-no-retries-wanted"),
-        pytest.param(WAKING, 0, 5, True, 0.0, Again(7.0, is_charged=False), id="retry-after"),
-        pytest.param(WAKING, 0, 5, True, 0.5, Again(8.0, is_charged=False), id="retry-after-and-jitter"),
+        pytest.param(FULL, {"draw": 0.0}, waits(0.0), id="full"),
+        pytest.param(FULL, {}, waits(1.998), id="full-jitter"),
+        pytest.param(FULL, {"failures": 4, "draw": 0.5}, waits(1.0), id="full-at-the-last-attempt"),
+        pytest.param(FULL, {"max_attempts": 1, "draw": 0.5}, waits(1.0), id="full-with-one-attempt"),
+        pytest.param(FULL, {"may_retry": False, "draw": 0.5}, waits(1.0), id="full-and-no-retries-wanted"),
+        pytest.param(FULL, {"can_go_on": True}, AT_ONCE, id="full-and-another-is-not"),
+        pytest.param(WAKING, {"draw": 0.0}, waits(7.0), id="retry-after"),
+        pytest.param(WAKING, {"draw": 0.5}, waits(8.0), id="retry-after-and-jitter"),
+        pytest.param(
+            UNREACHED, {"may_retry": False, "draw": 0.5}, waits(1.0), id="nothing-listens-and-no-probe-says-when"
+        ),
+        pytest.param(replace(UNREACHED, is_down=True), {"may_retry": False}, AT_ONCE, id="down-before-it-was-asked"),
         # The server's fault: full jitter under a ceiling that doubles, up to 30 s.
-        pytest.param(BROKEN, 0, 5, True, 0.0, Again(0.0, is_charged=True), id="draw-0"),
-        pytest.param(BROKEN, 0, 5, True, NEVER, Again(0.4995, is_charged=True), id="first"),
-        pytest.param(BROKEN, 1, 5, True, NEVER, Again(0.999, is_charged=True), id="second"),
-        pytest.param(BROKEN, 3, 5, True, NEVER, Again(3.996, is_charged=True), id="fourth"),
-        pytest.param(BROKEN, 6, 99, True, NEVER, Again(29.97, is_charged=True), id="the-ceilings-end"),
-        pytest.param(BROKEN, 5000, 9999, True, NEVER, Again(29.97, is_charged=True), id="no-overflow"),
+        pytest.param(BROKEN, {"draw": 0.0}, charged(0.0), id="draw-0"),
+        pytest.param(BROKEN, {}, charged(0.4995), id="first"),
+        pytest.param(BROKEN, {"failures": 1}, charged(0.999), id="second"),
+        pytest.param(BROKEN, {"failures": 3}, charged(3.996), id="fourth"),
+        pytest.param(BROKEN, {"failures": 6, "max_attempts": 99}, charged(29.97), id="the-ceilings-end"),
+        pytest.param(BROKEN, {"failures": 5000, "max_attempts": 9999}, charged(29.97), id="no-overflow"),
+        pytest.param(BROKEN, {"failures": 3, "can_go_on": True}, charged(0.0), id="another-server-goes-on-at-once"),
+        # The server died: not charged, but not for ever, for this prompt may be what kills it.
+        pytest.param(CUT, {"failures": 4}, UNCHARGED, id="died-at-the-last-attempt"),
+        pytest.param(CUT, {"max_attempts": 1}, UNCHARGED, id="died-at-the-only-attempt"),
+        pytest.param(CUT, {"errors": 13}, UNCHARGED, id="died-often"),
     ],
 )
-def test_what_may_succeed_later_is_tried_again(facts, failures, max_attempts, may_retry, draw, expected):
-    decision = after_failure(facts, failures=failures, max_attempts=max_attempts, may_retry=may_retry, draw=draw)
-    assert isinstance(decision, Again)
-    assert (decision.delay_s, decision.is_charged) == (pytest.approx(expected.delay_s), expected.is_charged)
+def test_what_may_succeed_later_is_tried_again(facts, circumstances, expected):
+    assert decide(facts, **circumstances) == expected
 
 
 @pytest.mark.parametrize(
-    ("facts", "failures", "max_attempts", "may_retry", "error", "message"),
+    ("facts", "circumstances", "error", "message"),
     [
-        pytest.param(INVALID, 0, 5, True, "rejected", "words", id="the-callers-fault"),
-        pytest.param(INVALID, 4, 5, False, "rejected", "words", id="the-callers-fault-later"),
-        pytest.param(BROKEN, 0, 1, True, "failed", "words", id="one-attempt"),
-        pytest.param(BROKEN, 0, 5, False, "failed", "words", id="no-retries-wanted"),
-        pytest.param(BROKEN, 4, 5, True, "failed", "gave up after 5 attempts: words", id="the-last-attempt"),
-        pytest.param(BROKEN, 7, 5, True, "failed", "gave up after 8 attempts: words", id="fewer-allowed-than-made"),
+        pytest.param(INVALID, {}, "rejected", "words", id="the-callers-fault"),
+        pytest.param(INVALID, {"failures": 4, "may_retry": False}, "rejected", "words", id="the-callers-fault-later"),
+        pytest.param(BROKEN, {"max_attempts": 1}, "failed", "words", id="one-attempt"),
+        pytest.param(BROKEN, {"may_retry": False, "can_go_on": True}, "failed", "words", id="no-retries-wanted"),
+        pytest.param(CUT, {"may_retry": False}, "failed", "words", id="died-and-no-retries-wanted"),
+        pytest.param(BROKEN, {"failures": 4}, "failed", "gave up after 5 attempts: words", id="the-last-attempt"),
+        pytest.param(
+            BROKEN, {"failures": 7}, "failed", "gave up after 8 attempts: words", id="fewer-allowed-than-made"
+        ),
+        pytest.param(CUT, {"errors": 14}, "failed", "gave up after 15 attempts: words", id="died-too-often"),
+        pytest.param(BROKEN, {"errors": 14}, "failed", "gave up after 15 attempts: words", id="and-now-failed"),
     ],
 )
-def test_what_cannot_succeed_ends_in_the_servers_words(facts, failures, max_attempts, may_retry, error, message):
-    ended = after_failure(facts, failures=failures, max_attempts=max_attempts, may_retry=may_retry, draw=NEVER)
+def test_what_cannot_succeed_ends_in_the_servers_words(facts, circumstances, error, message):
+    ended = decide(facts, **circumstances)
     assert isinstance(ended, Outcome)
     assert (ended.error, ended.message) == (error, message)
     assert ended.detail == {"status": facts.status, "error_type": facts.error_type}
 
 
 def test_nobody_waits_longer_than_a_server_may_ask_for():
-    for_ever = UpstreamFacts("words", status=503, retry_after_s=1e12)
-    decision = after_failure(for_ever, failures=0, max_attempts=5, may_retry=True, draw=0.0)
-    assert decision == Again(300.0, is_charged=False)
+    assert decide(UpstreamFacts("words", status=503, retry_after_s=1e12), draw=0.0) == waits(300.0)
+
+
+@pytest.mark.parametrize(
+    ("failures", "errors", "expected"), [(0, 0, False), (2, 8, False), (3, 3, True), (0, 9, True), (4, 4, True)]
+)
+def test_a_generation_may_fail_so_often_by_itself_and_so_often_with_its_server(failures, errors, expected):
+    assert is_exhausted(failures, errors, max_attempts=3) is expected

@@ -124,6 +124,21 @@ def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected
         ),
         pytest.param(f"[generators.g]\n{TGI}\napi_params = {{}}", "generators.g: api_params.url: needed", id="no-url"),
         pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', urls = ['http://i'] }}",
+            "generators.g: api_params.url: either url or urls",
+            id="url-and-urls",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ urls = ['http://h', 'tgi:8080'] }}",
+            "generators.g.api_params.urls: must be an http:// or https:// address",
+            id="bare-urls",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ urls = ['http://h', 'http://h'] }}",
+            "generators.g.api_params.urls: the same address twice",
+            id="urls-twice",
+        ),
+        pytest.param(
             "[generators.g]\napi_type = 'serverless_inference_api'\napi_params = {}",
             "generators.g: api_params.model: needed",
             id="no-model",
@@ -236,3 +251,19 @@ def test_no_repr_shows_a_secret(overrides: dict[str, Any]):
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         load_settings().log_ttl_s = 5  # type: ignore[misc]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("", (5.0, 600.0, 60.0)),
+        ("timeouts = { connect_s = 1, first_token_s = 2, between_tokens_s = 3 }", (1.0, 2.0, 3.0)),
+        ("timeouts = { between_tokens_s = 3 }", (5.0, 9.0, 3.0)),
+    ],
+)
+def test_how_long_a_server_may_be_silent(fields, expected):
+    timeout = ", timeout = 9" if expected[1] == 9 else ""
+    write(f"[generators.g]\n{TGI}\napi_params = {{ urls = ['http://h', 'http://i']{timeout} }}\n{fields}")
+    read = load_settings().generators["g"]
+    assert (read.timeouts.connect_s, read.first_token_s, read.between_tokens_s) == expected
+    assert read.api_params.addresses == ("http://h", "http://i")

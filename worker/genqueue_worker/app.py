@@ -28,13 +28,20 @@ class Runtime:
     """What a worker process runs beside Celery."""
 
     def __init__(self, settings: Settings) -> None:
-        self.engine = Engine(settings)
-        self._leases = LeaseKeeper(settings, self.engine.held, self.engine.lose)
+        self.engine = Engine(settings, on_change=self.follow)
+        self._leases = LeaseKeeper(settings, self.engine.owner, self.engine.held, self.engine.lose, self.engine.servers)
+        self.consumer: Consumer | None = None
 
     def start(self) -> None:
         """Start the loop and the lease thread."""
         self.engine.start()
         self._leases.start()
+
+    def follow(self) -> None:
+        """Have Celery consume the queues of those generators that have a server, and everybody know."""
+        if self.consumer is not None:
+            self.consumer.leave({keys.queue(name) for name in self.engine.unavailable})
+        self._leases.announce_soon()
 
     def stop(self) -> None:
         """Stop both."""
@@ -139,6 +146,13 @@ def _start(**_: Any) -> None:
     except Exception as error:  # Celery would log it and go on without an engine
         raise SystemExit(f"genqueue: the engine cannot start: {type(error).__name__}: {error}") from error
     revoke_means_cancel(_runtime.engine.cancel)
+
+
+@signals.worker_ready.connect
+def _consume(sender: Consumer, **_: Any) -> None:
+    if _runtime is not None:
+        _runtime.consumer = sender
+        _runtime.follow()
 
 
 @signals.worker_shutting_down.connect

@@ -17,6 +17,7 @@ from celery import signals
 from celery.exceptions import InvalidTaskError, NotRegistered
 from celery.worker import consumer, state
 from kombu.transport import redis
+from kombu.utils.json import dumps
 
 from genqueue.keys import QUEUE_PREFIX
 
@@ -79,14 +80,23 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """Drops what is JSON and no message."""
+    """Drops what is JSON and no message; puts back what came from a queue that was just left."""
 
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
-        if queue.startswith(QUEUE_PREFIX) and not is_celery_message(message):
-            _drop(len(repr(message)), queue, "not the shape of one")
-            return
+        if queue.startswith(QUEUE_PREFIX):
+            if not is_celery_message(message):
+                _drop(len(repr(message)), queue, "not the shape of one")
+                return
+            if queue not in self._callbacks:
+                # The BRPOP that was under way when the queue was left.  kombu's own way back
+                # (basic_reject) is its bookkeeping, which we do without.
+                channel = self.channels[0]
+                priority = channel._get_message_priority(message)
+                with channel.conn_or_acquire() as client:
+                    client.rpush(channel._q_for_pri(queue, priority), dumps(message))
+                return
         super()._deliver(message, queue)
 
 
@@ -101,6 +111,31 @@ class Consumer(consumer.Consumer):
 
     _EVENTS_EVERY_S = 0.1
     _events_due_s = 0.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._unwanted: set[str] = set()
+        self._left: set[str] = set()
+
+    def leave(self, queues: set[str]) -> None:
+        """Take nothing from ``queues`` for now, and from those left before again; any thread may say so."""
+        self._unwanted = queues
+        self.call_soon(self._follow)
+
+    def on_ready(self) -> None:
+        """The loop begins, for the first time or after Redis was lost: what it was told meanwhile counts."""
+        super().on_ready()
+        self._follow()
+
+    def _follow(self) -> None:
+        if self.task_consumer is None:
+            return  # Redis is lost; on_ready comes
+        for queue in self._unwanted & set(self.app.amqp.queues.consume_from):
+            self._left.add(queue)
+            self.cancel_task_queue(queue)
+        for queue in self._left - self._unwanted:
+            self._left.remove(queue)
+            self.add_task_queue(queue)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Look for a lost Redis once a second; stock Celery waits 2, 4, 6 … 30 s between looks."""

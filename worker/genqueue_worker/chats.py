@@ -47,7 +47,7 @@ def chat_parameters(generator: GeneratorSettings, request: GenerationRequest) ->
     if stop:
         parameters["stop"] = stop
     form = request.model_dump(mode="json", include={"tools", "tool_choice", "response_format"}, exclude_none=True)
-    if generator.api_params.url and (schema := form.get("response_format", {}).get("json_schema")):
+    if generator.api_params.addresses and (schema := form.get("response_format", {}).get("json_schema")):
         # Each engine finds its own: TGI the ``value``, the others the ``json_schema``.
         form["response_format"] = _AsItIs(form["response_format"], value=schema)
     return {**parameters, **form}

@@ -13,7 +13,7 @@ import random
 import socket
 import threading
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -39,8 +39,9 @@ from genqueue_worker.continuation import (
     next_attempt,
 )
 from genqueue_worker.generators import Ending, TextGeneration
-from genqueue_worker.policy import Again, UpstreamFacts, after_failure
+from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, is_exhausted
 from genqueue_worker.transport import UpstreamError, open_transport
+from genqueue_worker.upstream import Upstream
 from genqueue_worker.writer import Outbox, Writer
 
 try:
@@ -51,6 +52,7 @@ except ImportError:  # no wheel for this platform
 logger = logging.getLogger(__name__)
 
 _FLUSH_GAP_S = 0.02
+_LEAVING_S = 0.1
 _HANDED_OVER = "handed over"
 
 
@@ -102,13 +104,20 @@ class Engine:
     Args:
         settings: which generators, and the registry's dials.
         environ: where generators look up their tokens.
+        on_change: told, on the loop, when a model server went down or came back.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str] = os.environ,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.generators = {
-            name: TextGeneration(name, configured, environ) for name, configured in settings.generators.items()
+            name: TextGeneration(Upstream(name, configured, environ, on_change))
+            for name, configured in settings.generators.items()
         }
         self._in_hand: set[str] = set()
         self._running: dict[str, Run] = {}
@@ -158,6 +167,27 @@ class Engine:
         """The (generation id, attempt) pairs that run now; any thread may ask."""
         return [(generation_id, run.attempt) for generation_id, run in list(self._running.items())]
 
+    @property
+    def unavailable(self) -> set[str]:
+        """The generators whose servers are all down; any thread may ask."""
+        return {name for name, generator in self.generators.items() if not generator.upstream.is_available}
+
+    def servers(self) -> dict[str, list[dict[str, Any]]]:
+        """For each generator its servers: ``address``, ``health``, ``running``, ``trouble``; any thread may ask."""
+        now_s = self._loop.time()
+        return {
+            name: [
+                {
+                    "address": endpoint.address,
+                    "health": endpoint.health(now_s),
+                    "running": endpoint.running,
+                    "trouble": endpoint.trouble,
+                }
+                for endpoint in generator.upstream.endpoints
+            ]
+            for name, generator in self.generators.items()
+        }
+
     def lose(self, generation_id: str, reason: str) -> None:
         """Stop running a generation that is no longer ours; any thread may say so."""
         self._loop.call_soon_threadsafe(self._lose, generation_id, reason)
@@ -193,6 +223,8 @@ class Engine:
             adopted = await self._adopt(generation_id, generator, foreign)
             if adopted is not None:
                 return adopted
+        if not self.generators[generator].upstream.is_available:
+            return await self._leave(generation_id)
         claim = await self._claim(generation_id, generator)
         if isinstance(claim, NotClaimed):
             if claim.reason == "expired":
@@ -210,7 +242,9 @@ class Engine:
             progress = Progress(claim.text_so_far, claim.solid_tokens, claim.reasoning_so_far)
             continues_chat = configured.settings.continues_chat
             start = next_attempt(request.given, parameters, on_failure, progress, continues_chat=continues_chat)
-        gives_up = isinstance(start, GiveUp) or claim.failures >= configured.settings.max_attempts
+        gives_up = isinstance(start, GiveUp) or is_exhausted(
+            claim.failures, len(claim.errors), configured.settings.max_attempts
+        )
         # Unless it begins anew, what earlier attempts made counts.
         keeps = gives_up or self._is_leaving or isinstance(start, Continue | Complete)
         outbox = Outbox(
@@ -227,7 +261,7 @@ class Engine:
         self._running[generation_id] = Run(claim.attempt, upstream)
         try:
             if self._is_leaving:  # the claim's answer came late
-                return await self._release(work, Again(0.0, is_charged=False), None)
+                return await self._release(work, AT_ONCE, None)
             if gives_up:
                 return await self._fail(work, _gave_up(claim))
             match start:
@@ -251,7 +285,7 @@ class Engine:
             if lost is None:
                 return await self._fail(work, outcome.expired("while it ran"))
             if lost == _HANDED_OVER:
-                return await self._release(work, Again(0.0, is_charged=False), None)
+                return await self._release(work, AT_ONCE, None)
             self._writer.drop(outbox)
             return _not_ours(lost)
         except Exception as error:
@@ -288,6 +322,15 @@ class Engine:
         end = outcome.failed(generation_id, generator, None, rejected, date_done=_now_iso())
         await self._end(None, replace(end, stillborn=True))
 
+    async def _leave(self, generation_id: str) -> NotOurs:
+        """Put a doorbell back: this worker's servers are all down, and Celery is leaving the queue."""
+        await asyncio.sleep(_LEAVING_S)  # not to be given the same one again before it has left
+        with contextlib.suppress(GenerationNotFoundError):
+            record = await self._writer.insist(calls.read_record(generation_id))
+            if not record.state.is_final:
+                await self._writer.insist(calls.ring([(generation_id, record.generator, record.priority)]))
+        return NotOurs("its servers are down")
+
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings
         return await self._writer.insist(
@@ -295,7 +338,8 @@ class Engine:
         )
 
     async def _finish(self, work: Work, ending: Ending) -> Done | Ended | NotOurs:
-        claim, outbox, configured = work.claim, work.outbox, self.generators[work.generator]
+        claim, outbox, upstream = work.claim, work.outbox, self.generators[work.generator].upstream
+        endpoint = ending.endpoint or upstream.endpoints[0]
         text, whole = "".join(outbox.parts), ending.generated_text or ""
         if len(whole) > len(text) and whole.startswith(text):  # text that no token brought
             outbox.push_text(whole[len(text) :])
@@ -310,12 +354,12 @@ class Engine:
         if ending.completion_tokens is not None:
             completion_tokens = outbox.earlier_tokens + ending.completion_tokens
         meta = {
-            "model": configured.model,
+            "model": upstream.model(endpoint),
             "finish_reason": ending.finish_reason,
             "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
             "completion_start_time": _iso(first_text_at),
             "generator": work.generator,
-            "endpoint": configured.address,
+            "endpoint": endpoint.address,
             "attempts": claim.attempt,
             "timings": timings(claim.submitted_at, claim.started_at, first_text_at, self._redis_time(work)),
             **ending.extra,
@@ -327,16 +371,19 @@ class Engine:
 
     async def _failed(self, work: Work, facts: UpstreamFacts) -> Ended | NotOurs:
         """The upstream call failed: another attempt, or the end."""
+        configured = self.generators[work.generator]
         decision = after_failure(
             facts,
             failures=work.claim.failures,
-            max_attempts=self.generators[work.generator].settings.max_attempts,
+            errors=len(work.claim.errors),
+            max_attempts=configured.settings.max_attempts,
             may_retry=work.request.on_failure != "fail",
+            can_go_on=configured.upstream.can_go_on,
             draw=random.random(),
         )
         if isinstance(decision, Outcome):
             return await self._fail(work, decision)
-        failure = {"attempt": work.claim.attempt, "message": facts.message} if decision.is_charged else None
+        failure = {"attempt": work.claim.attempt, "message": facts.message} if decision.is_failure else None
         return await self._release(work, decision, failure)
 
     async def _release(self, work: Work, again: Again, failure: dict[str, Any] | None) -> Ended | NotOurs:
@@ -441,7 +488,9 @@ class Engine:
         transport = open_transport()
         await asyncio.gather(*(generator.warm_up() for generator in self.generators.values()))
         hub = LiveHub(settings.redis_url, settings.redis_timeout_s)
-        helpers = [asyncio.create_task(self._writer.run()), asyncio.create_task(self._hear_cancels(hub))]
+        lasting = [self._writer.run(), self._hear_cancels(hub)]
+        lasting += [generator.upstream.watch() for generator in self.generators.values()]
+        helpers = [asyncio.create_task(work) for work in lasting]
         for helper in helpers:
             helper.add_done_callback(_report)
         self._ready.set_result(None)

@@ -1,40 +1,27 @@
 """A generator's configuration turned into calls of ``huggingface_hub``.
 
 What goes on the wire and what may come back is in the pure functions; :class:`TextGeneration`
-makes the call.  Every error of the client or the server leaves here as
-:class:`~genqueue_worker.transport.UpstreamError`.
+makes the call, on the servers of :mod:`genqueue_worker.upstream`.
 """
 
 import asyncio
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-import httpx2
 from huggingface_hub import AsyncInferenceClient
-from huggingface_hub.errors import (
-    GenerationError,
-    HfHubHTTPError,
-    IncompleteGenerationError,
-    InferenceTimeoutError,
-    OverloadedError,
-    TextGenerationError,
-    ValidationError,
-)
 from pydantic_core import from_json
 
 from genqueue.messages import GenerationRequest, Given, Token
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.chats import ChatAnswer, chat_parameters, in_stream_error
+from genqueue_worker.chats import ChatAnswer, chat_parameters
+from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.transport import Exchange, UpstreamError, exchange
+from genqueue_worker.upstream import Silence, Upstream
 
 _DEFAULT_MAX_NEW_TOKENS = 512
-_CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +33,7 @@ class Ending:
         finish_reason: the server's word.
         prompt_tokens, completion_tokens: as the server counts them; None if it did not say.
         extra: what else was asked for: ``seed``, ``prefill``, ``best_of_sequences``.
+        endpoint: which server it was; None if none was asked.
     """
 
     generated_text: str | None
@@ -53,6 +41,7 @@ class Ending:
     prompt_tokens: int | None
     completion_tokens: int | None
     extra: dict[str, Any]
+    endpoint: Endpoint | None = None
 
 
 def call_parameters(generator: GeneratorSettings, request: GenerationRequest) -> dict[str, Any]:
@@ -78,16 +67,6 @@ def call_parameters(generator: GeneratorSettings, request: GenerationRequest) ->
 def goes_one_shot(parameters: Mapping[str, Any]) -> bool:
     """Whether the server refuses to stream this (TGI: ``best_of`` above 1, ``decoder_input_details``)."""
     return parameters.get("best_of", 1) > 1 or bool(parameters.get("decoder_input_details"))
-
-
-def public_address(generator: GeneratorSettings) -> str:
-    """Where the generator's model is, fit for results and logs: no credentials, no query."""
-    params = generator.api_params
-    if params.url is None:
-        return params.provider or "auto"
-    parts = urlsplit(params.url)
-    netloc = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))
 
 
 def take_token(data: bytes, sink: Sink) -> bool:
@@ -117,38 +96,20 @@ def take_token(data: bytes, sink: Sink) -> bool:
 
 
 class TextGeneration:
-    """One generator's ``text_generation`` and ``chat_completion`` calls over the worker's transport.
+    """One generator's ``text_generation`` and ``chat_completion`` calls.
 
     Args:
-        name: the generator's name.
-        settings: its configuration.
-        environ: where its token is looked up, under ``settings.token_names``.
+        upstream: its servers.
     """
 
-    def __init__(self, name: str, settings: GeneratorSettings, environ: Mapping[str, str] = os.environ) -> None:
-        self.name = name
-        self.settings = settings
-        self.address = public_address(settings)
-        self.model = settings.api_params.model or self.address
-        params = settings.api_params
-        token = next((environ[variable] for variable in settings.token_names if environ.get(variable)), None)
-        self._token = token
-        headers: dict[str, Any] = {key: value.get_secret_value() for key, value in params.headers.items()}
-        if token is None and params.url and not any(key.lower() == "authorization" for key in headers):
-            # huggingface_hub sends HF_TOKEN, if set, to any address; only this keeps it back.
-            headers["authorization"] = None
-        self._client_options: dict[str, Any] = {
-            "provider": params.provider,
-            "token": token,
-            "headers": headers,
-            "bill_to": params.bill_to,
-            "timeout": httpx2.Timeout(params.timeout, connect=_CONNECT_TIMEOUT_S, pool=None),
-        }
-        self._known_tasks = set() if params.url is None else {"text-generation", "conversational"}
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.settings = upstream.settings
+        self._known_tasks = set() if upstream.endpoints[0].url is None else {"text-generation", "conversational"}
 
     async def warm_up(self) -> None:
         """Pay for huggingface_hub's lazy imports before a caller has to; makes no call."""
-        async with AsyncInferenceClient(**self._client_options) as client:
+        async with self.upstream.client() as client:
             await client._get_async_client()
 
     def parameters(self, request: GenerationRequest) -> dict[str, Any]:
@@ -164,51 +125,45 @@ class TextGeneration:
             UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
         """
 
-        answer = ChatAnswer(sink)
-
-        def on_data(data: bytes) -> bool:
-            return take_token(data, sink)
-
-        async def pause() -> None:
-            if sink.is_congested:
-                await sink.relief()
-
-        told = Exchange(on_data if isinstance(prompt, str) else answer.take, pause)
-        exchange.set(told)
-        try:
+        async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:
             task = "text-generation" if isinstance(prompt, str) else "conversational"
             if task not in self._known_tasks:
                 await asyncio.to_thread(self._find_provider, task)
                 self._known_tasks.add(task)
-            async with AsyncInferenceClient(**self._client_options) as client:
-                if not isinstance(prompt, str):
-                    return await self._chat(client, prompt, parameters, answer)
-                if goes_one_shot(parameters):
-                    return await self._one_shot(client, prompt, parameters, sink, told)
-                return await self._streamed(client, prompt, parameters, sink)
-        except Stopped:
-            return Ending(None, "stop_sequence", None, None, {})
-        except UpstreamError:
-            raise
-        except (
-            TextGenerationError,
-            HfHubHTTPError,
-            httpx2.HTTPError,
-            httpx2.StreamError,
-            OSError,
-            ValueError,
-        ) as error:
-            raise UpstreamError(_facts(error)) from error
-        except (AttributeError, KeyError, TypeError) as error:  # huggingface_hub takes any JSON for an event
-            raise UpstreamError(
-                UpstreamFacts("the server's answer is none of TGI's", error_type="generation")
-            ) from error
+            between_s = self.settings.between_tokens_s
+            is_one_shot = isinstance(prompt, str) and goes_one_shot(parameters)
+            first_s = self.settings.first_token_s
+            silence = Silence(first_s + parameters["max_new_tokens"] * between_s if is_one_shot else first_s, between_s)
+
+            async def pause() -> None:
+                if sink.is_congested:
+                    async with silence.paused():
+                        await sink.relief()
+
+            answer = ChatAnswer(sink)
+            told = Exchange(
+                (lambda data: take_token(data, sink)) if isinstance(prompt, str) else answer.take, pause, silence.heard
+            )
+            exchange.set(told)
+            async with silence.limited():
+                try:
+                    if not isinstance(prompt, str):
+                        ending = await self._chat(client, endpoint, prompt, parameters, answer)
+                    elif is_one_shot:
+                        ending = await self._one_shot(client, endpoint, prompt, parameters, sink, told)
+                    else:
+                        ending = await self._streamed(client, endpoint, prompt, parameters, sink)
+                except Stopped:
+                    ending = Ending(None, "stop_sequence", None, None, {})
+            return replace(ending, endpoint=endpoint)
+
+        return await self.upstream.call(make)
 
     async def _streamed(
-        self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink
+        self, client: AsyncInferenceClient, endpoint: Endpoint, prompt: str, parameters: dict[str, Any], sink: Sink
     ) -> Ending:
         # model= per call, not per client: huggingface_hub remembers trouble by this argument.
-        where = self.settings.api_params.url or self.settings.api_params.model
+        where = endpoint.url or self.settings.api_params.model
         async for output in await client.text_generation(prompt, model=where, stream=True, **parameters):
             # What take_token left over: events of another dialect, and the last one.
             token, top = output.token, output.top_tokens
@@ -235,15 +190,16 @@ class TextGeneration:
     async def _chat(
         self,
         client: AsyncInferenceClient,
+        endpoint: Endpoint,
         messages: list[dict[str, Any]],
         parameters: dict[str, Any],
         answer: ChatAnswer,
     ) -> Ending:
-        params = self.settings.api_params
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.
-        client.model = params.url or params.model
-        named = params.model if params.model and "://" not in params.model else "tgi"
+        model = self.settings.api_params.model
+        client.model = endpoint.url or model
+        named = model if model and "://" not in model else "tgi"
         complete: Any = client.chat_completion  # its types leave out what JSON allows
         options = {"stream": True, "stream_options": {"include_usage": True}}
         async for output in await complete(messages, model=named, **options, **parameters):
@@ -261,9 +217,15 @@ class TextGeneration:
         )
 
     async def _one_shot(
-        self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink, told: Exchange
+        self,
+        client: AsyncInferenceClient,
+        endpoint: Endpoint,
+        prompt: str,
+        parameters: dict[str, Any],
+        sink: Sink,
+        told: Exchange,
     ) -> Ending:
-        where = self.settings.api_params.url or self.settings.api_params.model
+        where = endpoint.url or self.settings.api_params.model
         output = await client.text_generation(prompt, model=where, **parameters)
         details = output.details
         extra: dict[str, Any] = {}
@@ -301,8 +263,9 @@ class TextGeneration:
                 task=task,
                 model=params.model,
             )
+            token = self.upstream.client_options["token"]
             if task == "conversational":  # any provider will do; whether it has the model is found out here
-                helper.prepare_request(inputs=[], parameters={}, headers={}, model=params.model, api_key=self._token)
+                helper.prepare_request(inputs=[], parameters={}, headers={}, model=params.model, api_key=token)
                 return
         except ValueError as error:  # unknown there, or of another kind: no attempt will fix it
             raise UpstreamError(UpstreamFacts(str(error), error_type="validation")) from error
@@ -313,28 +276,3 @@ class TextGeneration:
                 error_type="validation",
             )
             raise UpstreamError(facts)
-
-
-_TYPE_OF = {
-    ValidationError: "validation",
-    OverloadedError: "overloaded",
-    GenerationError: "generation",
-    IncompleteGenerationError: "incomplete_generation",
-}
-
-
-def _facts(error: BaseException) -> UpstreamFacts:
-    """The facts of an exception of huggingface_hub or its transport."""
-    if isinstance(error, TextGenerationError) and isinstance(error.args[0], dict):  # in the stream of a chat
-        return in_stream_error(error.args[0])
-    if isinstance(error, TextGenerationError):  # in the stream: HTTP says 200
-        return UpstreamFacts(str(error), error_type=_TYPE_OF.get(type(error), "generation"))
-    if isinstance(error, InferenceTimeoutError | httpx2.TimeoutException):
-        return UpstreamFacts(f"the server fell silent: {type(error).__name__}", error_type="timeout")
-    if isinstance(error, json.JSONDecodeError):
-        return UpstreamFacts("the stream is no JSON", error_type="generation")
-    if isinstance(error, httpx2.HTTPError | OSError):
-        return UpstreamFacts(f"the way to the server failed: {error or type(error).__name__}", error_type="transport")
-    if isinstance(error, UnicodeError):  # a header of the settings, a byte of the answer: not the caller's
-        return UpstreamFacts(f"the call could not be encoded: {type(error).__name__}", error_type="generation")
-    return UpstreamFacts(str(error), error_type="validation")  # huggingface_hub refuses to make the call

@@ -20,6 +20,7 @@ from genqueue.store import Store
 logger = logging.getLogger(__name__)
 
 _ANNOUNCE_S = 10.0
+_FORGOTTEN_S = 30.0
 
 
 class LeaseKeeper:
@@ -32,16 +33,25 @@ class LeaseKeeper:
 
     Args:
         settings: ``lease_s``, ``keep_s`` and the generators to announce.
+        owner: the worker's name in the registry.
         held: the (generation id, attempt) pairs to renew.
         on_lost: told (id, reason) for what the registry no longer counts as this worker's.
+        servers: for each generator what is known of its servers, to announce.
     """
 
     def __init__(
-        self, settings: Settings, held: Callable[[], list[tuple[str, int]]], on_lost: Callable[[str, str], None]
+        self,
+        settings: Settings,
+        owner: str,
+        held: Callable[[], list[tuple[str, int]]],
+        on_lost: Callable[[str, str], None],
+        servers: Callable[[], dict[str, list[dict[str, Any]]]],
     ) -> None:
         self._settings = settings
+        self._owner = owner
         self._held = held
         self._on_lost = on_lost
+        self._servers = servers
         self._store = Store(settings.redis_url, settings.redis_timeout_s)
         self._stopped = threading.Event()
         self._announced_s: float | None = None
@@ -56,7 +66,13 @@ class LeaseKeeper:
         """Stop renewing; what is still held is up for others after ``lease_s``."""
         self._stopped.set()
         self._thread.join()
+        with contextlib.suppress(StoreError):  # it will be forgotten all the same
+            self._store.run(calls.retire(self._owner))
         self._store.close()
+
+    def announce_soon(self) -> None:
+        """Something that is announced has changed; any thread may say so."""
+        self._announced_s = None
 
     def _keep(self) -> None:
         away = False
@@ -80,8 +96,10 @@ class LeaseKeeper:
                 name: {"api_type": generator.api_type, "max_queue_depth": generator.max_queue_depth}
                 for name, generator in self._settings.generators.items()
             }
-            self._store.run(calls.announce(facts, keep_s=self._settings.keep_s))
             self._announced_s = time.monotonic()
+            self._store.run(
+                calls.announce(facts, self._owner, self._servers(), worker_s=_FORGOTTEN_S, keep_s=self._settings.keep_s)
+            )
         held = self._held()
         if held:
             renewal = calls.renew(held, lease_s=self._settings.lease_s, keep_s=self._settings.keep_s)

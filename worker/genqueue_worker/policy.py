@@ -31,12 +31,16 @@ class UpstreamFacts:
             request with 200 and puts the error into the stream).
         error_type: TGI's word (``validation``, ``overloaded``, ``generation`` …), if any.
         retry_after_s: what the server asked for, if it did.
+        was_unreached: whether the request never arrived anywhere.
+        is_down: whether the server cannot be reached now.
     """
 
     message: str
     status: int | None = None
     error_type: str | None = None
     retry_after_s: float | None = None
+    was_unreached: bool = False
+    is_down: bool = False
 
 
 _BY_TYPE = {
@@ -46,6 +50,7 @@ _BY_TYPE = {
     "tool_error": Fault.REQUEST,
     "overloaded": Fault.CAPACITY,
     "healthcheck": Fault.CAPACITY,
+    "unreached": Fault.CAPACITY,  # ours
     "generation": Fault.SERVER,
     "incomplete_generation": Fault.SERVER,
     "incomplete_generation_stream": Fault.SERVER,
@@ -96,44 +101,73 @@ def fault_of(facts: UpstreamFacts) -> Fault:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Another attempt after ``delay_s``; whether this one counts against ``max_attempts``."""
+    """Another attempt after ``delay_s``.
+
+    ``is_failure``: whether this one failed, and its error is kept; ``is_charged``: whether it
+    counts against ``max_attempts``.
+    """
 
     delay_s: float
+    is_failure: bool
     is_charged: bool
 
+
+AT_ONCE = Again(0.0, is_failure=False, is_charged=False)
 
 _CAPACITY_DELAY_S = 2.0
 _CAPACITY_MOST_S = 300.0
 """No server may have a generation rest until it is forgotten (``keep_s``)."""
 _RETRY_BASE_S = 0.5
 _RETRY_MOST_S = 30.0
+_ERRORS_PER_ATTEMPT = 3
+"""A server's death is not charged to the generations that it ran, but one of them may be its cause."""
+
+
+def is_exhausted(failures: int, errors: int, max_attempts: int) -> bool:
+    """Whether a generation has failed often enough: by itself, or with whatever server took it."""
+    return failures >= max_attempts or errors >= _ERRORS_PER_ATTEMPT * max_attempts
 
 
 def after_failure(
-    facts: UpstreamFacts, *, failures: int, max_attempts: int, may_retry: bool, draw: float
+    facts: UpstreamFacts,
+    *,
+    failures: int,
+    errors: int,
+    max_attempts: int,
+    may_retry: bool,
+    can_go_on: bool,
+    draw: float,
 ) -> Again | Outcome:
     """What an upstream error means for the generation: another attempt, or its end.
 
     Args:
         facts: of the error.
         failures: charged attempts before this one.
+        errors: failed attempts before this one, charged or not.
         max_attempts: charged attempts in all.
         may_retry: whether the caller wants failures tried again.
+        can_go_on: whether another server may be asked at once.
         draw: from [0, 1); spreads retries (full jitter, as in the AWS Architecture Blog's
             "Exponential Backoff And Jitter").
     """
     match fault_of(facts):
         case Fault.REQUEST:
             return _outcome("rejected", facts.message, facts)
+        case Fault.CAPACITY if can_go_on or facts.is_down:  # a worker whose servers are all down leaves the queue
+            return AT_ONCE
         case Fault.CAPACITY:
-            return Again(min(_CAPACITY_MOST_S, facts.retry_after_s or 0.0) + draw * _CAPACITY_DELAY_S, is_charged=False)
+            delay_s = min(_CAPACITY_MOST_S, facts.retry_after_s or 0.0) + draw * _CAPACITY_DELAY_S
+            return Again(delay_s, is_failure=False, is_charged=False)
         case Fault.SERVER:
-            if not may_retry or max_attempts == 1:
+            is_charged = not facts.is_down
+            is_last = is_exhausted(failures + is_charged, errors + 1, max_attempts)
+            if not may_retry or (is_last and max_attempts == 1):
                 return _outcome("failed", facts.message, facts)
-            if failures + 1 >= max_attempts:
-                return _outcome("failed", f"gave up after {failures + 1} attempts: {facts.message}", facts)
+            if is_last:
+                return _outcome("failed", f"gave up after {errors + 1} attempts: {facts.message}", facts)
             doublings = min(failures, 10)  # beyond the ceiling; a float's end is 2**1024
-            return Again(draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**doublings), is_charged=True)
+            delay_s = draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**doublings)
+            return Again(0.0 if can_go_on or facts.is_down else delay_s, is_failure=True, is_charged=is_charged)
 
 
 def _outcome(error: str, message: str, facts: UpstreamFacts) -> Outcome:

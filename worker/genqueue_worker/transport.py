@@ -47,6 +47,10 @@ async def _no_pause() -> None:
     pass
 
 
+def _unheard() -> None:
+    pass
+
+
 @dataclass
 class Exchange:
     """One HTTP call as its caller sees it.
@@ -55,11 +59,14 @@ class Exchange:
         on_data: is offered the data of each server-sent event; True if it took it, and then
             huggingface_hub never sees that event.
         pause: awaited after each read; the caller's way to slow the server down.
+        heard: called for each read that brought an event; a comment that keeps the
+            connection alive is none.
         headers: the response's ``x-*`` headers, lower case; filled in when they come.
     """
 
     on_data: Callable[[bytes], bool]
     pause: Callable[[], Awaitable[None]] = _no_pause
+    heard: Callable[[], None] = _unheard
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -108,12 +115,16 @@ class _Response(httpx2.Response):
         told, body = exchange.get(None), self.extensions.get("genqueue_body")
         if told is None or body is None or "content-encoding" in self.headers:
             async for line in super().aiter_lines():
+                if told is not None and line.startswith("data:"):
+                    told.heard()
                 yield line
             return
         rest = b""
         read: Callable[[], Awaitable[bytes]] = body.upstream.content.readany
         with _as_httpx2(self.request):
             while data := await read():
+                if b"data:" in data:
+                    told.heard()
                 *events, rest = (rest + data).split(b"\n")
                 for event in events:
                     if event and not (event.startswith(b"data:") and told.on_data(event[5:])):

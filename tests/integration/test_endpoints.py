@@ -1,0 +1,266 @@
+"""Model servers die and come back; nobody who waits for a text is the worse for it."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from urllib.parse import urlsplit
+
+import pytest
+
+from genqueue import GenerationClient, GenerationExpiredError, Settings
+from genqueue_ops.local_redis import local_redis
+
+from .conftest import running_standin
+
+TGI = "text_generation_inference"
+
+
+@pytest.fixture
+def servers():
+    """Two stand-ins; a test may kill them."""
+    with running_standin() as first, running_standin() as second:
+        yield first, second
+
+
+@pytest.fixture
+def back():
+    """``back(standin)``: another one at the address of a dead one."""
+    with contextlib.ExitStack() as stack:
+        yield lambda dead: stack.enter_context(running_standin("--port", str(urlsplit(dead.url).port)))
+
+
+def kill(server):
+    server.process.kill()
+    server.process.wait()
+
+
+class Hosts:
+    """A worker for each model server, as they stand side by side on their hosts."""
+
+    def __init__(self, redis_url, launch, urls_of_each, **options):
+        self.settings = Settings(redis_url=redis_url, generators={})
+        self.workers = [
+            launch(
+                {"default": {"api_type": TGI, "api_params": {"urls": urls}, **options}},
+                redis_url,
+                "-c",
+                "64",
+                wait=False,
+            )
+            for urls in urls_of_each
+        ]
+        for worker in self.workers:
+            worker.wait_until_ready()
+        self.client = GenerationClient(self.settings)
+
+    def health(self, worker):
+        """What the worker says of its servers; None before it said anything."""
+        for status in self.client.workers():
+            if f":{worker.process.pid}:" in status.name:
+                return [server["health"] for server in status.generators["default"]]
+        return None
+
+
+@pytest.fixture
+def hosts(real_redis, launch_worker):
+    """``hosts([[url], [url, url]])``: one worker for each list of addresses, on a Redis of their own."""
+    with contextlib.ExitStack() as stack:
+        redis_url = stack.enter_context(local_redis()).url
+
+        def start(urls_of_each, **options):
+            started = Hosts(redis_url, launch_worker, urls_of_each, **options)
+            stack.callback(started.client.close)
+            for worker in started.workers:
+                stack.callback(worker.end)
+            return started
+
+        yield start
+
+
+def record_of(hosts, generation, *names):
+    import redis
+
+    with redis.Redis.from_url(hosts.settings.redis_url, decode_responses=True) as db:
+        return db.hmget(f"genqueue:generation:{generation.id}", *names)
+
+
+def test_several_urls_share_the_work(servers, hosts, ask, eventually):
+    first, second = servers
+    fleet = hosts([[first.url, second.url]])
+    prompts = [ask(tokens=40, itl_s=0.02) for _ in range(10)]
+    generations = [fleet.client.submit(prompt) for prompt in prompts]
+    results = [generation.result(timeout_s=20) for generation in generations]
+    assert [result.replies for result in results] == [[prompt.answer] for prompt in prompts]
+    assert [len(first.requests()), len(second.requests())] == [5, 5]
+    assert sorted({result.meta[0]["endpoint"] for result in results}) == sorted([first.url, second.url])
+
+
+def test_what_ran_on_a_server_that_dies_goes_on_on_the_other_one(servers, hosts, ask, read, eventually):
+    first, second = servers
+    fleet = hosts([[first.url, second.url]], max_attempts=1)
+    prompts = [ask(tokens=100, itl_s=0.03) for _ in range(8)]
+    readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
+    eventually(lambda: all(len(reading.events) > 10 for reading in readings))
+    hit = {entry["body"]["inputs"] for entry in first.requests()}
+    assert len(hit) == 4
+    kill(first)
+    for prompt, reading in zip(prompts, readings, strict=True):
+        assert reading.text() == prompt.answer
+        meta = reading.generation.result(timeout_s=5).meta[0]
+        assert (meta["attempts"], meta["endpoint"]) == (2 if prompt in hit else 1, second.url)
+        assert meta["usage"]["completion_tokens"] == prompt.tokens + 1
+        assert record_of(fleet, reading.generation, "failures") == [None]
+    assert fleet.health(fleet.workers[0]) is not None
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["down", "up"])
+    # Nothing is sent to where nothing listens, and no attempt is lost by finding that out.
+    assert fleet.client.submit(ask()).result(timeout_s=10).meta[0]["attempts"] == 1
+
+
+def test_where_nothing_listens_the_next_one_is_asked_in_the_same_attempt(servers, hosts, ask, closed_port, eventually):
+    first, _ = servers
+    fleet = hosts([[f"http://127.0.0.1:{closed_port}", first.url]])
+    meta = fleet.client.submit(ask()).result(timeout_s=10).meta[0]
+    assert (meta["attempts"], meta["endpoint"]) == (1, first.url)
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["down", "up"])
+
+
+def test_the_death_of_one_of_two_hosts_model_servers_costs_no_attempt(servers, hosts, ask, read, eventually, back):
+    first, second = servers
+    fleet = hosts([[first.url], [second.url]], max_attempts=1)
+    prompts = [ask(tokens=60, itl_s=0.03) for _ in range(40)]
+    readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
+    eventually(lambda: len(first.requests()) > 5 and all(len(reading.events) > 5 for reading in readings))
+    kill(first)
+    more = [ask(tokens=4) for _ in range(40)]
+    later = [fleet.client.submit(prompt) for prompt in more]
+    for prompt, reading in zip(prompts, readings, strict=True):
+        assert reading.text() == prompt.answer
+        assert record_of(fleet, reading.generation, "failures") == [None]
+    for prompt, generation in zip(more, later, strict=True):
+        assert generation.result(timeout_s=20).replies == [prompt.answer]
+        assert record_of(fleet, generation, "failures") == [None]
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["down"] and fleet.health(fleet.workers[1]) == ["up"])
+    assert "Canceling queue generate.default" in fleet.workers[0].log
+
+    # Its server comes back, and the worker with it, though nobody told it.
+    again = back(first)
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["up"])
+    eventually(lambda: "Started consuming from generate.default" in fleet.workers[0].log)
+    kill(second)
+    prompt = ask()
+    assert fleet.client.submit(prompt).result(timeout_s=20).replies == [prompt.answer]
+    assert again.only(prompt)
+
+
+def test_what_waits_for_a_server_runs_once_it_is_there(hosts, ask, back, eventually):
+    with running_standin() as gone:
+        pass
+    fleet = hosts([[gone.url]], max_attempts=1)
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["down"])
+    prompts = [ask() for _ in range(5)]
+    generations = [fleet.client.submit(prompt) for prompt in prompts]
+    with pytest.raises(GenerationExpiredError) as expired:
+        fleet.client.submit(ask(), deadline_s=0.5).result(timeout_s=10)
+    assert expired.value.attempts == 0
+    assert {generation.status().state for generation in generations} == {"queued"}
+    back(gone)
+    for prompt, generation in zip(prompts, generations, strict=True):
+        result = generation.result(timeout_s=20)
+        assert (result.replies, result.meta[0]["attempts"]) == ([prompt.answer], 1)
+
+
+def test_a_frozen_server_is_found_out_by_its_silence(servers, hosts, ask, read, eventually):
+    first, second = servers
+    timeouts = {"first_token_s": 1.0, "between_tokens_s": 1.0}
+    fleet = hosts([[first.url, second.url]], max_attempts=1, timeouts=timeouts)
+    prompts = [ask(tokens=60, itl_s=0.03) for _ in range(4)]
+    readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
+    eventually(lambda: all(len(reading.events) > 10 for reading in readings))
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        for prompt, reading in zip(prompts, readings, strict=True):
+            assert reading.text() == prompt.answer
+            assert record_of(fleet, reading.generation, "failures") == [None]
+    finally:
+        first.process.send_signal(signal.SIGCONT)
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["up", "up"])
+
+
+@pytest.mark.parametrize(
+    ("script", "timeouts", "words"),
+    [
+        pytest.param({"ttft_s": 30.0}, {"first_token_s": 0.5}, "no token within 0.5 s", id="first-token"),
+        pytest.param(
+            {"faults": [{"kind": "stall", "after_tokens": 4}]},
+            {"between_tokens_s": 0.5},
+            "no more tokens within 0.5 s",
+            id="between-tokens",
+        ),
+    ],
+)
+def test_keep_alive_comments_are_no_tokens(hosts, ask, script, timeouts, words):
+    with running_standin("--keep-alive-s", "0.1") as chatty:
+        fleet = hosts([[chatty.url]], max_attempts=1, timeouts=timeouts)
+        generation = fleet.client.submit(ask(tokens=20, **script))
+        with pytest.raises(Exception, match=words) as failed:
+            generation.result(timeout_s=20)
+        assert type(failed.value).__name__ == "GenerationFailedError"
+        # A slow answer is none.
+        slow = ask(tokens=8, ttft_s=0.4, itl_s=0.3)
+        if "between_tokens_s" in timeouts:
+            assert fleet.client.submit(slow).result(timeout_s=20).replies == [slow.answer]
+
+
+def test_the_shell_shows_workers_and_their_servers(servers, hosts, closed_port, eventually):
+    first, _ = servers
+    fleet = hosts([[first.url, f"http://127.0.0.1:{closed_port}"]])
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["up", "down"])
+
+    def shell(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "genqueue", "status", *arguments],
+            env={"GENQUEUE_REDIS_URL": fleet.settings.redis_url, "PATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    shown = shell("--workers")
+    assert shown.returncode == 0, shown.stderr
+    up, down = shown.stdout.splitlines()
+    assert (f":{fleet.workers[0].process.pid}:" in up, " up " in up, first.url in up) == (True, True, True)
+    assert " down " in down
+    assert "cannot be reached" in down or "no answer to /health" in down
+    (worker,) = json.loads(shell("--workers", "--json").stdout)
+    assert [server["health"] for server in worker["generators"]["default"]] == ["up", "down"]
+    fleet.workers[0].end()
+    gone = shell("--workers")
+    assert (gone.returncode, gone.stdout) == (0, "")
+    assert "no worker" in gone.stderr
+    assert shell().returncode == 2
+
+
+def test_another_generator_of_the_same_worker_is_served_on(servers, launch_worker, real_redis, ask, eventually):
+    first, second = servers
+    generators = {
+        name: {"api_type": TGI, "api_params": {"url": server.url}}
+        for name, server in (("default", first), ("other", second))
+    }
+    with local_redis() as redis_server:
+        worker = launch_worker(generators, redis_server.url, "-c", "8")
+        with GenerationClient(Settings(redis_url=redis_server.url, generators={})) as client:
+            kill(first)
+            waits = client.submit(ask())
+            eventually(lambda: "Canceling queue generate.default" in worker.log)
+            began_s = time.monotonic()
+            for _ in range(3):
+                prompt = ask()
+                assert client.submit(prompt, generator="other").result(timeout_s=10).replies == [prompt.answer]
+            assert time.monotonic() - began_s < 10
+            assert waits.status().state == "queued"
+            waits.cancel()
+        worker.end()

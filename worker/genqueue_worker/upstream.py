@@ -1,0 +1,309 @@
+"""One generator's servers: how they are called, how long they may be silent, and which are down.
+
+Every error of the client or of a server leaves here as
+:class:`~genqueue_worker.transport.UpstreamError`.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+from huggingface_hub import AsyncInferenceClient, get_async_session
+from huggingface_hub.errors import (
+    GenerationError,
+    HfHubHTTPError,
+    IncompleteGenerationError,
+    InferenceTimeoutError,
+    OverloadedError,
+    TextGenerationError,
+    ValidationError,
+)
+
+from genqueue.settings import GeneratorSettings
+from genqueue_worker.chats import in_stream_error
+from genqueue_worker.endpoints import Endpoint, any_up, choose
+from genqueue_worker.policy import Fault, UpstreamFacts, fault_of
+from genqueue_worker.transport import UpstreamError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_PROBE_EVERY_S = 1.0
+_PROBE_TIMEOUT_S = 2.0
+
+
+def public_address(url: str) -> str:
+    """``url`` fit for results and logs: no credentials, no query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+class Silence:
+    """Ends a block of code with UpstreamError once its server has said nothing for too long.
+
+    A timeout that each token pushed back would cost more than the token: this one looks only
+    when it might be due.
+    """
+
+    def __init__(self, first_token_s: float, between_tokens_s: float) -> None:
+        self._first_s = first_token_s
+        self._between_s = between_tokens_s
+        self._heard_s: float | None = None
+        self._is_paused = False
+        self._loop = asyncio.get_running_loop()
+        self._due: asyncio.TimerHandle | None = None
+        self._timeout = asyncio.timeout(None)
+
+    @asynccontextmanager
+    async def limited(self) -> AsyncIterator[None]:
+        """The block."""
+        self._arm(self._loop.time() + self._first_s)
+        try:
+            async with self._timeout:
+                yield
+        except TimeoutError:
+            if not self._timeout.expired():
+                raise
+            limit_s, what = (
+                (self._first_s, "no token") if self._heard_s is None else (self._between_s, "no more tokens")
+            )
+            raise UpstreamError(
+                UpstreamFacts(f"the server fell silent: {what} within {limit_s:g} s", error_type="timeout")
+            ) from None
+        finally:
+            if self._due is not None:
+                self._due.cancel()
+
+    def heard(self) -> None:
+        """The server said something."""
+        is_first = self._heard_s is None
+        self._heard_s = self._loop.time()
+        if is_first:
+            self._arm(self._heard_s + self._between_s)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Within this block nobody listens to the server."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+            self.heard()
+
+    def _arm(self, when_s: float) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        self._due = self._loop.call_at(when_s, self._look)
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        if self._is_paused:
+            self._arm(now_s + self._between_s)
+        elif self._heard_s is not None and self._heard_s + self._between_s > now_s:
+            self._arm(self._heard_s + self._between_s)
+        else:
+            self._timeout.reschedule(now_s)
+
+
+class Upstream:
+    """The servers of one generator, on the engine's loop.
+
+    Args:
+        name: the generator's name.
+        settings: its configuration.
+        environ: where its token is looked up, under ``settings.token_names``.
+        on_change: told when a server goes down or comes back.
+    """
+
+    def __init__(
+        self, name: str, settings: GeneratorSettings, environ: Mapping[str, str], on_change: Callable[[], None]
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        params = settings.api_params
+        self.endpoints = [Endpoint(url, public_address(url)) for url in params.addresses] or [
+            Endpoint(None, params.provider or "auto")
+        ]
+        token = next((environ[variable] for variable in settings.token_names if environ.get(variable)), None)
+        headers: dict[str, Any] = {key: value.get_secret_value() for key, value in params.headers.items()}
+        if token is None and params.addresses and not any(key.lower() == "authorization" for key in headers):
+            # huggingface_hub sends HF_TOKEN, if set, to any address; only this keeps it back.
+            headers["authorization"] = None
+        self.client_options: dict[str, Any] = {
+            "provider": params.provider,
+            "token": token,
+            "headers": headers,
+            "bill_to": params.bill_to,
+            "timeout": httpx2.Timeout(None, connect=settings.timeouts.connect_s),
+        }
+        bearer = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._probe_headers = bearer | {key: value for key, value in headers.items() if value is not None}
+        self._on_change = on_change
+        self._probes: dict[Endpoint, asyncio.Task[bool]] = {}
+        self._went_down = asyncio.Event()
+
+    @property
+    def is_available(self) -> bool:
+        """Whether a call could be made now."""
+        return not all(endpoint.is_down for endpoint in self.endpoints)
+
+    def model(self, endpoint: Endpoint) -> str:
+        """What results call the model of ``endpoint``."""
+        return self.settings.api_params.model or endpoint.address
+
+    def client(self) -> AsyncInferenceClient:
+        """A client for one call; closing it leaves the worker's transport open."""
+        return AsyncInferenceClient(**self.client_options)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another call could be made at once: somebody is up and need not rest."""
+        return any_up(self.endpoints, asyncio.get_running_loop().time())
+
+    async def call(self, make: Callable[[AsyncInferenceClient, Endpoint], Awaitable[T]]) -> T:
+        """Make one call on the least busy server; on the next one where nothing listens.
+
+        Raises:
+            UpstreamError: the server refused, failed, fell silent or broke off, or none can be reached.
+        """
+        loop = asyncio.get_running_loop()
+        while (endpoint := choose(self.endpoints, loop.time())) is not None:
+            endpoint.running += 1
+            endpoint.calls += 1
+            try:
+                async with self.client() as client:
+                    answer = await make(client, endpoint)
+                endpoint.succeeded()
+                return answer
+            except Exception as error:
+                facts = error.facts if isinstance(error, UpstreamError) else facts_of(error)
+                if facts is None:
+                    raise
+                judged = await self._judge(endpoint, facts)
+                if not (judged.was_unreached and judged.is_down and self.is_available):
+                    raise UpstreamError(judged) from error
+            finally:
+                endpoint.running -= 1
+        troubles = "; ".join(f"{endpoint.address}: {endpoint.trouble}" for endpoint in self.endpoints)
+        raise UpstreamError(
+            UpstreamFacts(
+                f"no server of {self.name!r} can be reached: {troubles}",
+                error_type="unreached",
+                was_unreached=True,
+                is_down=True,
+            )
+        )
+
+    async def watch(self) -> None:
+        """Probe what is down until it is back, for as long as the engine lives."""
+        if self.settings.api_type == "text_generation_inference":  # of the others a probe may cost money
+            await asyncio.gather(*(self._look_after(endpoint) for endpoint in self.endpoints))
+        while True:
+            await self._went_down.wait()
+            await asyncio.sleep(_PROBE_EVERY_S)
+            down = [endpoint for endpoint in self.endpoints if endpoint.is_down]
+            answers = await asyncio.gather(*(self._answers(endpoint) for endpoint in down))
+            for endpoint, answered in zip(down, answers, strict=True):
+                if answered:
+                    logger.info("%s: %s is back", self.name, endpoint.address)
+                    endpoint.came_back()
+            if any(answers):
+                self._on_change()
+            if not any(endpoint.is_down for endpoint in self.endpoints):
+                self._went_down.clear()
+
+    async def _judge(self, endpoint: Endpoint, facts: UpstreamFacts) -> UpstreamFacts:
+        """Draw the consequences of a failed call for its server; whether it is down is added to the facts."""
+        now_s = asyncio.get_running_loop().time()
+        if facts.was_unreached and endpoint.url is not None:
+            self._down(endpoint, facts.message)
+        match fault_of(facts):
+            case Fault.CAPACITY:
+                endpoint.was_full(now_s, facts.retry_after_s, facts.message)
+            case Fault.SERVER:
+                endpoint.failed(now_s, facts.message)
+                await self._look_after(endpoint)
+            case Fault.REQUEST:
+                endpoint.succeeded()
+        return replace(facts, is_down=endpoint.is_down)
+
+    async def _look_after(self, endpoint: Endpoint) -> None:
+        """Find out whether a server is down; however many calls it failed, it is asked once."""
+        if endpoint.url is None or endpoint.is_down:
+            return
+        probe = self._probes.get(endpoint)
+        if probe is None:
+            probe = self._probes[endpoint] = asyncio.create_task(self._answers(endpoint))
+            probe.add_done_callback(lambda _: self._probes.pop(endpoint))
+        if not await asyncio.shield(probe):
+            self._down(endpoint, endpoint.trouble or "no answer to /health")
+
+    def _down(self, endpoint: Endpoint, trouble: str) -> None:
+        if endpoint.is_down:
+            return
+        endpoint.went_down(trouble)
+        logger.warning("%s: %s is down: %s", self.name, endpoint.address, trouble)
+        self._went_down.set()
+        self._on_change()
+
+    async def _answers(self, endpoint: Endpoint) -> bool:
+        """Whether ``/health`` is answered; a server that has no such route answers too."""
+        assert endpoint.url is not None
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S), get_async_session() as session:
+                answer = await session.get(f"{endpoint.url.rstrip('/')}/health", headers=self._probe_headers)
+        except UpstreamError as error:  # any status from 400 on
+            return (error.facts.status or 500) < 500
+        except (httpx2.HTTPError, OSError, TimeoutError):
+            return False
+        return bool(answer.status_code < 500)
+
+
+_TYPE_OF = {
+    ValidationError: "validation",
+    OverloadedError: "overloaded",
+    GenerationError: "generation",
+    IncompleteGenerationError: "incomplete_generation",
+}
+
+
+def facts_of(error: BaseException) -> UpstreamFacts | None:
+    """The facts of an exception of huggingface_hub or its transport; None of one that is a defect."""
+    match error:
+        case TextGenerationError() if isinstance(error.args[0], dict):  # in the stream of a chat
+            return in_stream_error(error.args[0])
+        case TextGenerationError():  # in the stream: HTTP says 200
+            return UpstreamFacts(str(error), error_type=_TYPE_OF.get(type(error), "generation"))
+        case InferenceTimeoutError() if isinstance(error.__cause__, httpx2.ConnectTimeout):
+            return _unreached(error.__cause__)
+        case httpx2.ConnectError() | httpx2.ConnectTimeout():
+            return _unreached(error)
+        case InferenceTimeoutError() | httpx2.TimeoutException():
+            return UpstreamFacts(f"the server fell silent: {type(error).__name__}", error_type="timeout")
+        case json.JSONDecodeError():
+            return UpstreamFacts("the stream is no JSON", error_type="generation")
+        case httpx2.HTTPError() | OSError():
+            return UpstreamFacts(
+                f"the way to the server failed: {error or type(error).__name__}", error_type="transport"
+            )
+        case UnicodeError():  # a header of the settings, a byte of the answer: not the caller's
+            return UpstreamFacts(f"the call could not be encoded: {type(error).__name__}", error_type="generation")
+        case HfHubHTTPError() | httpx2.StreamError() | ValueError():
+            return UpstreamFacts(str(error), error_type="validation")  # huggingface_hub refuses to make the call
+        case AttributeError() | KeyError() | TypeError():  # huggingface_hub takes any JSON for an event
+            return UpstreamFacts("the server's answer is none of TGI's", error_type="generation")
+    return None
+
+
+def _unreached(error: Exception) -> UpstreamFacts:
+    """Nobody was asked, so nobody failed."""
+    return UpstreamFacts(
+        f"the server cannot be reached: {error or type(error).__name__}", error_type="unreached", was_unreached=True
+    )
