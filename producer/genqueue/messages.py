@@ -247,6 +247,12 @@ class Chunk(_Event):
     restarts: bool = Field(False, exclude=True)
 
 
+class Waking(_Event):
+    """The model server was scaled to zero and wakes up; the generation goes on by itself once it is there."""
+
+    type: Literal["waking"] = "waking"
+
+
 class Resumed(_Event):
     """Another attempt goes on where the last one stopped; the text so far stands."""
 
@@ -282,7 +288,7 @@ class Cancelled(_Event):
 
 
 Event = Annotated[
-    Started | Chunk | Resumed | Reset | Finished | Failed | Cancelled,
+    Started | Waking | Chunk | Resumed | Reset | Finished | Failed | Cancelled,
     Field(discriminator="type"),
 ]
 Terminal = Finished | Failed | Cancelled

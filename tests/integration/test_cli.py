@@ -174,7 +174,7 @@ def test_status_says_where_a_generation_is(genqueue, ask):
     assert re.search(r"^state +finished\n", told.stdout, re.MULTILINE)
     found = json.loads(genqueue("status", generation_id, "--json").stdout)
     assert (found["id"], found["state"], found["priority"], found["attempt"]) == (generation_id, "finished", 3, 1)
-    assert found["timings"].keys() == {"queue_wait_s", "first_text_s", "decode_s", "total_s"}
+    assert found["timings"].keys() == {"queue_wait_s", "waking_s", "first_text_s", "decode_s", "total_s"}
 
 
 def test_cancel_ends_it_for_whoever_reads(genqueue, start, ask):

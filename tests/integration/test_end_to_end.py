@@ -81,7 +81,7 @@ def test_meta_says_model_usage_times_and_where(client, ask, standin):
     assert started.utcoffset() == timedelta(0)
     assert before + timedelta(seconds=0.1) <= started <= datetime.now(UTC)
     timings = meta["timings"]
-    assert set(timings) == {"queue_wait_s", "first_text_s", "decode_s", "total_s"}
+    assert set(timings) == {"queue_wait_s", "waking_s", "first_text_s", "decode_s", "total_s"}
     assert 0.1 <= timings["first_text_s"] < 2
     assert 0.1 <= timings["decode_s"] < 2
     phases = timings["queue_wait_s"] + timings["first_text_s"] + timings["decode_s"]

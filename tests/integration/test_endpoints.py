@@ -44,7 +44,7 @@ class Hosts:
         self.settings = Settings(redis_url=redis_url, generators={})
         self.workers = [
             launch(
-                {"default": {"api_type": TGI, "api_params": {"urls": urls}, **options}},
+                {"default": {"api_type": TGI, **options, "api_params": {"urls": urls}}},
                 redis_url,
                 "-c",
                 "64",
@@ -264,3 +264,53 @@ def test_another_generator_of_the_same_worker_is_served_on(servers, launch_worke
             assert waits.status().state == "queued"
             waits.cancel()
         worker.end()
+
+
+# --- scaled to zero -----------------------------------------------------------------------------
+
+ENDPOINT = {"api_type": "inference_endpoints", "token_env": []}
+
+
+def test_one_question_wakes_an_endpoint_for_all_that_wait(servers, hosts, ask, read, eventually):
+    server, _ = servers
+    server.script(asleep_s=1.5)
+    fleet = hosts([[server.url]], **ENDPOINT, max_attempts=1)
+    prompts = [ask() for _ in range(20)]
+    readings = [read(fleet.client.submit(prompts[0]))]
+    eventually(lambda: readings[0].came("waking", 1))
+    assert fleet.health(fleet.workers[0]) is not None
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["waking"])
+    readings += [read(fleet.client.submit(prompt)) for prompt in prompts[1:]]
+    for prompt, reading in zip(prompts, readings, strict=True):
+        assert reading.text() == prompt.answer
+        assert reading.kinds() == ["1.started", "1.waking", "1.finished"]
+        timings = reading.generation.result(timeout_s=5).meta[0]["timings"]
+        assert timings["waking_s"] > 0
+        phases = [timings[name] for name in ("queue_wait_s", "waking_s", "first_text_s", "decode_s")]
+        assert sum(phases) == pytest.approx(timings["total_s"], abs=1e-3)
+    asleep = [entry for entry in server.requests() if entry["fault"] == "asleep"]
+    assert (len(asleep), len(server.requests())) == (1, 21)
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["up"])
+
+
+def test_the_deadline_and_a_cancel_rule_while_an_endpoint_wakes_up(servers, hosts, ask, read, eventually):
+    server, _ = servers
+    server.script(asleep_s=60.0)
+    fleet = hosts([[server.url]], **ENDPOINT)
+    late, unwanted = (read(fleet.client.submit(ask(), deadline_s=deadline_s)) for deadline_s in (1.0, None))
+    eventually(lambda: late.came("waking", 1) and unwanted.came("waking", 1))
+    unwanted.generation.cancel()
+    assert unwanted.text() == ""
+    assert unwanted.kinds()[-1] == "1.cancelled"
+    with pytest.raises(GenerationExpiredError, match="while it ran") as expired:
+        late.generation.result(timeout_s=10)
+    assert expired.value.detail["timings"]["waking_s"] == pytest.approx(1.0, abs=0.3)
+
+
+def test_an_endpoint_that_is_awake_and_still_full_is_asked_again_later(servers, hosts, ask):
+    server, _ = servers
+    fleet = hosts([[server.url]], **ENDPOINT, max_attempts=1)
+    prompt = ask(faults=[{"kind": "status", "status": 503, "times": 3}])
+    result = fleet.client.submit(prompt).result(timeout_s=20)
+    # The first 503 of an attempt may be sleep; the second is not, and ends the attempt.
+    assert (result.replies, result.meta[0]["attempts"]) == ([prompt.answer], 2)

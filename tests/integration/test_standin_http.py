@@ -385,3 +385,19 @@ async def test_an_unhealthy_server_says_so():
             async with http.get(path) as response:
                 assert response.status == 503
                 assert await response.json() == {"error": "unhealthy", "error_type": "healthcheck"}
+
+
+async def test_a_server_scaled_to_zero_wakes_up_by_a_request_and_holds_those_that_want_it():
+    async with standin(Script(tokens=1, asleep_s=0.3)) as http:
+
+        async def status(path="/health", **headers):
+            async with http.get(path, headers=headers) as response:
+                return response.status
+
+        assert (await status(), await status()) == (503, 503)
+        async with http.post("/generate", json={"inputs": "Hi"}) as response:
+            assert response.status == 503
+        assert await status(**{"X-Scale-Up-Timeout": "0.01"}) == 503
+        assert await status(**{"X-Scale-Up-Timeout": "600"}) == 200
+        async with http.post("/generate", json={"inputs": "Hi"}) as response:
+            assert response.status == 200

@@ -81,7 +81,8 @@ def test_status_is_the_record_as_a_caller_sees_it():
     ended = Outcome(error="failed", message="words")
     seen = outcome.status("id", record(State.FAILED, outcome=ended), None)
     assert (seen.id, seen.state, seen.attempt, seen.position, seen.error) == ("id", State.FAILED, 2, None, "words")
-    assert seen.timings == {"queue_wait_s": 1.0, "first_text_s": 1.0, "decode_s": 3.0, "total_s": 5.0}
+    phases = {"queue_wait_s": 1.0, "waking_s": None, "first_text_s": 1.0, "decode_s": 3.0}
+    assert seen.timings == {**phases, "total_s": 5.0}
 
 
 def test_a_stillborn_record_has_a_status_too():

@@ -183,6 +183,14 @@ class ContinuedSink:
         self._sink = sink
         self._seam = seam
 
+    def waking(self) -> None:
+        """As the sink behind it."""
+        self._sink.waking()
+
+    def awake(self) -> None:
+        """As the sink behind it."""
+        self._sink.awake()
+
     @property
     def is_congested(self) -> bool:
         """As the sink behind it."""

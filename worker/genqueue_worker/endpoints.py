@@ -18,6 +18,7 @@ class Health(StrEnum):
 
     UP = "up"
     RESTS = "rests"
+    WAKING = "waking"
     DOWN = "down"
 
 
@@ -33,6 +34,8 @@ class Endpoint:
         failures: how many calls failed since one succeeded.
         rests_until_s: loop time before which others are asked first.
         is_down: whether it cannot be reached.
+        is_waking: whether it has scaled to zero and is on its way back.
+        waiting: generations that wait for that.
         trouble: what went wrong last; "" if nothing did since a call succeeded.
     """
 
@@ -43,12 +46,16 @@ class Endpoint:
     failures: int = 0
     rests_until_s: float = 0.0
     is_down: bool = False
+    is_waking: bool = False
+    waiting: int = 0
     trouble: str = ""
 
     def health(self, now_s: float) -> Health:
         """How to treat it now."""
         if self.is_down:
             return Health.DOWN
+        if self.is_waking:
+            return Health.WAKING
         return Health.RESTS if self.rests_until_s > now_s else Health.UP
 
     def succeeded(self) -> None:
@@ -82,7 +89,12 @@ def choose(endpoints: Sequence[Endpoint], now_s: float) -> Endpoint | None:
     # Of equally busy ones the one that was asked least: short calls shall not all go to the first.
     return min(
         reachable,
-        key=lambda endpoint: (max(0.0, endpoint.rests_until_s - now_s), endpoint.running, endpoint.calls),
+        key=lambda endpoint: (
+            endpoint.is_waking,
+            max(0.0, endpoint.rests_until_s - now_s),
+            endpoint.running,
+            endpoint.calls,
+        ),
         default=None,
     )
 

@@ -361,7 +361,9 @@ class Engine:
             "generator": work.generator,
             "endpoint": endpoint.address,
             "attempts": claim.attempt,
-            "timings": timings(claim.submitted_at, claim.started_at, first_text_at, self._redis_time(work)),
+            "timings": timings(
+                claim.submitted_at, claim.started_at, first_text_at, self._redis_time(work), outbox.waking_s
+            ),
             **ending.extra,
         }
         result = GenerationResult(replies=[text], meta=[meta])
@@ -410,6 +412,7 @@ class Engine:
                 claim.started_at,
                 None if first_s is None else claim.started_at + first_s - work.claimed_s,
                 self._redis_time(work),
+                work.outbox.waking_s,
             ),
         }
         reason = reason.model_copy(update={"detail": detail | reason.detail})

@@ -157,7 +157,7 @@ class TextGeneration:
                     ending = Ending(None, "stop_sequence", None, None, {})
             return replace(ending, endpoint=endpoint)
 
-        return await self.upstream.call(make)
+        return await self.upstream.call(make, sink)
 
     async def _streamed(
         self, client: AsyncInferenceClient, endpoint: Endpoint, prompt: str, parameters: dict[str, Any], sink: Sink

@@ -13,6 +13,12 @@ class Stopped(Exception):
 class Sink(Protocol):
     """Takes tokens as they come; :class:`genqueue_worker.writer.Outbox` is one."""
 
+    def waking(self) -> None:
+        """Nothing can come before the server has woken up."""
+
+    def awake(self) -> None:
+        """It has."""
+
     @property
     def is_congested(self) -> bool:
         """Whether whoever pushes should wait for :meth:`relief`."""

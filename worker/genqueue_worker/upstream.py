@@ -29,6 +29,7 @@ from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.policy import Fault, UpstreamFacts, fault_of
+from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ T = TypeVar("T")
 
 _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
+_SCALE_UP_S = 600
+"""How long a proxy of Inference Endpoints is asked to hold a request while its endpoint wakes."""
 
 
 def public_address(url: str) -> str:
@@ -167,14 +170,25 @@ class Upstream:
         """Whether another call could be made at once: somebody is up and need not rest."""
         return any_up(self.endpoints, asyncio.get_running_loop().time())
 
-    async def call(self, make: Callable[[AsyncInferenceClient, Endpoint], Awaitable[T]]) -> T:
-        """Make one call on the least busy server; on the next one where nothing listens.
+    async def call(self, make: Callable[[AsyncInferenceClient, Endpoint], Awaitable[T]], sink: Sink) -> T:
+        """Make one call on the least busy server; on the next one where nothing listens, once it is awake.
+
+        Args:
+            make: makes the call.
+            sink: told when the server has to wake up.
 
         Raises:
             UpstreamError: the server refused, failed, fell silent or broke off, or none can be reached.
         """
         loop = asyncio.get_running_loop()
+        may_wake = self.settings.api_type == "inference_endpoints"
         while (endpoint := choose(self.endpoints, loop.time())) is not None:
+            if endpoint.is_waking:
+                sink.waking()
+                await self._awake(endpoint)
+                sink.awake()
+                may_wake = False  # awake and still 503 is full
+                continue
             endpoint.running += 1
             endpoint.calls += 1
             try:
@@ -186,6 +200,9 @@ class Upstream:
                 facts = error.facts if isinstance(error, UpstreamError) else facts_of(error)
                 if facts is None:
                     raise
+                if may_wake and facts.status == 503 and facts.error_type is None:
+                    endpoint.is_waking = True
+                    continue
                 judged = await self._judge(endpoint, facts)
                 if not (judged.was_unreached and judged.is_down and self.is_available):
                     raise UpstreamError(judged) from error
@@ -236,7 +253,7 @@ class Upstream:
 
     async def _look_after(self, endpoint: Endpoint) -> None:
         """Find out whether a server is down; however many calls it failed, it is asked once."""
-        if endpoint.url is None or endpoint.is_down:
+        if endpoint.url is None or endpoint.is_down or endpoint.is_waking:
             return
         probe = self._probes.get(endpoint)
         if probe is None:
@@ -253,12 +270,43 @@ class Upstream:
         self._went_down.set()
         self._on_change()
 
-    async def _answers(self, endpoint: Endpoint) -> bool:
-        """Whether ``/health`` is answered; a server that has no such route answers too."""
-        assert endpoint.url is not None
+    async def _awake(self, endpoint: Endpoint) -> None:
+        """Wait until a server has woken up; one request wakes it for all that wait."""
+        endpoint.waiting += 1
         try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S), get_async_session() as session:
-                answer = await session.get(f"{endpoint.url.rstrip('/')}/health", headers=self._probe_headers)
+            if endpoint.waiting == 1:
+                self._on_change()
+            waker = self._probes.get(endpoint)
+            if waker is None:
+                waker = self._probes[endpoint] = asyncio.create_task(self._wake(endpoint))
+                waker.add_done_callback(lambda _: self._probes.pop(endpoint))
+            await asyncio.shield(waker)
+        finally:
+            endpoint.waiting -= 1
+
+    async def _wake(self, endpoint: Endpoint) -> bool:
+        logger.info("%s: %s wakes up", self.name, endpoint.address)
+        while endpoint.waiting:
+            if await self._answers(endpoint, held_s=_SCALE_UP_S):
+                logger.info("%s: %s is awake", self.name, endpoint.address)
+                break
+            await asyncio.sleep(_PROBE_EVERY_S)
+        endpoint.is_waking = False
+        self._on_change()
+        return True
+
+    async def _answers(self, endpoint: Endpoint, held_s: int = 0) -> bool:
+        """Whether ``/health`` is answered; a server that has no such route answers too.
+
+        Args:
+            endpoint: whose.
+            held_s: how long a proxy may hold the question while the server wakes up.
+        """
+        assert endpoint.url is not None
+        headers = self._probe_headers | ({"x-scale-up-timeout": str(held_s)} if held_s else {})
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S + held_s), get_async_session() as session:
+                answer = await session.get(f"{endpoint.url.rstrip('/')}/health", headers=headers)
         except UpstreamError as error:  # any status from 400 on
             return (error.facts.status or 500) < 500
         except (httpx2.HTTPError, OSError, TimeoutError):

@@ -76,6 +76,24 @@ class Outbox:
         self._bodies: list[bytes] = []
         self._mark = ""
         self._relieved = asyncio.Event()
+        self._woken_s = 0.0
+        self._waking_since_s: float | None = None
+
+    def waking(self) -> None:
+        """Tell readers that the server has to wake up first."""
+        self._bodies.append(event_body("waking", {}))
+        self._waking_since_s = self._writer.now_s()
+        self._writer.wake(self)
+
+    def awake(self) -> None:
+        """It has woken up."""
+        self._woken_s, self._waking_since_s = self.waking_s or 0.0, None
+
+    @property
+    def waking_s(self) -> float | None:
+        """How long the server took, or takes, to wake up; None if it had not to."""
+        since_s = 0.0 if self._waking_since_s is None else self._writer.now_s() - self._waking_since_s
+        return (self._woken_s + since_s) or None
 
     def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
         """Take one token and the text that it adds."""

@@ -86,6 +86,7 @@ class Standin:
         self._api_key = api_key
         self._keep_alive_s = keep_alive_s
         self._fired: Counter[str] = Counter()
+        self._awake_at_s: float | None = None
 
     def application(self) -> web.Application:
         """The routes."""
@@ -142,6 +143,9 @@ class Standin:
             if given.lower() != f"bearer {self._api_key}".lower():
                 entry.state = "failed"
                 return web.Response(status=401)
+        if await self._is_asleep(request):
+            entry.state, entry.fault = "failed", "asleep"
+            return web.Response(status=503)
         payload = parse_body(await _body_of(request, entry), request.headers.get("content-type", ""))
         entry.body = payload
         try:
@@ -321,7 +325,20 @@ class Standin:
 
     # -- what a client or a load balancer asks ----------------------------------------------
 
-    async def _health(self, _: web.Request) -> web.Response:
+    async def _is_asleep(self, request: web.Request) -> bool:
+        """Begin to wake up, if told to be asleep; held for as long as the caller wants."""
+        if self.script.asleep_s is None:
+            return False
+        now_s = asyncio.get_running_loop().time()
+        if self._awake_at_s is None:
+            self._awake_at_s = now_s + self.script.asleep_s
+        left_s, held_s = self._awake_at_s - now_s, float(request.headers.get("x-scale-up-timeout", 0))
+        await asyncio.sleep(max(0.0, min(left_s, held_s)))
+        return left_s > held_s
+
+    async def _health(self, request: web.Request) -> web.Response:
+        if await self._is_asleep(request):
+            return web.Response(status=503)
         if self.script.healthy:
             return web.Response()
         body = wire.error_body("unhealthy", "healthcheck")
@@ -377,6 +394,8 @@ class Standin:
             return web.Response(status=400, text=str(error))
         if "faults" in update:
             self._fired.clear()
+        if "asleep_s" in update:
+            self._awake_at_s = None
         return _json(self.script.model_dump(mode="json"))
 
     async def _get_requests(self, _: web.Request) -> web.Response:

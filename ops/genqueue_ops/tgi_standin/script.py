@@ -78,6 +78,9 @@ class Script(BaseModel):
     """So many tokens of a chat's text are thoughts first, as ``reasoning_content`` (vLLM's; TGI has none)."""
     healthy: bool = True
     """Whether ``/health``, ``/ping`` and ``GET /`` answer 200; false: TGI's 503.  Generation goes on."""
+    asleep_s: float | None = Field(default=None, ge=0)
+    """As an Inference Endpoint scaled to zero: 503 until so many seconds after the first request;
+    one with the header ``X-Scale-Up-Timeout`` is held for as long."""
     faults: tuple[Fault, ...] = ()
     """A request gets the first fault that has not used up its times."""
 
