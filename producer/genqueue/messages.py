@@ -13,10 +13,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticSerializationError, to_json
@@ -245,6 +247,11 @@ class Chunk(_Event):
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     restarts: bool = Field(False, exclude=True)
+
+    @model_serializer(mode="wrap")
+    def _as_it_is_logged(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if value or name not in {"reasoning", "tool_calls"}}
 
 
 class Waking(_Event):
