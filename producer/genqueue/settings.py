@@ -110,11 +110,6 @@ class GeneratorSettings(BaseModel):
                 raise ValueError("api_params.model: needed for api_type 'serverless_inference_api'")
             if self.api_params.addresses:
                 raise ValueError("api_params.url: not for api_type 'serverless_inference_api', which takes a model")
-            if self.api_params.provider not in {None, "auto", "hf-inference"}:
-                raise ValueError(
-                    f"api_params.provider: {self.api_params.provider!r} answers text generation in a dialect that "
-                    "huggingface_hub cannot stream; 'hf-inference' or none"
-                )
         elif not self.api_params.addresses:
             raise ValueError(f"api_params.url: needed for api_type {self.api_type!r}")
         elif self.api_params.url and self.api_params.urls:
