@@ -20,7 +20,7 @@ from genqueue.errors import (
     StoreError,
     UnknownGeneratorError,
 )
-from genqueue.messages import Chunk, Event, GenerationResult, Token
+from genqueue.messages import Chunk, Event, GenerationResult, Token, ToolCallDelta
 from genqueue.outcome import GenerationStatus
 from genqueue.settings import GeneratorSettings, Settings, load_settings
 
@@ -51,6 +51,7 @@ __all__ = [
     "Settings",
     "StoreError",
     "Token",
+    "ToolCallDelta",
     "UnknownGeneratorError",
     "WorkerStatus",
     "load_settings",

@@ -80,6 +80,7 @@ class Claim:
         solid_tokens: how many tokens that took, up to its last character that is not white space.
         failures: how many attempts failed by their own or their server's fault.
         errors: what ended earlier attempts: ``attempt``, ``message`` and what else is known.
+        reasoning_so_far: what earlier attempts thought, of a chat.
     """
 
     attempt: int
@@ -91,6 +92,7 @@ class Claim:
     solid_tokens: int
     failures: int
     errors: list[dict[str, Any]]
+    reasoning_so_far: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,8 @@ class NotClaimed:
 class Flush:
     """What one attempt produced since its last flush.
 
-    ``bodies`` are event bodies; ``text`` is what they add to the text so far (it is kept
-    also where no chunks are published), ``solid_tokens`` are those up to its last character
+    ``bodies`` are event bodies; ``text`` is what they add to the text so far, as :func:`said`
+    writes it (it is kept also where no chunks are published), ``solid_tokens`` are those up to its last character
     that is not white space; ``mark`` is "reset" when the text so far must go
     first, "first" when this is the first text, else "".
     """
@@ -114,7 +116,7 @@ class Flush:
     attempt: int
     number: int
     completion_tokens: int
-    text: str
+    text: str | bytes
     mark: str
     bodies: list[bytes]
     solid_tokens: int = 0
@@ -137,7 +139,7 @@ class End:
     bodies: Sequence[bytes]
     celery_result: bytes
     completion_tokens: int | None = None
-    text: str = ""
+    text: str | bytes = ""
     outcome: Outcome | None = None
     stillborn: bool = False
     mark: str = ""
@@ -247,17 +249,19 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         reason = _text(answer[0])
         if reason != "claimed":
             return NotClaimed(reason)
-        _, attempt, request, submitted_at, started_at, deadline_at, text_so_far, solid_tokens, failures, errors = answer
+        _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, errors = answer
+        text_so_far, reasoning_so_far = _heard(so_far)
         return Claim(
             attempt=int(attempt),
             request=request,
             submitted_at=float(submitted_at),
             started_at=float(started_at),
             deadline_at=float(deadline_at) if deadline_at else None,
-            text_so_far=_text(text_so_far),
+            text_so_far=text_so_far,
             solid_tokens=int(solid_tokens),
             failures=int(failures),
             errors=from_json(b"[" + errors + b"]"),
+            reasoning_so_far=reasoning_so_far,
         )
 
     return _scripted(
@@ -577,7 +581,12 @@ def read_result(generation_id: str) -> Call[GenerationResult | None]:
 
 def read_text(generation_id: str) -> Call[str]:
     """The text so far of a generation that runs or that ended without a result; "" when there is none."""
-    return Call(("GET", keys.text(generation_id)), lambda answer: _text(answer or b""))
+    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer)[0])
+
+
+def read_reasoning(generation_id: str) -> Call[str]:
+    """What it thought so far, if it is a chat; beside the text, and there for as long."""
+    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer)[1])
 
 
 def queue_position(generation_id: str, generator: str) -> Call[int | None]:
@@ -604,6 +613,21 @@ def known_places() -> Call[dict[str, set[str]]]:
         return found
 
     return Call(("HGETALL", keys.PLACES), decode)
+
+
+_REASONING = b"\xff"
+"""Stands before and after what was thought: a byte that no UTF-8 holds."""
+
+
+def said(text: str, reasoning: str) -> str | bytes:
+    """What a flush adds to the text so far: the text, and what was thought in one string with it."""
+    return b"".join((_REASONING, reasoning.encode(), _REASONING, text.encode())) if reasoning else text
+
+
+def _heard(raw: bytes | None) -> tuple[str, str]:
+    """(text, reasoning) out of the flushes of :func:`said`."""
+    parts = (raw or b"").split(_REASONING)
+    return b"".join(parts[::2]).decode(), b"".join(parts[1::2]).decode()
 
 
 def _text(value: Any) -> str:

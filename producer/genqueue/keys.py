@@ -58,7 +58,7 @@ def log(generation_id: str) -> str:
 
 
 def text(generation_id: str) -> str:
-    """The text so far: what the next attempt continues and a cancel keeps."""
+    """The text so far, and what was thought: what the next attempt continues and a cancel keeps."""
     return f"genqueue:generation:{generation_id}:text"
 
 

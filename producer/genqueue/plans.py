@@ -113,14 +113,15 @@ def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
         record = yield calls.read_record(generation_id)
     if record.state is not State.FINISHED:
         text: str = yield calls.read_text(generation_id)
+        reasoning: str = yield calls.read_reasoning(generation_id)
         if not got_chunk:
-            yield from outcome.whole_text_chunk(record, text)
-        raise outcome.error_of(record, text)
+            yield from outcome.whole_text_chunk(record, text, {"reasoning": reasoning})
+        raise outcome.error_of(record, text, reasoning)
     if not got_chunk:
         found: GenerationResult | None = yield calls.read_result(generation_id)
         if found is None:
             raise GenerationNotFoundError(generation_id)
-        yield from outcome.whole_text_chunk(record, found.replies[0])
+        yield from outcome.whole_text_chunk(record, found.replies[0], found.meta[0])
 
 
 def result(generation_id: str) -> Plan[GenerationResult]:
@@ -134,7 +135,8 @@ def result(generation_id: str) -> Plan[GenerationResult]:
                 if found is None:
                     raise GenerationNotFoundError(generation_id)
             elif record.state.is_final:
-                raise outcome.error_of(record, (yield calls.read_text(generation_id)))
+                text: str = yield calls.read_text(generation_id)
+                raise outcome.error_of(record, text, (yield calls.read_reasoning(generation_id)))
         if found is not None:
             yield found
             return
