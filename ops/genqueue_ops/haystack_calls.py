@@ -14,7 +14,11 @@ import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-COMPONENTS = {"original": "haystack.components.generators", "ours": "genqueue.haystack"}
+from haystack.dataclasses import ChatMessage
+from haystack.tools.tool import Tool
+
+TEXT_MODULES = {"original": "haystack.components.generators", "ours": "genqueue.haystack"}
+CHAT_MODULES = {"original": "haystack.components.generators.chat", "ours": "genqueue.haystack"}
 TIMES = ("completion_start_time", "received_at")
 
 
@@ -28,6 +32,7 @@ ENDS_IN_A_WORD = prompt("The sky is blue because", tokens=6, special=False)
 LONG = prompt("Once upon a time", tokens=1000)
 EMPTY = prompt("Say nothing", tokens=0)
 SPLIT = prompt("Stars", tokens=12, split_characters=True)
+CALLING = prompt("What is the weather", tokens=6, calls_tools=True)
 SLOW = prompt("Slowly now", tokens=4, itl_s=0.05, special=False)
 SAMPLED: dict[str, Any] = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "seed": 7, "do_sample": True}
 BARE: dict[str, Any] = {"return_full_text": False}
@@ -87,6 +92,42 @@ TEXT = {
 }
 """Of ``HuggingFaceAPIGenerator``."""
 
+SYSTEM = ["system", "You are brief."]
+SO_FAR = [SYSTEM, ["user", "Hello"], ["assistant", "Hi, how can I help?"], ["user", SHORT]]
+
+
+def _chat(
+    messages: Any, streams: str = "", init: dict[str, Any] | None = None, *, awaited: bool = False, **kwargs: Any
+) -> Case:
+    run = {"messages": messages, **({"generation_kwargs": kwargs} if kwargs else {})}
+    return Case(init or {}, run, streams, awaited)
+
+
+CHAT = {
+    "a string": _chat(SHORT),
+    "messages": _chat(SO_FAR),
+    "to the length": _chat(LONG, init={"generation_kwargs": {"max_tokens": 5}}),
+    "512 tokens if nobody says otherwise": _chat(LONG),
+    "stop words": _chat(LONG, init={"stop_words": [" hat", " now", " of", "0008"]}),
+    "stop of the run": _chat(LONG, init={"stop_words": [" hat"]}, stop=["0004"]),
+    "sampling": _chat(SHORT, temperature=0.5, top_p=0.9, seed=7),
+    "nothing": _chat(EMPTY),
+    "tools that are not used": _chat(SHORT, init={"tools": True}),
+    "tools that are called": _chat(CALLING, init={"tools": True}),
+    "awaited": _chat(SO_FAR, awaited=True),
+    "refused": _chat(SHORT, temperature=-1.0),
+    "stream, ends with a special token": _chat(SHORT, "init"),
+    "stream, ends in a word": _chat(ENDS_IN_A_WORD, "init"),
+    "stream, to the length": _chat(LONG, "run", max_tokens=5),
+    "stream, slow": _chat(SLOW, "init"),
+    "stream, 200 tokens": _chat(LONG, "init", max_tokens=200),
+    "stream, stop words": _chat(LONG, "init", {"stop_words": ["0004"]}),
+    "stream, nothing": _chat(EMPTY, "init"),
+    "stream, awaited": _chat(SO_FAR, "init", awaited=True),
+    "stream, refused": _chat(SHORT, "init", temperature=-1.0),
+}
+"""Of ``HuggingFaceAPIChatGenerator``; a message is its role and its text."""
+
 CONSTRUCTORS: dict[str, dict[str, Any]] = {
     "api_type unknown": {"api_type": "carrier_pigeon", "api_params": {}},
     "no url": {"api_type": "inference_endpoints", "api_params": {"model": "a/model"}},
@@ -98,13 +139,30 @@ CONSTRUCTORS: dict[str, dict[str, Any]] = {
 
 def main(which: str, url: str) -> dict[str, Any]:
     """The outcome of every case."""
-    text = importlib.import_module(COMPONENTS[which]).HuggingFaceAPIGenerator
+    text = importlib.import_module(TEXT_MODULES[which]).HuggingFaceAPIGenerator
+    chat = importlib.import_module(CHAT_MODULES[which]).HuggingFaceAPIChatGenerator
     outcomes = {}
     for name, case in TEXT.items():
         outcomes[f"text: {name}"] = outcome(text, case, url)
+    for name, case in CHAT.items():
+        outcomes[f"chat: {name}"] = outcome(chat, case, url)
     for name, arguments in CONSTRUCTORS.items():
-        outcomes[f"constructor: {name}"] = refusal(text, arguments)
+        outcomes[f"text constructor: {name}"] = refusal(text, arguments)
+        outcomes[f"chat constructor: {name}"] = refusal(chat, arguments)
+    outcomes["chat constructor: tools of one name"] = refusal(chat, {**WHERE, "tools": [tool(), tool()]})
+    outcomes["chat constructor: tools and streaming"] = refusal(
+        chat, {**WHERE, "tools": [tool()], "streaming_callback": print}
+    )
     return outcomes
+
+
+WHERE = {"api_type": "text_generation_inference", "api_params": {"url": "http://localhost"}}
+
+
+def tool() -> Any:
+    """Something that a model may call."""
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    return Tool("weather", "The weather of a city, now", parameters, str)
 
 
 def outcome(component: Any, case: Case, url: str) -> dict[str, Any]:
@@ -114,15 +172,20 @@ def outcome(component: Any, case: Case, url: str) -> dict[str, Any]:
     async def callback(chunk: Any) -> None:
         chunks.append(chunk)
 
+    run = dict(case.run)
+    if isinstance(run.get("messages"), list):
+        run["messages"] = [
+            ChatMessage.from_dict({"role": role, "content": [{"text": text}]}) for role, text in run["messages"]
+        ]
     given = {"streaming_callback": callback if case.awaited else chunks.append}
     try:
         made = component(
             api_type="text_generation_inference",
             api_params={"url": url},
-            **case.init,
+            **{**case.init, **({"tools": [tool()]} if "tools" in case.init else {})},
             **(given if case.streams == "init" else {}),
         )
-        arguments = {**case.run, **(given if case.streams == "run" else {})}
+        arguments = {**run, **(given if case.streams == "run" else {})}
         result = asyncio.run(made.run_async(**arguments)) if case.awaited else made.run(**arguments)
     except Exception as error:
         return {"error": str(error)}

@@ -236,6 +236,7 @@ class Chunk(_Event):
         top_tokens: for each token its alternatives, where ``top_n_tokens`` was asked for.
         reasoning: what the model of a chat thought; no part of the text.
         tool_calls: pieces of the calls that it makes, to be joined by their ``index``.
+        pieces: how many characters of ``text`` each event of the chat brought, where they were several.
         restarts: whether the text begins anew here: forget every chunk before.  Told by
             ``stream()``, whose readers do not see the event ``reset``.
     """
@@ -246,6 +247,7 @@ class Chunk(_Event):
     top_tokens: tuple[tuple[Token, ...], ...] | None = None
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    pieces: tuple[int, ...] = ()
     restarts: bool = Field(False, exclude=True)
 
     @model_serializer(mode="wrap")
@@ -332,6 +334,7 @@ def chunk_body(
     top_tokens: Iterable[Sequence[Token]] | None = None,
     reasoning: str = "",
     tool_calls: Sequence[ToolCallDelta] = (),
+    pieces: Sequence[int] = (),
 ) -> bytes:
     """The body of a chunk; a plain dictionary, since this is done for every flush of every generation."""
     fields: dict[str, Any] = {"text": text, "tokens": tokens}
@@ -341,6 +344,8 @@ def chunk_body(
         fields["reasoning"] = reasoning
     if tool_calls:
         fields["tool_calls"] = tool_calls
+    if pieces:
+        fields["pieces"] = pieces
     return event_body("chunk", fields)
 
 

@@ -139,7 +139,7 @@ async def test_llama_cpp(chat):
         usage(timings={"predicted_n": 2}),
         DONE,
     )
-    assert (heard.text, heard.closed_after) == ("It is.", 2)
+    assert (heard.text, heard.closed_after) == ("It is.", 3)
     assert (ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, ending.extra) == ("stop", 7, 9, {})
 
 

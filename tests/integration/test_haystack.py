@@ -4,6 +4,7 @@ That their outputs are the original's is test_haystack_original.py's.
 """
 
 import asyncio
+import json
 
 import pytest
 import redis
@@ -11,10 +12,12 @@ from haystack import Pipeline
 from haystack.components.builders import PromptBuilder
 from haystack.components.generators.utils import print_streaming_chunk
 from haystack.core.errors import DeserializationError
+from haystack.dataclasses import ChatMessage, ToolCall
+from haystack.tools.tool import Tool
 from haystack.utils import Secret
 
 from genqueue import ConfigError, GenerationRejectedError, InvalidRequestError, UnknownGeneratorError
-from genqueue.haystack import HFGenerationAPIType, HuggingFaceAPIGenerator
+from genqueue.haystack import HFGenerationAPIType, HuggingFaceAPIChatGenerator, HuggingFaceAPIGenerator
 
 TGI, ENDPOINT, FREE = HFGenerationAPIType
 OTHER_TOKEN = "hf_canaryComponentToken"
@@ -43,13 +46,25 @@ def producer(monkeypatch, fleet):
     monkeypatch.setenv("GENQUEUE_REDIS_URL", fleet.redis.url)
 
 
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+# Haystack reads functions of its own modules only.
+TOOL = Tool("weather", "The weather of a city", PARAMETERS, print_streaming_chunk)
+
+
+class WarmTool(Tool):
+    warmed = 0
+
+    def warm_up(self):
+        self.warmed += 1
+
+
 @pytest.fixture
 def made():
     """Make a component; its connections are closed at the end."""
     components = []
 
-    def make(*args, **kwargs):
-        components.append(HuggingFaceAPIGenerator(*args, **kwargs))
+    def make(*args, kind=HuggingFaceAPIGenerator, **kwargs):
+        components.append(kind(*args, **kwargs))
         return components[-1]
 
     yield make
@@ -286,3 +301,66 @@ def test_a_pipeline_is_written_down_and_read_again_and_runs(standin, ask):
 def test_only_our_components_are_allowed_into_pipelines():
     with pytest.raises(DeserializationError, match="genqueue"):
         Pipeline.loads("components: {x: {type: genqueue.client.GenerationClient, init_parameters: {}}}")
+
+
+def test_a_chat_reaches_the_server_as_it_was_meant(made, ask, standin):
+    prompt = ask(tokens=4)
+    chat = made(TGI, {"url": standin.url}, tools=[TOOL], kind=HuggingFaceAPIChatGenerator)
+    call = ToolCall("weather", {"city": "Rome"}, "a")
+    messages = [
+        ChatMessage.from_user(prompt),
+        ChatMessage.from_assistant(tool_calls=[call]),
+        ChatMessage.from_tool("rain", call),
+    ]
+    standin.clear()
+    chat.run(messages, {"tool_choice": "auto", "top_p": 0.5}, streaming_callback=lambda chunk: None)
+    (entry,) = standin.requests()
+    body = entry["body"]
+    assert body["messages"][0] == {"role": "user", "content": prompt}
+    assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Rome"}}
+    assert body["messages"][2] == {"role": "tool", "content": "rain", "tool_call_id": "a"}
+    assert body["tools"] == [{"type": "function", "function": {**TOOL.tool_spec}}]
+    assert (body["tool_choice"], body["top_p"], body["max_tokens"]) == ("auto", 0.5, 512)
+
+
+def test_a_tool_is_called_while_it_streams(made, ask):
+    prompt, shown = ask(tokens=12, itl_s=0.02, calls_tools=True), []
+    chat = made(generator="here", tools=[TOOL], streaming_callback=shown.append, kind=HuggingFaceAPIChatGenerator)
+    reply = chat.run(prompt)["replies"][0]
+    (call,) = reply.tool_calls
+    assert (call.tool_name, reply.text, reply.meta["finish_reason"]) == ("weather", None, "tool_calls")
+    pieces = [piece for one in shown for piece in one.tool_calls or ()]
+    assert len(pieces) > 3
+    assert [piece.tool_name for piece in pieces] == ["weather"] + [None] * (len(pieces) - 1)
+    assert json.loads("".join(piece.arguments for piece in pieces)) == call.arguments
+    assert [one.finish_reason for one in shown if one.finish_reason] == ["tool_calls"]
+
+
+def test_a_chats_callback_that_raises_ends_it(made, ask, standin, eventually):
+    prompt = ask(tokens=1000, itl_s=0.02)
+
+    def callback(chunk):
+        raise KeyboardInterrupt
+
+    standin.clear()
+    with pytest.raises(KeyboardInterrupt):
+        made(generator="here", kind=HuggingFaceAPIChatGenerator).run(prompt, streaming_callback=callback)
+    eventually(lambda: [entry["state"] for entry in standin.requests()] == ["dropped"])
+
+
+def test_a_chat_component_is_written_down_with_its_tools_and_read_again(made):
+    chat = made(generator="here", tools=[TOOL], stop_words=["stop"], kind=HuggingFaceAPIChatGenerator)
+    data = chat.to_dict()
+    assert data["type"] == "genqueue.haystack.chat_generator.HuggingFaceAPIChatGenerator"
+    assert data["init_parameters"]["generation_kwargs"] == {"stop": ["stop"]}
+    again = HuggingFaceAPIChatGenerator.from_dict(data)
+    assert [tool.name for tool in again.tools] == ["weather"]
+    assert again.to_dict() == data
+
+
+def test_a_chat_warms_up_its_tools_once(made, ask):
+    tool = WarmTool("weather", "The weather of a city", PARAMETERS, str)
+    chat = made(generator="here", tools=[tool], kind=HuggingFaceAPIChatGenerator)
+    chat.warm_up()
+    chat.run(ask(tokens=2))
+    assert tool.warmed == 1

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from genqueue_ops.haystack_calls import CONSTRUCTORS, TEXT
+from genqueue_ops.haystack_calls import CHAT, CONSTRUCTORS, TEXT
 from genqueue_ops.haystack_compare import calls, compare
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "fixtures/haystack/original.json").read_text(encoding="utf-8"))
-CASES = [*(f"text: {name}" for name in TEXT), *(f"constructor: {name}" for name in CONSTRUCTORS)]
+CASES = [
+    *(f"text: {name}" for name in TEXT),
+    *(f"chat: {name}" for name in CHAT),
+    *(f"{kind} constructor: {name}" for name in CONSTRUCTORS for kind in ("text", "chat")),
+    "chat constructor: tools of one name",
+    "chat constructor: tools and streaming",
+]
 
 
 @pytest.fixture(scope="module")

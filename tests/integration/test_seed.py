@@ -63,11 +63,14 @@ def test_every_example_runs_and_prints_a_reply(outputs):
     assert all("-0000" in output for output in printed), printed  # as every text of the stand-in
 
 
-def test_the_pipeline_asks_with_what_it_retrieved(outputs):
+def test_the_pipelines_ask_with_what_they_retrieved(outputs):
     _, requests = outputs
-    (asked,) = [one["body"]["inputs"] for one in requests if "capital" in str(one["body"])]
-    assert "Paris is the capital of France" in asked
-    assert "Question: What is the capital of France??" in asked
+    bodies = [one["body"] for one in requests if "capital" in str(one["body"])]
+    asked = [body.get("inputs") or body["messages"][0]["content"] for body in bodies]
+    assert len(asked) == 2
+    for prompt in asked:
+        assert "Paris is the capital of France" in prompt
+        assert "Question: What is the capital of France??" in prompt
 
 
 def test_a_token_is_the_workers_own_and_goes_where_it_is_meant_for(outputs):

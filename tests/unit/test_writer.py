@@ -162,6 +162,18 @@ async def test_a_chats_text_thoughts_and_calls_are_told_apart(desk: Desk):
     assert outbox.take().bodies == []
 
 
+async def test_the_pieces_of_a_chats_text_can_be_told_apart(desk: Desk):
+    outbox = desk.outbox("g")
+    for text in ("It", " is", "é", ""):
+        outbox.push_delta(text)
+    (body,) = outbox.take().bodies
+    assert json.loads(b"{" + body) == {"v": 1, "type": "chunk", "text": "It isé", "tokens": [], "pieces": [2, 3, 1, 0]}
+    outbox.push_delta("")
+    (end,) = outbox.take().bodies
+    assert json.loads(b"{" + end) == {"v": 1, "type": "chunk", "text": "", "tokens": []}
+    assert outbox.first_text_s is not None
+
+
 async def test_the_first_thought_or_call_goes_out_at_once_too(desk: Desk):
     desk.outbox("thinks").push_delta("", "Hm")
     await desk.until(lambda: len(desk.shelf.appends) == 1)

@@ -99,7 +99,7 @@ class ChatAnswer:
             raise UpstreamError(in_stream_error(output))
         self.usage = output.usage or self.usage
         for choice in output.choices or ():
-            self._push(choice.delta or {}, choice.logprobs)
+            self._push(choice.delta or {}, choice.logprobs, is_end=bool(choice.finish_reason))
             if choice.finish_reason:
                 self._finish_reason = choice.finish_reason
                 self._sink.close()
@@ -128,7 +128,7 @@ class ChatAnswer:
         found = {"tool_calls": calls, "reasoning": "".join(self._reasoning), "logprobs": self._logprobs}
         return {name: value for name, value in found.items() if value}
 
-    def _push(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None) -> None:
+    def _push(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None, *, is_end: bool = False) -> None:
         text: str = delta.get("content") or ""
         reasoning: str = delta.get("reasoning_content") or delta.get("reasoning") or ""
         calls = delta.get("tool_calls") or ()
@@ -141,6 +141,8 @@ class ChatAnswer:
             if reasoning:
                 self._reasoning.append(reasoning)
             self._sink.push_delta(text, reasoning, calls)
+        elif is_end:
+            self._sink.push_delta("")
 
     def _piece(self, call: Mapping[str, Any]) -> ToolCallDelta:
         function = call.get("function") or {}

@@ -116,6 +116,8 @@ class Outbox:
         self._deltas += 1
         if text:
             self._add_text(text if text.isascii() else _encodable(text))
+        elif not (reasoning or tool_calls):
+            self._text.append("")  # an end of its own, as the end token is one where tokens are named
         if reasoning:
             self._begin()
             self._reasoning.append(reasoning if reasoning.isascii() else _encodable(reasoning))
@@ -159,9 +161,10 @@ class Outbox:
         bodies, self._bodies = self._bodies, []
         text = "".join(self._text)
         reasoning = "".join(self._reasoning)
-        if self.publish and (self._tokens or text or reasoning or self._tool_calls):
+        if self.publish and (self._tokens or self._text or reasoning or self._tool_calls):
             top_tokens = self._top_tokens if any(self._top_tokens) else None
-            bodies.append(chunk_body(text, self._tokens, top_tokens, reasoning, self._tool_calls))
+            pieces = [len(part) for part in self._text] if len(self._text) > 1 and not self._tokens else ()
+            bodies.append(chunk_body(text, self._tokens, top_tokens, reasoning, self._tool_calls, pieces))
         self._number += 1
         flush = Flush(
             self.generation_id,

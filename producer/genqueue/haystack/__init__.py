@@ -7,6 +7,7 @@ worker: neither an address nor a token of a component leaves its process.
 
 import contextlib
 
+from genqueue.haystack.chat_generator import HuggingFaceAPIChatGenerator
 from genqueue.haystack.generator import HuggingFaceAPIGenerator
 from genqueue.haystack.target import HFGenerationAPIType
 
@@ -15,4 +16,4 @@ with contextlib.suppress(ImportError):  # Haystack 3 loads pipelines of known pa
 
     allow_deserialization_module(__name__)
 
-__all__ = ["HFGenerationAPIType", "HuggingFaceAPIGenerator"]
+__all__ = ["HFGenerationAPIType", "HuggingFaceAPIChatGenerator", "HuggingFaceAPIGenerator"]

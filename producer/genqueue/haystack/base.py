@@ -1,6 +1,7 @@
 """What both components have in common: where their prompts go, and how they are written down."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Self
 
 from haystack import default_from_dict, default_to_dict
@@ -59,7 +60,7 @@ class HuggingFaceAPI:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The component that :meth:`to_dict` described."""
-        parameters = dict(data.get("init_parameters", {}))
+        parameters = deepcopy(data.get("init_parameters", {}))  # Haystack reads tools in place
         if parameters.get("streaming_callback"):
             parameters["streaming_callback"] = deserialize_callable(parameters["streaming_callback"])
         if parameters.get("tools"):
