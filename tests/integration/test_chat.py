@@ -19,7 +19,7 @@ from genqueue import (
     ToolCallDelta,
 )
 from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import expected_text, expected_tokens, tag_of
+from genqueue_ops.tgi_standin.prose import expected_text, expected_tokens, pieces, tag_of
 
 WEATHER = {
     "type": "function",
@@ -165,13 +165,13 @@ def test_a_tool_call_comes_in_pieces_and_whole(client, ask):
     """TGI ends such a stream with no finish_reason at all."""
     prompt = ask(tokens=12, itl_s=0.02, calls_tools=True)
     generation = client.submit_chat(user(prompt), tools=[WEATHER], tool_choice="auto")
-    pieces = [piece for chunk in generation.stream() for piece in chunk.tool_calls]
-    assert len(pieces) > 1
-    assert pieces[0][:3] == (0, "0", "get_weather")
-    assert {piece[:3] for piece in pieces[1:]} == {(0, None, None)}
+    deltas = [delta for chunk in generation.stream() for delta in chunk.tool_calls]
+    assert len(deltas) > 1
+    assert deltas[0][:3] == (0, "0", "get_weather")
+    assert {delta[:3] for delta in deltas[1:]} == {(0, None, None)}
     expected = call_of(answer_to(prompt))
-    assert "".join(piece.arguments for piece in pieces) == expected["function"]["arguments"]
-    assert all(isinstance(piece, ToolCallDelta) for piece in pieces)
+    assert "".join(delta.arguments for delta in deltas) == expected["function"]["arguments"]
+    assert all(isinstance(delta, ToolCallDelta) for delta in deltas)
     result = generation.result(timeout_s=10)
     assert result.replies == [""]
     assert result.meta[0]["tool_calls"] == [expected]
@@ -335,10 +335,10 @@ def test_killed_in_mid_chat_another_begins_anew(fleet, ask, read, eventually, to
         assert text == result.replies[0] == answer_to(prompt)
     else:
         assert result.meta[0]["tool_calls"] == [call_of(answer_to(prompt))]
-        pieces = [
-            piece for _, event in reading.events if event.attempt == 2 for piece in getattr(event, "tool_calls", ())
+        deltas = [
+            delta for _, event in reading.events if event.attempt == 2 for delta in getattr(event, "tool_calls", ())
         ]
-        assert "".join(piece.arguments for piece in pieces) == call_of(answer_to(prompt))["function"]["arguments"]
+        assert "".join(delta.arguments for delta in deltas) == call_of(answer_to(prompt))["function"]["arguments"]
 
 
 def test_killed_in_mid_chat_another_goes_on_where_the_server_does(fleet, ask, read, eventually, standin):
@@ -359,7 +359,9 @@ def test_killed_in_mid_chat_another_goes_on_where_the_server_does(fleet, ask, re
     assert (second["body"]["continue_final_message"], second["body"]["add_generation_prompt"]) == (True, False)
     assert second["body"]["max_tokens"] < first["body"]["max_tokens"] == 100
     meta = reading.generation.result(timeout_s=5).meta[0]
-    assert (meta["finish_reason"], meta["usage"]["completion_tokens"]) == ("length", 100)
+    prompt_tokens = len(pieces(render(user(prompt))))
+    assert meta["usage"] == {"prompt_tokens": prompt_tokens, "completion_tokens": 100}
+    assert meta["finish_reason"] == "length"
 
 
 def test_a_chat_that_must_begin_anew_does_so_also_where_the_server_goes_on(fleet, ask, read):

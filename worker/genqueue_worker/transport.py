@@ -130,7 +130,7 @@ class _Response(httpx2.Response):
                     if event and not (event.startswith(b"data:") and told.on_data(event[5:])):
                         if event[5:].strip() == _DONE:
                             await _read_out(read)
-                            event = b"data: [DONE]"  # as huggingface_hub wants it; not all write the space
+                            return
                         yield event.decode("utf-8", "replace")
                 await told.pause()
         if rest:
@@ -140,8 +140,8 @@ class _Response(httpx2.Response):
 async def _read_out(read: Callable[[], Awaitable[bytes]]) -> None:
     """Wait for the end of a body that has said its last word.
 
-    huggingface_hub leaves a chat at ``[DONE]``; only a body that was read to its end leaves its
-    connection to the next call.  Most often it is there already.
+    huggingface_hub would leave a chat at ``[DONE]``, but only a body that was read to its end
+    leaves its connection to the next call.  Most often the end is there already.
     """
     with suppress(TimeoutError, aiohttp.ClientError, OSError):
         async with asyncio.timeout(_DONE_PATIENCE_S):
