@@ -253,7 +253,9 @@ class Chunk(_Event):
     @model_serializer(mode="wrap")
     def _as_it_is_logged(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = dump(self)
-        return {name: value for name, value in fields.items() if value or name not in {"reasoning", "tool_calls"}}
+        return {
+            name: value for name, value in fields.items() if value or name not in {"reasoning", "tool_calls", "pieces"}
+        }
 
 
 class Waking(_Event):
