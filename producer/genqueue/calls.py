@@ -6,7 +6,7 @@ Pure: :mod:`genqueue.store` carries the calls out, synchronously or not.  The sc
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -83,6 +83,7 @@ class Claim:
         solid_tokens: how many tokens that took, up to its last character that is not white space.
         failures: how many attempts failed by their own or their server's fault.
         errors: what ended earlier attempts: ``attempt``, ``message`` and what else is known.
+        reasoning_so_far: what earlier attempts thought, of a chat.
     """
 
     attempt: int
@@ -94,6 +95,7 @@ class Claim:
     solid_tokens: int
     failures: int
     errors: list[dict[str, Any]]
+    reasoning_so_far: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,8 @@ class NotClaimed:
 class Flush:
     """What one attempt produced since its last flush.
 
-    ``bodies`` are event bodies; ``text`` is what they add to the text so far (it is kept
-    also where no chunks are published), ``solid_tokens`` are those up to its last character
+    ``bodies`` are event bodies; ``text`` is what they add to the text so far, as :func:`said`
+    writes it (it is kept also where no chunks are published), ``solid_tokens`` are those up to its last character
     that is not white space; ``mark`` is "reset" when the text so far must go
     first, "first" when this is the first text, else "".
     """
@@ -117,7 +119,7 @@ class Flush:
     attempt: int
     number: int
     completion_tokens: int
-    text: str
+    text: str | bytes
     mark: str
     bodies: list[bytes]
     solid_tokens: int = 0
@@ -140,7 +142,7 @@ class End:
     bodies: Sequence[bytes]
     celery_result: bytes
     completion_tokens: int | None = None
-    text: str = ""
+    text: str | bytes = ""
     outcome: Outcome | None = None
     stillborn: bool = False
     mark: str = ""
@@ -257,17 +259,19 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         reason = _text(answer[0])
         if reason != "claimed":
             return NotClaimed(reason)
-        _, attempt, request, submitted_at, started_at, deadline_at, text_so_far, solid_tokens, failures, errors = answer
+        _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, errors = answer
+        text_so_far, reasoning_so_far = _heard(so_far)
         return Claim(
             attempt=int(attempt),
             request=request,
             submitted_at=float(submitted_at),
             started_at=float(started_at),
             deadline_at=float(deadline_at) if deadline_at else None,
-            text_so_far=_text(text_so_far),
+            text_so_far=text_so_far,
             solid_tokens=int(solid_tokens),
             failures=int(failures),
             errors=_errors(errors),
+            reasoning_so_far=reasoning_so_far,
         )
 
     return _scripted(
@@ -591,16 +595,19 @@ def announce(
     *,
     worker_s: float,
     keep_s: int,
+    places: Mapping[str, Sequence[str]] | None = None,
 ) -> Call[None]:
-    """Tell everybody which generators a worker serves, and how their servers are.
+    """Tell everybody which generators a worker serves, where, and how their servers are.
 
     ``facts`` are a generator's, the same whoever serves it, and need ``max_queue_depth``;
-    ``servers`` as in :class:`WorkerStatus`, which lives ``worker_s``.
+    ``servers`` as in :class:`WorkerStatus`, which lives ``worker_s``; ``places`` are those that
+    this worker calls (:mod:`genqueue.places`), by generator: of several workers they add up.
     """
-    arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:]]
+    calls_at = [f"{name} {place}" for name, found in (places or {}).items() for place in found]
+    arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:], to_json(calls_at)]
     for name, fact in facts.items():
         arguments += (name, to_json(fact)[1:])
-    return _scripted("announce", [keys.GENERATORS, keys.WORKERS], arguments, lambda answer: None)
+    return _scripted("announce", [keys.GENERATORS, keys.WORKERS, keys.PLACES], arguments, lambda answer: None)
 
 
 def retire(owner: str) -> Call[None]:
@@ -727,7 +734,12 @@ def read_result(generation_id: str) -> Call[GenerationResult | None]:
 
 def read_text(generation_id: str) -> Call[str]:
     """The text so far of a generation that runs or that ended without a result; "" when there is none."""
-    return Call(("GET", keys.text(generation_id)), lambda answer: _text(answer or b""))
+    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer)[0])
+
+
+def read_reasoning(generation_id: str) -> Call[str]:
+    """What it thought so far, if it is a chat; beside the text, and there for as long."""
+    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer)[1])
 
 
 def queue_position(generation_id: str, generator: str) -> Call[int | None]:
@@ -738,6 +750,34 @@ def queue_position(generation_id: str, generator: str) -> Call[int | None]:
 def _errors(value: bytes) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = from_json(b"[" + value + b"]")
     return found
+
+
+def known_places() -> Call[dict[str, set[str]]]:
+    """For each generator the places that workers called lately."""
+
+    def decode(answer: dict[bytes, bytes]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for field in answer:
+            name, _, place = _text(field).partition(" ")
+            found.setdefault(name, set()).add(place)
+        return found
+
+    return Call(("HGETALL", keys.PLACES), decode)
+
+
+_REASONING = b"\xff"
+"""Stands before and after what was thought: a byte that no UTF-8 holds."""
+
+
+def said(text: str, reasoning: str) -> str | bytes:
+    """What a flush adds to the text so far: the text, and what was thought in one string with it."""
+    return b"".join((_REASONING, reasoning.encode(), _REASONING, text.encode())) if reasoning else text
+
+
+def _heard(raw: bytes | None) -> tuple[str, str]:
+    """(text, reasoning) out of the flushes of :func:`said`."""
+    parts = (raw or b"").split(_REASONING)
+    return b"".join(parts[::2]).decode(), b"".join(parts[1::2]).decode()
 
 
 def _text(value: Any) -> str:

@@ -124,6 +124,10 @@ def submit(
         str, typer.Argument(help="What the model continues; - reads it from stdin, less one final newline.")
     ],
     generator: Annotated[str, typer.Option("--generator", "-g", help="A configured generator.")] = "default",
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, to be answered.")] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --chat: what the model is told first.", show_default=False)
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="The longest text.", show_default=False)] = None,
     stop_word: Annotated[
         list[str] | None, typer.Option(help="End the text here; may be repeated.", show_default=False)
@@ -146,20 +150,27 @@ def submit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, when it is there.")] = False,
 ) -> None:
     """Queue a prompt and print its text as it comes; then one line about it on stderr."""
+    if system is not None and not chat:
+        raise typer.BadParameter("--system is for --chat")
     generation_kwargs = _json_object(kwargs)
     if max_new_tokens is not None:
-        generation_kwargs["max_new_tokens"] = max_new_tokens
+        generation_kwargs["max_tokens" if chat else "max_new_tokens"] = max_new_tokens
+    options: dict[str, Any] = {
+        "generator": generator,
+        "generation_kwargs": generation_kwargs,
+        "stop_words": stop_word,
+        "stream": stream,
+        "priority": priority,
+        "deadline_s": deadline_s,
+        "idempotency_key": idempotency_key,
+    }
+    prompt = _stdin() if prompt == "-" else prompt
     with GenerationClient() as client:
-        generation = client.submit(
-            _stdin() if prompt == "-" else prompt,
-            generator=generator,
-            generation_kwargs=generation_kwargs,
-            stop_words=stop_word,
-            stream=stream,
-            priority=priority,
-            deadline_s=deadline_s,
-            idempotency_key=idempotency_key,
-        )
+        if chat:
+            told = [] if system is None else [{"role": "system", "content": system}]
+            generation = client.submit_chat([*told, {"role": "user", "content": prompt}], **options)
+        else:
+            generation = client.submit(prompt, **options)
         if detach:
             _write(json.dumps({"id": generation.id}) if as_json else generation.id, end="\n")
         elif as_json:
@@ -268,7 +279,8 @@ def dead_show(
     """Say all that is kept of a dead letter."""
     with GenerationClient() as client:
         found = client.dead_letter(generation_id)
-    prompt = found.request.prompt
+    given = found.request.given
+    prompt = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     if with_prompt and not as_json:
         _write(prompt)
         return
@@ -404,6 +416,7 @@ def _print_result(generation: Generation) -> None:
         "error": type(ended).__name__,
         "message": str(ended),
         "partial_text": ended.partial_text,
+        **({"partial_reasoning": ended.partial_reasoning} if ended.partial_reasoning else {}),
         "usage": ended.usage,
         "attempts": ended.attempts,
     }

@@ -12,7 +12,7 @@ import queue
 import time
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -32,10 +32,8 @@ _POLL_S = 5.0
 """After so long a silence a reader looks into the log, should the channel have lost something."""
 
 
-def _submission(
-    settings: Settings, prompt: str, idempotency_key: str | None, options: dict[str, Any]
-) -> Call[Accepted]:
-    request = read_request({"prompt": prompt, **options})
+def _submission(settings: Settings, idempotency_key: str | None, fields: dict[str, Any]) -> Call[Accepted]:
+    request = read_request(fields)
     if idempotency_key is not None:
         _check_name("idempotency_key", idempotency_key)
     own = settings.generators.get(request.generator)
@@ -212,7 +210,8 @@ class GenerationClient:
             QueueFullError: backpressure.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
-        options = {
+        fields = {
+            "prompt": prompt,
             "generator": generator,
             "generation_kwargs": generation_kwargs,
             "stop_words": stop_words,
@@ -221,7 +220,51 @@ class GenerationClient:
             "deadline_s": deadline_s,
             "on_failure": on_failure,
         }
-        accepted = self._store.run(_submission(self.settings, prompt, idempotency_key, options))
+        accepted = self._store.run(_submission(self.settings, idempotency_key, fields))
+        return self.generation(accepted.generation_id)
+
+    def submit_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generator: str = "default",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        stop_words: Sequence[str] | None = None,
+        stream: bool = True,
+        priority: int = 5,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
+    ) -> Generation:
+        """Queue the answer to a chat; as :meth:`submit` but for what follows.
+
+        Args:
+            messages: dictionaries as the OpenAI and Hugging Face clients take them: ``role`` and ``content``
+                (a string, or parts, images among them), ``tool_calls``, ``tool_call_id``, ``name``.
+            tools: functions that the model may call.
+            tool_choice: ``auto``, ``none``, ``required``, or an object that names one function.
+            response_format: the form of the text, as OpenAI or TGI have it.
+            generation_kwargs: parameters of ``chat_completion``; they win over the generator's ``chat_kwargs``.
+            on_failure: "continue" begins anew too where tools, ``response_format``, ``logprobs`` or
+                thoughts are in play, or the generator's settings do not say ``continues_chat``.
+        """
+        fields = {
+            "messages": messages,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "response_format": response_format,
+            "generator": generator,
+            "generation_kwargs": generation_kwargs,
+            "stop_words": stop_words,
+            "stream": stream,
+            "priority": priority,
+            "deadline_s": deadline_s,
+            "on_failure": on_failure,
+        }
+        accepted = self._store.run(_submission(self.settings, idempotency_key, fields))
         return self.generation(accepted.generation_id)
 
     def generation(self, generation_id: str) -> Generation:
@@ -423,7 +466,8 @@ class AsyncGenerationClient:
         on_failure: OnFailure = "continue",
     ) -> AsyncGeneration:
         """As :meth:`GenerationClient.submit`."""
-        options = {
+        fields = {
+            "prompt": prompt,
             "generator": generator,
             "generation_kwargs": generation_kwargs,
             "stop_words": stop_words,
@@ -433,7 +477,41 @@ class AsyncGenerationClient:
             "on_failure": on_failure,
         }
         self._stay_on_loop()
-        accepted = await self._store.run(_submission(self.settings, prompt, idempotency_key, options))
+        accepted = await self._store.run(_submission(self.settings, idempotency_key, fields))
+        return self.generation(accepted.generation_id)
+
+    async def submit_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generator: str = "default",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        stop_words: Sequence[str] | None = None,
+        stream: bool = True,
+        priority: int = 5,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
+    ) -> AsyncGeneration:
+        """As :meth:`GenerationClient.submit_chat`."""
+        fields = {
+            "messages": messages,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "response_format": response_format,
+            "generator": generator,
+            "generation_kwargs": generation_kwargs,
+            "stop_words": stop_words,
+            "stream": stream,
+            "priority": priority,
+            "deadline_s": deadline_s,
+            "on_failure": on_failure,
+        }
+        self._stay_on_loop()
+        accepted = await self._store.run(_submission(self.settings, idempotency_key, fields))
         return self.generation(accepted.generation_id)
 
     def generation(self, generation_id: str) -> AsyncGeneration:

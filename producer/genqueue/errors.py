@@ -134,6 +134,7 @@ class GenerationError(GenqueueError):
 
     Attributes:
         partial_text: what was generated before the end; "" if nothing.
+        partial_reasoning: what a chat's model had thought.
         usage: ``prompt_tokens`` (None if the server never said) and ``completion_tokens``.
         attempts: how many attempts were started; 0 if none.
     """
@@ -143,12 +144,14 @@ class GenerationError(GenqueueError):
         message: str,
         *,
         partial_text: str = "",
+        partial_reasoning: str = "",
         usage: dict[str, int | None] | None = None,
         attempts: int = 0,
         detail: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.partial_text = partial_text
+        self.partial_reasoning = partial_reasoning
         self.usage = usage or {"prompt_tokens": None, "completion_tokens": 0}
         self.attempts = attempts
         self.detail = detail or {}

@@ -14,6 +14,7 @@ genqueue:dead                    zset     keep_s                  worker, client
 genqueue:claimed:<generator>     hash     keep_s                  worker            worker
 genqueue:idempotency:<key>       string   result_ttl_s            client            client
 genqueue:generators              hash     keep_s                  worker            client
+genqueue:places                  hash     1 h                     worker            client
 genqueue:workers                 hash     30 s                    worker            client
 genqueue:worker:<owner>          channel  -                       cancel            worker
 generate.<generator>[sep<p>]     list     none (Celery's queue)   client, worker    worker (Celery)
@@ -44,6 +45,7 @@ DEADLINES = "genqueue:deadlines"
 RUNG = "genqueue:rung"
 DEAD = "genqueue:dead"
 GENERATORS = "genqueue:generators"
+PLACES = "genqueue:places"
 WORKERS = "genqueue:workers"
 SILENT = "genqueue:live"
 """A channel on which nothing is published: listening to it makes a connection one that can listen."""
@@ -60,7 +62,7 @@ def log(generation_id: str) -> str:
 
 
 def text(generation_id: str) -> str:
-    """The text so far: what the next attempt continues and a cancel keeps."""
+    """The text so far, and what was thought: what the next attempt continues and a cancel keeps."""
     return f"genqueue:generation:{generation_id}:text"
 
 

@@ -7,11 +7,23 @@ clock.  How events are put in order is :mod:`genqueue.sequence`'s.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticSerializationError, to_json
 
+from genqueue.chat import ChatKwargs, Message, ResponseFormat, Tool, ToolChoice
 from genqueue.errors import InvalidRequestError
 from genqueue.keys import PRIORITIES
 
@@ -19,6 +31,9 @@ VERSION: Literal[1] = 1
 TASK_NAME = "genqueue.generate"
 GENERATOR_NAME = r"^[A-Za-z0-9._-]{1,64}$"
 """What a generator may be called: it is part of keys, queues and Celery's ``-Q``."""
+
+Given = str | list[dict[str, Any]]
+"""A prompt, or a chat's messages."""
 
 StopWord = Annotated[str, Field(min_length=1)]
 """An empty one would stop every text after its first token."""
@@ -64,15 +79,23 @@ class GenerationKwargs(BaseModel):
     watermark: bool | None = None
 
 
+def _no_kwargs(fields: dict[str, Any]) -> "GenerationKwargs | ChatKwargs":
+    return GenerationKwargs() if fields.get("messages") is None else ChatKwargs()
+
+
 class GenerationRequest(BaseModel):
-    """One generation as a producer hands it over."""
+    """One generation as a producer hands it over: a ``prompt`` to continue, or a chat's ``messages`` to answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     v: Literal[1] = VERSION
-    prompt: str = Field(min_length=1, strict=True)
+    prompt: str | None = Field(None, min_length=1, strict=True)
+    messages: tuple[Message, ...] | None = None
+    tools: tuple[Tool, ...] | None = None
+    tool_choice: ToolChoice | None = None
+    response_format: ResponseFormat | None = None
     generator: str = Field("default", pattern=GENERATOR_NAME, strict=True)
-    generation_kwargs: GenerationKwargs = GenerationKwargs()
+    generation_kwargs: GenerationKwargs | ChatKwargs = Field(default_factory=_no_kwargs)
     stop_words: tuple[StopWord, ...] = ()
     stream: bool = Field(True, strict=True)
     priority: int = Field(5, ge=PRIORITIES.start, lt=PRIORITIES.stop, strict=True)
@@ -88,8 +111,27 @@ class GenerationRequest(BaseModel):
 
     @field_validator("generation_kwargs", mode="before")
     @classmethod
-    def _none_is_empty(cls, value: object) -> object:
-        return {} if value is None else value
+    def _kwargs_of_its_kind(cls, value: object, info: ValidationInfo) -> GenerationKwargs | ChatKwargs:
+        if "messages" not in info.data:  # they are at fault themselves, and will be named
+            return GenerationKwargs()
+        kind = type(_no_kwargs(info.data))
+        return kind.model_validate({} if value is None else value)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: needed, or messages; not both")
+        if self.messages is not None and not self.messages:
+            raise ValueError("messages: at least one is needed")
+        for name in ("tools", "tool_choice", "response_format"):
+            if self.messages is None and getattr(self, name) is not None:
+                raise ValueError(f"{name}: only with messages")
+        return self
+
+    @property
+    def given(self) -> "Given":
+        """What the model is given, as its server takes it."""
+        return self.prompt or [message.model_dump(mode="json", exclude_none=True) for message in self.messages or ()]
 
     def to_wire(self) -> bytes:
         """The request as JSON, without the fields that were not given."""
@@ -110,7 +152,8 @@ def read_request(fields: dict[str, Any]) -> GenerationRequest:
     try:
         request = GenerationRequest.model_validate(fields)
     except ValidationError as error:
-        raise InvalidRequestError("; ".join(describe(error))) from None
+        kwargs = type(_no_kwargs(fields))
+        raise InvalidRequestError("; ".join(describe(error, kwargs))) from None
     unsendable = [name for name, value in request if not _is_json(value)]
     if unsendable:
         raise InvalidRequestError(
@@ -129,17 +172,24 @@ def _is_json(value: object) -> bool:
     return True
 
 
-def describe(error: ValidationError) -> list[str]:
-    """One readable line for each problem, with its place and never with the value (it may be a prompt or a secret)."""
+def describe(error: ValidationError, kwargs: type[BaseModel] = GenerationKwargs) -> list[str]:
+    """One readable line for each problem, with its place and never with the value (it may be a prompt or a secret).
+
+    ``kwargs`` is what ``generation_kwargs`` should be.
+    """
+    known: dict[str, type[BaseModel]] = {"generation_kwargs": kwargs, "chat_kwargs": ChatKwargs}
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
+        if problem["type"] == "default_factory_not_called":  # pydantic's own note on another problem
+            continue
         place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden" and problem["loc"][:-1] and problem["loc"][-2] == "generation_kwargs":
-            lines.append(f"{place}: unknown; known: {', '.join(GenerationKwargs.model_fields)}")
+        words = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden" and (model := known.get(str(problem["loc"][-2:][0]))):
+            lines.append(f"{place}: unknown; known: {', '.join(model.model_fields)}")
         elif problem["loc"] and problem["loc"][-1] == "return_full_text":
             lines.append(f"{place}: only False; a reply never holds the prompt")
         else:
-            lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}" if place else problem["msg"])
+            lines.append(f"{place}: {words}" if place else words)
     return lines
 
 
@@ -150,6 +200,15 @@ class Token(NamedTuple):
     text: str
     logprob: float | None
     special: bool
+
+
+class ToolCallDelta(NamedTuple):
+    """A piece of a tool call: ``id`` and ``name`` come once, ``arguments`` (JSON) piece by piece."""
+
+    index: int  # type: ignore[assignment]  # OpenAI's word; nobody looks for a place in this tuple
+    id: str | None
+    name: str | None
+    arguments: str
 
 
 class _Event(BaseModel):
@@ -175,6 +234,9 @@ class Chunk(_Event):
         text: without special tokens; may be "" (a byte-split character, a special token).
         tokens: every token, special ones included; () where the server names none.
         top_tokens: for each token its alternatives, where ``top_n_tokens`` was asked for.
+        reasoning: what the model of a chat thought; no part of the text.
+        tool_calls: pieces of the calls that it makes, to be joined by their ``index``.
+        pieces: how many characters of ``text`` each event of the chat brought, where they were several.
         restarts: whether the text begins anew here: forget every chunk before.  Told by
             ``stream()``, whose readers do not see the event ``reset``.
     """
@@ -183,7 +245,17 @@ class Chunk(_Event):
     text: str
     tokens: tuple[Token, ...] = ()
     top_tokens: tuple[tuple[Token, ...], ...] | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    pieces: tuple[int, ...] = ()
     restarts: bool = Field(False, exclude=True)
+
+    @model_serializer(mode="wrap")
+    def _as_it_is_logged(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        return {
+            name: value for name, value in fields.items() if value or name not in {"reasoning", "tool_calls", "pieces"}
+        }
 
 
 class Waking(_Event):
@@ -258,11 +330,24 @@ def event_body(kind: str, fields: dict[str, Any]) -> bytes:
     return to_json({"v": VERSION, "type": kind, **fields})[1:]
 
 
-def chunk_body(text: str, tokens: Sequence[Token], top_tokens: Iterable[Sequence[Token]] | None = None) -> bytes:
+def chunk_body(
+    text: str,
+    tokens: Sequence[Token],
+    top_tokens: Iterable[Sequence[Token]] | None = None,
+    reasoning: str = "",
+    tool_calls: Sequence[ToolCallDelta] = (),
+    pieces: Sequence[int] = (),
+) -> bytes:
     """The body of a chunk; a plain dictionary, since this is done for every flush of every generation."""
     fields: dict[str, Any] = {"text": text, "tokens": tokens}
     if top_tokens is not None:
         fields["top_tokens"] = top_tokens
+    if reasoning:
+        fields["reasoning"] = reasoning
+    if tool_calls:
+        fields["tool_calls"] = tool_calls
+    if pieces:
+        fields["pieces"] = pieces
     return event_body("chunk", fields)
 
 
@@ -272,7 +357,8 @@ class GenerationResult(BaseModel):
     Each ``meta`` holds ``model``, ``finish_reason`` (the server's word), ``usage``
     (``prompt_tokens``, None where the server does not say, and ``completion_tokens``),
     ``completion_start_time`` (ISO 8601, UTC; None for an empty text), ``generator``,
-    ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.timing.timings`).
+    ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.timing.timings`).  A chat's
+    may also hold ``tool_calls``, as OpenAI has them, and ``reasoning``.
     """
 
     model_config = ConfigDict(frozen=True)

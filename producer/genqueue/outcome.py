@@ -4,6 +4,7 @@ Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a r
 tell its caller.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from genqueue.messages import (
     GenerationRequest,
     GenerationResult,
     Outcome,
+    ToolCallDelta,
     celery_failure,
     celery_success,
     event_body,
@@ -136,12 +138,13 @@ def dead_letter_detail(letter: DeadLetter, record: Record, text: str, request: G
     return DeadLetterDetail(letter, error.detail.get("errors", []), error.usage, phases, text, request)
 
 
-def error_of(record: Record, partial_text: str) -> errors.GenerationError:
+def error_of(record: Record, partial_text: str, partial_reasoning: str = "") -> errors.GenerationError:
     """The typed error for a generation that ended without a result."""
     outcome = record.outcome or Outcome(error=str(record.state), message=str(record.state))
     return ENDINGS.get(outcome.error, errors.GenerationFailedError)(
         outcome.message,
         partial_text=partial_text,
+        partial_reasoning=partial_reasoning,
         usage={
             "prompt_tokens": outcome.detail.get("prompt_tokens"),
             "completion_tokens": record.completion_tokens,
@@ -154,9 +157,20 @@ def error_of(record: Record, partial_text: str) -> errors.GenerationError:
     )
 
 
-def whole_text_chunk(record: Record, text: str) -> list[Chunk]:
-    """The text as one chunk, for a reader who got none; [] if there is no text."""
-    return [Chunk(seq=record.seq, attempt=record.attempt, text=text)] if text else []
+def whole_text_chunk(record: Record, text: str, meta: Mapping[str, Any] | None = None) -> list[Chunk]:
+    """All of it as one chunk, for a reader who got none; [] if there is nothing.
+
+    ``meta`` is the result's; of a chat it holds what was thought and the tools that are called.
+    """
+    meta = meta or {}
+    tool_calls = tuple(
+        ToolCallDelta(index, call["id"], call["function"]["name"], call["function"]["arguments"])
+        for index, call in enumerate(meta.get("tool_calls", ()))
+    )
+    reasoning = meta.get("reasoning", "")
+    if not (text or reasoning or tool_calls):
+        return []
+    return [Chunk(seq=record.seq, attempt=record.attempt, text=text, reasoning=reasoning, tool_calls=tool_calls)]
 
 
 def finished(generation_id: str, generator: str, last: Flush, result: GenerationResult, *, date_done: str) -> End:

@@ -139,14 +139,15 @@ def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
         record = yield calls.read_record(generation_id)
     if record.state is not State.FINISHED:
         text: str = yield calls.read_text(generation_id)
+        reasoning: str = yield calls.read_reasoning(generation_id)
         if not got_chunk:
-            yield from outcome.whole_text_chunk(record, text)
-        raise outcome.error_of(record, text)
+            yield from outcome.whole_text_chunk(record, text, {"reasoning": reasoning})
+        raise outcome.error_of(record, text, reasoning)
     if not got_chunk:
         found: GenerationResult | None = yield calls.read_result(generation_id)
         if found is None:
             raise GenerationNotFoundError(generation_id)
-        yield from outcome.whole_text_chunk(record, found.replies[0])
+        yield from outcome.whole_text_chunk(record, found.replies[0], found.meta[0])
 
 
 def result(generation_id: str) -> Plan[GenerationResult]:
@@ -160,7 +161,8 @@ def result(generation_id: str) -> Plan[GenerationResult]:
                 if found is None:
                     raise GenerationNotFoundError(generation_id)
             elif record.state.is_final:
-                raise outcome.error_of(record, (yield calls.read_text(generation_id)))
+                text: str = yield calls.read_text(generation_id)
+                raise outcome.error_of(record, text, (yield calls.read_reasoning(generation_id)))
         if found is not None:
             yield found
             return
@@ -238,6 +240,31 @@ def drop(generation_id: str, *, result_ttl_s: int) -> Plan[None]:
     """Drop a dead letter, or do nothing if it was dropped before; raises NotDeadError for what never was one."""
     outcome.dead_letter(generation_id, (yield calls.read_record(generation_id)))
     yield calls.drop(generation_id, result_ttl_s=result_ttl_s)
+
+
+def in_batches(plan: Plan[ItemT]) -> Plan[list[ItemT]]:
+    """What a plan yields, gathered for as long as it does not wait: what came together stays together.
+
+    The last chunk of a generation is published in one message with its end, so whoever reads in batches
+    knows it for the last when it comes.
+    """
+    gathered: list[ItemT] = []
+    answer = None
+    while True:
+        try:
+            step = plan.send(answer)
+        except StopIteration:
+            break
+        answer = None
+        if isinstance(step, Wait) and gathered:
+            yield gathered
+            gathered = []
+        if isinstance(step, Call | Wait):
+            answer = yield step
+        else:
+            gathered.append(step)
+    if gathered:
+        yield gathered
 
 
 def _events_in(message: bytes | None) -> list[Event]:

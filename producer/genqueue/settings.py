@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from genqueue.chat import ChatKwargs
 from genqueue.errors import ConfigError
 from genqueue.messages import GENERATOR_NAME, GenerationKwargs, StopWord, describe
 
@@ -79,7 +80,11 @@ class Timeouts(BaseModel):
 
 
 class GeneratorSettings(BaseModel):
-    """One named Hugging Face client configuration; each has a Celery queue of its own."""
+    """One named Hugging Face client configuration; each has a Celery queue of its own.
+
+    ``generation_kwargs`` are for prompts, ``chat_kwargs`` for chats.  ``continues_chat`` says that
+    the server goes on with an assistant's last message, so that a chat can be continued too.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,6 +97,8 @@ class GeneratorSettings(BaseModel):
     timeouts: Timeouts = Timeouts()
     token_env: tuple[str, ...] | None = None
     generation_kwargs: GenerationKwargs = GenerationKwargs()
+    chat_kwargs: ChatKwargs = ChatKwargs()
+    continues_chat: bool = False
     stop_words: tuple[StopWord, ...] = ()
     max_queue_depth: int = Field(10_000, ge=0)
     max_attempts: int = Field(5, ge=1)
@@ -103,11 +110,6 @@ class GeneratorSettings(BaseModel):
                 raise ValueError("api_params.model: needed for api_type 'serverless_inference_api'")
             if self.api_params.addresses:
                 raise ValueError("api_params.url: not for api_type 'serverless_inference_api', which takes a model")
-            if self.api_params.provider not in {None, "auto", "hf-inference"}:
-                raise ValueError(
-                    f"api_params.provider: {self.api_params.provider!r} answers text generation in a dialect that "
-                    "huggingface_hub cannot stream; 'hf-inference' or none"
-                )
         elif not self.api_params.addresses:
             raise ValueError(f"api_params.url: needed for api_type {self.api_type!r}")
         elif self.api_params.url and self.api_params.urls:

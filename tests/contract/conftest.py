@@ -186,6 +186,10 @@ class Registry:
         found: str = self.run(calls.read_text(generation_id))
         return found
 
+    def reasoning(self, generation_id: str) -> str:
+        found: str = self.run(calls.read_reasoning(generation_id))
+        return found
+
     def everything(self) -> dict[bytes, bytes]:
         """All keys and what they hold, to see that nothing changed."""
         return {key: self.raw.dump(key) for key in self.raw.scan_iter()}

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from genqueue import calls, keys
+from genqueue import calls, keys, outcome
+from genqueue.calls import Flush, said
 from genqueue.lifecycle import FINAL
-from genqueue.messages import event_body
+from genqueue.messages import Outcome, chunk_body, event_body
 
 from .conftest import KEEP_S, Registry, flush
 
@@ -142,3 +143,30 @@ def test_a_large_flush_of_many_generations_goes_through(registry):
     ids = [registry.running() for _ in range(100)]
     assert registry.append(*(flush(each, 1, ["a"] * 50) for each in ids)) == ["ok"] * 100
     assert {len(registry.events(each)) for each in ids} == {51}
+
+
+def test_thoughts_are_kept_beside_the_text_by_every_script(registry):
+    """Between bytes that no UTF-8 holds, in the one string: appended, released, claimed, failed."""
+
+    def thinking(number, text, thought, attempt=1):
+        body = chunk_body(text, [], reasoning=thought)
+        return Flush(generation_id, attempt, number, number, said(text, thought), "", [body], solid_tokens=number)
+
+    generation_id = registry.running()
+    registry.append(thinking(1, "", "Hm, é"))
+    registry.append(thinking(2, "It", "!"))
+    assert (registry.text(generation_id), registry.reasoning(generation_id)) == ("It", "Hm, é!")
+    assert registry.release(thinking(3, " is", "")) == "ok"
+    claim = registry.claim(generation_id, "worker-2")
+    assert (claim.text_so_far, claim.reasoning_so_far, claim.solid_tokens) == ("It is", "Hm, é!", 3)
+    last = thinking(1, " so", " Well", attempt=2)
+    end = outcome.failed(generation_id, "default", last, Outcome(error="failed", message="words"), date_done="now")
+    assert registry.finish(end) == "ok"
+    assert (registry.text(generation_id), registry.reasoning(generation_id)) == ("It is so", "Hm, é! Well")
+    chunks = [event for event in registry.run(calls.read_log(generation_id, 0)) if event.type == "chunk"]
+    assert [(chunk.text, chunk.reasoning) for chunk in chunks] == [
+        ("", "Hm, é"),
+        ("It", "!"),
+        (" is", ""),
+        (" so", " Well"),
+    ]

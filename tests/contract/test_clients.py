@@ -1,6 +1,7 @@
 """Both clients against a log that this test writes: late, twice, at once, cut off, after the end."""
 
 import asyncio
+import json
 import multiprocessing
 import threading
 import time
@@ -23,10 +24,13 @@ from genqueue import (
     QueueFullError,
     ResultTimeoutError,
     Settings,
+    ToolCallDelta,
     UnknownGeneratorError,
     keys,
 )
+from genqueue.calls import Flush, said
 from genqueue.lifecycle import State
+from genqueue.messages import chunk_body
 from genqueue.store import LoopThread, Store
 from genqueue_ops.local_redis import local_redis
 
@@ -330,6 +334,35 @@ def test_a_status_tells_the_place_in_the_queue(reader, writer):
     status = reader.status(urgent)
     assert (status.state, status.position, status.attempt, status.priority) == (State.RUNNING, None, 1, 0)
     assert status.timings["queue_wait_s"] is not None
+
+
+def test_a_chat_is_registered_as_it_was_asked_and_read_back_whole(reader, writer):
+    messages = [{"role": "user", "content": "Hi"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    generation_id = reader._wait(reader.client.submit_chat(messages, tools=tools, stop_words=["."])).id
+    claim = writer.claim(generation_id)
+    assert json.loads(claim.request) == {
+        "messages": messages,
+        "tools": tools,
+        "generator": "default",
+        "generation_kwargs": {},
+        "stop_words": ["."],
+        "stream": True,
+        "priority": 5,
+        "on_failure": "continue",
+    }
+    call = ToolCallDelta(0, "1", "f", "{}")
+    body = chunk_body("", [], reasoning="Hm", tool_calls=[call])
+    writer.append(Flush(generation_id, 1, 1, 2, said("", "Hm"), "first", [body], 2))
+    assert writer.finish(writer.failed(generation_id, text="par")) == "ok"
+    seen = []
+    with pytest.raises(GenerationFailedError, match="words") as raised:
+        reader.collect("stream", generation_id, 0, seen)
+    assert [(chunk.text, chunk.reasoning, chunk.tool_calls) for chunk in seen] == [("", "Hm", (call,))]
+    assert (raised.value.partial_text, raised.value.partial_reasoning) == ("par", "Hm")
+    with pytest.raises(GenerationFailedError) as raised:
+        reader.result(generation_id)
+    assert (raised.value.partial_text, raised.value.partial_reasoning) == ("par", "Hm")
 
 
 def test_a_full_queue_and_an_unknown_generator_are_refused(reader, writer):

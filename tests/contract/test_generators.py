@@ -60,3 +60,21 @@ def test_workers_are_known_with_their_servers_until_they_are_silent_or_say_goodb
     assert [worker.name for worker in registry.run(calls.read_workers())] == ["host:2:b"]
     registry.run(calls.retire("host:2:b"))
     assert registry.run(calls.read_workers()) == []
+
+
+def announce_places(registry, **places):
+    registry.run(calls.announce({}, "host:1:a", {}, worker_s=WORKER_S, keep_s=KEEP_S, places=places))
+
+
+def test_the_places_of_one_generator_add_up_over_its_workers(registry):
+    announce_places(registry, chat=["one", "both"], code=["one"])
+    announce_places(registry, chat=["two", "both"])
+    assert registry.run(calls.known_places()) == {"chat": {"one", "two", "both"}, "code": {"one"}}
+    assert registry.raw.ttl(keys.PLACES) == pytest.approx(3600, abs=2)
+
+
+def test_a_place_that_no_worker_called_for_an_hour_is_forgotten(registry):
+    now_s = registry.now_ms / 1e3
+    registry.raw.hset(keys.PLACES, mapping={"chat old": now_s - 3700, "chat recent": now_s - 3500})
+    announce_places(registry, chat=["new"])
+    assert registry.run(calls.known_places()) == {"chat": {"recent", "new"}}

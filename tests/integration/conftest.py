@@ -109,11 +109,16 @@ class StandinProcess:
         entries: list[dict[str, Any]] = self._control("GET", "requests")
         if prompt is None:
             return entries
-        return [entry for entry in entries if isinstance(entry["body"], dict) and entry["body"]["inputs"] == prompt]
+        return [entry for entry in entries if isinstance(entry["body"], dict) and entry["body"].get("inputs") == prompt]
 
     def attempts(self, prompt: str) -> list[dict[str, Any]]:
         """The calls for ``prompt`` and those that continue its text, oldest first."""
-        return [entry for entry in self.requests() if str(entry["body"]["inputs"]).startswith(prompt)]
+        return [entry for entry in self.requests() if str(entry["body"].get("inputs")).startswith(prompt)]
+
+    def chats(self, prompt: str) -> list[dict[str, Any]]:
+        """The chats whose first message is ``prompt``, oldest first."""
+        entries = [entry for entry in self.requests() if "messages" in entry["body"]]
+        return [entry for entry in entries if entry["body"]["messages"][0]["content"] == prompt]
 
     def only(self, prompt: str) -> dict[str, Any]:
         """The one call for ``prompt``."""
@@ -474,6 +479,7 @@ def generators(standin: StandinProcess, keyed_standin: StandinProcess, closed_po
             "api_type": tgi,
             "api_params": {"url": standin.url, "headers": {"x-team": "blue"}, "model": "our/model"},
             "generation_kwargs": {"max_new_tokens": 6, "temperature": 0.5, "stop": ["own-stop"]},
+            "chat_kwargs": {"max_tokens": 6, "temperature": 0.25, "top_p": 0.9},
             "stop_words": ["generator-word"],
         },
         "endpoint": {"api_type": "inference_endpoints", "api_params": {"url": f"{standin.url}/"}},

@@ -45,7 +45,9 @@ def lives(client, ask, worker):
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        pytest.param({"kwargs": {}}, "prompt: Field required", id="no-prompt"),
+        pytest.param({"kwargs": {}}, "prompt: needed, or messages", id="no-prompt"),
+        pytest.param({"kwargs": {"messages": []}}, "messages: at least one is needed", id="no-messages"),
+        pytest.param({"kwargs": {"messages": [{"role": "user"}]}}, "messages.0: content: needed", id="empty-message"),
         pytest.param({"kwargs": {"prompt": ""}}, "prompt: ", id="empty-prompt"),
         pytest.param({"kwargs": {"prompt": 5}}, "prompt: ", id="prompt-is-no-string"),
         pytest.param({"kwargs": {"prompt": "x", "temprature": 1}}, "temprature: ", id="unknown-field"),

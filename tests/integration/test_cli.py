@@ -16,6 +16,8 @@ import redis
 
 from genqueue.cli import ExitCode
 from genqueue_ops.local_redis import local_redis
+from genqueue_ops.tgi_standin.chat import render
+from genqueue_ops.tgi_standin.prose import expected_text
 
 STARTED = '{"v": 1, "seq": 1, "attempt": 1, "type": "started", "at": 0, "worker": "x"}'
 NO_SUCH_ID = "00000000-0000-4000-8000-000000000000"
@@ -114,6 +116,17 @@ def test_options_reach_the_request(genqueue, ask, standin):
     assert (sent["max_new_tokens"], sent["temperature"]) == (5, 0.5)
     assert sent["stop"] == ["own-stop", "generator-word", "one", "two"]
     assert json.loads(done.stdout)["meta"][0]["generator"] == "tuned"
+
+
+def test_a_chat_is_a_users_message_with_what_the_model_is_told_first(genqueue, ask, standin):
+    prompt = ask(tokens=12)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}]
+    done = genqueue("submit", prompt, "--chat", "--system", "Be brief.", "--max-new-tokens", 5)
+    assert (done.returncode, done.stdout) == (0, expected_text(render(messages), 5) + "\n")
+    (sent,) = [each["body"] for each in standin.requests() if each["body"].get("messages") == messages]
+    assert sent["max_tokens"] == 5
+    done = genqueue("submit", "-", "--chat", stdin=prompt + "\n")
+    assert done.stdout == expected_text(render(messages[1:]), 12) + "\n"
 
 
 def test_json_is_the_id_and_the_result(genqueue, ask):

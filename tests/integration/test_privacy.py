@@ -16,6 +16,7 @@ from celery import Celery
 from genqueue import GenerationClient, GenerationError, Settings
 from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
+from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import tag_of
 
 
@@ -111,7 +112,7 @@ def test_a_doorbell_in_its_list_carries_the_id_and_no_prompt(ask, db, settings, 
 
 def run_everything(client, ask, celery_app, db, eventually):
     """Prompts that end in every way; the canaries of all of them."""
-    prompts, generations = [], []
+    prompts, chats, generations = [], [], []
 
     def submit(prompt, **options):
         prompts.append(prompt)
@@ -124,6 +125,16 @@ def run_everything(client, ask, celery_app, db, eventually):
     for generator in ("endpoint", "endpoint-hub", "serverless", "keyed", "locked", "silent"):
         submit(ask(), generator=generator, deadline_s=2.0)
     submit(ask(), generation_kwargs={"top_p": 1.0})
+    for script, options in (
+        ({"reasoning": 3}, {}),
+        ({}, {"stream": False}),
+        ({"calls_tools": True}, {"tools": [{"function": {"name": "f"}}]}),
+        ({"faults": [{"kind": "error", "after_tokens": 5}]}, {}),
+        ({"tokens": 5000, "itl_s": 0.02, "reasoning": 2}, {"deadline_s": 0.2}),
+        ({}, {"generation_kwargs": {"top_p": 1.0}}),
+    ):
+        chats.append(ask(**{"tokens": 9, **script}))
+        generations.append(client.submit_chat([{"role": "user", "content": chats[-1]}], **options))
     for kind in ("cut", "close", "reset", "error"):
         submit(ask(tokens=9, faults=[{"kind": kind, "after_tokens": 5}]))
     submit(ask(faults=[{"kind": "status", "status": 502, "body": "busy"}]))
@@ -132,11 +143,15 @@ def run_everything(client, ask, celery_app, db, eventually):
     eventually(lambda: cancelled.status().completion_tokens > 4)
     cancelled.cancel()
     # Messages that bring their prompt along.
+    chats.append(ask())
+    as_chat = {"prompt": None, "messages": [{"role": "user", "content": chats[-1]}]}
     for task, more in (
         ("genqueue.generate", {}),
         ("genqueue.generate", {"generator": "tuned"}),
         ("genqueue.generate", {"generation_kwargs": {"max_tokens": 5}}),
         ("genqueue.generat", {}),
+        ("genqueue.generate", as_chat),
+        ("genqueue.generate", {**as_chat, "tools": 5}),
     ):
         prompts.append(ask())
         sent = celery_app.send_task(task, kwargs={"prompt": prompts[-1], **more}, queue="generate.default")
@@ -162,7 +177,8 @@ def run_everything(client, ask, celery_app, db, eventually):
             generation.result(timeout_s=15)
     last = ask()
     client.submit(last).result(timeout_s=10)
-    return [word for prompt in prompts for word in canaries(prompt)]
+    said = [tag_of(render([{"role": "user", "content": prompt}])) + "-" for prompt in chats]
+    return [*said, *(word for prompt in [*prompts, *chats] for word in canaries(prompt))]
 
 
 def test_neither_log_nor_events_hold_a_prompt_a_reply_or_a_token(

@@ -75,7 +75,7 @@ def test_lower_numbers_go_first_and_equals_in_order(narrow, busy, ask, standin):
     busy.cancel()
     for generation in generations:
         generation.result(timeout_s=20)
-    served = [entry["body"]["inputs"] for entry in standin.requests() if entry["body"]["inputs"] in prompts]
+    served = [entry["body"]["inputs"] for entry in standin.requests() if entry["body"].get("inputs") in prompts]
     assert [prompt[:2] for prompt in served] == ["p0", "p0", "p3", "p5", "p5", "p8", "p9"]
     assert served == [prompts[place] for place in (2, 5, 4, 1, 3, 6, 0)]
 

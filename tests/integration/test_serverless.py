@@ -56,6 +56,9 @@ def test_a_model_id_is_looked_up_at_the_hub_and_called_at_the_router(start_worke
         {
             "ours": {**serverless, "api_params": {"model": "our/model", "provider": "hf-inference"}},
             "pictures": {**serverless, "api_params": {"model": "their/pictures", "provider": "hf-inference"}},
+            "anybodys": {**serverless, "api_params": {"model": "our/model"}, "max_attempts": 1},
+            "somebodys": {**serverless, "api_params": {"model": "our/model", "provider": "together"}},
+            "nobodys": {**serverless, "api_params": {"model": "our/model", "provider": "no-such"}},
         },
         url,
         "-c",
@@ -67,7 +70,18 @@ def test_a_model_id_is_looked_up_at_the_hub_and_called_at_the_router(start_worke
             client.submit(ask(), generator="ours").result(timeout_s=20)
         with pytest.raises(GenerationRejectedError, match="doesn't support task 'text-generation'"):
             client.submit(ask(), generator="pictures").result(timeout_s=20)
-    assert ("CONNECT", "router.huggingface.co:443", None) in recorder.seen
+        assert ("CONNECT", "router.huggingface.co:443", None) in recorder.seen
+        asked = len(recorder.seen)
+        for generator, error, words in (
+            # Who serves a chat is the router's to choose: nobody is asked before.
+            ("anybodys", GenerationFailedError, "the way to the server failed"),
+            ("somebodys", GenerationRejectedError, "No provider mapping found for model our/model"),
+            ("nobodys", GenerationRejectedError, "Provider 'no-such' not supported"),
+            ("pictures", GenerationRejectedError, "doesn't support task 'conversational'"),
+        ):
+            with pytest.raises(error, match=words):
+                client.submit_chat([{"role": "user", "content": ask()}], generator=generator).result(timeout_s=20)
+        assert ("CONNECT", "router.huggingface.co:443", None) in recorder.seen[asked:]
     assert {seen[1].partition("?")[0] for seen in recorder.seen if seen[0] == "GET"} == {
         "/api/models/our/model",
         "/api/models/their/pictures",

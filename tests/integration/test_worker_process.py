@@ -38,7 +38,7 @@ async def test_500_streams_at_once_in_one_process_all_complete(start_worker, own
             texts = await asyncio.gather(*(run(prompt) for prompt in prompts))
     assert texts == [prompt.answer for prompt in prompts]
     asked = set(prompts)
-    calls = [entry for entry in standin.requests() if entry["body"]["inputs"] in asked]
+    calls = [entry for entry in standin.requests() if entry["body"].get("inputs") in asked]
     last_began_s, first_ended_s = max(c["started_at_s"] for c in calls), min(c["closed_at_s"] for c in calls)
     assert len(calls) == 500
     assert last_began_s < first_ended_s, f"the last began {last_began_s - first_ended_s:.1f} s after the first ended"

@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from genqueue import calls, keys
 from genqueue.calls import Accepted, Claim, End, Flush, NotClaimed
@@ -245,3 +247,20 @@ def test_only_a_success_is_a_result(answer, replies):
 @pytest.mark.parametrize(("answer", "text"), [(None, ""), (b"", ""), ("é🦜".encode(), "é🦜")])
 def test_a_text_is_read_and_none_is_empty(answer, text):
     assert calls.read_text("id").decode(answer) == text
+
+
+UTF8 = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(st.tuples(UTF8, UTF8)))
+def test_thoughts_and_text_are_told_apart_in_what_was_kept(flushes):
+    said = [calls.said(text, thought) for text, thought in flushes]
+    kept = b"".join(part.encode() if isinstance(part, str) else part for part in said)
+    assert calls.read_text("id").decode(kept) == "".join(text for text, _ in flushes)
+    assert calls.read_reasoning("id").decode(kept) == "".join(thought for _, thought in flushes)
+
+
+def test_without_thoughts_a_text_is_kept_as_it_is():
+    assert calls.said("é", "") == "é"
+    assert (calls.read_text("id").decode(None), calls.read_reasoning("id").decode(None)) == ("", "")
+    assert calls.read_reasoning("id").decode("é".encode()) == ""

@@ -1,10 +1,12 @@
 """Where the next attempt begins, row by row, and what happens at the seam."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue.messages import Token
+from genqueue.messages import Token, ToolCallDelta
 from genqueue_worker.continuation import (
     Begin,
     Complete,
@@ -81,6 +83,67 @@ def test_the_next_attempt_begins_where_it_must(parameters, on_failure, progress,
     assert next_attempt("P", parameters, on_failure, progress) == expected
 
 
+CHAT = {"max_tokens": 10}
+MESSAGES = [{"role": "user", "content": "P"}]
+GO_ON = {"continue_final_message": True, "add_generation_prompt": False}
+
+
+def begun(text):
+    return [*MESSAGES, {"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "parameters", "progress", "continues_chat", "expected"),
+    [
+        pytest.param(
+            MESSAGES,
+            CHAT,
+            Progress("a b\n", 2),
+            True,
+            Continue(begun("a b"), {"max_tokens": 8, "extra_body": GO_ON}, "\n"),
+            id="goes-on",
+        ),
+        pytest.param(
+            MESSAGES,
+            {**CHAT, "extra_body": {"top_k": 3}, "stop": ["END"]},
+            Progress("a", 1),
+            True,
+            Continue(begun("a"), {"max_tokens": 9, "stop": ["END"], "extra_body": {"top_k": 3, **GO_ON}}, ""),
+            id="extra-body-is-kept",
+        ),
+        pytest.param(MESSAGES, CHAT, Progress("a", 1), False, Begin(forget=True), id="its-server-does-not"),
+        pytest.param(MESSAGES, CHAT, Progress("", 0), True, Begin(forget=False), id="nothing-yet"),
+        pytest.param(MESSAGES, CHAT, Progress("\n", 0), True, Begin(forget=True), id="nothing-but-white-space"),
+        pytest.param(MESSAGES, CHAT, Progress("a", 3, "hm"), True, Begin(forget=True), id="behind-thoughts"),
+        pytest.param(MESSAGES, CHAT, Progress("", 2, "hm"), True, Begin(forget=True), id="thoughts-alone"),
+        pytest.param(
+            MESSAGES, {**CHAT, "tools": [1]}, Progress("", 2), True, Begin(forget=True), id="a-tool-call-is-no-text"
+        ),
+        pytest.param(
+            MESSAGES, {**CHAT, "response_format": {}}, Progress("{", 1), True, Begin(forget=True), id="a-form"
+        ),
+        pytest.param(MESSAGES, {**CHAT, "logprobs": True}, Progress("a", 1), True, Begin(forget=True), id="logprobs"),
+        pytest.param(
+            MESSAGES,
+            {**CHAT, "logprobs": False},
+            Progress("a", 1),
+            True,
+            Continue(begun("a"), {"max_tokens": 9, "logprobs": False, "extra_body": GO_ON}, ""),
+            id="no-logprobs",
+        ),
+        pytest.param(begun("The"), CHAT, Progress("a", 1), True, Begin(forget=True), id="the-caller-began-the-answer"),
+        pytest.param(MESSAGES, CHAT, Progress("a", 10), True, Complete("length"), id="no-token-missing"),
+        pytest.param(
+            MESSAGES, {**CHAT, "stop": ["END"]}, Progress("END", 1), True, Complete("stop_sequence"), id="ends-in-stop"
+        ),
+    ],
+)
+def test_a_chat_goes_on_only_where_its_answer_can(messages, parameters, progress, continues_chat, expected):
+    before = repr((messages, parameters))
+    assert next_attempt(messages, parameters, "continue", progress, continues_chat=continues_chat) == expected
+    assert repr((messages, parameters)) == before
+
+
 @pytest.mark.parametrize(
     ("tail", "pieces", "expected"),
     [
@@ -138,12 +201,16 @@ class Reader:
         self.is_congested = False
         self.pushed: list[tuple[int, str]] = []
         self.top_tokens: list[list[Token] | None] = []
+        self.deltas: list[tuple[str, str, tuple[ToolCallDelta, ...]]] = []
         self.is_closed = False
         self.reliefs = 0
 
     def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
         self.pushed.append((token.id, text))
         self.top_tokens.append(top_tokens)
+
+    def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
+        self.deltas.append((text, reasoning, tuple(tool_calls)))
 
     def close(self) -> None:
         self.is_closed = True
@@ -177,6 +244,22 @@ def test_a_continued_sink_stops_after_the_token_that_ends_a_stop_sequence():
     with pytest.raises(Stopped):
         push(sink, "D")
     assert [text for _, text in reader.pushed] == ["N", "D"]
+
+
+def test_a_continued_sink_takes_the_events_of_a_chat():
+    reader = Reader()
+    sink = ContinuedSink(reader, Seam("a\nE", "", ["END"]))
+    sink.push_delta("N", "hm", [ToolCallDelta(0, "1", "f", "{")])
+    with pytest.raises(Stopped):
+        sink.push_delta("D")
+    assert reader.deltas == [("N", "hm", (ToolCallDelta(0, "1", "f", "{"),)), ("D", "", ())]
+
+
+def test_a_continued_chat_says_its_tail_once():
+    reader = Reader()
+    sink = ContinuedSink(reader, Seam("a\n", "\n", []))
+    sink.push_delta("\nb")
+    assert reader.deltas == [("b", "", ())]
 
 
 async def test_a_continued_sink_is_else_the_one_behind_it():

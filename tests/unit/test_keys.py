@@ -40,6 +40,7 @@ def test_the_table_lists_exactly_the_keys_that_are_made():
         keys.DEAD,
         keys.GENERATORS,
         keys.WORKERS,
+        keys.PLACES,
         keys.SILENT,
     }
     built = {name.replace("generate.<generator>", "generate.<generator>[sep<p>]") for name in built}

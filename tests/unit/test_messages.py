@@ -74,7 +74,7 @@ def test_equal_requests_share_a_fingerprint_however_they_were_written():
     ("fields", "words"),
     [
         pytest.param({"prompt": ""}, "prompt: String should have at least 1 character", id="empty-prompt"),
-        pytest.param({"prompt": None}, "prompt: Input should be a valid string", id="no-prompt"),
+        pytest.param({"prompt": None}, "prompt: needed, or messages; not both", id="no-prompt"),
         pytest.param({"prompt": 5}, "prompt: Input should be a valid string", id="prompt-number"),
         pytest.param({"prompt": b"bytes"}, "prompt: Input should be a valid string", id="prompt-bytes"),
         pytest.param({"prompt": "\ud83d"}, "prompt: Input should be a valid string, unable", id="prompt-surrogate"),

@@ -10,7 +10,7 @@ import pytest
 from genqueue import errors, outcome
 from genqueue.calls import Flush, Record
 from genqueue.lifecycle import State
-from genqueue.messages import GenerationResult, Outcome, event_body
+from genqueue.messages import GenerationResult, Outcome, ToolCallDelta, event_body
 
 
 def record(state: State, **facts: Any) -> Record:
@@ -94,6 +94,13 @@ def test_a_stillborn_record_has_a_status_too():
 def test_the_whole_text_is_one_chunk_and_none_if_it_is_empty(text, expected):
     chunks = outcome.whole_text_chunk(record(State.FINISHED), text)
     assert [(chunk.text, chunk.seq, chunk.attempt) for chunk in chunks] == [(part, 9, 2) for part in expected]
+
+
+def test_whoever_got_none_gets_thoughts_and_calls_in_the_one_chunk_too():
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    meta = {"reasoning": "Hm", "tool_calls": calls}
+    (chunk,) = outcome.whole_text_chunk(record(State.FINISHED), "", meta)
+    assert (chunk.text, chunk.reasoning, chunk.tool_calls) == ("", "Hm", (ToolCallDelta(0, "1", "f", "{}"),))
 
 
 LAST = Flush("id", 2, 5, 7, "tail", "", [event_body("chunk", {"text": "tail"})])

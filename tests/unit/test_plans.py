@@ -375,3 +375,28 @@ def test_each_outage_is_timed_by_itself():
 def test_a_deadline_bounds_the_wait_and_the_answer(timeout_s, now_s, wait_s, answer_s):
     deadline = Deadline(timeout_s, 100.0)
     assert (deadline.wait_s(now_s, 5.0), deadline.answer_s(now_s)) == (wait_s, answer_s)
+
+
+def test_what_comes_together_stays_together():
+    def plan():
+        yield "a"
+        assert (yield calls.read_workers()) == "found"
+        yield "b"
+        assert (yield WAIT) == b"1"
+        yield "c"
+        yield WAIT
+        yield WAIT
+        yield "d"
+
+    steps, answer, batches = plans.in_batches(plan()), None, []
+    while True:
+        try:
+            step = steps.send(answer)
+        except StopIteration:
+            break
+        answer = None
+        if isinstance(step, list):
+            batches.append(step)
+        else:
+            answer = b"1" if step is WAIT else "found"
+    assert batches == [["a", "b"], ["c"], ["d"]]

@@ -50,6 +50,13 @@ REQUEST, CAPACITY, SERVER = Fault.REQUEST, Fault.CAPACITY, Fault.SERVER
         (408, None, SERVER),
         (418, None, SERVER),
         (None, None, SERVER),
+        # OpenAI-compatible engines.
+        (400, "invalid_request_error", REQUEST),
+        (400, "exceed_context_size_error", REQUEST),
+        (501, "not_supported_error", REQUEST),
+        (503, "unavailable_error", CAPACITY),
+        (500, "server_error", SERVER),
+        (400, "BadRequestError", REQUEST),
         # The word wins over the status: a proxy may change the status.
         (500, "validation", REQUEST),
         (422, "overloaded", CAPACITY),
@@ -58,6 +65,24 @@ REQUEST, CAPACITY, SERVER = Fault.REQUEST, Fault.CAPACITY, Fault.SERVER
 )
 def test_each_error_has_its_fault(status, error_type, expected):
     assert fault_of(UpstreamFacts("words", status=status, error_type=error_type)) is expected
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "expected"),
+    [
+        ("Model is overloaded", 422, CAPACITY),
+        ("Request failed during generation: CUDA out of memory", 422, SERVER),
+        ("Incomplete generation stream", 422, SERVER),
+        ("Input validation error: `top_p` must be > 0.0 and < 1.0", 422, REQUEST),
+        ("Template error: no messages", 422, REQUEST),
+        ("image input is not supported - hint", 500, REQUEST),
+        ("Failed to parse tools: type must be string", 500, REQUEST),
+        ("the prompt says: Model is overloaded", 500, SERVER),
+    ],
+)
+def test_in_the_stream_of_a_chat_the_words_tell(message, status, expected):
+    """There TGI says 422 to everything, and llama.cpp 500 to some of what a caller got wrong."""
+    assert fault_of(UpstreamFacts(message, status=status)) is expected
 
 
 FULL = UpstreamFacts("words", status=429)

@@ -8,6 +8,7 @@ from genqueue_ops.tgi_standin.chat import parse_chat
 from genqueue_ops.tgi_standin.decoding import Decoded
 from genqueue_ops.tgi_standin.engine import Step, Token
 from genqueue_ops.tgi_standin.protocol import ValidRequest, overloaded, parse_generate
+from genqueue_ops.tgi_standin.script import Script
 
 HELLO = Token(5, ' "h\\é😀\n', -0.25, False)
 EOS = Token(2, "</s>", 0.0, True)
@@ -92,9 +93,9 @@ def test_native_details_in_tgis_order():
     assert list(details["tokens"][0]) == ["id", "text", "logprob", "special"]
 
 
-def chat(**fields):
+def chat(script=None, **fields):
     asked = parse_chat({"messages": [{"role": "user", "content": "Hi"}], **fields})
-    return ChatAnswer(asked, "model", "3-native", 1_700_000_000)
+    return ChatAnswer(asked, "model", "3-native", 1_700_000_000, script or Script())
 
 
 def test_chat_events_are_tgis_bytes():
@@ -110,6 +111,42 @@ def test_chat_events_are_tgis_bytes():
         b'"usage":null}\n\n' + head + b'],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}\n\n',
     ]
     assert answer.end() == b"data: [DONE]\n\n"
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+
+def test_a_tool_call_has_no_end_of_its_own_in_a_stream():
+    """As TGI's recorded ``chat_tools_stream``."""
+    answer = chat(Script(calls_tools=True), tools=TOOLS, stream=True, stream_options={"include_usage": True})
+    written = b"".join(events(answer, run(), Step(HELLO, False), Step(EOS, True))).decode()
+    first, second, last = [json.loads(event[6:]) for event in written.strip().split("\n\n")]
+    assert [event["choices"][0]["finish_reason"] for event in (first, second)] == [None, None]
+    calls = [event["choices"][0]["delta"]["tool_calls"][0] for event in (first, second)]
+    assert [(call["index"], call["id"], call["function"]["name"]) for call in calls] == [(0, "0", "f"), (0, "0", None)]
+    assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"text": HELLO.text}
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 2)
+
+
+def test_a_tool_call_in_a_body():
+    finished = run(max_new_tokens=1)
+    finished.decoded.push(Step(HELLO, False))
+    (choice,) = json.loads(chat(Script(calls_tools=True), tools=TOOLS).body(finished, []))["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"text": HELLO.text}
+    assert "content" not in choice["message"]
+
+
+def test_without_tools_or_without_a_script_for_it_no_tool_is_called():
+    for answer in (chat(Script(calls_tools=True)), chat(Script(calls_tools=True), tools=[]), chat(tools=TOOLS)):
+        (event,) = events(answer, run(), Step(OTHER, False))
+        assert json.loads(event[6:])["choices"][0]["delta"] == {"role": "assistant", "content": " oh"}
+
+
+def test_the_first_tokens_may_be_thoughts():
+    written = events(chat(Script(reasoning=1), stream=True), run(), Step(OTHER, False), Step(OTHER, False))
+    deltas = [json.loads(event[6:])["choices"][0]["delta"] for event in written]
+    assert [delta.keys() - {"role"} for delta in deltas] == [{"reasoning_content"}, {"content"}]
 
 
 def test_chat_keeps_tgis_word_for_a_stop_string():

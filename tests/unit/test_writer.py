@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from genqueue import calls, keys, outcome
-from genqueue.calls import Call
+from genqueue.calls import Call, said
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.messages import Outcome, Token
+from genqueue.messages import Outcome, Token, ToolCallDelta
 from genqueue_worker.writer import _CONGESTION_TOKENS, Outbox, Writer
 
 A_LONG_GAP_S = 60.0
@@ -132,6 +132,69 @@ async def test_the_first_text_goes_out_at_once(desk: Desk):
     ((only,),) = desk.shelf.appends
     assert (only.number, only.mark, only.text, only.completion_tokens) == (1, "first", "It", 1)
     assert only.events == [{"v": 1, "type": "chunk", "text": "It", "tokens": [[1, "It", -0.5, False]]}]
+
+
+async def test_a_chats_text_thoughts_and_calls_are_told_apart(desk: Desk):
+    outbox = desk.outbox("g")
+    outbox.push_delta("It")
+    await desk.until(lambda: desk.shelf.appends)
+    outbox.push_delta("", "Hm")
+    outbox.push_delta(" is", "!")
+    outbox.push_delta("", "", [ToolCallDelta(0, "call", "f", '{"a"')])
+    outbox.push_delta("", "", [ToolCallDelta(0, None, None, ":")])
+    outbox.push_delta("", "", [ToolCallDelta(0, None, None, "é}"), ToolCallDelta(1, "other", "g", "")])
+    flush = outbox.take()
+    ((first,),) = desk.shelf.appends
+    assert first.events == [{"v": 1, "type": "chunk", "text": "It", "tokens": []}]
+    assert (first.text, first.mark, first.completion_tokens, first.solid_tokens) == ("It", "first", 1, 1)
+    assert [json.loads(b"{" + body) for body in flush.bodies] == [
+        {
+            "v": 1,
+            "type": "chunk",
+            "text": " is",
+            "tokens": [],
+            "reasoning": "Hm!",
+            "tool_calls": [[0, "call", "f", '{"a":é}'], [1, "other", "g", ""]],
+        }
+    ]
+    assert flush.text == said(" is", "Hm!")
+    assert (flush.completion_tokens, flush.solid_tokens) == (6, 6)
+    assert outbox.take().bodies == []
+
+
+async def test_the_pieces_of_a_chats_text_can_be_told_apart(desk: Desk):
+    outbox = desk.outbox("g")
+    for text in ("It", " is", "é", ""):
+        outbox.push_delta(text)
+    (body,) = outbox.take().bodies
+    assert json.loads(b"{" + body) == {"v": 1, "type": "chunk", "text": "It isé", "tokens": [], "pieces": [2, 3, 1, 0]}
+    outbox.push_delta("")
+    (end,) = outbox.take().bodies
+    assert json.loads(b"{" + end) == {"v": 1, "type": "chunk", "text": "", "tokens": []}
+    assert outbox.first_text_s is not None
+
+
+async def test_the_first_thought_or_call_goes_out_at_once_too(desk: Desk):
+    desk.outbox("thinks").push_delta("", "Hm")
+    await desk.until(lambda: len(desk.shelf.appends) == 1)
+    desk.outbox("calls").push_delta("", "", [ToolCallDelta(0, "1", "f", "")])
+    await desk.until(lambda: len(desk.shelf.appends) == 2)
+    assert [flushes[0].mark for flushes in desk.shelf.appends] == ["first", "first"]
+
+
+async def test_white_space_of_a_chat_is_no_place_to_go_on_from(desk: Desk):
+    outbox = desk.outbox("g")
+    for text in ("a", "\n", " "):
+        outbox.push_delta(text)
+    assert (outbox.completion_tokens, outbox.solid_tokens) == (3, 1)
+
+
+async def test_half_characters_of_a_chat_are_replaced(desk: Desk):
+    outbox = desk.outbox("g")
+    outbox.push_delta("\ud83d", "\ud83d", [ToolCallDelta(0, "1", "f", "\ud83d")])
+    flush = outbox.take()
+    event = json.loads(b"{" + flush.bodies[0])
+    assert (event["text"], event["reasoning"], event["tool_calls"][0][3]) == ("?", "?", "?")
 
 
 async def test_later_text_waits_for_its_turn_and_the_first_of_another_does_not(desk: Desk):

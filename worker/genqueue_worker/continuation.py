@@ -1,7 +1,9 @@
 """Where the next attempt begins: after the text so far, or anew, or not at all.
 
 Pure.  Continuing means to send the prompt with the text so far behind it and to ask for the
-tokens that are still missing; readers see one text.  Three things need care at the seam:
+tokens that are still missing; readers see one text.  Of a chat, the text so far is sent as the
+beginning of the assistant's answer, which only some servers go on with: the generator's
+settings say whether its server does.  Three things need care at the seam:
 
 - TGI trims white space from the end of what it is sent.  So the text is cut at its last
   character that is none, and what the server says again of the tail is swallowed.
@@ -13,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from genqueue.messages import Token
+from genqueue.messages import Given, Token, ToolCallDelta
 from genqueue_worker.sink import Sink, Stopped
 
 OnFailure = Literal["continue", "restart", "fail"]
@@ -26,10 +28,12 @@ class Progress:
     Attributes:
         text: all of it, as readers have it.
         solid_tokens: how many tokens it took up to its last character that is not white space.
+        reasoning: what a chat's model thought before or between.
     """
 
     text: str
     solid_tokens: int
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,12 @@ class Continue:
     """Generate what is missing.
 
     Attributes:
-        prompt: the caller's prompt and the text up to the seam.
+        prompt: the caller's prompt, or messages, and the text up to the seam.
         parameters: the call's parameters, less what was used up.
         tail: white space behind the seam that readers have already.
     """
 
-    prompt: str
+    prompt: Given
     parameters: dict[str, Any]
     tail: str
 
@@ -67,42 +71,74 @@ class GiveUp:
 
 
 def next_attempt(
-    prompt: str, parameters: Mapping[str, Any], on_failure: OnFailure, progress: Progress
+    prompt: Given,
+    parameters: Mapping[str, Any],
+    on_failure: OnFailure,
+    progress: Progress,
+    *,
+    continues_chat: bool = False,
 ) -> Begin | Continue | Complete | GiveUp:
     """Choose how an attempt after the first begins.
 
     Args:
-        prompt: the caller's.
-        parameters: of the whole generation, ``max_new_tokens`` among them.
+        prompt: the caller's, or a chat's messages.
+        parameters: of the whole generation, ``max_new_tokens`` (``max_tokens`` of a chat) among them.
         on_failure: the caller's wish.
         progress: what earlier attempts left.
+        continues_chat: whether the server goes on with an answer that was begun.
     """
     if on_failure == "fail":
         return GiveUp()
+    anew = Begin(forget=bool(progress.text or progress.solid_tokens))  # the call of a tool is no text
     if on_failure == "restart" or cannot_continue(parameters):
-        return Begin(forget=bool(progress.text))
+        return anew
+    limit = "max_new_tokens"
+    if not isinstance(prompt, str):
+        limit = "max_tokens"
+        if not (continues_chat and _leaves_off_in_its_answer(prompt, progress)):
+            return anew
     if not progress.text:
         return Begin(forget=False)
     if any(progress.text.endswith(stop) for stop in parameters.get("stop", ())):
         return Complete("stop_sequence")
-    missing_tokens = parameters["max_new_tokens"] - progress.solid_tokens
+    missing_tokens = parameters[limit] - progress.solid_tokens
     if missing_tokens <= 0:
         return Complete("length")
     solid = progress.text.rstrip()
-    rest = {**parameters, "max_new_tokens": missing_tokens}
+    tail = progress.text[len(solid) :]
+    rest = {**parameters, limit: missing_tokens}
+    if not isinstance(prompt, str):
+        rest["extra_body"] = {**parameters.get("extra_body", {}), **_GO_ON}
+        return Continue([*prompt, {"role": "assistant", "content": solid}], rest, tail)
     if "truncate" in parameters:  # it counts from the end: the same part of the prompt shall stay
         rest["truncate"] = parameters["truncate"] + progress.solid_tokens
-    return Continue(prompt + solid, rest, progress.text[len(solid) :])
+    return Continue(prompt + solid, rest, tail)
+
+
+_GO_ON = {"continue_final_message": True, "add_generation_prompt": False}
+"""How vLLM and SGLang are told; TGI 3 and llama.cpp go on with a last message of the assistant by themselves."""
+
+
+def _leaves_off_in_its_answer(messages: list[dict[str, Any]], progress: Progress) -> bool:
+    """Whether the text so far is the beginning of the answer, and all of it.
+
+    Not behind thoughts, which templates leave out, nor behind what the caller began of the
+    answer, which some servers go on with and others do not; nor where there is no text yet.
+    """
+    return bool(progress.text.strip()) and not progress.reasoning and messages[-1]["role"] != "assistant"
 
 
 def cannot_continue(parameters: Mapping[str, Any]) -> bool:
     """Whether prompt + text so far would not give the same text.
 
     A grammar would begin again in the middle; of ``best_of`` texts none is known before the
-    end; ``decoder_input_details`` would describe a prompt that is not the caller's.
+    end; ``decoder_input_details`` would describe a prompt that is not the caller's; a chat's
+    ``logprobs`` are told with the result only, and those of the first part are lost.
     """
     return (
         "grammar" in parameters
+        or "response_format" in parameters
+        or bool(parameters.get("logprobs"))
         or parameters.get("best_of", 1) > 1
         or bool(parameters.get("decoder_input_details"))
         or bool(parameters.get("tools"))
@@ -163,6 +199,12 @@ class ContinuedSink:
     def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
         """Take one token; raises Stopped when the text is complete."""
         self._sink.push(token, self._seam.take(text), top_tokens)
+        if self._seam.is_stopped:
+            raise Stopped
+
+    def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
+        """Take one event of a chat; raises Stopped when the text is complete."""
+        self._sink.push_delta(self._seam.take(text), reasoning, tool_calls)
         if self._seam.is_stopped:
             raise Stopped
 

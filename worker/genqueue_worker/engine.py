@@ -239,8 +239,9 @@ class Engine:
         start: Begin | Continue | Complete | GiveUp = Begin(forget=False)
         if claim.attempt > 1:
             on_failure = request.on_failure if claim.errors else "continue"  # handed over, not failed
-            progress = Progress(claim.text_so_far, claim.solid_tokens)
-            start = next_attempt(request.prompt, parameters, on_failure, progress)
+            progress = Progress(claim.text_so_far, claim.solid_tokens, claim.reasoning_so_far)
+            continues_chat = configured.settings.continues_chat
+            start = next_attempt(request.given, parameters, on_failure, progress, continues_chat=continues_chat)
         gives_up = isinstance(start, GiveUp) or is_exhausted(
             claim.failures, len(claim.errors), configured.settings.max_attempts
         )
@@ -275,7 +276,7 @@ class Engine:
                     if forget:
                         outbox.reset()
                     async with upstream:
-                        ending = await configured.run(request.prompt, parameters, outbox)
+                        ending = await configured.run(request.given, parameters, outbox)
             return await self._finish(work, ending)
         except UpstreamError as error:
             return await self._failed(work, error.facts)

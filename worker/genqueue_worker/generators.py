@@ -12,8 +12,9 @@ from typing import Any
 from huggingface_hub import AsyncInferenceClient
 from pydantic_core import from_json
 
-from genqueue.messages import GenerationRequest, Token
+from genqueue.messages import GenerationRequest, Given, Token
 from genqueue.settings import GeneratorSettings
+from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.sink import Sink, Stopped
@@ -95,7 +96,7 @@ def take_token(data: bytes, sink: Sink) -> bool:
 
 
 class TextGeneration:
-    """One generator's ``text_generation`` calls.
+    """One generator's ``text_generation`` and ``chat_completion`` calls.
 
     Args:
         upstream: its servers.
@@ -104,7 +105,7 @@ class TextGeneration:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.settings = upstream.settings
-        self._warm = upstream.endpoints[0].url is not None
+        self._known_tasks = set() if upstream.endpoints[0].url is None else {"text-generation", "conversational"}
 
     async def warm_up(self) -> None:
         """Pay for huggingface_hub's lazy imports before a caller has to; makes no call."""
@@ -113,20 +114,24 @@ class TextGeneration:
 
     def parameters(self, request: GenerationRequest) -> dict[str, Any]:
         """What :meth:`run` is called with for ``request``, if nothing was generated yet."""
+        if request.messages is not None:
+            return chat_parameters(self.settings, request)
         return call_parameters(self.settings, request)
 
-    async def run(self, prompt: str, parameters: dict[str, Any], sink: Sink) -> Ending:
-        """Generate, pushing every token into ``sink`` as it comes.
+    async def run(self, prompt: Given, parameters: dict[str, Any], sink: Sink) -> Ending:
+        """Generate, pushing every token into ``sink`` as it comes; ``prompt`` may be a chat's messages.
 
         Raises:
             UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
         """
 
         async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:
-            if not self._warm:
-                await asyncio.to_thread(self._find_provider)
-                self._warm = True
-            between_s, is_one_shot = self.settings.between_tokens_s, goes_one_shot(parameters)
+            task = "text-generation" if isinstance(prompt, str) else "conversational"
+            if task not in self._known_tasks:
+                await asyncio.to_thread(self._find_provider, task)
+                self._known_tasks.add(task)
+            between_s = self.settings.between_tokens_s
+            is_one_shot = isinstance(prompt, str) and goes_one_shot(parameters)
             first_s = self.settings.first_token_s
             silence = Silence(first_s + parameters["max_new_tokens"] * between_s if is_one_shot else first_s, between_s)
 
@@ -135,11 +140,16 @@ class TextGeneration:
                     async with silence.paused():
                         await sink.relief()
 
-            told = Exchange(lambda data: take_token(data, sink), pause, silence.heard)
+            answer = ChatAnswer(sink)
+            told = Exchange(
+                (lambda data: take_token(data, sink)) if isinstance(prompt, str) else answer.take, pause, silence.heard
+            )
             exchange.set(told)
             async with silence.limited():
                 try:
-                    if is_one_shot:
+                    if not isinstance(prompt, str):
+                        ending = await self._chat(client, endpoint, prompt, parameters, answer)
+                    elif is_one_shot:
                         ending = await self._one_shot(client, endpoint, prompt, parameters, sink, told)
                     else:
                         ending = await self._streamed(client, endpoint, prompt, parameters, sink)
@@ -175,6 +185,35 @@ class TextGeneration:
                 )
         raise UpstreamError(
             UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
+        )
+
+    async def _chat(
+        self,
+        client: AsyncInferenceClient,
+        endpoint: Endpoint,
+        messages: list[dict[str, Any]],
+        parameters: dict[str, Any],
+        answer: ChatAnswer,
+    ) -> Ending:
+        # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
+        # which TGI takes for an adapter.
+        model = self.settings.api_params.model
+        client.model = endpoint.url or model
+        named = model if model and "://" not in model else "tgi"
+        complete: Any = client.chat_completion  # its types leave out what JSON allows
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        async for output in await complete(messages, model=named, **options, **parameters):
+            answer.read(output)
+        if not answer.is_complete:
+            raise UpstreamError(
+                UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
+            )
+        return Ending(
+            generated_text=None,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=answer.usage.get("prompt_tokens"),
+            completion_tokens=answer.usage.get("completion_tokens"),
+            extra=answer.extra,
         )
 
     async def _one_shot(
@@ -213,7 +252,7 @@ class TextGeneration:
             extra=extra,
         )
 
-    def _find_provider(self) -> None:
+    def _find_provider(self, task: str) -> None:
         """Let huggingface_hub look up who serves the model; it asks the Hub with a blocking call and remembers."""
         from huggingface_hub.inference._providers import get_provider_helper
 
@@ -221,9 +260,13 @@ class TextGeneration:
         try:
             helper = get_provider_helper(
                 params.provider,  # type: ignore[arg-type]  # a plain string: settings.py has checked it
-                task="text-generation",
+                task=task,
                 model=params.model,
             )
+            token = self.upstream.client_options["token"]
+            if task == "conversational":  # any provider will do; whether it has the model is found out here
+                helper.prepare_request(inputs=[], parameters={}, headers={}, model=params.model, api_key=token)
+                return
         except ValueError as error:  # unknown there, or of another kind: no attempt will fix it
             raise UpstreamError(UpstreamFacts(str(error), error_type="validation")) from error
         if helper.provider != "hf-inference":

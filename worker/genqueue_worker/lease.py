@@ -13,6 +13,7 @@ from typing import Any
 
 from genqueue import calls, outcome
 from genqueue.errors import StoreError
+from genqueue.places import places
 from genqueue.settings import Settings
 from genqueue.store import Store
 
@@ -96,8 +97,10 @@ class LeaseKeeper:
                 for name, generator in self._settings.generators.items()
             }
             self._announced_s = time.monotonic()
+            where = {name: places(generator) for name, generator in self._settings.generators.items()}
+            keep_s = self._settings.keep_s
             self._store.run(
-                calls.announce(facts, self._owner, self._servers(), worker_s=_FORGOTTEN_S, keep_s=self._settings.keep_s)
+                calls.announce(facts, self._owner, self._servers(), worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where)
             )
         held = self._held()
         if held:

@@ -55,6 +55,21 @@ _BY_TYPE = {
     "incomplete_generation": Fault.SERVER,
     "incomplete_generation_stream": Fault.SERVER,
     "stream_serialization_error": Fault.SERVER,
+    # OpenAI-compatible engines
+    "invalid_request_error": Fault.REQUEST,
+    "exceed_context_size_error": Fault.REQUEST,
+    "not_supported_error": Fault.REQUEST,
+    "unavailable_error": Fault.CAPACITY,
+}
+_BY_WORDS = {
+    # TGI's chat route says 422 to everything once the stream has begun, and no type.
+    "Model is overloaded": Fault.CAPACITY,
+    "Request failed during generation": Fault.SERVER,
+    "Incomplete generation": Fault.SERVER,
+    "Stream event serialization error": Fault.SERVER,
+    # llama.cpp says 500.
+    "image input is not supported": Fault.REQUEST,
+    "Failed to parse": Fault.REQUEST,
 }
 _BY_STATUS = {
     400: Fault.REQUEST,
@@ -71,13 +86,16 @@ _BY_STATUS = {
 
 
 def fault_of(facts: UpstreamFacts) -> Fault:
-    """Whose fault it is: TGI's own word first, then the status, else the server's.
+    """Whose fault it is: the server's type of error first, then its words, then the status, else the server's.
 
-    The types and statuses are those of TGI 3 (router/src/server.rs) and of the Hugging
-    Face proxies in front of Inference Endpoints.
+    The types and statuses are those of TGI 3 (router/src/server.rs), of the Hugging Face proxies in
+    front of Inference Endpoints and of the OpenAI-compatible engines.
     """
     if facts.error_type in _BY_TYPE:
         return _BY_TYPE[facts.error_type]
+    for words, fault in _BY_WORDS.items():
+        if facts.message.startswith(words):
+            return fault
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
 
 

@@ -1,8 +1,9 @@
 """Where a generator's tokens go: the interface between whoever calls the model and whoever writes."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from genqueue.messages import Token
+from genqueue.messages import Token, ToolCallDelta
 
 
 class Stopped(Exception):
@@ -24,6 +25,9 @@ class Sink(Protocol):
 
     def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
         """Take one token and the text that it adds; may raise Stopped."""
+
+    def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
+        """Take what one event of a chat adds; its server does not name the token.  May raise Stopped."""
 
     def close(self) -> None:
         """Nothing more will be pushed: what is there goes out with the end."""

@@ -12,11 +12,12 @@ can judge: the call, the errors, the end.  Per token that is a quarter of the wa
 five layers of generators and two of dataclasses.
 """
 
+import asyncio
 import contextvars
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ from genqueue_worker.policy import UpstreamFacts
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
 _KEEP_ALIVE_S = 30.0
+_DONE = b"[DONE]"
+_DONE_PATIENCE_S = 0.5
 
 
 class UpstreamError(Exception):
@@ -125,10 +128,25 @@ class _Response(httpx2.Response):
                 *events, rest = (rest + data).split(b"\n")
                 for event in events:
                     if event and not (event.startswith(b"data:") and told.on_data(event[5:])):
+                        if event[5:].strip() == _DONE:
+                            await _read_out(read)
+                            return
                         yield event.decode("utf-8", "replace")
                 await told.pause()
         if rest:
             yield rest.decode("utf-8", "replace")
+
+
+async def _read_out(read: Callable[[], Awaitable[bytes]]) -> None:
+    """Wait for the end of a body that has said its last word.
+
+    huggingface_hub would leave a chat at ``[DONE]``, but only a body that was read to its end
+    leaves its connection to the next call.  Most often the end is there already.
+    """
+    with suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(_DONE_PATIENCE_S):
+            while await read():
+                pass
 
 
 class Transport(httpx2.AsyncBaseTransport):

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 )
 
 from genqueue.settings import GeneratorSettings
+from genqueue_worker.chats import in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.policy import Fault, UpstreamFacts, fault_of
 from genqueue_worker.sink import Sink
@@ -324,6 +325,8 @@ _TYPE_OF = {
 def facts_of(error: BaseException) -> UpstreamFacts | None:
     """The facts of an exception of huggingface_hub or its transport; None of one that is a defect."""
     match error:
+        case TextGenerationError() if isinstance(error.args[0], dict):  # in the stream of a chat
+            return in_stream_error(error.args[0])
         case TextGenerationError():  # in the stream: HTTP says 200
             return UpstreamFacts(str(error), error_type=_TYPE_OF.get(type(error), "generation"))
         case InferenceTimeoutError() if isinstance(error.__cause__, httpx2.ConnectTimeout):

@@ -8,13 +8,13 @@ bounds, and the generations go on.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from genqueue import calls
-from genqueue.calls import Call, Flush
+from genqueue.calls import Call, Flush, said
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.messages import Token, chunk_body, event_body
+from genqueue.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue.store import T
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ class Outbox:
 
     Attributes:
         parts: the whole text, piece by piece, beginning with the one that this attempt continues.
-        completion_tokens: tokens pushed, special ones included, on top of earlier attempts'.
+        completion_tokens: tokens pushed, special ones included, on top of earlier attempts'; a
+            delta of a chat counts as one.
         solid_tokens: those up to the last character that is not white space: where a later
             attempt would go on (:mod:`genqueue_worker.continuation`).
         first_text_s: loop time of the first text; None before.
@@ -69,6 +70,9 @@ class Outbox:
         self._tokens: list[Token] = []
         self._top_tokens: list[list[Token]] = []
         self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._tool_calls: list[ToolCallDelta] = []
+        self._deltas = 0
         self._bodies: list[bytes] = []
         self._mark = ""
         self._relieved = asyncio.Event()
@@ -104,10 +108,25 @@ class Outbox:
             self._add_text(text)
             if not text.isspace():
                 self.solid_tokens = self.completion_tokens
-        if len(self._tokens) >= _CONGESTION_TOKENS:
-            self.is_congested = True
-            self._relieved.clear()
-        self._writer.wake(self)
+        self._came(len(self._tokens))
+
+    def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
+        """Take what one event of a chat adds."""
+        self.completion_tokens += 1
+        self._deltas += 1
+        if text:
+            self._add_text(text if text.isascii() else _encodable(text))
+        elif not (reasoning or tool_calls):
+            self._text.append("")  # an end of its own, as the end token is one where tokens are named
+        if reasoning:
+            self._begin()
+            self._reasoning.append(reasoning if reasoning.isascii() else _encodable(reasoning))
+        for call in tool_calls:
+            self._begin()
+            self._add_tool_call(call)
+        if tool_calls or not (text + reasoning).isspace():
+            self.solid_tokens = self.completion_tokens
+        self._came(self._deltas)
 
     def close(self) -> None:
         """Nothing more will be pushed.
@@ -141,20 +160,24 @@ class Outbox:
         """Everything since the last take, as one flush."""
         bodies, self._bodies = self._bodies, []
         text = "".join(self._text)
-        if self.publish and (self._tokens or text):
-            bodies.append(chunk_body(text, self._tokens, self._top_tokens if any(self._top_tokens) else None))
+        reasoning = "".join(self._reasoning)
+        if self.publish and (self._tokens or self._text or reasoning or self._tool_calls):
+            top_tokens = self._top_tokens if any(self._top_tokens) else None
+            pieces = [len(part) for part in self._text] if len(self._text) > 1 and not self._tokens else ()
+            bodies.append(chunk_body(text, self._tokens, top_tokens, reasoning, self._tool_calls, pieces))
         self._number += 1
         flush = Flush(
             self.generation_id,
             self.attempt,
             self._number,
             self.completion_tokens,
-            text,
+            said(text, reasoning),
             self._mark,
             bodies,
             self.solid_tokens,
         )
         self._tokens, self._top_tokens, self._text, self._mark = [], [], [], ""
+        self._reasoning, self._tool_calls, self._deltas = [], [], 0
         if self.is_congested:
             self.is_congested = False
             self._relieved.set()
@@ -165,12 +188,30 @@ class Outbox:
         """Whether this must not wait for its turn: the first text that a reader sees."""
         return self._mark == "first" and self.publish
 
-    def _add_text(self, text: str) -> None:
+    def _came(self, waiting: int) -> None:
+        if waiting >= _CONGESTION_TOKENS:
+            self.is_congested = True
+            self._relieved.clear()
+        self._writer.wake(self)
+
+    def _begin(self) -> None:
         if self.first_text_s is None:
             self.first_text_s = self._writer.now_s()
             self._mark = self._mark or "first"
+
+    def _add_text(self, text: str) -> None:
+        self._begin()
         self.parts.append(text)
         self._text.append(text)
+
+    def _add_tool_call(self, call: ToolCallDelta) -> None:
+        """Add a piece to the one before it, if it only goes on with that; a call is hundreds of pieces."""
+        call = call._replace(arguments=_encodable(call.arguments))
+        last = self._tool_calls[-1] if self._tool_calls else None
+        if last is not None and (call.index, call.id, call.name) == (last.index, None, None):
+            self._tool_calls[-1] = last._replace(arguments=last.arguments + call.arguments)
+        else:
+            self._tool_calls.append(call)
 
 
 class Writer:

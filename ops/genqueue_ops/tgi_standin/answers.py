@@ -3,6 +3,7 @@
 A finished or running sequence goes in, bytes come out.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from genqueue_ops.tgi_standin.chat import ChatRequest
 from genqueue_ops.tgi_standin.decoding import Decoded
 from genqueue_ops.tgi_standin.engine import Step, Token
 from genqueue_ops.tgi_standin.protocol import GenerateRequest, TgiError, ValidRequest
+from genqueue_ops.tgi_standin.script import Script
 
 
 @dataclass(slots=True)
@@ -116,12 +118,14 @@ class ChatAnswer:
         model: to report.
         fingerprint: ``system_fingerprint``.
         created_s: epoch seconds.
+        script: whether it calls a tool, and how much of the text is thoughts.
     """
 
     request: ChatRequest
     model: str
     fingerprint: str
     created_s: int
+    script: Script = field(default_factory=Script)
     _head: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -131,18 +135,20 @@ class ChatAnswer:
     def event(self, run: Run, step: Step) -> bytes:
         """See ``Answer``; where asked for, the usage follows the last token."""
         decoded, token = run.decoded, step.token
-        reason = _chat_reason(decoded.finish_reason)
+        ended = decoded.finish_reason is not None
+        # After a tool call TGI never says why it ended.
+        reason = None if self._tool else _chat_reason(decoded.finish_reason)
         data = (
-            b'data: %b{"index":0,"delta":{"role":"assistant","content":%b},"logprobs":%b,"finish_reason":%b}],'
+            b'data: %b{"index":0,"delta":{"role":"assistant",%b},"logprobs":%b,"finish_reason":%b}],'
             b'"usage":null}\n\n'
             % (
                 self._head,
-                wire.json_string("" if token.special else token.text),
+                self._delta("" if token.special else token.text, len(decoded.tokens), ended),
                 wire.json_bytes({"content": [_logprob(token, step.top_tokens)]}) if self.request.logprobs else b"null",
                 b"null" if reason is None else wire.json_string(reason),
             )
         )
-        if reason is not None and self.request.include_usage:
+        if ended and self.request.include_usage:
             data += b'data: %b],"usage":%b}\n\n' % (self._head, wire.json_bytes(_usage(run)))
         return data
 
@@ -161,13 +167,33 @@ class ChatAnswer:
         if self.request.logprobs:
             pairs = zip(decoded.tokens, decoded.top_tokens, strict=True)
             logprobs = {"content": [_logprob(token, top) for token, top in pairs]}
+        message: dict[str, Any] = {"role": "assistant", "content": decoded.text}
+        if self._tool:
+            arguments = json.dumps({"text": decoded.text}, ensure_ascii=False)
+            function = {"description": None, "name": self._tool, "arguments": arguments}
+            message = {"role": "assistant", "tool_calls": [{"id": "0", "type": "function", "function": function}]}
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": decoded.text},
+            "message": message,
             "logprobs": logprobs,
             "finish_reason": _chat_reason(decoded.finish_reason),
         }
         return wire.json_bytes({**self._envelope("chat.completion"), "choices": [choice], "usage": _usage(best)})
+
+    @property
+    def _tool(self) -> str | None:
+        return self.request.tool if self.script.calls_tools else None
+
+    def _delta(self, text: str, index: int, ended: bool) -> bytes:
+        """What the token ``index`` (from 1) adds: to the call's arguments, to the thoughts, or to the text."""
+        if self._tool:
+            function = {
+                "name": self._tool if index == 1 else None,
+                "arguments": ('{"text": "' if index == 1 else "") + json.dumps(text)[1:-1] + ('"}' if ended else ""),
+            }
+            call = {"index": 0, "id": "0", "type": "function", "function": function}
+            return b'"tool_calls":' + wire.json_bytes([call])
+        return (b'"reasoning_content":' if index <= self.script.reasoning else b'"content":') + wire.json_string(text)
 
     def _envelope(self, kind: str) -> dict[str, Any]:
         return {

@@ -148,12 +148,11 @@ class Standin:
             return web.Response(status=503)
         payload = parse_body(await _body_of(request, entry), request.headers.get("content-type", ""))
         entry.body = payload
-        generate, answer = await self._understand(request.path, payload)
-        streams = generate.stream if request.path in ("/", CHAT_PATH) else request.path == "/generate_stream"
         try:
-            script = directed(self.script, generate.inputs)
+            generate, answer, script = await self._understand(request.path, payload)
         except DirectiveError as error:
             raise Rejection(400, str(error)) from error
+        streams = generate.stream if request.path in ("/", CHAT_PATH) else request.path == "/generate_stream"
         fault = self._fault_for(script, generate.inputs)
         if fault is not None:
             entry.fault = fault.kind
@@ -163,16 +162,17 @@ class Standin:
         work = Work(generate, answer, script, fault, Timings(received_s), entry)
         return await (self._stream(request, work) if streams else self._complete(work))
 
-    async def _understand(self, path: str, payload: Any) -> tuple[GenerateRequest, Answer]:
+    async def _understand(self, path: str, payload: Any) -> tuple[GenerateRequest, Answer, Script]:
         if path != CHAT_PATH:
             generate = parse_generate(payload)
-            return generate, NativeAnswer(generate, compat=path == "/")
+            return generate, NativeAnswer(generate, compat=path == "/"), directed(self.script, generate.inputs)
         chat = parse_chat(payload)
         if not chat.messages:
             raise TgiError(422, "Template error: invalid operation: no messages", "template_error")
         generate = chat.generate_request(await self._engine.render_chat(chat.messages))
-        answer = ChatAnswer(chat, chat.model or self._engine.model_id, f"{VERSION}-native", int(time.time()))
-        return generate, answer
+        script = directed(self.script, generate.inputs)
+        model = chat.model or self._engine.model_id
+        return generate, ChatAnswer(chat, model, f"{VERSION}-native", int(time.time()), script), script
 
     def _fault_for(self, script: Script, prompt: str) -> Fault | None:
         chosen = choose_fault(script, self._fired, prose.tag_of(prompt)) if script.faults else None

@@ -1,8 +1,8 @@
 """``/v1/chat/completions``: what a chat request asks of the model, and the fallback template.
 
 Source: router/src of huggingface/text-generation-inference at db931fcf.  Tools and grammars
-are read, and refused where TGI refuses them, but neither model calls a tool: the answer is
-what TGI gives when the model decides against one.
+are read, and refused where TGI refuses them, but neither model calls a tool by itself: the
+answer is what TGI gives when the model decides against one, unless the script wants a call.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,8 @@ class ChatRequest:
     logprobs: bool
     model: str | None
     """The adapter, to be echoed; None for the base model."""
+    tool: str | None
+    """The name of the first tool."""
 
     def generate_request(self, prompt: str) -> GenerateRequest:
         """What the model is asked, given the rendered prompt."""
@@ -84,7 +86,8 @@ def parse_chat(payload: Any) -> ChatRequest:
         adapter_id=adapter,
     )
     logprobs = fields.get("logprobs", boolean, default=False, null=True)
-    return ChatRequest(messages, parameters, stream, stream_options, logprobs, adapter)
+    tool = fields.get("tools", _first_tool, null=True)
+    return ChatRequest(messages, parameters, stream, stream_options, logprobs, adapter, tool)
 
 
 def render(messages: Sequence[dict[str, Any]]) -> str:
@@ -145,6 +148,18 @@ def _list(value: Any, path: str) -> list[Any]:
     if not isinstance(value, list):
         raise wrong_type(value, "a sequence", path)
     return value
+
+
+def _first_tool(value: Any, path: str) -> str | None:
+    for place, tool in enumerate(_list(value, path)):
+        function = Fields(tool, "struct Tool", f"{path}[{place}]").get("function", _function, required=True)
+        name: str = function.get("name", string, required=True)
+        return name
+    return None
+
+
+def _function(value: Any, path: str) -> Fields:
+    return Fields(value, "struct FunctionDefinition", path)
 
 
 def _stream_options(value: Any, path: str) -> bool:

@@ -40,6 +40,32 @@ class LlamaUnavailableError(RuntimeError):
     """The wheels are not installed."""
 
 
+def start_llama(*, slots: int, context_tokens: int, threads: int | None = None) -> Any:
+    """llama.cpp's own server on a free port of this machine; its ``listening_address`` says where.
+
+    It serves for as long as the returned object lives.  Arguments as :class:`LlamaEngine`'s.
+
+    Raises:
+        LlamaUnavailableError: a wheel is missing.
+    """
+    try:
+        from xllamacpp import CommonParams, Server
+    except ImportError as error:
+        raise LlamaUnavailableError(f"the llama engine needs xllamacpp: {INSTALL}") from error
+    params = CommonParams()
+    params.model.path = str(model_path())
+    params.n_ctx = slots * context_tokens
+    params.n_parallel = slots
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.cpuparams.n_threads = threads or max(1, (os.cpu_count() or 1) - 1)
+    params.cpuparams.poll = 0  # do not spin between steps
+    params.endpoint_slots = True
+    params.cache_ram_mib = 0
+    params.verbosity = 0
+    return Server(params)
+
+
 class LlamaEngine:
     """SmolLM2-135M-Instruct.
 
@@ -55,7 +81,7 @@ class LlamaEngine:
     def __init__(self, *, slots: int = 4, context_tokens: int = 2048, threads: int | None = None) -> None:
         self._slots = slots
         self._context_tokens = context_tokens
-        self._threads = threads or max(1, (os.cpu_count() or 1) - 1)
+        self._threads = threads
         self._server: Any = None
         self._http: aiohttp.ClientSession | None = None
         self._base_url = ""
@@ -67,22 +93,9 @@ class LlamaEngine:
         Raises:
             LlamaUnavailableError: a wheel is missing.
         """
-        try:
-            from xllamacpp import CommonParams, Server
-        except ImportError as error:
-            raise LlamaUnavailableError(f"the llama engine needs xllamacpp: {INSTALL}") from error
-        params = CommonParams()
-        params.model.path = str(model_path())
-        params.n_ctx = self._slots * self._context_tokens
-        params.n_parallel = self._slots
-        params.hostnames = ["127.0.0.1"]
-        params.port = 0
-        params.cpuparams.n_threads = self._threads
-        params.cpuparams.poll = 0  # do not spin between steps
-        params.endpoint_slots = True
-        params.cache_ram_mib = 0
-        params.verbosity = 0
-        self._server = await asyncio.to_thread(Server, params)
+        self._server = await asyncio.to_thread(
+            start_llama, slots=self._slots, context_tokens=self._context_tokens, threads=self._threads
+        )
         self._base_url = self._server.listening_address
         self._http = aiohttp.ClientSession(
             self._base_url,

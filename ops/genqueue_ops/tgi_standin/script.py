@@ -72,6 +72,10 @@ class Script(BaseModel):
     """The model ends with a token ``</s>`` of its own; false: the last word is the end."""
     split_characters: bool = False
     """Some characters take two tokens, the first with text ``""``."""
+    calls_tools: bool = False
+    """A chat that offers tools gets a call of the first one, with the text as its one argument; else the text."""
+    reasoning: int = Field(default=0, ge=0)
+    """So many tokens of a chat's text are thoughts first, as ``reasoning_content`` (vLLM's; TGI has none)."""
     healthy: bool = True
     """Whether ``/health``, ``/ping`` and ``GET /`` answer 200; false: TGI's 503.  Generation goes on."""
     asleep_s: float | None = Field(default=None, ge=0)

@@ -1,0 +1,170 @@
+"""What a chat is made of: messages, tools, the form of the answer, and its parameters.
+
+They are shaped as the OpenAI and Hugging Face clients take them.  What every server must be able
+to read is checked here; what else a message says (an engine's own kinds of parts, what an
+earlier answer brought along) goes to the server as it is, and the server judges it.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+
+_OURS = frozenset({"messages", "model", "response_format", "stream", "stream_options", "tool_choice", "tools"})
+"""What ``extra_body`` may not set: how a server is called is the worker's business."""
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class ImageUrl(_Open):
+    """Where an image is: an http(s) address, or a data URI that holds it."""
+
+    url: str = Field(min_length=1)
+
+
+class ContentPart(_Open):
+    """A part of a message; only texts and images are looked at."""
+
+    type: str
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> Self:
+        if self.type in {"text", "image_url"} and getattr(self, self.type) is None:
+            raise ValueError(f"a part of type {self.type!r} needs {self.type!r}")
+        return self
+
+
+_PARTS: TypeAdapter[tuple[ContentPart, ...]] = TypeAdapter(tuple[ContentPart, ...])
+
+
+class FunctionCall(_Open):
+    """Which function with which arguments: a JSON string, as OpenAI has it, or an object."""
+
+    name: str = Field(min_length=1)
+    arguments: str | dict[str, Any]
+
+
+class ToolCall(_Open):
+    """A call that an assistant made in an earlier answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(_Open):
+    """One message; ``tool_call_id`` says which call a tool's message answers."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[ContentPart, ...] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    tool_call_id: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_or_parts(cls, value: object) -> object:
+        # By hand, since of a union pydantic says what is wrong with each of its members.
+        if isinstance(value, list | tuple):
+            return _PARTS.validate_python(value)
+        if not isinstance(value, str | None):
+            raise ValueError("Input should be a valid string or a list of parts")
+        return value
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("content: needed, unless an assistant's tool_calls stand for it")
+        return self
+
+
+class Function(_Open):
+    """What a model is told of a function; ``parameters`` is a JSON schema."""
+
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(_Open):
+    """A function that the model may call."""
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class FunctionName(_Open):
+    """A function by its name."""
+
+    name: str = Field(min_length=1)
+
+
+class NamedTool(_Open):
+    """The one tool that the model must call."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
+def _word_or_tool(value: object) -> object:
+    if isinstance(value, dict):
+        return NamedTool.model_validate(value)
+    if not isinstance(value, NamedTool | None) and value not in ("auto", "none", "required"):
+        raise ValueError("Input should be 'auto', 'none', 'required' or an object that names a function")
+    return value
+
+
+ToolChoice = Annotated[Literal["auto", "none", "required"] | NamedTool, BeforeValidator(_word_or_tool)]
+
+
+class ResponseFormat(_Open):
+    """The form of the text: OpenAI's ``text``, ``json_object`` and ``json_schema``, TGI's ``json`` and ``regex``."""
+
+    type: Literal["text", "json_object", "json_schema", "json", "regex"]
+    json_schema: dict[str, Any] | None = None
+    value: str | dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> Self:
+        needed = {"json_schema": "json_schema", "json": "value", "regex": "value"}.get(self.type)
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"type {self.type!r} needs {needed!r}")
+        if self.json_schema is not None and not isinstance(self.json_schema.get("schema"), dict):
+            raise ValueError("json_schema needs 'schema', an object")
+        return self
+
+
+class ChatKwargs(BaseModel):
+    """The parameters that ``huggingface_hub``'s ``chat_completion`` knows, tools and response_format aside.
+
+    Types are checked here; ranges are the server's, whose words reach the caller.
+    ``extra_body`` holds what only some engines know (``top_k``, ``repetition_penalty`` …).
+    """
+
+    # JSON has no NaN and no infinity: they would be sent as null, which means "not given".
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    extra_body: dict[str, Any] | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | list[float] | None = None
+    logprobs: bool | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    n: Literal[1] | None = None
+    presence_penalty: float | None = None
+    seed: int | None = Field(None, ge=0)
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
+    temperature: float | None = None
+    tool_prompt: str | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    top_p: float | None = None
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_ours_alone(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        taken = sorted((_OURS | cls.model_fields.keys()) & (value or {}).keys())
+        if taken:
+            raise ValueError(f"may not hold {', '.join(taken)}")
+        return value

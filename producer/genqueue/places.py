@@ -1,0 +1,73 @@
+"""Find the generator by where its model is, for those who know that and not its name.
+
+A component of Haystack is told an ``api_type`` and a ``url`` or ``model``; workers have named
+generators.  Both sides make the same digest of a place, so that the registry can be asked
+without an address or a secret in it: a worker announces the digests of its generators, a
+producer compares its own.  Pure.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from genqueue.settings import GeneratorSettings
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def place(
+    api_type: str,
+    *,
+    url: str | None = None,
+    model: str | None = None,
+    provider: str | None = None,
+    bill_to: str | None = None,
+) -> str:
+    """64 hex digits that stand for where a model is and who pays for it.
+
+    A ``url`` counts without what may be secret in it (user, password, query) and however it is
+    spelt (case of the host, port 80, a slash at the end); ``model`` and ``provider`` count where there is
+    no ``url``, and no provider is "auto".
+    """
+    at = [_plain(url)] if url else [model, provider or "auto"]
+    return hashlib.sha256(json.dumps([api_type, *at, bill_to]).encode()).hexdigest()
+
+
+def places(generator: GeneratorSettings) -> list[str]:
+    """Every :func:`place` that a generator calls."""
+    params = generator.api_params
+    return [
+        place(generator.api_type, url=url, model=params.model, provider=params.provider, bill_to=params.bill_to)
+        for url in params.addresses or (None,)
+    ]
+
+
+def at_place(wanted: str, places_of: Mapping[str, Collection[str]]) -> list[str]:
+    """The names of the generators that call the place ``wanted``, in order."""
+    return sorted(name for name, found in places_of.items() if wanted in found)
+
+
+def without_secrets(url: str) -> str:
+    """A url without user, password and query, fit for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def toml_for(api_type: str, api_params: Mapping[str, Any], token_env: Collection[str]) -> str:
+    """What to add to a worker's ``genqueue.toml`` for a generator at this place; secrets are left out."""
+    shown = {key: api_params[key] for key in ("url", "model", "provider", "bill_to", "timeout") if api_params.get(key)}
+    if "url" in shown:
+        shown = {**shown, "url": without_secrets(shown["url"])}
+    pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in shown.items())
+    lines = ["[generators.default]", f"api_type = {json.dumps(api_type)}", f"api_params = {{ {pairs} }}"]
+    if token_env:
+        lines.append(f"token_env = {json.dumps(list(token_env))}")
+    return "\n".join(lines)
+
+
+def _plain(url: str) -> str:
+    parts = urlsplit(url)
+    port = "" if parts.port in {None, _PORTS.get(parts.scheme)} else f":{parts.port}"
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path.rstrip('/')}"

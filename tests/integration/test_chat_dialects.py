@@ -1,0 +1,329 @@
+"""Chats as the engines stream them: each one's own bytes over a real connection, through the worker's transport.
+
+Checked are also what huggingface_hub alone gets wrong: errors as objects, connections that are not used again.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from genqueue.messages import ToolCallDelta, read_request
+from genqueue.settings import GeneratorSettings
+from genqueue_worker.generators import TextGeneration
+from genqueue_worker.policy import Fault, fault_of
+from genqueue_worker.transport import UpstreamError, open_transport
+from genqueue_worker.upstream import Upstream
+
+DONE = "[DONE]"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
+
+
+class Heard:
+    """A sink that keeps what it is given."""
+
+    is_congested = False
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.reasoning = ""
+        self.calls: list[ToolCallDelta] = []
+        self.deltas = 0
+        self.closed_after: int | None = None
+
+    def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
+        self.text += text
+        self.reasoning += reasoning
+        self.calls += tool_calls
+        self.deltas += 1
+
+    def close(self) -> None:
+        self.closed_after = self.deltas
+
+
+class Engine:
+    """Answers every chat with the events it was given, and counts its connections."""
+
+    def __init__(self) -> None:
+        self.events: list[object] = []
+        self.separator = b"\n\n"
+        self.ends_after_s = 0.0
+        self.connections: set[object] = set()
+        self.left = asyncio.Event()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.connections.add(request.transport)
+        await request.read()
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        for event in self.events:
+            data = event if isinstance(event, str) else json.dumps(event)
+            await response.write(b"data: " + data.encode() + self.separator)
+        try:
+            await asyncio.sleep(self.ends_after_s)
+        finally:
+            self.left.set()
+        return response
+
+
+@asynccontextmanager
+async def serving(engine):
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", engine.answer)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    yield f"http://{host}:{port}"
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def engine():
+    return Engine()
+
+
+@pytest.fixture
+async def chat(engine):
+    """``await chat(*events)``: (what the sink heard, the ending)."""
+    transport = open_transport()
+    async with serving(engine) as url:
+        settings = GeneratorSettings.model_validate(
+            {"api_type": "text_generation_inference", "api_params": {"url": f"{url}/v1"}}
+        )
+        generator = TextGeneration(Upstream("chat", settings, {}, lambda: None))
+        request = read_request({"messages": [{"role": "user", "content": "hi"}]})
+
+        async def run(*events):
+            engine.events = list(events)
+            heard = Heard()
+            ending = await generator.run(request.given, generator.parameters(request), heard)
+            return heard, ending
+
+        yield run
+        await transport.close()
+
+
+def delta(finish_reason=None, more=None, **fields):
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "delta": fields, "logprobs": None, "finish_reason": finish_reason}],
+        **(more or {}),
+    }
+
+
+def piece(index=0, call_id=None, name=None, arguments=None, **more):
+    function = {key: value for key, value in {"name": name, "arguments": arguments}.items() if value is not None}
+    return {"index": index, **({"id": call_id, "type": "function"} if call_id else {}), "function": function, **more}
+
+
+def usage(**more):
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [], "usage": USAGE, **more}
+
+
+async def test_llama_cpp(chat):
+    """The role comes first with no content, the end has an empty delta, and the usage brings timings."""
+    heard, ending = await chat(
+        delta(role="assistant", content=None),
+        delta(content="It"),
+        delta(content=" is."),
+        delta("stop"),
+        usage(timings={"predicted_n": 2}),
+        DONE,
+    )
+    assert (heard.text, heard.closed_after) == ("It is.", 3)
+    assert (ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, ending.extra) == ("stop", 7, 9, {})
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_vllm_and_sglang_name_thoughts_differently(chat, field):
+    heard, ending = await chat(
+        delta(role="assistant", content=""),
+        delta(**{field: "Hm"}),
+        delta(**{field: ", so", "content": None}),
+        delta(content="Yes", **{field: None}),
+        delta("stop", {"stop_reason": None}, content=""),
+        usage(),
+        DONE,
+    )
+    assert (heard.reasoning, heard.text) == ("Hm, so", "Yes")
+    assert ending.extra == {"reasoning": "Hm, so"}
+
+
+async def test_the_last_event_may_bring_text_or_thoughts(chat):
+    heard, ending = await chat(delta(content="a"), delta("length", content="b", reasoning_content="c"), usage(), DONE)
+    assert (heard.text, heard.reasoning, ending.extra) == ("ab", "c", {"reasoning": "c"})
+
+
+async def test_usage_in_every_event(chat):
+    """As ``continuous_usage_stats`` and some providers have it; the last one counts."""
+    first = {"usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}}
+    _, ending = await chat(delta(None, first, content="a"), delta("stop", {"usage": USAGE}), DONE)
+    assert (ending.prompt_tokens, ending.completion_tokens) == (7, 9)
+
+
+async def test_parallel_tool_calls_are_kept_apart(chat):
+    heard, ending = await chat(
+        delta(role="assistant", content=None),
+        delta(tool_calls=[piece(0, "call-a", "f", "")]),
+        delta(tool_calls=[piece(0, arguments='{"x":')]),
+        delta(tool_calls=[piece(0, arguments=" 1}")]),
+        delta(tool_calls=[piece(1, "call-b", "g", "{"), piece(1, arguments="}")]),
+        delta("tool_calls"),
+        usage(),
+        DONE,
+    )
+    assert ending.extra["tool_calls"] == [
+        {"id": "call-a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}},
+        {"id": "call-b", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+    assert [(call.index, call.id, call.name) for call in heard.calls] == [
+        (0, "call-a", "f"),
+        (0, None, None),
+        (0, None, None),
+        (1, "call-b", "g"),
+        (1, None, None),
+    ]
+    assert ending.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param(
+            [delta(tool_calls=[piece(0, "0", "f", "{")]), delta(tool_calls=[piece(0, "0", None, "}")])],
+            id="tgi-repeats-the-id",
+        ),
+        pytest.param(
+            [delta(tool_calls=[piece(0, "0", "f", "{")]), delta(tool_calls=[piece(0, "0", "f", "}")])],
+            id="name-and-id-in-every-piece",
+        ),
+        pytest.param(
+            [delta(tool_calls=[piece(None, "0", "f", "{")]), delta(tool_calls=[piece(None, arguments="}")])],
+            id="no-index",
+        ),
+        pytest.param([delta(tool_calls=piece(0, "0", "f", "{}"))], id="old-tgi-no-list"),
+        pytest.param([delta(tool_calls=[piece(0, "0", "f", {"x": 1})])], id="arguments-no-string"),
+        pytest.param([delta("tool_calls", tool_calls=[piece(0, "0", "f", "{}")])], id="with-the-end"),
+    ],
+)
+async def test_a_tool_call_however_it_is_told(chat, events):
+    heard, ending = await chat(*events, DONE)
+    (call,) = ending.extra["tool_calls"]
+    assert (call["id"], call["type"], call["function"]["name"]) == ("0", "function", "f")
+    assert call["function"]["arguments"] in {"{}", '{"x":1}'}
+    assert [call.id for call in heard.calls] == ["0", *[None] * (len(heard.calls) - 1)]
+    assert [call.name for call in heard.calls] == ["f", *[None] * (len(heard.calls) - 1)]
+    assert ending.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param([delta(content="a")], id="no-end"),
+        pytest.param([], id="nothing"),
+        pytest.param([DONE], id="done-and-nothing-else"),
+        pytest.param([delta(tool_calls=[piece(0, "0", "f", "{")])], id="half-a-call"),
+        pytest.param([usage()], id="usage-only"),
+    ],
+)
+async def test_a_stream_that_breaks_off_is_no_answer(chat, events):
+    """huggingface_hub takes a clean end of the body for the end of the answer."""
+    with pytest.raises(UpstreamError) as failed:
+        await chat(*events)
+    assert failed.value.facts.error_type == "incomplete_generation_stream"
+    assert fault_of(failed.value.facts) is Fault.SERVER
+
+
+async def test_an_end_without_done_is_an_end(chat):
+    heard, ending = await chat(delta(content="a"), delta("stop"))
+    assert (heard.text, ending.finish_reason, ending.completion_tokens) == ("a", "stop", None)
+
+
+@pytest.mark.parametrize(
+    ("event", "words", "fault"),
+    [
+        pytest.param(
+            {"error": {"message": "Model is overloaded", "http_status_code": 422}},
+            "Model is overloaded",
+            Fault.CAPACITY,
+            id="tgi-full",
+        ),
+        pytest.param(
+            {"error": {"message": "Request failed during generation: oom", "http_status_code": 422}},
+            "Request failed during generation: oom",
+            Fault.SERVER,
+            id="tgi-failed",
+        ),
+        pytest.param(
+            {"error": {"message": "Input validation error: `top_p` must be …", "http_status_code": 422}},
+            "Input validation error: `top_p` must be …",
+            Fault.REQUEST,
+            id="tgi-refuses",
+        ),
+        pytest.param(
+            {"error": {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400}},
+            "too long",
+            Fault.REQUEST,
+            id="vllm",
+        ),
+        pytest.param(
+            {"object": "error", "message": "engine died", "type": "InternalServerError", "code": 500},
+            "engine died",
+            Fault.SERVER,
+            id="vllm-once",
+        ),
+        pytest.param(
+            {"error": {"code": 500, "message": "Failed to parse tools: …", "type": "server_error"}},
+            "Failed to parse tools: …",
+            Fault.REQUEST,
+            id="llama-cpp",
+        ),
+        pytest.param({"error": "no words"}, "no words", Fault.SERVER, id="a-string"),
+        pytest.param(
+            {"error": {"code": "rate_limit_exceeded"}},
+            "the server reports an error without words",
+            Fault.SERVER,
+            id="no-message",
+        ),
+        pytest.param("no JSON", "the stream is no JSON", Fault.SERVER, id="no-json"),
+        pytest.param(5, "the server's answer is none of TGI's", Fault.SERVER, id="a-number"),
+    ],
+)
+async def test_an_error_in_the_stream_is_one(chat, event, words, fault):
+    with pytest.raises(UpstreamError) as failed:
+        await chat(delta(content="a"), event, DONE)
+    assert failed.value.facts.message == words
+    assert fault_of(failed.value.facts) is fault
+
+
+@pytest.mark.parametrize("separator", [b"\n\n", b"\r\n\r\n", b"\n"])
+@pytest.mark.parametrize("done", ["[DONE]", "[DONE]\n"])
+async def test_lines_end_as_they_like(engine, chat, separator, done):
+    engine.separator = separator
+    heard, ending = await chat(delta(content="a"), delta("stop"), done)
+    assert (heard.text, ending.finish_reason) == ("a", "stop")
+
+
+async def test_chats_use_their_connection_again(engine, chat):
+    """huggingface_hub leaves the body's end unread, and so opens one for each."""
+    engine.ends_after_s = 0.01  # the body's end comes by itself, behind the last event
+    for _ in range(20):
+        await chat(delta(content="a"), delta("stop"), usage(), DONE)
+    assert len(engine.connections) == 1
+
+
+async def test_a_body_that_does_not_end_after_its_last_word_holds_nobody_up(engine, chat):
+    engine.ends_after_s = 60.0
+    async with asyncio.timeout(10):
+        heard, ending = await chat(delta(content="a"), delta("stop"), DONE)
+        await engine.left.wait()
+    assert (heard.text, ending.finish_reason) == ("a", "stop")

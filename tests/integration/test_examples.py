@@ -1,0 +1,201 @@
+"""Each file of examples/ runs as its first lines say, against a worker and a stand-in."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def fleet(fleet_of, standin):
+    with fleet_of({"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}) as fleet:
+        fleet.staff(1)
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def environ(fleet):
+    return {**os.environ, "GENQUEUE_REDIS_URL": fleet.redis.url, "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture
+def run(environ):
+    def run(name, *arguments):
+        command = [sys.executable, "-W", "error", EXAMPLES / name, *arguments]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+@contextmanager
+def serving(command, environ, pattern):
+    """A server in a process of its own, and its address: the first of its lines that has ``pattern``."""
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(pattern, line):
+                break
+        else:
+            pytest.fail("".join(lines))
+        drain = threading.Thread(target=process.stdout.read)
+        drain.start()
+        yield found[1]
+    finally:
+        process.terminate()
+        process.wait(30)
+        drain.join(30)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def fastapi_url(environ):
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "fastapi_stream:app", "--port", "0"]
+    with serving(command, environ, r"running on (\S+)") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def django_url(environ):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, EXAMPLES / "django_view.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
+    with serving(command, environ, r"server at (http://127\.0\.0\.1:\d+)") as url:
+        yield url
+
+
+def opened(url, data=None, **headers):
+    return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30)
+
+
+def submit(url, prompt):
+    with opened(f"{url}/generations", json.dumps(prompt).encode(), **{"content-type": "application/json"}) as answer:
+        return json.load(answer)
+
+
+def sse(response):
+    """(event, id, data) of each server-sent event, as they come."""
+    fields = {}
+    for raw in response:
+        name, _, value = raw.decode().rstrip("\n").partition(":")
+        if name:
+            fields[name] = value.strip()
+        else:
+            yield fields.get("event", "message"), fields.get("id"), json.loads(fields["data"])
+            fields = {}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_fits_on_a_screen(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_the_celery_producer_knows_nothing_of_genqueue_and_gets_its_answers(run, ask):
+    assert not re.search(
+        r"import genqueue|from genqueue", (EXAMPLES / "celery_producer.py").read_text(encoding="utf-8")
+    )
+    prompts = [ask(tokens=5), ask(tokens=50)]
+    done = run("celery_producer.py", *prompts)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[::2] == [prompts[0] + prompts[0].answer, prompts[1] + prompts[1].beginning(40)]
+    assert [line.rpartition(",")[0] for line in lines[1::2]] == ["  eos_token, 6 tokens", "  length, 40 tokens"]
+
+
+def test_the_celery_producer_is_told_what_went_wrong(run, ask):
+    done = run("celery_producer.py", ask(faults=[{"kind": "status", "status": 422, "body": "no such thing"}]))
+    assert done.returncode == 1
+    assert "no such thing" in done.stderr
+
+
+def test_the_haystack_pipeline_answers_from_what_it_found(run, standin):
+    standin.clear()
+    done = run("haystack_rag.py", "What is the capital of France?")
+    assert done.returncode == 0, done.stderr
+    (asked,) = [entry["body"]["inputs"] for entry in standin.requests()]
+    assert "- Paris is the capital of France.\n- " in asked
+    assert asked.endswith("Question: What is the capital of France?\nAnswer:")
+    *_, text, meta = [line for line in done.stdout.splitlines() if line]
+    assert "-0000" in text
+    assert "'completion_tokens': 9" in meta
+
+
+def test_a_browser_gets_the_page_that_reads_the_stream(fastapi_url):
+    with opened(fastapi_url) as answer:
+        assert "new EventSource" in answer.read().decode()
+
+
+def test_a_browser_that_lost_its_connection_goes_on_behind_what_it_saw(fastapi_url, ask):
+    prompt = ask(tokens=12, itl_s=0.05)
+    url = f"{fastapi_url}/generations/{submit(fastapi_url, prompt)}"
+    seen = []
+    with opened(url) as first:
+        assert first.headers["content-type"].startswith("text/event-stream")
+        for event in sse(first):
+            seen.append(event)
+            if len(seen) == 3:
+                break
+    with opened(url, **{"last-event-id": seen[-1][1]}) as second:
+        seen += sse(second)
+    *chunks, end = seen
+    assert "".join(data for _, _, data in chunks) == prompt.answer
+    assert len({seq for _, seq, _ in chunks}) == len(chunks) >= 6
+    assert (end[0], end[2]["finish_reason"]) == ("end", "eos_token")
+    with opened(url, **{"last-event-id": chunks[-1][1]}) as after_the_end:
+        assert [kind for kind, _, _ in sse(after_the_end)] == ["end"]
+
+
+def test_a_browser_is_told_of_a_text_that_begins_anew(fastapi_url, fleet, ask):
+    prompt = ask(tokens=8, itl_s=0.02, faults=[{"kind": "reset", "after_tokens": 4, "times": 1}])
+    generation = fleet.client.submit(prompt, on_failure="restart")
+    text = ""
+    with opened(f"{fastapi_url}/generations/{generation.id}") as answer:
+        for kind, _, data in sse(answer):
+            text = data if kind == "restart" else text + data if kind == "message" else text
+    assert text == prompt.answer
+    assert generation.status().attempt == 2
+
+
+def test_a_generation_that_nobody_submitted_is_not_found(fastapi_url):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        opened(f"{fastapi_url}/generations/none")
+    with refused.value:
+        assert refused.value.code == 404
+
+
+def test_the_django_view_streams(django_url, ask, standin):
+    prompt = ask(tokens=6, itl_s=0.2)
+    with opened(django_url, urllib.parse.urlencode({"prompt": prompt}).encode()) as answer:
+        first = answer.read1()
+        state = standin.only(prompt)["state"]
+        rest = answer.read()
+    assert state == "running"
+    assert (first + rest).decode() == prompt.answer
+
+
+def test_who_leaves_the_django_view_stops_the_model(django_url, ask, standin, eventually):
+    prompt = ask(tokens=5000, itl_s=0.01)
+    with opened(django_url, urllib.parse.urlencode({"prompt": prompt}).encode()) as answer:
+        answer.read1()
+    eventually(lambda: standin.only(prompt)["state"] == "dropped")
+
+
+def test_the_django_view_says_what_it_cannot_take(django_url):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        opened(django_url, b"prompt=")
+    with refused.value:
+        assert refused.value.code == 400
+        assert b"prompt: " in refused.value.read()

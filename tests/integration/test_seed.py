@@ -1,0 +1,87 @@
+"""The examples of docs/haystack.md run, and those of the original's documentation among them are its own.
+
+Run as one page, from top to bottom: the original's pipeline uses an import of the example before it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/haystack.md").read_text(encoding="utf-8")
+SEED = ROOT.parent / "shared/reference/seed.md"
+THEIR_IMPORT = "from haystack.components.generators import HuggingFaceAPIGenerator"
+NEXT = "(the next example)"
+OUR_IMPORT = "from genqueue.haystack import HuggingFaceAPIGenerator"
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+
+
+def filled_in(text, url):
+    """With what a reader has to fill in; the stand-in serves the endpoint, the own TGI and, as ``free``, the rest."""
+    return (
+        text.replace("<your-inference-endpoint-url>", url)
+        .replace("http://localhost:8080", url)
+        .replace("<your-api-key>", "hf_canaryOfThePage")
+    )
+
+
+@pytest.fixture(scope="module")
+def outputs(fleet_of, standin):
+    """What each Python block printed."""
+    shown = tomllib.loads(filled_in(blocks(PAGE, "toml")[0], standin.url))["generators"]
+    # Where the router is, is a constant of huggingface_hub.  So the worker's ``free`` calls the stand-in, and this
+    # producer's own settings say, as the page does, which model that is.
+    stead = {"api_type": "inference_endpoints", "api_params": {"url": f"{standin.url}/generate_stream"}}
+    code = f"\nprint({NEXT!r})\n".join(filled_in(block, standin.url) for block in blocks(PAGE, "python"))
+    with fleet_of({**shown, "free": stead}, HF_API_TOKEN="hf_canaryOfTheWorker") as fleet:
+        fleet.staff(1)
+        known = {"GENQUEUE_REDIS_URL": fleet.redis.url, "GENQUEUE_GENERATORS": json.dumps({"free": shown["free"]})}
+        standin.clear()
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            env={**os.environ, **known},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split(f"{NEXT}\n"), standin.requests()
+
+
+def test_every_example_runs_and_prints_a_reply(outputs):
+    printed, _ = outputs
+    assert len(printed) == len(blocks(PAGE, "python"))
+    assert all("-0000" in output for output in printed), printed  # as every text of the stand-in
+
+
+def test_the_pipelines_ask_with_what_they_retrieved(outputs):
+    _, requests = outputs
+    bodies = [one["body"] for one in requests if "capital" in str(one["body"])]
+    asked = [body.get("inputs") or body["messages"][0]["content"] for body in bodies]
+    assert len(asked) == 2
+    for prompt in asked:
+        assert "Paris is the capital of France" in prompt
+        assert "Question: What is the capital of France??" in prompt
+
+
+def test_a_token_is_the_workers_own_and_goes_where_it_is_meant_for(outputs):
+    _, requests = outputs
+    sent = {one["headers"].get("authorization") for one in requests}
+    assert sent == {None, "Bearer hf_canaryOfTheWorker"}
+
+
+@pytest.mark.skipif(not SEED.exists(), reason="the original's documentation is not beside this repository")
+@pytest.mark.parametrize("language", ["python", "shell"])
+def test_the_originals_examples_are_on_the_page_but_for_the_import(language):
+    theirs = [block.replace(THEIR_IMPORT, OUR_IMPORT) for block in blocks(SEED.read_text(encoding="utf-8"), language)]
+    assert theirs
+    assert [block for block in blocks(PAGE, language) if block in theirs] == theirs

@@ -1,0 +1,225 @@
+"""What a chat may be, and what goes on the wire for it."""
+
+import json
+
+import pytest
+
+from genqueue.errors import InvalidRequestError
+from genqueue.messages import (
+    ChatKwargs,
+    Chunk,
+    GenerationKwargs,
+    GenerationRequest,
+    ToolCallDelta,
+    chunk_body,
+    read_event,
+    read_request,
+)
+from genqueue.settings import GeneratorSettings
+from genqueue_worker.chats import chat_parameters
+
+USER = {"role": "user", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": None}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SCHEMA = {"name": "person", "schema": {"type": "object"}, "strict": True}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(USER, id="user"),
+        pytest.param({"role": "system", "content": ""}, id="empty-system"),
+        pytest.param({"role": "developer", "content": "Be brief."}, id="developer"),
+        pytest.param({"role": "user", "name": "ada", "content": [{"type": "text", "text": "x"}]}, id="parts"),
+        pytest.param(
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "low"}}],
+            },
+            id="image",
+        ),
+        pytest.param(
+            {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}]},
+            id="a-part-that-only-some-engines-know",
+        ),
+        pytest.param({"role": "assistant", "tool_calls": [CALL]}, id="tool-calls"),
+        pytest.param({"role": "assistant", "content": "x", "reasoning_content": "Hm"}, id="more-than-we-know"),
+        pytest.param({"role": "tool", "tool_call_id": "1", "content": "21"}, id="tool"),
+    ],
+)
+def test_a_message_goes_on_as_it_came(message):
+    request = read_request({"messages": [message]})
+    assert request.given == [message]
+    received = GenerationRequest.model_validate_json(request.to_wire())
+    assert (received, received.given) == (request, [message])
+    assert received.fingerprint() == request.fingerprint()
+
+
+def test_what_an_earlier_answer_left_empty_is_not_sent():
+    answered = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [CALL]}
+    assert read_request({"messages": [answered]}).given == [{"role": "assistant", "tool_calls": [CALL]}]
+
+
+def test_a_prompt_is_given_as_it_is():
+    assert read_request({"prompt": "p"}).given == "p"
+
+
+def test_the_parameters_are_those_of_its_kind():
+    assert type(read_request({"prompt": "p"}).generation_kwargs) is GenerationKwargs
+    chat = read_request({"messages": [USER]})
+    assert type(chat.generation_kwargs) is ChatKwargs
+    assert json.loads(chat.to_wire()) == {"messages": [USER]}
+    assert chat.fingerprint() == read_request({"messages": [USER], "generation_kwargs": {}}).fingerprint()
+    assert chat.fingerprint() != read_request({"messages": [{**USER, "content": "Ho"}]}).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        pytest.param({"prompt": "p"}, "prompt: needed, or messages; not both", id="both"),
+        pytest.param({"messages": []}, "messages: at least one is needed", id="none"),
+        pytest.param({"messages": "Hi"}, "messages: Input should be", id="a-string"),
+        pytest.param({"messages": [5]}, "messages.0: Input should be", id="no-message"),
+        pytest.param({"messages": [{**USER, "role": "bot"}]}, "messages.0.role: Input should be 'system'", id="role"),
+        pytest.param({"messages": [{"role": "user"}]}, "messages.0: content: needed", id="no-content"),
+        pytest.param(
+            {"messages": [{**USER, "content": 5}]}, "messages.0.content: Input should be a valid", id="number"
+        ),
+        pytest.param(
+            {"messages": [USER, {**USER, "content": [{"type": "text"}]}]},
+            "messages.1.content.0: a part of type 'text' needs 'text'",
+            id="part",
+        ),
+        pytest.param(
+            {"messages": [{**USER, "content": [{"type": "image_url", "image_url": "https://x"}]}]},
+            "messages.0.content.0.image_url: Input should be a valid dictionary",
+            id="image",
+        ),
+        pytest.param({"messages": [{**USER, "x": "\ud83d"}]}, "messages: holds what JSON cannot", id="surrogate"),
+        pytest.param({"tools": [{"type": "function"}]}, "tools.0.function: Field required", id="tool"),
+        pytest.param({"tools": [{**TOOL, "type": "code"}]}, "tools.0.type: Input should be 'function'", id="tool-type"),
+        pytest.param({"tool_choice": "f"}, "tool_choice: Input should be 'auto'", id="choice"),
+        pytest.param({"tool_choice": {"function": {}}}, "tool_choice.function.name: Field required", id="choice-name"),
+        pytest.param({"response_format": {"type": "xml"}}, "response_format.type: Input should be", id="form"),
+        pytest.param(
+            {"response_format": {"type": "json_schema"}}, "response_format: type 'json_schema' needs", id="no-schema"
+        ),
+        pytest.param(
+            {"response_format": {"type": "json_schema", "json_schema": {"type": "object"}}},
+            "response_format: json_schema needs 'schema', an object",
+            id="bare-schema",
+        ),
+        pytest.param(
+            {"generation_kwargs": {"max_new_tokens": 5}},
+            "generation_kwargs.max_new_tokens: unknown; known: extra_body,",
+            id="a-prompts-parameter",
+        ),
+        pytest.param({"generation_kwargs": {"n": 2}}, "generation_kwargs.n: Input should be 1", id="n"),
+        pytest.param({"generation_kwargs": {"max_tokens": "5"}}, "generation_kwargs.max_tokens: Input", id="type"),
+        pytest.param(
+            {"generation_kwargs": {"extra_body": {"model": "x", "seed": 1}}},
+            "generation_kwargs.extra_body: may not hold model, seed",
+            id="extra-body",
+        ),
+    ],
+)
+def test_a_chat_that_cannot_run_is_refused_in_one_line(fields, words):
+    with pytest.raises(InvalidRequestError) as refused:
+        read_request({"messages": [USER], **fields})
+    assert str(refused.value).startswith(words)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("field", ["tools", "tool_choice", "response_format"])
+def test_a_prompt_has_no_tools(field):
+    value = {"tools": [TOOL], "tool_choice": "auto", "response_format": {"type": "text"}}[field]
+    with pytest.raises(InvalidRequestError, match=f"{field}: only with messages"):
+        read_request({"prompt": "p", field: value})
+
+
+def generator(url="http://tgi:8080", **fields):
+    params = {"api_type": "text_generation_inference", "api_params": {"url": url}}
+    if url is None:
+        params = {"api_type": "serverless_inference_api", "api_params": {"model": "m"}}
+    return GeneratorSettings.model_validate({**params, **fields})
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "expected"),
+    [
+        pytest.param({}, {}, {"max_tokens": 512}, id="default"),
+        pytest.param({"chat_kwargs": {"max_tokens": 7}}, {}, {"max_tokens": 7}, id="generators-own"),
+        pytest.param({"generation_kwargs": {"max_new_tokens": 7}}, {}, {"max_tokens": 512}, id="not-those-of-prompts"),
+        pytest.param(
+            {"chat_kwargs": {"max_tokens": 7, "seed": 1}},
+            {"generation_kwargs": {"max_tokens": 9, "temperature": 0.0}},
+            {"max_tokens": 9, "seed": 1, "temperature": 0.0},
+            id="request-wins",
+        ),
+        pytest.param(
+            {"chat_kwargs": {"extra_body": {"top_k": 3, "min_p": 0.1}}},
+            {"generation_kwargs": {"extra_body": {"top_k": 5}}},
+            {"max_tokens": 512, "extra_body": {"top_k": 5, "min_p": 0.1}},
+            id="extra-body-is-merged",
+        ),
+        pytest.param(
+            {"chat_kwargs": {"stop": ["a"]}, "stop_words": ["w"]},
+            {"generation_kwargs": {"stop": ["b"]}, "stop_words": ["v", "b"]},
+            {"max_tokens": 512, "stop": ["b", "w", "v"]},
+            id="stop",
+        ),
+        pytest.param(
+            {},
+            {"tools": [TOOL], "tool_choice": {"function": {"name": "f"}}},
+            {
+                "max_tokens": 512,
+                "tools": [TOOL],
+                "tool_choice": {"type": "function", "function": {"name": "f"}},
+            },
+            id="tools-and-their-null",
+        ),
+        pytest.param({}, {"tool_choice": "none"}, {"max_tokens": 512, "tool_choice": "none"}, id="choice"),
+        pytest.param(
+            {},
+            {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+            {
+                "max_tokens": 512,
+                "response_format": {"type": "json_schema", "json_schema": SCHEMA, "value": SCHEMA},
+            },
+            id="schema-for-every-engine",
+        ),
+        pytest.param(
+            {"url": None},
+            {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+            {"max_tokens": 512, "response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+            id="schema-for-a-provider",
+        ),
+        pytest.param(
+            {},
+            {"response_format": {"type": "regex", "value": "a+"}},
+            {"max_tokens": 512, "response_format": {"type": "regex", "value": "a+"}},
+            id="regex",
+        ),
+    ],
+)
+def test_a_requests_parameters_win_over_the_generators(own, asked, expected):
+    found = chat_parameters(generator(**own), read_request({"messages": [USER], **asked}))
+    assert json.loads(json.dumps(found)) == expected
+
+
+def test_a_chunk_of_a_chat_survives_the_wire_and_an_old_reader():
+    call = ToolCallDelta(0, "1", "f", "{")
+    body = chunk_body("x", [], reasoning="Hm", tool_calls=[call, ToolCallDelta(0, None, None, "}")])
+    event = read_event(b'{"seq":1,"attempt":1,' + body)
+    assert (event.text, event.reasoning) == ("x", "Hm")
+    assert event.tool_calls == (call, ToolCallDelta(0, None, None, "}"))
+    assert all(isinstance(each, ToolCallDelta) for each in event.tool_calls)
+    assert read_event(event.model_dump_json().encode()) == event
+    assert event.v == 1  # who does not know the fields passes over them
+
+
+def test_a_chunk_without_thoughts_and_calls_looks_as_before():
+    plain = Chunk(seq=1, attempt=1, text="x")
+    assert {"reasoning", "tool_calls"} & plain.model_dump().keys() == set()
+    assert b"reasoning" not in chunk_body("x", [])
+    assert b"tool_calls" not in chunk_body("x", [])

@@ -1,0 +1,64 @@
+"""Which generator a Haystack component means."""
+
+import tomllib
+
+import pytest
+from haystack.utils import Secret
+
+from genqueue import ConfigError, GeneratorSettings
+from genqueue.haystack.target import target_of
+from genqueue.places import place, places
+
+TGI, ENDPOINT, FREE = "text_generation_inference", "inference_endpoints", "serverless_inference_api"
+DEFAULT_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)
+URL = {"url": "http://localhost:8080"}
+
+
+def test_a_name_is_taken_as_it_is():
+    assert target_of("chat", None, None, DEFAULT_TOKEN).generator == "chat"
+
+
+@pytest.mark.parametrize(
+    ("generator", "api_type", "api_params"),
+    [("chat", TGI, None), ("chat", None, URL), (None, TGI, None), (None, None, URL)],
+)
+def test_either_a_name_or_a_place_is_needed(generator, api_type, api_params):
+    with pytest.raises(ValueError, match="Pass"):
+        target_of(generator, api_type, api_params, DEFAULT_TOKEN)
+
+
+def test_the_generator_at_the_place_is_found():
+    places_of = {"here": {place(TGI, url="http://localhost:8080/"), "another"}, "there": {"another"}}
+    assert target_of(None, TGI, URL, None).find(places_of) == "here"
+
+
+def test_several_at_one_place_must_be_told_apart():
+    here = {place(TGI, **URL)}
+    with pytest.raises(ConfigError, match=r"generators one, two call the same place: say which with generator="):
+        target_of(None, TGI, URL, None).find({"two": here, "one": here})
+
+
+@pytest.mark.parametrize(
+    ("api_type", "api_params", "token", "token_env"),
+    [
+        pytest.param(TGI, URL, DEFAULT_TOKEN, None, id="self-hosted"),
+        pytest.param(TGI, URL, Secret.from_env_var("TGI_KEY"), ("TGI_KEY",), id="self-hosted-with-a-key"),
+        pytest.param(ENDPOINT, URL, DEFAULT_TOKEN, ("HF_API_TOKEN", "HF_TOKEN"), id="endpoint"),
+        pytest.param(ENDPOINT, URL, Secret.from_token("hf_hidden"), ("HF_API_TOKEN",), id="token"),
+        pytest.param(FREE, {"model": "a/model"}, None, None, id="no-token"),
+    ],
+)
+def test_where_there_is_none_the_error_shows_the_toml_that_makes_one(api_type, api_params, token, token_env):
+    target = target_of(None, api_type, api_params, token)
+    with pytest.raises(ConfigError, match="known: here, there") as refused:
+        target.find({"there": set(), "here": {place(TGI, url="http://elsewhere")}})
+    assert "hf_hidden" not in str(refused.value)
+    toml = str(refused.value).partition("\n\n")[2]
+    proposed = GeneratorSettings.model_validate(tomllib.loads(toml)["generators"]["default"])
+    assert target.find({"new": places(proposed)}) == "new"
+    assert proposed.token_env == token_env
+
+
+def test_where_no_worker_ever_was_the_error_says_so():
+    with pytest.raises(ConfigError, match="has a worker ever started on this Redis"):
+        target_of(None, TGI, URL, None).find({})

@@ -1,0 +1,91 @@
+"""Which generator is meant by where its model is."""
+
+import json
+import tomllib
+
+import pytest
+
+from genqueue.places import at_place, place, places, toml_for
+from genqueue.settings import GeneratorSettings
+
+TGI, ENDPOINT, FREE = "text_generation_inference", "inference_endpoints", "serverless_inference_api"
+HERE = place(TGI, url="http://tgi:8080")
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "http://tgi:8080/",
+        "http://TGI:8080",
+        "HTTP://tgi:8080",
+        "http://me:secret@tgi:8080",
+        "http://tgi:8080?key=secret",
+    ],
+)
+def test_spelling_and_secrets_make_no_other_place(spelling):
+    assert place(TGI, url=spelling) == HERE
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param({"url": "http://tgi"}, {"url": "http://tgi:80"}, id="http"),
+        pytest.param({"url": "https://tgi"}, {"url": "https://tgi:443/"}, id="https"),
+        pytest.param({"model": "m"}, {"model": "m", "provider": "auto"}, id="provider"),
+        pytest.param({"url": "http://tgi"}, {"url": "http://tgi", "model": "a name"}, id="name"),
+    ],
+)
+def test_what_is_said_and_what_goes_without_saying_are_one_place(one, other):
+    assert place(FREE, **one) == place(FREE, **other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(place(ENDPOINT, url="http://tgi:8080"), id="type"),
+        pytest.param(place(TGI, url="https://tgi:8080"), id="scheme"),
+        pytest.param(place(TGI, url="http://tgi:8081"), id="port"),
+        pytest.param(place(TGI, url="http://tgi:8080/v1"), id="path"),
+        pytest.param(place(TGI, url="http://tgi:8080", bill_to="us"), id="bill_to"),
+        pytest.param(place(TGI, model="http://tgi:8080"), id="model"),
+    ],
+)
+def test_other_places_are_others(other):
+    assert other != HERE
+
+
+def test_a_generator_is_found_by_its_place():
+    here = GeneratorSettings(api_type=TGI, api_params={"url": "http://me:secret@tgi:8080/"})
+    there = GeneratorSettings(api_type=FREE, api_params={"model": "m", "provider": "hf-inference"})
+    places_of = {"here": places(here), "there": places(there), "too": places(here)}
+    assert at_place(HERE, places_of) == ["here", "too"]
+    assert at_place(place(FREE, model="m", provider="hf-inference"), places_of) == ["there"]
+    assert at_place(place(FREE, model="m"), places_of) == []
+
+
+def test_a_generator_with_several_addresses_is_at_each():
+    both = GeneratorSettings(api_type=TGI, api_params={"urls": ["http://tgi:8080", "http://tgi:8081"]})
+    assert places(both) == [HERE, place(TGI, url="http://tgi:8081")]
+
+
+@pytest.mark.parametrize(
+    ("api_type", "api_params", "token_env"),
+    [
+        (TGI, {"url": "http://localhost:8080", "timeout": 60}, ()),
+        (ENDPOINT, {"url": "https://endpoint", "bill_to": "us"}, ("MY_TOKEN",)),
+        (FREE, {"model": 'a "quoted" model', "provider": "hf-inference"}, ("HF_API_TOKEN", "HF_TOKEN")),
+    ],
+)
+def test_the_toml_that_is_proposed_makes_a_generator_at_that_place(api_type, api_params, token_env):
+    proposed = tomllib.loads(toml_for(api_type, api_params, token_env))["generators"]["default"]
+    generator = GeneratorSettings.model_validate(proposed)
+    rest = {key: value for key, value in api_params.items() if key != "timeout"}
+    assert places(generator) == [place(api_type, **rest)]
+    assert generator.api_params.timeout == api_params.get("timeout")
+    assert not token_env or generator.token_env == token_env
+
+
+def test_the_toml_that_is_proposed_holds_no_secret():
+    params = {"url": "http://me:hidden@tgi/?key=hidden", "headers": {"authorization": "hidden"}}
+    assert "hidden" not in toml_for(TGI, params, ())
+    assert json.dumps("http://tgi/") in toml_for(TGI, params, ())

@@ -1,0 +1,177 @@
+"""A chat on the wire: what ``chat_completion`` is called with, and what its events say.
+
+Pure but for the sink.  The route is TGI's and that of OpenAI-compatible engines (vLLM, SGLang,
+llama.cpp), whose events differ: who names the role when, where thoughts are (``reasoning`` or
+``reasoning_content``), whether a tool call has an index, whether the end has a finish_reason
+(TGI's has none after a tool call).  How the call is made is :mod:`genqueue_worker.generators`'.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ChatCompletionStreamOutput
+from pydantic_core import from_json, to_json
+
+from genqueue.messages import GenerationRequest, ToolCallDelta
+from genqueue.settings import GeneratorSettings
+from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.sink import Sink
+from genqueue_worker.transport import UpstreamError
+
+_DEFAULT_MAX_TOKENS = 512
+
+
+class _AsItIs(dict[str, Any]):
+    """An object whose ``type`` huggingface_hub does not see.
+
+    It rewrites OpenAI's ``json_schema`` into a form of TGI's which every other engine takes for
+    "any JSON object", and drops the schema's name.
+    """
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return default if key == "type" else super().get(key, default)
+
+
+def chat_parameters(generator: GeneratorSettings, request: GenerationRequest) -> dict[str, Any]:
+    """The keyword arguments of ``chat_completion`` for one request, its messages aside.
+
+    The request's ``generation_kwargs`` win over the generator's ``chat_kwargs``, of which
+    ``extra_body`` is merged; the ``stop_words`` of both are added to whichever ``stop`` stands.
+    """
+    own = generator.chat_kwargs.model_dump(exclude_none=True)
+    asked = request.generation_kwargs.model_dump(exclude_none=True)
+    parameters = {"max_tokens": _DEFAULT_MAX_TOKENS, **own, **asked}
+    if extra_body := {**own.get("extra_body", {}), **asked.get("extra_body", {})}:
+        parameters["extra_body"] = extra_body
+    stop = list(dict.fromkeys([*parameters.pop("stop", ()), *generator.stop_words, *request.stop_words]))
+    if stop:
+        parameters["stop"] = stop
+    form = request.model_dump(mode="json", include={"tools", "tool_choice", "response_format"}, exclude_none=True)
+    if generator.api_params.addresses and (schema := form.get("response_format", {}).get("json_schema")):
+        # Each engine finds its own: TGI the ``value``, the others the ``json_schema``.
+        form["response_format"] = _AsItIs(form["response_format"], value=schema)
+    return {**parameters, **form}
+
+
+class ChatAnswer:
+    """The answer to one chat as its events come; what each adds goes to ``sink``.
+
+    Attributes:
+        finish_reason: the server's word; ``tool_calls`` where it calls tools and says none.
+        usage: as the server counts; {} if it did not say.
+        extra: ``tool_calls`` as OpenAI has them, ``reasoning`` and ``logprobs``: each only if there is any.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.usage: Mapping[str, Any] = {}
+        self._sink = sink
+        self._finish_reason: str | None = None
+        self._is_done = False
+        self._came = False
+        self._reasoning: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: list[dict[str, Any]] = []
+
+    def take(self, data: bytes) -> bool:
+        """Push what one event of the stream adds, if that is all it says.
+
+        Returns:
+            False for an error, an end and whatever is no event of a chat: those are huggingface_hub's to judge.
+        """
+        try:
+            event = from_json(data)
+        except ValueError:
+            self._is_done = self._is_done or data.strip() == b"[DONE]"
+            return False
+        try:
+            (choice,) = event["choices"]
+            if choice.get("finish_reason") or event.get("error") is not None:
+                return False
+            self._push(choice["delta"], choice.get("logprobs"))
+            self.usage = event.get("usage") or self.usage
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return False
+        return True
+
+    def read(self, output: ChatCompletionStreamOutput) -> None:
+        """Take what :meth:`take` left over and huggingface_hub has parsed."""
+        if output.choices is None and output.get("message"):  # an error as vLLM once put it: at the top
+            raise UpstreamError(in_stream_error(output))
+        self.usage = output.usage or self.usage
+        for choice in output.choices or ():
+            self._push(choice.delta or {}, choice.logprobs, is_end=bool(choice.finish_reason))
+            if choice.finish_reason:
+                self._finish_reason = choice.finish_reason
+                self._sink.close()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the server said that this is all; a stream that breaks off does not."""
+        return self._finish_reason is not None or (self._is_done and self._came)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """See the class."""
+        return self._finish_reason or ("tool_calls" if self._calls else None)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """See the class."""
+        calls = [
+            {
+                "id": call["id"],
+                "type": "function",
+                "function": {"name": call["name"], "arguments": "".join(call["arguments"])},
+            }
+            for _, call in sorted(self._calls.items())
+        ]
+        found = {"tool_calls": calls, "reasoning": "".join(self._reasoning), "logprobs": self._logprobs}
+        return {name: value for name, value in found.items() if value}
+
+    def _push(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None, *, is_end: bool = False) -> None:
+        text: str = delta.get("content") or ""
+        reasoning: str = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        calls = delta.get("tool_calls") or ()
+        if calls:
+            calls = [self._piece(call) for call in ([calls] if isinstance(calls, dict) else calls)]
+        if logprobs:
+            self._logprobs += [_logprob(token) for token in logprobs.get("content") or ()]
+        if text or reasoning or calls:
+            self._came = True
+            if reasoning:
+                self._reasoning.append(reasoning)
+            self._sink.push_delta(text, reasoning, calls)
+        elif is_end:
+            self._sink.push_delta("")
+
+    def _piece(self, call: Mapping[str, Any]) -> ToolCallDelta:
+        function = call.get("function") or {}
+        index, call_id, name = call.get("index"), call.get("id") or None, function.get("name") or None
+        if index is None:  # one with an id is another call
+            index = len(self._calls) if call_id or not self._calls else max(self._calls)
+        arguments = function.get("arguments") or ""
+        if not isinstance(arguments, str):
+            arguments = to_json(arguments).decode()
+        whole = self._calls.setdefault(index, {"id": None, "name": None, "arguments": []})
+        # Some engines name both in every piece: readers are told once.
+        told = ToolCallDelta(index, None if whole["id"] else call_id, None if whole["name"] else name, arguments)
+        whole["id"], whole["name"] = whole["id"] or call_id, whole["name"] or name
+        whole["arguments"].append(arguments)
+        return told
+
+
+def in_stream_error(error: Mapping[str, Any]) -> UpstreamFacts:
+    """The facts of an error object in a stream that HTTP calls a success."""
+    status = error.get("code", error.get("http_status_code"))
+    kind = error.get("type")
+    return UpstreamFacts(
+        message=str(error.get("message") or "the server reports an error without words"),
+        status=status if isinstance(status, int) else None,
+        error_type=kind if isinstance(kind, str) else None,
+    )
+
+
+def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
+    """What every engine says of a token, whatever else one adds."""
+    top = [{"token": other["token"], "logprob": other["logprob"]} for other in token.get("top_logprobs") or ()]
+    return {"token": token["token"], "logprob": token["logprob"], "top_logprobs": top}
