@@ -54,6 +54,7 @@ from genqueue_ops.chaos_verdict import (
     Trace,
     cancel_delay,
     judge,
+    recoveries,
     taken_from_the_living,
     takeovers,
     thrown_away,
@@ -409,11 +410,13 @@ def figures(
     attempts = [len(trace.attempts) for trace in traces]
     told = ", ".join(f"{count} {reason or 'without an end'}" for reason, count in ends.most_common())
     several = sum(count > 1 for count in attempts)
-    sudden, planned, cancels, wasted, robbed = Delays(), Delays(), Delays(), Counter[str](), 0
+    sudden, planned, cancels, returns = Delays(), Delays(), Delays(), Delays()
+    wasted, robbed = Counter[str](), 0
     for trace in traces:
         own = calls.get(trace.order.number, [])
         for total, more in zip((sudden, planned), takeovers(trace, own, outages, drain_s=_DRAIN_S), strict=True):
             total.extend(more)
+        returns.extend(recoveries(trace, outages))
         cancels.extend(cancel_delay(trace, own, outages))
         wasted += thrown_away(trace, own, outages, drain_s=_DRAIN_S)
         robbed += taken_from_the_living(trace, own, outages)
@@ -433,6 +436,7 @@ def figures(
         Figure("attempts taken from a worker that lived", robbed, None, "and was not frozen"),
         *_quantiles("next attempt after kill -9 or SIGSTOP", "s", sudden, 5.0, "Redis down"),
         *_quantiles("next attempt after a drain's end", "s", planned, 1.0, "Redis down"),
+        *_quantiles("text again after Redis came back", "s", returns, 5.0, "another evil"),
         *_quantiles("call closed after cancel()", "ms", cancels, 100.0, "in an outage"),
         Figure("tokens generated", generated, None, f"{kept} kept"),
         Figure("of them thrown away, %", 100 * (generated - kept) / max(1, generated), None, causes),

@@ -350,6 +350,22 @@ def takeovers(trace: Trace, calls: Sequence[Call], outages: Outages, *, drain_s:
     return sudden, planned
 
 
+def recoveries(trace: Trace, outages: Outages) -> Delays:
+    """How long after Redis came back a reader had the next text of a generation that was decoding when it went.
+
+    Apart are those whose attempt did not outlive the outage, or whose reader was away.
+    """
+    delays = Delays()
+    texts = [(at_s, event.attempt) for at_s, event in trace.seen if isinstance(event, Chunk) and event.text]
+    for outage in outages.redis:
+        for (last_s, attempt), (next_s, next_attempt) in pairwise(texts):
+            if outage.began_s - 1.0 < last_s < outage.ended_s <= next_s:
+                silence = Span(last_s, next_s)
+                is_apart = attempt != next_attempt or any(span.overlap_s(silence) for span in trace.away)
+                delays.add(next_s - outage.ended_s, is_apart)
+    return delays
+
+
 def taken_from_the_living(trace: Trace, calls: Sequence[Call], outages: Outages) -> int:
     """How many attempts were superseded although their worker ran on with its call open."""
     count = 0

@@ -17,6 +17,7 @@ from genqueue_ops.chaos_verdict import (
     cancel_delay,
     differences,
     judge,
+    recoveries,
     taken_from_the_living,
     takeovers,
     thrown_away,
@@ -274,6 +275,21 @@ def test_how_long_a_takeover_takes(outages, sudden_s, planned_s, apart):
     assert sudden.seconds == pytest.approx(sudden_s)
     assert planned.seconds == pytest.approx(planned_s)
     assert sudden.apart + planned.apart == apart
+
+
+@pytest.mark.parametrize(
+    ("trace", "redis", "seconds", "apart"),
+    [
+        pytest.param(silent_for(6.0), Span(1.5, 5.1), [2.0], 0, id="the next text"),
+        pytest.param(silent_for(6.0, attempt=2), Span(1.5, 5.1), [], 1, id="another attempt's"),
+        pytest.param(silent_for(6.0), Span(3.0, 5.1), [], 0, id="silent before"),
+        pytest.param(silent_for(6.0), Span(1.5, 9.0), [], 0, id="ended before"),
+    ],
+)
+def test_how_long_it_takes_after_redis_came_back(trace, redis, seconds, apart):
+    delays = recoveries(trace, Outages(redis=[redis]))
+    assert delays.seconds == pytest.approx(seconds)
+    assert delays.apart == apart
 
 
 @pytest.mark.parametrize(
