@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoScriptError
 
 from genqueue import keys
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 _TRIES = 3
 _CONNECTIONS = 16
 _SILENCE_S = 10.0
+_LOST = (redis.RedisError, OSError, AttributeError)
+"""What a lost subscription raises; AttributeError where one task closes it under the other's hands."""
 _PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
 """In the errors that whoever runs Redis can mend while a call waits."""
 
@@ -157,7 +159,8 @@ class LiveHub:
         self._timeout_s = timeout_s
         self._redis = redis.asyncio.Redis.from_url(
             url,
-            retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), _TRIES - 1),
+            # redis-py would reconnect by itself, and in both of our tasks at once, on one connection.
+            retry=redis.asyncio.retry.Retry(NoBackoff(), 0, supported_errors=()),
             protocol=2,
             socket_connect_timeout=timeout_s / _TRIES * 0.9,
             socket_timeout=timeout_s / _TRIES * 0.9,
@@ -198,6 +201,16 @@ class LiveHub:
                 del self._channels[name]
                 self._change()
 
+    @property
+    def _is_connected(self) -> bool:
+        connection = self._pubsub.connection
+        return connection is not None and connection.is_connected
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether somebody notices when the connection is lost, and subscribes everything anew."""
+        return self._reader is not None and not self._reader.done()
+
     def _change(self) -> None:
         self._changed.set()
         if not self._closed and (self._teller is None or self._teller.done()):
@@ -213,6 +226,8 @@ class LiveHub:
             await self._changed.wait()
             async with self._sending:
                 self._changed.clear()
+                if self._is_read and not self._is_connected:
+                    continue
                 wanted = dict(self._channels)
                 missing = [name for name, channel in wanted.items() if self._told.get(name) is not channel]
                 try:
@@ -221,18 +236,21 @@ class LiveHub:
                     if left := self._told.keys() - wanted.keys():
                         await self._pubsub.unsubscribe(*left)
                     self._told = wanted
-                except (redis.RedisError, OSError) as error:
-                    for name in missing:
-                        wanted[name].answer(error)
+                except _LOST as error:
+                    if not self._is_read:
+                        for name in missing:
+                            wanted[name].answer(error)
                     continue
             # Before the first subscription there is no connection to read from.
-            if self._told and (self._reader is None or self._reader.done()):
+            if self._told and not self._is_read:
                 self._reader = asyncio.create_task(self._read(), name="genqueue-live")
 
     async def _read(self) -> None:
         silent = False
         while True:
             try:
+                if not self._is_connected:  # or redis-py would connect here, and not wait for who is sending
+                    raise redis.ConnectionError("connection closed")
                 message = await self._pubsub.get_message(timeout=_SILENCE_S)
                 if message is not None:
                     silent = False
@@ -243,7 +261,7 @@ class LiveHub:
                     silent = True
                     async with self._sending:
                         await self._pubsub.ping()
-            except (redis.RedisError, OSError) as error:
+            except _LOST as error:
                 logger.warning("live subscription lost: %s", _translate(self._url, redis.ConnectionError(str(error))))
                 await self._reconnect()
                 silent = False
