@@ -196,7 +196,7 @@ class Order:
 
 
 def orders(seed: int, count: int, span_s: float) -> list[Order]:
-    """``count`` orders at a steady rate: 1 in 6 is cancelled, 1 in 8 has a deadline, 1 in 7 begins anew if it must."""
+    """``count`` orders at a steady rate: 1 in 4 is cancelled, 1 in 8 has a deadline, 1 in 7 begins anew if it must."""
     dice = random.Random(f"orders {seed}")
     made = []
     for number in range(count):
@@ -213,7 +213,7 @@ def orders(seed: int, count: int, span_s: float) -> list[Order]:
             again=dice.choices(("continue", "asked", "grammar", "one-shot"), (18, 1, 1, 1))[0],
             stream=dice.random() < 0.8,
             split_characters=dice.random() < 0.5,
-            cancel_after_s=dice.uniform(0.0, 8.0) if dice.random() < 1 / 6 else None,
+            cancel_after_s=dice.uniform(0.0, 8.0) if dice.random() < 1 / 4 else None,
             deadline_s=dice.uniform(1.0, 15.0) if dice.random() < 1 / 8 else None,
             aways=tuple(
                 Away(dice.randrange(1, 60), dice.uniform(0.0, 3.0))
