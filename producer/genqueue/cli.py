@@ -93,6 +93,7 @@ _CONTRIBUTED = {
     "worker": ("Run generations until told to stop.", "worker"),
     "demo": ("Redis, a model, a worker and a prompt, here and now.", "ops"),
     "bench": ("Measure what the queue adds.", "ops"),
+    "chaos": ("Break every part under load, and check every text.", "ops"),
     "tgi-standin": ("Serve TGI's protocol without a GPU.", "ops"),
 }
 

@@ -113,7 +113,7 @@ def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
 
     Who gets no chunk from the log (none were published, or it is gone) gets the text as one.
     """
-    got_chunk, restarts = from_seq > 0, False
+    got_chunk, reset = from_seq > 0, None
     try:
         answer = None
         following = follow(generation_id, from_seq)
@@ -123,16 +123,18 @@ def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
             if isinstance(step, Call | Wait):
                 answer = yield step
             elif isinstance(step, Reset):
-                restarts = True
+                reset = step
             elif isinstance(step, Chunk):
                 got_chunk = True
-                yield step.model_copy(update={"restarts": True}) if restarts else step
-                restarts = False
+                yield step.model_copy(update={"restarts": True}) if reset else step
+                reset = None
     except StopIteration:
         pass
     except LogExpiredError:
         if got_chunk:
             raise
+    if reset and got_chunk:  # it ended before the new text began
+        yield Chunk(seq=reset.seq, attempt=reset.attempt, text="", restarts=True)
     record: Record = yield calls.read_record(generation_id)
     while not record.state.is_final:  # its log went before its end
         yield WAIT

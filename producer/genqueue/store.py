@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoScriptError
 
 from genqueue import keys
@@ -32,6 +32,8 @@ _SILENCE_S = 2.0
 """After so long a silence a process's one subscription is asked for a sign of life, and has as long to give it."""
 _REFUSED_S = 1.0
 """Between two tries to subscribe at a Redis that refuses it."""
+_LOST = (redis.RedisError, OSError, AttributeError)
+"""What a lost subscription raises; AttributeError where one task closes it under the other's hands."""
 _PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
 """In the errors that whoever runs Redis can mend while a call waits."""
 
@@ -170,7 +172,8 @@ class LiveHub:
         """For who talks to Redis from another thread and may have to leave before it answers."""
         self._redis = redis.asyncio.Redis.from_url(
             url,
-            retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), _TRIES - 1),
+            # redis-py would reconnect by itself, and in both of our tasks at once, on one connection.
+            retry=redis.asyncio.retry.Retry(NoBackoff(), 0, supported_errors=()),
             protocol=2,
             socket_connect_timeout=timeout_s / _TRIES * 0.9,
             socket_timeout=timeout_s / _TRIES * 0.9,
@@ -211,6 +214,16 @@ class LiveHub:
                 del self._channels[name]
                 self._change()
 
+    @property
+    def _is_connected(self) -> bool:
+        connection = self._pubsub.connection
+        return connection is not None and connection.is_connected
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether somebody notices when the connection is lost, and subscribes everything anew."""
+        return self._reader is not None and not self._reader.done()
+
     def _change(self) -> None:
         self._changed.set()
         if not self._closed and (self._teller is None or self._teller.done()):
@@ -226,6 +239,8 @@ class LiveHub:
             await self._changed.wait()
             async with self._sending:
                 self._changed.clear()
+                if self._is_read and not self._is_connected:
+                    continue
                 wanted = dict(self._channels)
                 missing = [name for name, channel in wanted.items() if self._told.get(name) is not channel]
                 try:
@@ -234,18 +249,21 @@ class LiveHub:
                     if left := self._told.keys() - wanted.keys():
                         await self._pubsub.unsubscribe(*left)
                     self._told = wanted
-                except (redis.RedisError, OSError) as error:
-                    for name in missing:
-                        wanted[name].answer(error)
+                except _LOST as error:
+                    if not self._is_read:
+                        for name in missing:
+                            wanted[name].answer(error)
                     continue
             # Before the first subscription there is no connection to read from.
-            if self._told and (self._reader is None or self._reader.done()):
+            if self._told and not self._is_read:
                 self._reader = asyncio.create_task(self._read(), name="genqueue-live")
 
     async def _read(self) -> None:
         silent = False
         while True:
             try:
+                if not self._is_connected:  # or redis-py would connect here, and not wait for who is sending
+                    raise redis.ConnectionError("connection closed")
                 message = await self._pubsub.get_message(timeout=_SILENCE_S)
                 if message is not None:
                     silent = False
@@ -256,7 +274,7 @@ class LiveHub:
                     silent = True
                     async with self._sending:
                         await self._pubsub.ping()
-            except (redis.RedisError, OSError) as error:
+            except _LOST as error:
                 logger.warning("live subscription lost: %s", _translate(self._url, error))
                 for channel in self._channels.values():
                     channel.look()  # who waits learns now that Redis is away, if it is

@@ -143,6 +143,20 @@ async def test_a_killed_connection_comes_back_and_everybody_is_told(hub: LiveHub
         assert len(subscriptions(raw)) == 1
 
 
+@only_real_redis
+async def test_who_comes_as_the_connection_is_killed_is_heard_all_the_same(hub: LiveHub, raw: redis.Redis):
+    async def come_and_go(number: int) -> None:
+        for visit in range(30):
+            async with hub.listen(f"channel-{number}-{visit}", Inbox().put_nowait):
+                await asyncio.sleep(0)
+
+    visitors = asyncio.gather(*(come_and_go(number) for number in range(20)))
+    while not visitors.done():
+        raw.client_kill_filter(_type="pubsub")
+        await asyncio.sleep(0.003)
+    await visitors
+
+
 @pytest.mark.parametrize("server", ["fakeredis", "auto"])
 async def test_a_redis_that_was_away_for_a_while_is_found_again(server):
     with local_redis(server) as own:

@@ -558,12 +558,13 @@ def test_a_producer_alone_submits_and_reads(producer_only, ask):
 def test_a_producer_alone_lists_every_command(producer_only):
     listed = producer_only("--help").stdout
     ours = {entry.name for entry in importlib.metadata.entry_points(group="genqueue.commands")}
-    assert ours >= {"worker", "demo", "bench", "tgi-standin"}
+    assert ours >= {"worker", "demo", "bench", "chaos", "tgi-standin"}
     assert all(f" {name} " in listed for name in ours)
 
 
 @pytest.mark.parametrize(
-    ("command", "extra"), [("worker", "worker"), ("demo", "ops"), ("bench", "ops"), ("tgi-standin", "ops")]
+    ("command", "extra"),
+    [("worker", "worker"), ("demo", "ops"), ("bench", "ops"), ("chaos", "ops"), ("tgi-standin", "ops")],
 )
 def test_a_producer_alone_is_told_which_extra_is_missing(producer_only, command, extra):
     done = producer_only(command)

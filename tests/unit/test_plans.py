@@ -267,6 +267,18 @@ def test_a_stream_says_at_which_chunk_the_text_begins_anew(registry):
     assert [(chunk.text, chunk.restarts) for chunk in chunks] == [("a", False), ("b", False), ("c", True), ("d", False)]
 
 
+def test_a_stream_that_ends_before_the_new_text_says_that_the_old_one_is_void(registry):
+    registry.add("a", "b")
+    registry.emit({"type": "reset"})
+    registry.text = ""
+    registry.finish(State.CANCELLED)
+    seen: list[Chunk] = []
+    with pytest.raises(errors.GenerationCancelledError):
+        registry.read(plans.stream(ID, 0), seen)
+    told = [(chunk.seq, chunk.text, chunk.restarts) for chunk in seen]
+    assert told == [(1, "a", False), (2, "b", False), (3, "", True)]
+
+
 @pytest.mark.parametrize("plan", [plans.stream(ID, 0), plans.follow(ID, 0), plans.result(ID), plans.status(ID)])
 def test_an_id_that_was_never_submitted_is_not_found(registry, plan):
     registry.state = None
