@@ -30,7 +30,7 @@ def sweepers(real_redis):
     """Started by the test; they hold nothing."""
     generator = {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}
     settings = Settings(redis_url=real_redis.url, generators={"default": generator})
-    keepers = [LeaseKeeper(settings, lambda: [], lambda *_: None) for _ in range(SWEEPERS)]
+    keepers = [LeaseKeeper(settings, f"sweeper-{n}", list, lambda *_: None, dict) for n in range(SWEEPERS)]
     yield keepers
     for keeper in keepers:
         keeper.stop()
