@@ -10,7 +10,7 @@ With ``everysec`` it may put off writing for 2 s, and what it forgets nobody els
 
 Which worker made a call is known from a header that each has in its own settings; the journal of a
 stand-in is fetched right before it is killed, so the tokens of its last milliseconds are not counted.
-``max_attempts`` is high: an endpoint that is down charges attempts.
+``max_attempts`` is high: what is judged here is the text, not how often it may fail.
 """
 
 import asyncio
