@@ -34,11 +34,10 @@ from rich.table import Table
 
 from genqueue import AsyncGenerationClient, Settings, load_settings
 from genqueue_ops.local_redis import local_redis
-from genqueue_ops.processes import Child
+from genqueue_ops.processes import Child, started
 
 _TOKENS = 100
 _ITL_S = 0.02
-_READY_WITHIN_S = 60.0
 
 
 class Part(StrEnum):
@@ -109,7 +108,7 @@ def running_stack(concurrency: int) -> Iterator[Stack]:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-bench-")))
         server = opened.enter_context(local_redis())
         limits = ["--max-concurrent-requests", "2000", "--max-batch", "2000"]
-        standin = _started(opened, folder, ["tgi-standin", "--itl-s", str(_ITL_S), *limits], "listening on ")
+        standin = started(opened, folder, ["tgi-standin", "--itl-s", str(_ITL_S), *limits], "listening on ")
         url = standin.logged().partition("listening on ")[2].split()[0]
         config = folder / "genqueue.toml"
         config.write_text(
@@ -119,16 +118,8 @@ def running_stack(concurrency: int) -> Iterator[Stack]:
         for name in [name for name in os.environ if name.startswith("GENQUEUE_")]:
             del os.environ[name]
         os.environ["GENQUEUE_CONFIG"] = str(config)
-        worker = _started(opened, folder, ["worker", "--concurrency", str(concurrency)], " ready.")
+        worker = started(opened, folder, ["worker", "--concurrency", str(concurrency)], " ready.")
         yield Stack(load_settings(), url, worker)
-
-
-def _started(opened: ExitStack, folder: Path, arguments: list[str], ready: str) -> Child:
-    child = Child(arguments[0], [sys.executable, "-P", "-m", "genqueue", *arguments], folder / f"{arguments[0]}.log")
-    child.start()
-    opened.callback(child.end)
-    child.wait_until(lambda logged: ready in logged and logged.endswith("\n"), _READY_WITHIN_S)
-    return child
 
 
 def _direct_client() -> AsyncInferenceClient:

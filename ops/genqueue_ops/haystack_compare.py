@@ -24,11 +24,10 @@ from rich.console import Console
 
 from genqueue_ops.haystack_calls import SHORT
 from genqueue_ops.local_redis import local_redis
-from genqueue_ops.processes import Child
+from genqueue_ops.processes import started
 
 ORIGINAL = ("haystack-ai==2.31.0", "huggingface_hub==1.0.1")
 _CALLS = Path(__file__).with_name("haystack_calls.py")
-_READY_WITHIN_S = 60.0
 
 Outcome = dict[str, Any]
 
@@ -166,13 +165,13 @@ def main(
         python = str(folder / "venv" / "bin" / "python")
         subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *ORIGINAL], check=True)
         redis_url = opened.enter_context(local_redis()).url
-        standin = _started(opened, folder, ["tgi-standin"], "listening on ")
+        standin = started(opened, folder, ["tgi-standin"], "listening on ")
         url = standin.logged().partition("listening on ")[2].split()[0]
         (folder / "genqueue.toml").write_text(
             f'redis_url = "{redis_url}"\n[generators.default]\n'
             f'api_type = "text_generation_inference"\napi_params = {{ url = "{url}" }}\n'
         )
-        _started(opened, folder, ["worker"], " ready.")
+        started(opened, folder, ["worker"], " ready.")
         original = calls(python, "original", url)
         ours = calls(sys.executable, "ours", url, GENQUEUE_REDIS_URL=redis_url)
     if record is not None:
@@ -188,14 +187,6 @@ def main(
             )
             console.print("\n".join(unified_diff(before, after, "expected", "ours", lineterm="", n=2)), markup=False)
     raise typer.Exit(1 if wrong else 0)
-
-
-def _started(opened: ExitStack, folder: Path, arguments: list[str], ready: str) -> Child:
-    child = Child(arguments[0], [sys.executable, "-P", "-m", "genqueue", *arguments], folder / f"{arguments[0]}.log")
-    child.start()
-    opened.callback(child.end)
-    child.wait_until(lambda logged: ready in logged and logged.endswith("\n"), _READY_WITHIN_S)
-    return child
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -124,3 +125,19 @@ class Child:
     def log_tail(self, lines: int = 12) -> str:
         """The end of its log."""
         return "\n".join(self.logged().splitlines()[-lines:]) or "(its log is empty)"
+
+
+_READY_WITHIN_S = 60.0
+
+
+def started(opened: ExitStack, folder: Path, arguments: list[str], ready: str) -> Child:
+    """A ``genqueue`` command that has logged ``ready`` in a whole line; ``opened`` ends it.
+
+    Raises:
+        ChildError: it ended before, or is not ready in time.
+    """
+    child = Child(arguments[0], [sys.executable, "-P", "-m", "genqueue", *arguments], folder / f"{arguments[0]}.log")
+    child.start()
+    opened.callback(child.end)
+    child.wait_until(lambda logged: ready in logged and logged.endswith("\n"), _READY_WITHIN_S)
+    return child

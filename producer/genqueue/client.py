@@ -12,9 +12,9 @@ import queue
 import time
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call, WorkerStatus
@@ -26,6 +26,7 @@ from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 
 OnFailure = Literal["continue", "restart", "fail"]
+HandleT = TypeVar("HandleT")
 
 _RETRY_S = 0.3
 _POLL_S = 5.0
@@ -95,6 +96,102 @@ def _retry(generation_id: str, settings: Settings) -> Plan[str]:
     )
 
 
+class _Submits(Generic[HandleT]):
+    """What both clients are asked for; ``HandleT`` is a handle, or what is awaited for one."""
+
+    def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> HandleT:
+        raise NotImplementedError
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        generator: str = "default",
+        generation_kwargs: dict[str, Any] | None = None,
+        stop_words: Sequence[str] | None = None,
+        stream: bool = True,
+        priority: int = 5,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
+    ) -> HandleT:
+        """Queue a generation; returns as soon as Redis has it.
+
+        Args:
+            prompt: what the model continues; not empty.
+            generator: the name of a configured generator.
+            generation_kwargs: parameters of ``text_generation``; they win over the generator's.
+            stop_words: added to the generator's own.
+            stream: whether chunks are published while it runs.
+            priority: 0 (first) to 9.
+            deadline_s: seconds from now within which it must end; None is no limit.
+            idempotency_key: 1 to 512 bytes; the same key gives the same generation for ``result_ttl_s``.
+            on_failure: what another attempt does with the text so far: go on behind it, forget it
+                and begin anew, or not happen at all.  Where a text cannot be continued (grammar,
+                ``best_of``), "continue" begins anew.
+
+        Raises:
+            InvalidRequestError: says what is wrong; UnknownGeneratorError and
+                IdempotencyConflictError are among them.
+            QueueFullError: backpressure.
+            RedisUnavailableError: within ``redis_timeout_s``.
+        """
+        fields = {
+            "prompt": prompt,
+            "generator": generator,
+            "generation_kwargs": generation_kwargs,
+            "stop_words": stop_words,
+            "stream": stream,
+            "priority": priority,
+            "deadline_s": deadline_s,
+            "on_failure": on_failure,
+        }
+        return self._submit(idempotency_key, fields)
+
+    def submit_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generator: str = "default",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        stop_words: Sequence[str] | None = None,
+        stream: bool = True,
+        priority: int = 5,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
+    ) -> HandleT:
+        """Queue the answer to a chat; as :meth:`submit` but for what follows.
+
+        Args:
+            messages: dictionaries as the OpenAI and Hugging Face clients take them: ``role`` and ``content``
+                (a string, or parts, images among them), ``tool_calls``, ``tool_call_id``, ``name``.
+            tools: functions that the model may call.
+            tool_choice: ``auto``, ``none``, ``required``, or an object that names one function.
+            response_format: the form of the text, as OpenAI or TGI have it.
+            generation_kwargs: parameters of ``chat_completion``; they win over the generator's ``chat_kwargs``.
+            on_failure: "continue" begins anew too where tools, ``response_format``, ``logprobs`` or
+                thoughts are in play, or the generator's settings do not say ``continues_chat``.
+        """
+        fields = {
+            "messages": messages,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "response_format": response_format,
+            "generator": generator,
+            "generation_kwargs": generation_kwargs,
+            "stop_words": stop_words,
+            "stream": stream,
+            "priority": priority,
+            "deadline_s": deadline_s,
+            "on_failure": on_failure,
+        }
+        return self._submit(idempotency_key, fields)
+
+
 class Generation:
     """A handle on one generation, from any process, before, during and after its run.
 
@@ -161,7 +258,7 @@ class Generation:
         return is_cancelled
 
 
-class GenerationClient:
+class GenerationClient(_Submits[Generation]):
     """The synchronous client; threads may share one, and one for each process is enough.
 
     Args:
@@ -176,94 +273,7 @@ class GenerationClient:
         self._hub: tuple[LiveHub, LoopThread] | None = None
         self._hub_pid = 0
 
-    def submit(
-        self,
-        prompt: str,
-        *,
-        generator: str = "default",
-        generation_kwargs: dict[str, Any] | None = None,
-        stop_words: Sequence[str] | None = None,
-        stream: bool = True,
-        priority: int = 5,
-        deadline_s: float | None = None,
-        idempotency_key: str | None = None,
-        on_failure: OnFailure = "continue",
-    ) -> Generation:
-        """Queue a generation; returns as soon as Redis has it.
-
-        Args:
-            prompt: what the model continues; not empty.
-            generator: the name of a configured generator.
-            generation_kwargs: parameters of ``text_generation``; they win over the generator's.
-            stop_words: added to the generator's own.
-            stream: whether chunks are published while it runs.
-            priority: 0 (first) to 9.
-            deadline_s: seconds from now within which it must end; None is no limit.
-            idempotency_key: 1 to 512 bytes; the same key gives the same generation for ``result_ttl_s``.
-            on_failure: what another attempt does with the text so far: go on behind it, forget it
-                and begin anew, or not happen at all.  Where a text cannot be continued (grammar,
-                ``best_of``), "continue" begins anew.
-
-        Raises:
-            InvalidRequestError: says what is wrong; UnknownGeneratorError and
-                IdempotencyConflictError are among them.
-            QueueFullError: backpressure.
-            RedisUnavailableError: within ``redis_timeout_s``.
-        """
-        fields = {
-            "prompt": prompt,
-            "generator": generator,
-            "generation_kwargs": generation_kwargs,
-            "stop_words": stop_words,
-            "stream": stream,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "on_failure": on_failure,
-        }
-        accepted = self._store.run(_submission(self.settings, idempotency_key, fields))
-        return self.generation(accepted.generation_id)
-
-    def submit_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        generator: str = "default",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        generation_kwargs: dict[str, Any] | None = None,
-        stop_words: Sequence[str] | None = None,
-        stream: bool = True,
-        priority: int = 5,
-        deadline_s: float | None = None,
-        idempotency_key: str | None = None,
-        on_failure: OnFailure = "continue",
-    ) -> Generation:
-        """Queue the answer to a chat; as :meth:`submit` but for what follows.
-
-        Args:
-            messages: dictionaries as the OpenAI and Hugging Face clients take them: ``role`` and ``content``
-                (a string, or parts, images among them), ``tool_calls``, ``tool_call_id``, ``name``.
-            tools: functions that the model may call.
-            tool_choice: ``auto``, ``none``, ``required``, or an object that names one function.
-            response_format: the form of the text, as OpenAI or TGI have it.
-            generation_kwargs: parameters of ``chat_completion``; they win over the generator's ``chat_kwargs``.
-            on_failure: "continue" begins anew too where tools, ``response_format``, ``logprobs`` or
-                thoughts are in play, or the generator's settings do not say ``continues_chat``.
-        """
-        fields = {
-            "messages": messages,
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "response_format": response_format,
-            "generator": generator,
-            "generation_kwargs": generation_kwargs,
-            "stop_words": stop_words,
-            "stream": stream,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "on_failure": on_failure,
-        }
+    def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
         accepted = self._store.run(_submission(self.settings, idempotency_key, fields))
         return self.generation(accepted.generation_id)
 
@@ -438,7 +448,7 @@ class AsyncGeneration:
         return is_cancelled
 
 
-class AsyncGenerationClient:
+class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
     """The asyncio client; belongs to the loop that first uses it, until it is closed.
 
     Args:
@@ -452,64 +462,7 @@ class AsyncGenerationClient:
         self._hub: LiveHub | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def submit(
-        self,
-        prompt: str,
-        *,
-        generator: str = "default",
-        generation_kwargs: dict[str, Any] | None = None,
-        stop_words: Sequence[str] | None = None,
-        stream: bool = True,
-        priority: int = 5,
-        deadline_s: float | None = None,
-        idempotency_key: str | None = None,
-        on_failure: OnFailure = "continue",
-    ) -> AsyncGeneration:
-        """As :meth:`GenerationClient.submit`."""
-        fields = {
-            "prompt": prompt,
-            "generator": generator,
-            "generation_kwargs": generation_kwargs,
-            "stop_words": stop_words,
-            "stream": stream,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "on_failure": on_failure,
-        }
-        self._stay_on_loop()
-        accepted = await self._store.run(_submission(self.settings, idempotency_key, fields))
-        return self.generation(accepted.generation_id)
-
-    async def submit_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        generator: str = "default",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        generation_kwargs: dict[str, Any] | None = None,
-        stop_words: Sequence[str] | None = None,
-        stream: bool = True,
-        priority: int = 5,
-        deadline_s: float | None = None,
-        idempotency_key: str | None = None,
-        on_failure: OnFailure = "continue",
-    ) -> AsyncGeneration:
-        """As :meth:`GenerationClient.submit_chat`."""
-        fields = {
-            "messages": messages,
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "response_format": response_format,
-            "generator": generator,
-            "generation_kwargs": generation_kwargs,
-            "stop_words": stop_words,
-            "stream": stream,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "on_failure": on_failure,
-        }
+    async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
         self._stay_on_loop()
         accepted = await self._store.run(_submission(self.settings, idempotency_key, fields))
         return self.generation(accepted.generation_id)

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from genqueue.messages import Token, read_request
+from genqueue.places import without_secrets
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.generators import call_parameters, goes_one_shot, take_token
-from genqueue_worker.upstream import Upstream, public_address
+from genqueue_worker.upstream import Upstream
 
 
 def upstream(settings, environ=()):
@@ -101,7 +102,7 @@ def test_what_the_server_refuses_to_stream_goes_one_shot(parameters, expected):
     ],
 )
 def test_an_address_is_shown_without_credentials_or_query(url, expected):
-    assert public_address(url) == expected
+    assert without_secrets(url) == expected
 
 
 @pytest.mark.parametrize(

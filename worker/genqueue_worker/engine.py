@@ -27,7 +27,7 @@ from genqueue.errors import GenerationNotFoundError, InvalidRequestError
 from genqueue.messages import GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T
-from genqueue.timing import timings
+from genqueue.timing import Timings, timings
 from genqueue_worker.continuation import (
     Begin,
     Complete,
@@ -344,9 +344,6 @@ class Engine:
         if len(whole) > len(text) and whole.startswith(text):  # text that no token brought
             outbox.push_text(whole[len(text) :])
             text = "".join(outbox.parts)
-        first_text_at = None
-        if outbox.first_text_s is not None:
-            first_text_at = claim.started_at + outbox.first_text_s - work.claimed_s
         # A continued attempt was sent the earlier tokens as a part of its prompt.
         prompt_tokens, completion_tokens = ending.prompt_tokens, outbox.completion_tokens
         if prompt_tokens is not None:
@@ -357,13 +354,11 @@ class Engine:
             "model": upstream.model(endpoint),
             "finish_reason": ending.finish_reason,
             "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
-            "completion_start_time": _iso(first_text_at),
+            "completion_start_time": _iso(_first_text_at(work)),
             "generator": work.generator,
             "endpoint": endpoint.address,
             "attempts": claim.attempt,
-            "timings": timings(
-                claim.submitted_at, claim.started_at, first_text_at, self._redis_time(work), outbox.waking_s
-            ),
+            "timings": self._timings(work),
             **ending.extra,
         }
         result = GenerationResult(replies=[text], meta=[meta])
@@ -404,16 +399,9 @@ class Engine:
 
     async def _fail(self, work: Work, reason: Outcome) -> Ended | NotOurs:
         claim = work.claim
-        first_s = work.outbox.first_text_s
         detail = {
             "errors": [*claim.errors, {"attempt": claim.attempt, "message": reason.message}],
-            "timings": timings(
-                claim.submitted_at,
-                claim.started_at,
-                None if first_s is None else claim.started_at + first_s - work.claimed_s,
-                self._redis_time(work),
-                work.outbox.waking_s,
-            ),
+            "timings": self._timings(work),
         }
         reason = reason.model_copy(update={"detail": detail | reason.detail})
         last = work.outbox.take()
@@ -433,9 +421,10 @@ class Engine:
         )
         return await self._writer.last(outbox, call)
 
-    def _redis_time(self, work: Work) -> float:
-        """Now, in epoch seconds of Redis's clock: hosts' clocks may disagree."""
-        return work.claim.started_at + self._loop.time() - work.claimed_s
+    def _timings(self, work: Work) -> Timings:
+        """Until now; all by Redis's clock, since hosts' clocks may disagree."""
+        claim, ended_at = work.claim, _redis_time(work, self._loop.time())
+        return timings(claim.submitted_at, claim.started_at, _first_text_at(work), ended_at, work.outbox.waking_s)
 
     async def _cancel(self, generation_id: str) -> None:
         try:
@@ -525,6 +514,16 @@ def _gave_up(claim: Claim) -> Outcome:
     """The end of a generation whose earlier attempts failed often enough."""
     last = claim.errors[-1]["message"] if claim.errors else "nothing is known"
     return Outcome(error="failed", message=f"gave up after {claim.attempt - 1} attempts: {last}")
+
+
+def _redis_time(work: Work, loop_s: float) -> float:
+    """The loop's time in epoch seconds of Redis's clock."""
+    return work.claim.started_at + loop_s - work.claimed_s
+
+
+def _first_text_at(work: Work) -> float | None:
+    first_text_s = work.outbox.first_text_s
+    return None if first_text_s is None else _redis_time(work, first_text_s)
 
 
 def _iso(epoch_s: float | None) -> str | None:

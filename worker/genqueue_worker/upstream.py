@@ -7,11 +7,10 @@ Every error of the client or of a server leaves here as
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 from huggingface_hub import AsyncInferenceClient, get_async_session
@@ -25,6 +24,7 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
+from genqueue.places import without_secrets
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
@@ -39,12 +39,6 @@ _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _SCALE_UP_S = 600
 """How long a proxy of Inference Endpoints is asked to hold a request while its endpoint wakes."""
-
-
-def public_address(url: str) -> str:
-    """``url`` fit for results and logs: no credentials, no query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 class Silence:
@@ -131,7 +125,7 @@ class Upstream:
         self.name = name
         self.settings = settings
         params = settings.api_params
-        self.endpoints = [Endpoint(url, public_address(url)) for url in params.addresses] or [
+        self.endpoints = [Endpoint(url, without_secrets(url)) for url in params.addresses] or [
             Endpoint(None, params.provider or "auto")
         ]
         token = next((environ[variable] for variable in settings.token_names if environ.get(variable)), None)
@@ -255,11 +249,7 @@ class Upstream:
         """Find out whether a server is down; however many calls it failed, it is asked once."""
         if endpoint.url is None or endpoint.is_down or endpoint.is_waking:
             return
-        probe = self._probes.get(endpoint)
-        if probe is None:
-            probe = self._probes[endpoint] = asyncio.create_task(self._answers(endpoint))
-            probe.add_done_callback(lambda _: self._probes.pop(endpoint))
-        if not await asyncio.shield(probe):
+        if not await self._probe(endpoint, self._answers):
             self._down(endpoint, endpoint.trouble or "no answer to /health")
 
     def _down(self, endpoint: Endpoint, trouble: str) -> None:
@@ -276,13 +266,17 @@ class Upstream:
         try:
             if endpoint.waiting == 1:
                 self._on_change()
-            waker = self._probes.get(endpoint)
-            if waker is None:
-                waker = self._probes[endpoint] = asyncio.create_task(self._wake(endpoint))
-                waker.add_done_callback(lambda _: self._probes.pop(endpoint))
-            await asyncio.shield(waker)
+            await self._probe(endpoint, self._wake)
         finally:
             endpoint.waiting -= 1
+
+    async def _probe(self, endpoint: Endpoint, ask: Callable[[Endpoint], Coroutine[Any, Any, bool]]) -> bool:
+        """What ``ask`` finds out; who comes while it is under way, or gives up, shares it with the others."""
+        probe = self._probes.get(endpoint)
+        if probe is None:
+            probe = self._probes[endpoint] = asyncio.create_task(ask(endpoint))
+            probe.add_done_callback(lambda _: self._probes.pop(endpoint))
+        return await asyncio.shield(probe)
 
     async def _wake(self, endpoint: Endpoint) -> bool:
         logger.info("%s: %s wakes up", self.name, endpoint.address)

@@ -1,52 +1,33 @@
 """A chat as Haystack's component shows it, in streaming chunks. Pure.
 
 A chunk of Haystack holds text, or reasoning, or tool calls, of one event; the queue's may hold some
-of each, of several.  What comes together with the end is held back until the result is there, which says how it ended.
+of each, of several.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
 from haystack.dataclasses import ComponentInfo, FinishReason, ReasoningContent, StreamingChunk, ToolCallDelta
 
-from genqueue.messages import Chunk, Event, Finished, GenerationResult, Reset
+from genqueue.haystack.chunks import Chunks
+from genqueue.messages import Chunk, GenerationResult
 
 Piece = dict[str, Any]
 """What one streaming chunk says: the fields that not all have."""
 
 
-class ChatChunks:
+class ChatChunks(Chunks[Piece]):
     """The streaming chunks of one chat.
 
     Args:
         component_info: of the component that streams.
         model: where the component was told that the model is; None if it was not.
-
-    Attributes:
-        first_at: local time of the first chunk, ISO 8601; None before.
     """
 
     def __init__(self, component_info: ComponentInfo, model: str | None) -> None:
-        self.first_at: str | None = None
+        super().__init__(component_info)
         self._model = model
-        self._component_info = component_info
-        self._restarts = False
-        self._held: list[Piece] = []
-
-    def feed(self, batch: Sequence[Event]) -> list[StreamingChunk]:
-        """What can be shown of ``batch``; all of it, unless the end is in it."""
-        pieces: list[Piece] = []
-        for event in batch:
-            if isinstance(event, Reset):
-                pieces, self._restarts = [], True
-            elif isinstance(event, Chunk):
-                pieces += _pieces(event)
-        if any(isinstance(event, Finished) for event in batch):
-            self._held = pieces
-            return []
-        return [self._shown(piece) for piece in pieces]
 
     def end(self, result: GenerationResult) -> list[StreamingChunk]:
         """What was held back, how it ended, and what it took."""
@@ -61,6 +42,20 @@ class ChatChunks:
         }
         usage = {"content": "", "index": None, "meta": {"usage": usage_of(result)}}
         return [self._shown(piece) for piece in (*self._held, usage)]
+
+    def _pieces(self, chunk: Chunk) -> list[Piece]:
+        """A chunk of the queue as Haystack may have it; reasoning comes before the answer, and that before calls."""
+        pieces: list[Piece] = []
+        if chunk.reasoning:
+            pieces.append({"content": "", "reasoning": ReasoningContent(reasoning_text=chunk.reasoning)})
+        if chunk.text or not (chunk.reasoning or chunk.tool_calls):
+            text = iter(chunk.text)
+            pieces += [{"content": "".join(islice(text, size))} for size in chunk.pieces or (len(chunk.text),)]
+        for call in chunk.tool_calls:
+            delta = ToolCallDelta(index=call.index, tool_name=call.name, arguments=call.arguments, id=call.id)
+            starts = {"start": True} if call.name is not None else {}
+            pieces.append({"content": "", "tool_calls": [delta], "index": call.index, **starts})
+        return pieces
 
     def _shown(self, piece: Piece) -> StreamingChunk:
         now = datetime.now().isoformat()  # noqa: DTZ005  # local and naive, as Haystack's are
@@ -84,18 +79,3 @@ def haystacks_word(finish_reason: str | None, *, called: bool) -> FinishReason |
 def usage_of(result: GenerationResult) -> dict[str, int]:
     """The token counts; 0 where the server did not say."""
     return {name: count or 0 for name, count in result.meta[0]["usage"].items()}
-
-
-def _pieces(chunk: Chunk) -> list[Piece]:
-    """A chunk of the queue as Haystack may have it; reasoning comes before the answer, and that before calls."""
-    pieces: list[Piece] = []
-    if chunk.reasoning:
-        pieces.append({"content": "", "reasoning": ReasoningContent(reasoning_text=chunk.reasoning)})
-    if chunk.text or not (chunk.reasoning or chunk.tool_calls):
-        text = iter(chunk.text)
-        pieces += [{"content": "".join(islice(text, size))} for size in chunk.pieces or (len(chunk.text),)]
-    for call in chunk.tool_calls:
-        delta = ToolCallDelta(index=call.index, tool_name=call.name, arguments=call.arguments, id=call.id)
-        starts = {"start": True} if call.name is not None else {}
-        pieces.append({"content": "", "tool_calls": [delta], "index": call.index, **starts})
-    return pieces
