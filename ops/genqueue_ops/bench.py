@@ -32,7 +32,8 @@ from huggingface_hub import AsyncInferenceClient, set_async_client_factory
 from rich.console import Console
 from rich.table import Table
 
-from genqueue import AsyncGenerationClient, Settings, load_settings
+from genqueue import AsyncGenerationClient, Chunk, Settings, load_settings
+from genqueue.messages import Finished
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.processes import Child, started
 
@@ -44,6 +45,7 @@ class Part(StrEnum):
     """What can be measured by itself."""
 
     THROUGHPUT = "throughput"
+    CHAT = "chat"
     TTFT = "ttft"
     MEMORY = "memory"
     CROWD = "crowd"
@@ -151,22 +153,57 @@ async def _queued(client: AsyncGenerationClient, prompt: str, max_new_tokens: in
     return Streamed(first_s - began_s, "".join(parts), tokens)
 
 
+async def _direct_chat(client: AsyncInferenceClient, url: str, prompt: str, max_tokens: int) -> Streamed:
+    began_s, first_s, parts, tokens = time.perf_counter(), 0.0, [], 0
+    client.model = url  # the call's own model would be what the body names
+    messages = [{"role": "user", "content": prompt}]
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": max_tokens}
+    async for output in await client.chat_completion(messages, model="tgi", **options):
+        if output.usage:
+            tokens = output.usage.completion_tokens
+        for choice in output.choices:
+            parts.append(choice.delta.content or "")
+            first_s = first_s or time.perf_counter()
+    return Streamed(first_s - began_s, "".join(parts), tokens)
+
+
+async def _queued_chat(client: AsyncGenerationClient, prompt: str, max_tokens: int) -> Streamed:
+    began_s, first_s, parts, tokens = time.perf_counter(), 0.0, [], 0
+    generation = await client.submit_chat(
+        [{"role": "user", "content": prompt}], generation_kwargs={"max_tokens": max_tokens}
+    )
+    async for event in generation.events():
+        match event:
+            case Chunk():
+                parts.append(event.text)
+                first_s = first_s or time.perf_counter()
+            case Finished():
+                tokens = event.completion_tokens
+    return Streamed(first_s - began_s, "".join(parts), tokens)
+
+
 async def _at_once(streams: list[Coroutine[Any, Any, Streamed]]) -> tuple[float, list[Streamed]]:
     began_s = time.perf_counter()
     got = await asyncio.gather(*streams)
     return time.perf_counter() - began_s, got
 
 
-async def throughput(stack: Stack, rounds: int) -> list[Figure]:
+async def throughput(
+    stack: Stack,
+    rounds: int,
+    ask_directly: Callable[[AsyncInferenceClient, str, str, int], Coroutine[Any, Any, Streamed]] = _direct,
+    ask_queue: Callable[[AsyncGenerationClient, str, int], Coroutine[Any, Any, Streamed]] = _queued,
+    what: str = "streams",
+) -> list[Figure]:
     """200 streams of 100 tokens, 20 ms apart; direct and queued in turns, and the first turn not counted."""
     streams = 200
     prompts = [f"Prompt {number}:" for number in range(streams)]
     direct_s, queued_s, cpu_s, trips, lost = [], [], [], [], 0
     async with _direct_client() as direct, AsyncGenerationClient(stack.settings) as queued:
         for number in range(rounds + 1):
-            wall_s, expected = await _at_once([_direct(direct, stack.url, prompt, _TOKENS) for prompt in prompts])
+            wall_s, expected = await _at_once([ask_directly(direct, stack.url, prompt, _TOKENS) for prompt in prompts])
             reads, worker_s = stack.redis_reads(), stack.worker_cpu_s()
-            queued_wall_s, got = await _at_once([_queued(queued, prompt, _TOKENS) for prompt in prompts])
+            queued_wall_s, got = await _at_once([ask_queue(queued, prompt, _TOKENS) for prompt in prompts])
             if number == 0:
                 continue
             direct_s.append(wall_s)
@@ -179,10 +216,10 @@ async def throughput(stack: Stack, rounds: int) -> list[Figure]:
     ratios = [ours / theirs for ours, theirs in zip(queued_s, direct_s, strict=True)]
     told = f"median of {rounds}; direct {_median(direct_s):.2f} s, queued {_median(queued_s):.2f} s"
     return [
-        Figure(f"wall of {streams} streams x {_TOKENS} tokens, queued / direct", _median(ratios), 1.4, told),
-        Figure("streams whose text or tokens differ from the direct call's", lost, 0, f"of {streams * rounds}"),
-        Figure("Redis round trips per token", _median(trips), 0.25, "all clients of Redis counted, readers too"),
-        Figure("worker CPU per token, us", _median(cpu_s) / (streams * _TOKENS) * 1e6, None, "all threads"),
+        Figure(f"wall of {streams} {what} x {_TOKENS} tokens, queued / direct", _median(ratios), 1.4, told),
+        Figure(f"{what} whose text or tokens differ from the direct call's", lost, 0, f"of {streams * rounds}"),
+        Figure(f"Redis round trips per token of {what}", _median(trips), 0.25, "all clients counted, readers too"),
+        Figure(f"worker CPU per token of {what}, us", _median(cpu_s) / (streams * _TOKENS) * 1e6, None, "all threads"),
     ]
 
 
@@ -274,6 +311,7 @@ def bench(
     wanted = set(parts or Part)
     small: dict[Part, Callable[[Stack], Coroutine[Any, Any, list[Figure]]]] = {
         Part.THROUGHPUT: lambda stack: throughput(stack, rounds),
+        Part.CHAT: lambda stack: throughput(stack, rounds, _direct_chat, _queued_chat, "chats"),
         Part.TTFT: lambda stack: ttft(stack, pairs),
         Part.MEMORY: lambda stack: memory(stack, generations),
     }
