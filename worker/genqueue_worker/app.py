@@ -103,6 +103,8 @@ def celery_addresses(redis_url: str) -> dict[str, Any]:
 
 def celery_configuration(settings: Settings) -> dict[str, Any]:
     """Every Celery dial that is not left alone, with its reason."""
+    name = read_address(settings.redis_url).master
+    master = {} if name is None else {"master_name": name}
     return {
         **celery_addresses(settings.redis_url),
         "broker_transport_options": {
@@ -112,10 +114,14 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
             # A message is only a doorbell: the registry knows what was not claimed.  Without the
             # broker's own bookkeeping there is no restored duplicate, and four round trips less.
             "ack_emulation": False,
-            # A BRPOP without an answer is given up after 6 to 11 s, not 26 to 51: its Redis may have become a replica.
+            # A Redis that is frozen, or whose host is gone, would be waited for without end, and its successor
+            # behind Sentinels not be found.  A BRPOP without an answer is given up after 6 to 11 s.
+            "socket_timeout": settings.redis_timeout_s,
+            "socket_connect_timeout": settings.redis_timeout_s,
             "health_check_interval": 5,
-            "master_name": read_address(settings.redis_url).master or "",  # Flower asks for it
+            **master,  # Flower asks for it
         },
+        "result_backend_transport_options": master,
         "broker_connection_retry_on_startup": True,  # a worker may start before its Redis
         "broker_connection_max_retries": None,  # and outlive it
         "task_queues": [
