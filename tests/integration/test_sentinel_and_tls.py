@@ -1,17 +1,22 @@
 """A Redis behind Sentinels, a Redis behind TLS, and both: broker, results, log and live channels alike."""
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
+from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue_ops.local_redis import find_redis_server
 
-from .redis_servers import PASSWORD, SENTINEL_PASSWORD, Certificates, Family, Server, sentinel_family
+from .redis_servers import PASSWORD, SENTINEL_PASSWORD, USER, Certificates, Family, Server, data_lines, sentinel_family
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -94,14 +99,23 @@ def hand_over(family: Family, master: Server) -> Callable[[], None]:
     return lambda: None
 
 
-@pytest.mark.parametrize("lose", [kill, freeze, hand_over])
+@pytest.mark.parametrize(
+    ("family", "lose"),
+    [
+        pytest.param("plain", freeze, id="plain-freeze"),
+        pytest.param("plain", hand_over, id="plain-hand-over"),
+        pytest.param("tls", kill, id="tls-kill"),
+    ],
+    indirect=["family"],
+)
 def test_a_failover_shows_no_seam(family, served, ask, read, eventually, lose):
     _, client = served
     master = whole(family, eventually)
-    prompt = ask(tokens=150, itl_s=0.03)
+    prompt = ask(tokens=120, itl_s=0.03)
     generation = client.submit(prompt, generation_kwargs={"max_new_tokens": 500})
     reading = read(generation)
-    eventually(lambda: len(reading.events) > 20)
+    eventually(lambda: len(reading.events) > 20 or reading.error)
+    assert reading.error is None
     mend = lose(family, master)
     try:
         eventually(lambda: family.master is not master, within_s=30)
@@ -123,3 +137,86 @@ async def test_an_async_client_asks_the_sentinels_too(family, served, ask):
         generation = await client.submit(prompt, generation_kwargs={"max_new_tokens": 500})
         text = [chunk.text async for chunk in generation.stream()]
         assert ("".join(text), (await generation.result()).replies) == (prompt.answer, [prompt.answer])
+
+
+@pytest.fixture(scope="module")
+def tls_redis(certificates, tmp_path_factory) -> Iterator[Server]:
+    """One Redis that speaks TLS only, and asks for a certificate and a password."""
+    server = Server(tmp_path_factory.mktemp("tls") / "redis", certificates, data_lines(), sentinel=False)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.child.end(signal.SIGKILL)
+
+
+def tls_url(server: Server, query: str) -> str:
+    secret = PASSWORD.replace("/", "%2F").replace("@", "%40").replace(":", "%3A")
+    return f"rediss://{USER}:{secret}@127.0.0.1:{server.port}/0?{query}"
+
+
+async def test_everything_goes_over_tls(tls_redis, certificates, launch_worker, generators, eventually, ask):
+    url = tls_url(tls_redis, certificates.query)
+    worker, client = serving(launch_worker, generators, url, eventually)
+    try:
+        prompt = ask(tokens=5)
+        generation = client.submit(prompt, generation_kwargs={"max_new_tokens": 500})
+        assert "".join(chunk.text for chunk in generation.stream()) == prompt.answer
+        async with AsyncGenerationClient(Settings(redis_url=url, generators={})) as other:
+            again = other.generation(generation.id)
+            text = [chunk.text async for chunk in again.stream()]
+            assert ("".join(text), (await again.result()).replies) == (prompt.answer, [prompt.answer])
+        app = Celery("plain", broker=f"{url}&ssl_cert_reqs=required", backend=f"{url}&ssl_cert_reqs=required")
+        arguments = {"prompt": ask(tokens=5), "generation_kwargs": {"max_new_tokens": 500}}
+        sent = app.send_task("genqueue.generate", kwargs=arguments, queue="generate.default", ignore_result=True)
+        result = await asyncio.to_thread(client.generation(sent.id).result, 30)
+        assert result.replies == [arguments["prompt"].answer]
+        app.close()
+    finally:
+        client.close()
+        assert worker.end() == 0, worker.log
+    assert PASSWORD not in worker.log
+
+
+@pytest.fixture
+def wrong(tls_redis, certificates, tmp_path) -> dict[str, str]:
+    """Addresses that name the right Redis in wrong ways."""
+    foreign = Certificates(tmp_path)
+    return {
+        "another CA": tls_url(tls_redis, certificates.query.replace(str(certificates.ca), str(foreign.ca))),
+        "no CA": tls_url(tls_redis, certificates.query.partition("&")[2]),
+        "another password": tls_url(tls_redis, certificates.query).replace("canary", "wrong"),
+    }
+
+
+WRONG = {
+    "another CA": "certificate verify failed",
+    "no CA": "certificate verify failed",
+    "another password": "refuses the credentials",
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_producer_says_why_it_has_no_tls(wrong, what):
+    with GenerationClient(Settings(redis_url=wrong[what], generators={})) as client:
+        with pytest.raises(StoreError) as told:
+            client.submit("x")
+        with pytest.raises(StoreError) as told_listening:
+            client.generation("x").result(timeout_s=5)
+    for error in (told, told_listening):
+        assert not isinstance(error.value, RedisUnavailableError)
+        assert WRONG[what] in str(error.value).lower().replace("_", " ")
+        assert "canary" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["another CA", "another password"])
+def test_a_worker_ends_at_its_start_and_says_why_in_one_line(wrong, what, generators, tmp_path):
+    configured = json.dumps({name: options for name, options in generators.items()})
+    environ = {**os.environ, "GENQUEUE_REDIS_URL": wrong[what], "GENQUEUE_GENERATORS": configured}
+    command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker", "-P", "threads"]
+    ended = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode != 0
+    (line,) = [line for line in ended.stderr.splitlines() if "genqueue:" in line]
+    assert WRONG[what] in line.lower().replace("_", " ")
+    assert "Traceback" not in ended.stderr
+    assert "canary" not in ended.stdout + ended.stderr
