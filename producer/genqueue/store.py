@@ -94,8 +94,12 @@ class _AsyncSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool, redis.as
 
 
 def _is_demoted(error: redis.ResponseError) -> bool:
-    """Whether it is a replica that answers: it was the master when we connected, or its name now leads elsewhere."""
-    return "READONLY" in str(error)  # before Redis 7 a script's error only has it in its middle
+    """Whether it is no master any more that answers: a replica, or who lost its replicas to another master.
+
+    It was the master when we connected, or its name now leads elsewhere.
+    """
+    # Before Redis 7 a script's error only has the word in its middle.
+    return any(word in str(error) for word in ("READONLY", "NOREPLICAS"))
 
 
 def _translate(address: RedisAddress, error: Exception) -> GenqueueError:

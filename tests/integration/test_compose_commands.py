@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import redis.exceptions
 import yaml
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-import redis
 from genqueue import GenerationClient, Settings
 from genqueue_ops.local_redis import find_redis_server, free_port
 from genqueue_ops.processes import Child

@@ -1,8 +1,8 @@
 """A Redis that answered and then forgot, as after a crash or a failover: its last writes are taken back here."""
 
 import pytest
-
 import redis
+
 from genqueue import keys
 
 
