@@ -58,11 +58,13 @@ class Registry:
 
     Attributes:
         now_ms: Redis's clock, in epoch milliseconds.
+        keep_s: What the next who speaks has set.
     """
 
     def __init__(self, run: Callable[[Call[Any]], Any], raw: redis.Redis) -> None:
         self.run = run
         self.raw = raw
+        self.keep_s = KEEP_S
 
     @property
     def now_ms(self) -> float:
@@ -83,7 +85,7 @@ class Registry:
             calls.submit(
                 generation_id or str(uuid.uuid4()),
                 read_request({"prompt": "What's NLP?", **fields}),
-                keep_s=KEEP_S,
+                keep_s=self.keep_s,
                 idempotency_key=idempotency_key,
                 idempotency_ttl_s=RESULT_TTL_S,
                 max_queue_depth=max_queue_depth,
@@ -96,7 +98,7 @@ class Registry:
         self, generation_id: str, owner: str = "worker-1", *, generator: str = "default", lease_s: float = LEASE_S
     ) -> Claim | NotClaimed:
         answer: Claim | NotClaimed = self.run(
-            calls.claim(generation_id, generator, owner=owner, lease_s=lease_s, keep_s=KEEP_S)
+            calls.claim(generation_id, generator, owner=owner, lease_s=lease_s, keep_s=self.keep_s)
         )
         return answer
 
@@ -111,11 +113,11 @@ class Registry:
         self.raw.zadd(keys.LEASES, {generation_id: self.now_ms - 1})
 
     def append(self, *flushes: Flush) -> list[str]:
-        answers: list[str] = self.run(calls.append(flushes, keep_s=KEEP_S))
+        answers: list[str] = self.run(calls.append(flushes, keep_s=self.keep_s))
         return answers
 
     def finish(self, end: End) -> str:
-        answer: str = self.run(calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S))
+        answer: str = self.run(calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=self.keep_s))
         return answer
 
     def release(
@@ -130,14 +132,14 @@ class Registry:
                 delay_s=delay_s,
                 failure=None if failure is None else {"attempt": last.attempt, "message": failure},
                 is_charged=is_charged,
-                keep_s=KEEP_S,
+                keep_s=self.keep_s,
             )
         )
         return answer
 
     def sweep(self, *generators: str) -> Found:
         """What a sweeper that serves ``default`` (or ``generators``) finds, and rings for."""
-        found: Found = self.run(calls.sweep(generators or ("default",), keep_s=KEEP_S))
+        found: Found = self.run(calls.sweep(generators or ("default",), keep_s=self.keep_s))
         return found
 
     def doorbells(self, priority: int = 5) -> list[str]:

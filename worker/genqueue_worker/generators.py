@@ -17,6 +17,7 @@ from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.serverless import CHATS, PROMPTS, find_provider
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.transport import Exchange, UpstreamError, exchange
 from genqueue_worker.upstream import Silence, Upstream
@@ -105,7 +106,7 @@ class TextGeneration:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.settings = upstream.settings
-        self._known_tasks = set() if upstream.endpoints[0].url is None else {"text-generation", "conversational"}
+        self._known_tasks = set() if upstream.endpoints[0].url is None else {PROMPTS, CHATS}
 
     async def warm_up(self) -> None:
         """Pay for huggingface_hub's lazy imports before a caller has to; makes no call."""
@@ -126,9 +127,9 @@ class TextGeneration:
         """
 
         async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:
-            task = "text-generation" if isinstance(prompt, str) else "conversational"
+            task = PROMPTS if isinstance(prompt, str) else CHATS
             if task not in self._known_tasks:
-                await asyncio.to_thread(self._find_provider, task)
+                await asyncio.to_thread(find_provider, self.settings.api_params, self.upstream.token, task)
                 self._known_tasks.add(task)
             between_s = self.settings.between_tokens_s
             is_one_shot = isinstance(prompt, str) and goes_one_shot(parameters)
@@ -251,28 +252,3 @@ class TextGeneration:
             completion_tokens=details.generated_tokens if details else None,
             extra=extra,
         )
-
-    def _find_provider(self, task: str) -> None:
-        """Let huggingface_hub look up who serves the model; it asks the Hub with a blocking call and remembers."""
-        from huggingface_hub.inference._providers import get_provider_helper
-
-        params = self.settings.api_params
-        try:
-            helper = get_provider_helper(
-                params.provider,  # type: ignore[arg-type]  # a plain string: settings.py has checked it
-                task=task,
-                model=params.model,
-            )
-            token = self.upstream.client_options["token"]
-            if task == "conversational":  # any provider will do; whether it has the model is found out here
-                helper.prepare_request(inputs=[], parameters={}, headers={}, model=params.model, api_key=token)
-                return
-        except ValueError as error:  # unknown there, or of another kind: no attempt will fix it
-            raise UpstreamError(UpstreamFacts(str(error), error_type="validation")) from error
-        if helper.provider != "hf-inference":
-            facts = UpstreamFacts(
-                f"model {params.model!r} is served for text generation by {helper.provider!r} only, "
-                "in a dialect that huggingface_hub cannot stream",
-                error_type="validation",
-            )
-            raise UpstreamError(facts)

@@ -74,6 +74,7 @@ _BY_WORDS = {
 _BY_STATUS = {
     400: Fault.REQUEST,
     401: Fault.REQUEST,
+    402: Fault.REQUEST,  # the router: the account has used up what it may
     403: Fault.REQUEST,
     404: Fault.REQUEST,
     405: Fault.REQUEST,

@@ -29,6 +29,7 @@ from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.policy import Fault, UpstreamFacts, fault_of
+from genqueue_worker.serverless import examine
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
 
@@ -128,7 +129,9 @@ class Upstream:
         self.endpoints = [Endpoint(url, without_secrets(url)) for url in params.addresses] or [
             Endpoint(None, params.provider or "auto")
         ]
-        token = next((environ[variable] for variable in settings.token_names if environ.get(variable)), None)
+        token = self.token = next(
+            (environ[variable] for variable in settings.token_names if environ.get(variable)), None
+        )
         headers: dict[str, Any] = {key: value.get_secret_value() for key, value in params.headers.items()}
         if token is None and params.addresses and not any(key.lower() == "authorization" for key in headers):
             # huggingface_hub sends HF_TOKEN, if set, to any address; only this keeps it back.
@@ -213,9 +216,13 @@ class Upstream:
         )
 
     async def watch(self) -> None:
-        """Probe what is down until it is back, for as long as the engine lives."""
+        """See what is there, then probe what is down until it is back, for as long as the engine lives."""
         if self.settings.api_type == "text_generation_inference":  # of the others a probe may cost money
             await asyncio.gather(*(self._look_after(endpoint) for endpoint in self.endpoints))
+        if self.settings.api_type == "serverless_inference_api":
+            endpoint, params = self.endpoints[0], self.settings.api_params
+            endpoint.trouble = await asyncio.to_thread(examine, self.name, params, self.token)
+            self._on_change()
         while True:
             await self._went_down.wait()
             await asyncio.sleep(_PROBE_EVERY_S)
@@ -243,7 +250,10 @@ class Upstream:
                 await self._look_after(endpoint)
             case Fault.REQUEST:
                 endpoint.succeeded()
-        return replace(facts, is_down=endpoint.is_down)
+        model, message = self.settings.api_params.model, facts.message
+        if endpoint.url is None and model and model not in message:  # the router does not say which
+            message = f"{message} (model {model!r}, provider {endpoint.address!r})"
+        return replace(facts, message=message, is_down=endpoint.is_down)
 
     async def _look_after(self, endpoint: Endpoint) -> None:
         """Find out whether a server is down; however many calls it failed, it is asked once."""

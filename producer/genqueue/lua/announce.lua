@@ -9,7 +9,7 @@ local function forget(table_of, older_than_s)
     local announced_at = tonumber(all[index + 1]) or cjson.decode(all[index + 1]).announced_at
     if announced_at < time - older_than_s then redis.call('HDEL', table_of, all[index]) end
   end
-  redis.call('EXPIRE', table_of, math.ceil(older_than_s))
+  keep(table_of, math.ceil(older_than_s))
 end
 
 local announced = '{"announced_at":' .. stamp(time) .. ','

@@ -38,7 +38,7 @@ end
 local place = redis.call('ZSCORE', waiting, id)
 if place and tonumber(place) > tonumber(redis.call('HGET', newest_claimed, priority) or 0) then
   redis.call('HSET', newest_claimed, priority, place)
-  redis.call('EXPIRE', newest_claimed, keep_s)
+  keep(newest_claimed, keep_s)
 end
 attempt, started_at = tonumber(attempt) + 1, stamp(time)
 seq = append_events(log, live, tonumber(seq), attempt, {
@@ -51,5 +51,5 @@ redis.call('EXPIRE', log, keep_s)
 redis.call('EXPIRE', text, keep_s)
 for _, place_of_rest in ipairs({waiting, deadlines, delayed, rung}) do redis.call('ZREM', place_of_rest, id) end
 redis.call('ZADD', leases, milliseconds(time + lease_s), id)
-redis.call('EXPIRE', leases, keep_s)
+keep(leases, keep_s)
 return claimed()

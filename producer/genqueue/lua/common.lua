@@ -10,6 +10,12 @@ local function stamp(seconds)
   return string.format('%.6f', seconds)
 end
 
+-- Let a key that all share live so long at least. A caller whose keep_s is shorter than that of
+-- others must not end what is theirs. (Redis 6.2 has no EXPIRE .. GT.)
+local function keep(key, seconds)
+  if redis.call('TTL', key) < tonumber(seconds) then redis.call('EXPIRE', key, seconds) end
+end
+
 -- Number the event bodies (JSON objects without their opening brace) from seq + 1 on, write
 -- them to the log and publish them as one JSON array. Returns the last number used.
 local function append_events(log, live, seq, attempt, bodies)
@@ -73,11 +79,11 @@ local function accept(generation, waiting, deadlines, doorbell, id, generator, r
   if deadline_s then
     redis.call('HSET', generation, 'deadline_at', stamp(time + deadline_s))
     redis.call('ZADD', deadlines, milliseconds(time + deadline_s), id)
-    redis.call('EXPIRE', deadlines, keep_s)
+    keep(deadlines, keep_s)
   end
   redis.call('EXPIRE', generation, keep_s)
   redis.call('ZADD', waiting, place_in_queue(priority, time), id)
-  redis.call('EXPIRE', waiting, keep_s)
+  keep(waiting, keep_s)
   if message ~= '' then redis.call('LPUSH', doorbell, message) end
   return {'accepted', id}
 end

@@ -40,7 +40,7 @@ if dead_ttl_s ~= '' then
   rest_s = dead_ttl_s
   redis.call('ZADD', dead, milliseconds(time), id)
   redis.call('ZREMRANGEBYSCORE', dead, '-inf', milliseconds(time - tonumber(dead_ttl_s)))
-  redis.call('EXPIRE', dead, dead_ttl_s)
+  keep(dead, dead_ttl_s)
 else
   redis.call('HDEL', generation, 'request') -- nobody will try it again: its prompt is not kept
 end

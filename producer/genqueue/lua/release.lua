@@ -31,16 +31,16 @@ local time = now()
 redis.call('ZREM', leases, id)
 if deadline_at then
   redis.call('ZADD', deadlines, milliseconds(tonumber(deadline_at)), id)
-  redis.call('EXPIRE', deadlines, keep_s)
+  keep(deadlines, keep_s)
 end
 if delay_s > 0 then
   redis.call('ZADD', delayed, milliseconds(time + delay_s), id)
-  redis.call('EXPIRE', delayed, keep_s)
+  keep(delayed, keep_s)
 else
   redis.call('ZADD', waiting, place_in_queue(priority, submitted_at), id)
-  redis.call('EXPIRE', waiting, keep_s)
+  keep(waiting, keep_s)
   redis.call('ZADD', rung, milliseconds(time), id)
-  redis.call('EXPIRE', rung, keep_s)
+  keep(rung, keep_s)
   redis.call('RPUSH', doorbell, message)
 end
 return 'ok'

@@ -22,5 +22,5 @@ for index = 1, #KEYS / 3 - 1 do
     lost[#lost + 1] = (not state and 'gone') or refused or state
   end
 end
-redis.call('EXPIRE', leases, keep_s)
+keep(leases, keep_s)
 return lost

@@ -44,12 +44,12 @@ local function wait_again(set, expected)
     if state == expected then
       if deadline_at then
         redis.call('ZADD', deadlines, 'NX', milliseconds(tonumber(deadline_at)), id)
-        redis.call('EXPIRE', deadlines, keep_s)
+        keep(deadlines, keep_s)
       end
       if not deadline_at or tonumber(deadline_at) > time then
         local waiting, place = waiting_prefix .. generator, place_in_queue(priority, submitted_at)
         redis.call('ZADD', waiting, place, id)
-        redis.call('EXPIRE', waiting, keep_s)
+        keep(waiting, keep_s)
         ring(id, generator, priority, place)
       end
     end
@@ -120,5 +120,5 @@ for index, each in ipairs(rings) do
   redis.call('RPUSH', each[3], each[4])
 end
 redis.call('ZREMRANGEBYSCORE', rung, '-inf', milliseconds(time - tonumber(keep_s))) -- of what is gone
-redis.call('EXPIRE', rung, keep_s)
+keep(rung, keep_s)
 return {ids, expired}

@@ -1,0 +1,95 @@
+"""What the Hub says of a serverless model: whether it is there, whether we may use it, and for what.
+
+huggingface_hub asks the Hub with blocking calls: so are these, for a thread.  What they find
+is an :class:`~genqueue_worker.transport.UpstreamError` in words that name the model.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx2
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.inference._providers import get_provider_helper
+
+from genqueue.settings import ApiParams
+from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.transport import UpstreamError
+
+logger = logging.getLogger(__name__)
+
+PROMPTS, CHATS = "text-generation", "conversational"
+"""The Hub's words for what a generator can be asked."""
+
+
+def find_provider(params: ApiParams, token: str | None, task: str) -> None:
+    """Let huggingface_hub look up who serves the model for ``task``; once found, it remembers.
+
+    Raises:
+        UpstreamError: nobody does, or the Hub cannot be asked.
+    """
+    with _hub_errors(params.model):
+        helper = get_provider_helper(params.provider, task=task, model=params.model)  # type: ignore[arg-type]  # a str
+        helper.prepare_request(
+            inputs="" if task == PROMPTS else [], parameters={}, headers={}, model=params.model, api_key=token
+        )
+        if task == PROMPTS and helper.provider != "hf-inference":
+            raise ValueError(
+                f"Model {params.model} is served for text generation by {helper.provider!r}, "
+                "in a dialect that huggingface_hub cannot stream. Use chats (submit_chat), "
+                "or a provider that speaks TGI's: 'hf-inference', or an address of your own."
+            )
+
+
+def examine(name: str, params: ApiParams, token: str | None) -> str:
+    """Ask the Hub about one generator's model and say in the log what its callers would else find out.
+
+    Returns:
+        What is wrong; "" if it can be used, or if the Hub cannot be asked.
+    """
+    assert params.model is not None
+    refused: dict[str, str] = {}
+    try:
+        with _hub_errors(params.model):
+            HfApi().auth_check(params.model, token=token)
+        for task in (PROMPTS, CHATS):
+            try:
+                find_provider(params, token, task)
+            except UpstreamError as error:
+                if error.facts.error_type != "validation":
+                    raise
+                refused[task] = error.facts.message
+    except UpstreamError as error:
+        if error.facts.error_type != "validation":
+            logger.info("generator %r is not checked: %s", name, error.facts.message)
+            return ""
+        refused = dict.fromkeys((PROMPTS, CHATS), error.facts.message)
+    if len(refused) == 2:
+        problem = " ".join(dict.fromkeys(refused.values()))
+        logger.error("generator %r: %s", name, problem)
+        return problem
+    if PROMPTS in refused:
+        logger.warning("generator %r serves chats only, as most serverless models do: %s", name, refused[PROMPTS])
+    return ""
+
+
+@contextmanager
+def _hub_errors(model: str | None) -> Iterator[None]:
+    """What huggingface_hub raises about a model, as UpstreamError."""
+    try:
+        yield
+    except GatedRepoError as error:
+        words = f"Model {model} is gated, and the token has no access: ask for it at the model's page on the Hub"
+        raise _refused(words) from error
+    except RepositoryNotFoundError as error:
+        raise _refused(f"Model {model} is not on the Hub, or it is private and the token does not see it") from error
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        words = f"Model {model}: the Hub cannot be asked who serves it: {type(error).__name__}"
+        raise UpstreamError(UpstreamFacts(words, error_type="transport")) from error
+    except ValueError as error:  # nobody serves it, or not for this
+        raise _refused(str(error)) from error
+
+
+def _refused(words: str) -> UpstreamError:
+    return UpstreamError(UpstreamFacts(words, error_type="validation"))
