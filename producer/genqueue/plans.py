@@ -83,12 +83,15 @@ def follow(generation_id: str, from_seq: int) -> Plan[Event]:
 
     The channel is listened to before the first step, so what the log does not hold yet
     comes as a message.  Raises LogExpiredError when events are asked for that are gone.
+
+    Where Redis has forgotten events that were handed out (a crash, a failover), and others have their
+    numbers now, a ``reset`` of number 0 comes, and then every event from number 1 on.
     """
     follower = Follower(from_seq)
     message: bytes | None = None
     while True:
         yield from follower.feed(_events_in(message))
-        while follower.terminal is None and (message is None or follower.has_gap):
+        while follower.is_whole and follower.terminal is None and (message is None or follower.has_gap):
             page: list[Event] = yield calls.read_log(generation_id, follower.next_seq)
             if not page:
                 break
@@ -97,8 +100,16 @@ def follow(generation_id: str, from_seq: int) -> Plan[Event]:
             yield from follower.feed(page)
         if follower.terminal is not None:
             return
+        record: Record
+        if message is None and follower.is_whole:
+            record = yield calls.read_record(generation_id)
+            if record.state.is_final:
+                follower.ends_at(record.seq)
+        if not follower.is_whole:
+            follower, message = Follower(), None
+            yield Reset(seq=0, attempt=0)
+            continue
         if message is None:
-            record: Record = yield calls.read_record(generation_id)
             if record.state.is_final and follower.next_seq > record.seq:
                 return  # the reader had the last event already
             if record.state.is_final and not (yield calls.read_log(generation_id, follower.next_seq, limit=1)):

@@ -4,11 +4,15 @@ A reader subscribes first, reads the log, then follows the channel.  So it sees 
 twice, and after a lost connection it misses some.  This module decides which events reach
 the caller and when the log must be read (again).  It holds no connection and no clock;
 :mod:`genqueue.client` feeds it.
+
+A Redis that crashed, or gave way to its replica, may have forgotten its last writes; then
+another attempt writes other events under numbers that this reader has seen.  An attempt
+begins with ``started``, and attempts are numbered upwards: that tells.
 """
 
 from collections.abc import Iterable
 
-from genqueue.messages import Cancelled, Event, Failed, Finished, Terminal
+from genqueue.messages import Cancelled, Event, Failed, Finished, Started, Terminal
 
 
 class Follower:
@@ -17,6 +21,7 @@ class Follower:
     Attributes:
         next_seq: the number of the next event to hand out.
         terminal: the last event, once it has been handed out.
+        is_whole: whether all that was handed out is of one history; once it is not, nothing more is.
     """
 
     def __init__(self, from_seq: int = 0) -> None:
@@ -25,6 +30,9 @@ class Follower:
             raise ValueError(f"from_seq is {from_seq}, must be at least 0")
         self.next_seq = from_seq + 1
         self.terminal: Terminal | None = None
+        self.is_whole = True
+        self._attempt: int | None = None
+        self._started_at: float | None = None
         self._early: dict[int, Event] = {}
 
     @property
@@ -35,13 +43,43 @@ class Follower:
     def feed(self, events: Iterable[Event]) -> list[Event]:
         """Take events in any order, any number of times; return those whose turn has come."""
         for event in events:
-            if event.seq >= self.next_seq and self.terminal is None:
+            if self.terminal is not None:
+                break
+            if event.seq >= self.next_seq:
                 self._early[event.seq] = event
+            elif self._is_another(event):
+                self.is_whole = False
         ready: list[Event] = []
-        while (next_event := self._early.pop(self.next_seq, None)) is not None:
+        while self.is_whole and (next_event := self._early.pop(self.next_seq, None)) is not None:
+            if not self._follows(next_event):
+                self.is_whole = False
+                break
             ready.append(next_event)
             self.next_seq += 1
             if isinstance(next_event, Finished | Failed | Cancelled):
                 self.terminal = next_event
                 self._early.clear()
         return ready
+
+    def ends_at(self, seq: int) -> None:
+        """The log's last event has this number: more cannot have been handed out."""
+        if self._attempt is not None and self.next_seq > seq + 1:
+            self.is_whole = False
+
+    def _is_another(self, event: Event) -> bool:
+        """Whether an event with a number that was handed out is not the one that was."""
+        if self._attempt is None or event.attempt < self._attempt:
+            return False
+        if event.attempt > self._attempt:
+            return True
+        return isinstance(event, Started) and self._started_at is not None and event.at != self._started_at
+
+    def _follows(self, event: Event) -> bool:
+        """Whether it may come after what was handed out."""
+        if isinstance(event, Started):
+            is_next = self._attempt is None or event.attempt > self._attempt
+            self._started_at = event.at
+        else:
+            is_next = self._attempt in {None, event.attempt}
+        self._attempt = event.attempt
+        return is_next

@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from genqueue.address import TLS_FILES, read_address
 from genqueue.chat import ChatKwargs
 from genqueue.errors import ConfigError
 from genqueue.messages import GENERATOR_NAME, GenerationKwargs, StopWord, describe
@@ -152,11 +153,11 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        address = _address(value)
-        if address.scheme not in {"redis", "rediss"} or not address.hostname:
-            raise ValueError("must be a redis:// or rediss:// address")
-        if not re.fullmatch(r"(/[0-9]*)?", address.path):
-            raise ValueError("the path must be the number of a database")
+        address = read_address(value)
+        for name in TLS_FILES:
+            path = (address.tls or {}).get(name)
+            if path is not None and not os.access(path, os.R_OK):
+                raise ValueError(f"{name}: cannot read {path}")
         return value
 
     @model_validator(mode="after")

@@ -12,19 +12,24 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Generic, TypeVar
-from urllib.parse import urlsplit
 
 import redis
 import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoScriptError
 
 from genqueue import keys
+from genqueue.address import RedisAddress, read_address
 from genqueue.calls import Call
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+_untyped: Any = redis
+"""For what of it has no types."""
 
 _TRIES = 3
 _CONNECTIONS = 16
@@ -38,28 +43,75 @@ _PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN"
 """In the errors that whoever runs Redis can mend while a call waits."""
 
 
-def _connection_options(timeout_s: float) -> dict[str, Any]:
+_SENTINEL_TRIES = 2
+"""Of what Sentinels manage: each may have to ask all of them, connect and call."""
+
+
+def _connection_options(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
     """Options under which a dead Redis is reported within ``timeout_s``, all tries included."""
     per_try_s = timeout_s / _TRIES * 0.9
+    if address.master is not None:
+        per_try_s = timeout_s / _SENTINEL_TRIES * 0.4  # connecting and calling may each take so long
+    return {"socket_connect_timeout": per_try_s, "socket_timeout": per_try_s, "protocol": 2}
+
+
+def _pool_options(timeout_s: float) -> dict[str, Any]:
+    # Waiting for a free connection is not an outage; each one comes free in time.
+    return {"max_connections": _CONNECTIONS, "timeout": timeout_s}
+
+
+def _sentinel_options(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
+    """How the Sentinels are asked: where none answers, each try takes a third of the time, however many they are."""
+    per_node_s = timeout_s * 0.3 / len(address.nodes)
     return {
-        "socket_connect_timeout": per_try_s,
-        "socket_timeout": per_try_s,
-        "max_connections": _CONNECTIONS,
-        # Waiting for a free connection is not an outage; each one comes free within per_try_s.
-        "timeout": timeout_s,
+        "socket_connect_timeout": per_node_s,
+        "socket_timeout": per_node_s,
         "protocol": 2,
+        "username": address.sentinel_username,
+        "password": address.sentinel_password,
+        **({"ssl": True, **address.tls} if address.tls else {}),
     }
 
 
-def _translate(url: str, error: Exception) -> GenqueueError:
+def _node_options(address: RedisAddress) -> dict[str, Any]:
+    """What each connection is made with; the query's options as redis-py reads them."""
+    options: dict[str, Any] = _untyped.connection.parse_url(address.url("redis"))
+    if address.master is not None:  # the Sentinels say where
+        del options["host"], options["port"]
+    return options | dict(address.tls or {})
+
+
+def _sentinel_pool(pool: Any, address: RedisAddress, *arguments: Any, **options: Any) -> Any:
+    return pool(address.master, *arguments, ssl=address.tls is not None, **options)
+
+
+class _SentinelPool(redis.sentinel.SentinelConnectionPool, redis.BlockingConnectionPool):
+    """Connections to the Sentinels' master; who finds none free waits."""
+
+
+class _AsyncSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool, redis.asyncio.BlockingConnectionPool):
+    """The same for asyncio."""
+
+
+def _is_demoted(error: redis.ResponseError) -> bool:
+    """Whether it is no master any more that answers: a replica, or who lost its replicas to another master.
+
+    It was the master when we connected, or its name now leads elsewhere.
+    """
+    # Before Redis 7 a script's error only has the word in its middle.
+    return any(word in str(error) for word in ("READONLY", "NOREPLICAS"))
+
+
+def _translate(address: RedisAddress, error: Exception) -> GenqueueError:
     """Our error for theirs, naming host and port but never the password."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
-        address = urlsplit(url)
-        host = address.path if address.scheme == "unix" else address.hostname or "localhost"
+        host, port = address.nodes[0]
         if isinstance(error, redis.AuthenticationError):  # theirs is a ConnectionError
-            reason = f"Redis at {host}:{address.port or 6379} refuses the credentials: {error}"
+            reason = f"Redis at {address.name} refuses the credentials: {error}"
             return StoreError(reason, may_pass=True)  # until whoever runs it has mended them
-        return RedisUnavailableError(host, address.port or 6379, str(error))
+        if "[SSL" in str(error):  # nor does this pass by waiting
+            return StoreError(f"no TLS with Redis at {address.name}: {error}", may_pass=True)
+        return RedisUnavailableError(host, port, str(error))
     return StoreError(f"Redis refused: {error}", may_pass=any(word in str(error) for word in _PASSING))
 
 
@@ -67,45 +119,71 @@ class Store:
     """The synchronous shell; threads may share one."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        self._url = url
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            retry=redis.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), _TRIES - 1),
-            **_connection_options(timeout_s),
-        )
+        self._address = address = read_address(url)
+        self._sentinel: redis.sentinel.Sentinel | None = None
+        options = _node_options(address) | _connection_options(address, timeout_s) | _pool_options(timeout_s)
+        backoff = ExponentialBackoff(cap=0.1, base=0.02)
+        if address.master is None:
+            kind = redis.SSLConnection if address.tls else redis.Connection
+            retry = redis.retry.Retry(backoff, _TRIES - 1)
+            pool = _untyped.BlockingConnectionPool(connection_class=kind, retry=retry, **options)
+            self._retry = redis.retry.Retry(NoBackoff(), 0)
+        else:
+            asked = _sentinel_options(address, timeout_s) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
+            self._sentinel = _untyped.sentinel.Sentinel(address.nodes, sentinel_kwargs=asked)
+            # redis-py would try to connect as often again in each try to call.
+            retry = redis.retry.Retry(NoBackoff(), 0)
+            pool = _sentinel_pool(_SentinelPool, address, self._sentinel, retry=retry, **options)
+            self._retry = redis.retry.Retry(backoff, _SENTINEL_TRIES - 1)
         self._redis = redis.Redis.from_pool(pool)
 
     def run(self, call: Call[T]) -> T:
         """Carry out one call; raises what its decoder raises, StoreError or RedisUnavailableError."""
         try:
-            return call.decode(self._send(call))
+            return call.decode(self._retry.call_with_retry(lambda: self._send(call), lambda error: None))
         except redis.RedisError as error:
-            raise _translate(self._url, error) from error
+            raise _translate(self._address, error) from error
 
     def _send(self, call: Call[Any]) -> Any:
         execute: Callable[..., Any] = self._redis.execute_command
-        if call.script is None:
-            return execute(*call.arguments)
         try:
-            return execute("EVALSHA", call.script.sha1, *call.arguments)
-        except NoScriptError:  # Redis is new or was restarted
-            return execute("EVAL", call.script.source, *call.arguments)
+            if call.script is None:
+                return execute(*call.arguments)
+            try:
+                return execute("EVALSHA", call.script.sha1, *call.arguments)
+            except NoScriptError:  # Redis is new or was restarted
+                return execute("EVAL", call.script.source, *call.arguments)
+        except redis.ResponseError as error:
+            if not _is_demoted(error):
+                raise
+            self._redis.connection_pool.disconnect(inuse_connections=False)
+            raise redis.ConnectionError(str(error)) from error
 
     def close(self) -> None:
         """Close every connection."""
         self._redis.close()
+        if self._sentinel is not None:
+            self._sentinel.close()
 
 
 class AsyncStore:
     """The asyncio shell; belongs to the loop that first uses it."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        self._url = url
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            url,
-            retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), _TRIES - 1),
-            **_connection_options(timeout_s),
-        )
+        self._address = address = read_address(url)
+        self._sentinel: redis.asyncio.sentinel.Sentinel | None = None
+        options = _node_options(address) | _connection_options(address, timeout_s) | _pool_options(timeout_s)
+        backoff = ExponentialBackoff(cap=0.1, base=0.02)
+        if address.master is None:
+            kind = redis.asyncio.SSLConnection if address.tls else redis.asyncio.Connection
+            retry = redis.asyncio.retry.Retry(backoff, _TRIES - 1)
+            pool = redis.asyncio.BlockingConnectionPool(connection_class=kind, retry=retry, **options)
+            self._retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        else:
+            self._sentinel = _async_sentinel(address, timeout_s)
+            retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+            pool = _sentinel_pool(_AsyncSentinelPool, address, self._sentinel, retry=retry, **options)
+            self._retry = redis.asyncio.retry.Retry(backoff, _SENTINEL_TRIES - 1)
         self._redis = redis.asyncio.Redis.from_pool(pool)
 
     async def run(self, call: Call[T]) -> T:
@@ -113,26 +191,46 @@ class AsyncStore:
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         try:
-            answer = await self._send(call)
+            answer = await self._retry.call_with_retry(lambda: self._send(call), _nothing)
             if task and task.cancelling() > cancels:
                 # Before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
                 raise asyncio.CancelledError
             return call.decode(answer)
         except redis.RedisError as error:
-            raise _translate(self._url, error) from error
+            raise _translate(self._address, error) from error
 
     async def _send(self, call: Call[Any]) -> Any:
         execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
-        if call.script is None:
-            return await execute(*call.arguments)
         try:
-            return await execute("EVALSHA", call.script.sha1, *call.arguments)
-        except NoScriptError:  # Redis is new or was restarted
-            return await execute("EVAL", call.script.source, *call.arguments)
+            if call.script is None:
+                return await execute(*call.arguments)
+            try:
+                return await execute("EVALSHA", call.script.sha1, *call.arguments)
+            except NoScriptError:  # Redis is new or was restarted
+                return await execute("EVAL", call.script.source, *call.arguments)
+        except redis.ResponseError as error:
+            if not _is_demoted(error):
+                raise
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
+            raise redis.ConnectionError(str(error)) from error
 
     async def close(self) -> None:
         """Close every connection."""
         await self._redis.aclose()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
+
+
+async def _nothing(error: Exception) -> None:
+    """What is done between two tries."""
+
+
+def _async_sentinel(address: RedisAddress, timeout_s: float) -> redis.asyncio.sentinel.Sentinel:
+    asked = _sentinel_options(address, timeout_s) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
+    made: redis.asyncio.sentinel.Sentinel = _untyped.asyncio.sentinel.Sentinel(
+        list(address.nodes), sentinel_kwargs=asked
+    )
+    return made
 
 
 Inbox = Callable[[bytes | None], None]
@@ -166,18 +264,22 @@ class LiveHub:
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        self._url = url
+        self._address = address = read_address(url)
         self._timeout_s = timeout_s
         self.store = AsyncStore(url, timeout_s)
         """For who talks to Redis from another thread and may have to leave before it answers."""
-        self._redis = redis.asyncio.Redis.from_url(
-            url,
-            # redis-py would reconnect by itself, and in both of our tasks at once, on one connection.
-            retry=redis.asyncio.retry.Retry(NoBackoff(), 0, supported_errors=()),
-            protocol=2,
-            socket_connect_timeout=timeout_s / _TRIES * 0.9,
-            socket_timeout=timeout_s / _TRIES * 0.9,
-        )
+        self._sentinel: redis.asyncio.sentinel.Sentinel | None = None
+        options = _node_options(address) | _connection_options(address, timeout_s)
+        # redis-py would reconnect by itself, and in both of our tasks at once, on one connection.
+        options["retry"] = redis.asyncio.retry.Retry(NoBackoff(), 0, supported_errors=())
+        pool: redis.asyncio.ConnectionPool
+        if address.master is None:
+            kind = redis.asyncio.SSLConnection if address.tls else redis.asyncio.Connection
+            pool = redis.asyncio.ConnectionPool(connection_class=kind, **options)
+        else:
+            self._sentinel = _async_sentinel(address, timeout_s)
+            pool = _sentinel_pool(redis.asyncio.sentinel.SentinelConnectionPool, address, self._sentinel, **options)
+        self._redis = redis.asyncio.Redis.from_pool(pool)
         self._pubsub: Any = self._redis.pubsub()  # half of its methods have no types
         self._channels: dict[bytes, _Channel] = {}
         self._told: dict[bytes, _Channel] = {}
@@ -204,9 +306,9 @@ class LiveHub:
                     await joined.answered.wait()
             except TimeoutError:
                 reason = f"no answer to SUBSCRIBE within {self._timeout_s:g} s"
-                raise _translate(self._url, redis.ConnectionError(reason)) from None
+                raise _translate(self._address, redis.ConnectionError(reason)) from None
             if joined.error is not None:
-                raise _translate(self._url, joined.error) from joined.error
+                raise _translate(self._address, joined.error) from joined.error
             yield
         finally:
             joined.inboxes.discard(inbox)
@@ -275,7 +377,7 @@ class LiveHub:
                     async with self._sending:
                         await self._pubsub.ping()
             except _LOST as error:
-                logger.warning("live subscription lost: %s", _translate(self._url, error))
+                logger.warning("live subscription lost: %s", _translate(self._address, error))
                 for channel in self._channels.values():
                     channel.look()  # who waits learns now that Redis is away, if it is
                 if isinstance(
@@ -326,6 +428,8 @@ class LiveHub:
         with contextlib.suppress(redis.RedisError, OSError):
             await self._pubsub.aclose()
         await self._redis.aclose()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
         await self.store.close()
 
 

@@ -1,15 +1,17 @@
 """``append``: many attempts' events in one call, fenced, each flush once."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 
 import pytest
 
 from genqueue import calls, keys, outcome
-from genqueue.calls import Flush, said
+from genqueue.calls import Claim, Flush, said
 from genqueue.lifecycle import FINAL
 from genqueue.messages import Outcome, chunk_body, event_body
 
-from .conftest import KEEP_S, Registry, flush
+from .conftest import KEEP_S, LEASE_S, Registry, flush, only_real_redis
 
 
 def test_a_flush_is_logged_published_and_kept_as_text(registry):
@@ -170,3 +172,64 @@ def test_thoughts_are_kept_beside_the_text_by_every_script(registry):
         (" is", ""),
         (" so", " Well"),
     ]
+
+
+def forget(registry: Registry, generation_id: str, do: Callable[[], object]) -> None:
+    """Do something of which Redis knows nothing afterwards, as after a crash or a failover."""
+    names = [keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id)]
+    before = {name: registry.raw.dump(name) for name in names}
+    do()
+    for name, dumped in before.items():
+        registry.raw.delete(name)
+        if dumped is not None:
+            registry.raw.restore(name, KEEP_S * 1000, dumped)
+
+
+def append(registry: Registry, *flushes: Flush, owner: str = "worker-1") -> list[str]:
+    answers: list[str] = registry.run(calls.append(flushes, keep_s=KEEP_S, owner=owner))
+    return answers
+
+
+@only_real_redis
+def test_what_redis_answered_and_forgot_is_asked_for_again_and_gets_the_same_numbers(registry: Registry):
+    generation_id = registry.running()
+    pieces = [flush(generation_id, number, [letter]) for number, letter in enumerate("abcd", start=1)]
+    assert append(registry, pieces[0]) == ["ok"]
+    forget(registry, generation_id, lambda: append(registry, *pieces[1:3]))
+    assert append(registry, pieces[3]) == ["behind 1"]
+    assert registry.events(generation_id) == ["1.1 started", "2.1 chunk a"]
+    assert append(registry, *pieces[1:]) == ["ok"] * 3
+    assert registry.events(generation_id)[1:] == ["2.1 chunk a", "3.1 chunk b", "4.1 chunk c", "5.1 chunk d"]
+    assert registry.text(generation_id) == "abcd"
+
+
+@only_real_redis
+def test_an_end_does_not_come_before_what_redis_forgot(registry: Registry):
+    generation_id = registry.running()
+    forget(registry, generation_id, lambda: append(registry, flush(generation_id, 1, ["a"])))
+    last = flush(generation_id, 2, ["b"])
+    end = dataclasses.replace(registry.finished(generation_id, "ab", last=last), owner="worker-1", number=2)
+    again = {"delay_s": 0.0, "failure": None, "is_charged": False, "keep_s": KEEP_S, "owner": "worker-1"}
+    assert registry.finish(end) == "behind 0"
+    assert registry.run(calls.release(last, "default", 5, **again)) == "behind 0"
+    assert append(registry, flush(generation_id, 1, ["a"])) == ["ok"]
+    assert registry.finish(end) == "ok"
+    assert registry.events(generation_id) == ["1.1 started", "2.1 chunk a", "3.1 chunk b", "4.1 finished"]
+
+
+@only_real_redis
+def test_of_two_workers_with_the_same_attempt_only_the_one_that_redis_knows_may_write(registry: Registry):
+    generation_id = registry.submit()
+    forget(registry, generation_id, lambda: registry.claim(generation_id, "worker-1"))
+    registry.lose_lease(generation_id)
+    claimed = registry.claim(generation_id, "worker-2")
+    assert isinstance(claimed, Claim)
+    assert claimed.attempt == 1
+    first = flush(generation_id, 1, ["x"])
+    assert append(registry, first, owner="worker-1") == ["superseded"]
+    end = dataclasses.replace(registry.finished(generation_id), owner="worker-1")
+    assert registry.finish(end) == "superseded"
+    held = [(generation_id, 1)]
+    renewal = calls.renew(held, lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")
+    assert registry.run(renewal) == {generation_id: "superseded"}
+    assert append(registry, first, owner="worker-2") == ["ok"]

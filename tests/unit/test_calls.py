@@ -131,6 +131,7 @@ def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
     ]
     assert list(call.arguments[7:]) == [
         60,
+        "",
         *(1, 2, keys.live("a"), 3, 2, "first", "text", 2, b"x", b"y"),
         *(4, 5, keys.live("b"), 6, 0, "", "", 0),
     ]
@@ -154,7 +155,7 @@ def test_an_end_that_was_there_already_is_ok(answer, expected):
 def test_only_what_another_try_may_mend_becomes_a_dead_letter(error, rests_s):
     outcome = Outcome(error=error, message="m") if error else None
     end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}", outcome=outcome)
-    assert calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60).arguments[-2] == rests_s
+    assert calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60).arguments[-4] == rests_s
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_a_renewal_answers_what_is_lost_and_why():
         keys.DEADLINES,
         *(make(generation_id) for generation_id in "ab" for make in (keys.generation, keys.log, keys.text)),
     ]
-    assert list(call.arguments[10:]) == [3.0, 60, keys.waiting(""), "a", 1, "b", 2]
+    assert list(call.arguments[10:]) == [3.0, 60, keys.waiting(""), "", "a", 1, "b", 2]
     assert call.decode([]) == {}
     assert call.decode([b"a", b"superseded", b"b", b"gone"]) == {"a": "superseded", "b": "gone"}
 

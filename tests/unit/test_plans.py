@@ -412,3 +412,26 @@ def test_what_comes_together_stays_together():
         else:
             answer = b"1" if step is WAIT else "found"
     assert batches == [["a", "b"], ["c"], ["d"]]
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["while-listening", "by-the-log-only"])
+def test_a_reader_of_a_history_that_redis_forgot_begins_anew(registry, is_told):
+    message = registry.emit(
+        {"type": "started", "at": 1.0, "worker": "a"}, *({"type": "chunk", "text": t} for t in "abcdef")
+    )
+
+    def forget() -> bytes | None:
+        registry.log, registry.seq, registry.text = registry.log[:3], 3, "ab"
+        came = registry.emit(
+            {"type": "started", "attempt": 2, "at": 2.0, "worker": "b"},
+            {"type": "chunk", "attempt": 2, "text": "CD"},
+            {"type": "finished", "attempt": 2, "finish_reason": "length", "completion_tokens": 3},
+        )
+        registry.state = State.FINISHED
+        registry.result = GenerationResult(replies=["abCD"], meta=[{}])
+        return came if is_told else None
+
+    registry.on_wait = [message, forget]
+    chunks = registry.read(plans.stream(ID, 0))
+    assert texts(chunks) == ["a", "b", "c", "d", "e", "f", "a", "b", "CD"]
+    assert [chunk.restarts for chunk in chunks] == [False] * 6 + [True, False, False]

@@ -81,7 +81,7 @@ def test_a_terminal_event_waits_for_its_turn_too():
 def deliveries(draw: st.DrawFn) -> tuple[int, list[list[Event]]]:
     """Batches that hold each of n events at least once, in any order."""
     count = draw(st.integers(1, 12))
-    events: list[Event] = [chunk(seq, draw(st.integers(1, 3))) for seq in range(1, count)] + [finished(count)]
+    events: list[Event] = [chunk(seq) for seq in range(1, count)] + [finished(count)]
     extra = draw(st.lists(st.sampled_from(events), max_size=12))
     order = draw(st.permutations(events + extra))
     cuts = sorted(draw(st.lists(st.integers(0, len(order)), max_size=5)))
@@ -107,3 +107,56 @@ def test_a_gap_is_known_exactly_while_later_events_wait(received):
     in_turn = next(seq for seq in range(1, 32) if seq not in received)
     assert follower.next_seq == in_turn
     assert follower.has_gap == (max(received) > in_turn)
+
+
+def started(seq: int, attempt: int, at: float = 0.0) -> Started:
+    return Started(seq=seq, attempt=attempt, at=at, worker="w")
+
+
+SEEN = [started(1, 1, at=5.0), chunk(2), chunk(3), chunk(4)]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([started(3, 2)], id="a-newer-attempt-began-where-we-were"),
+        pytest.param([chunk(5, attempt=2)], id="its-middle-without-its-beginning"),
+        pytest.param([started(1, 1, at=6.0)], id="the-same-number-was-given-twice"),
+        pytest.param([started(5, 1, at=6.0)], id="and-came-late"),
+        pytest.param([Finished(seq=5, attempt=2, finish_reason="length", completion_tokens=1)], id="its-end"),
+    ],
+)
+def test_a_log_that_was_written_anew_is_noticed_and_not_mixed_with_the_old(others):
+    follower = Follower()
+    assert len(follower.feed(SEEN)) == 4
+    assert follower.feed(others) == []
+    assert not follower.is_whole
+    assert follower.feed([chunk(5)]) == []
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([*SEEN, chunk(5)], id="seen-before"),
+        pytest.param([started(5, 2), chunk(6, attempt=2), chunk(3)], id="a-later-attempt"),
+        pytest.param([started(5, 4), Cancelled(seq=6, attempt=4)], id="attempts-that-wrote-nothing"),
+    ],
+)
+def test_attempts_that_follow_each_other_are_one_history(others):
+    follower = Follower()
+    assert len(follower.feed(SEEN) + follower.feed(others)) == 4 + len([event for event in others if event.seq > 4])
+    assert follower.is_whole
+
+
+def test_a_reader_that_begins_in_the_middle_takes_it_for_what_it_is():
+    follower = Follower(7)
+    assert seqs(follower.feed([chunk(8, attempt=3), chunk(9, attempt=3)])) == [8, 9]
+    assert follower.is_whole
+
+
+@pytest.mark.parametrize(("last", "is_whole"), [(3, False), (4, True), (5, True)])
+def test_an_end_before_what_was_handed_out_is_another_history(last, is_whole):
+    follower = Follower()
+    follower.feed(SEEN)
+    follower.ends_at(last)
+    assert follower.is_whole is is_whole

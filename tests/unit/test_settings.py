@@ -99,6 +99,11 @@ def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected
         pytest.param('redis_url = "redis://h:70000/0"', "redis_url: the port must be a number", id="url-port"),
         pytest.param('redis_url = "redis://h:port/0"', "redis_url: the port must be a number", id="url-port-word"),
         pytest.param('redis_url = "redis://[::1"', "redis_url: Invalid IPv6 URL", id="url-bracket"),
+        pytest.param(
+            'redis_url = "rediss://h/0?ssl_ca_certs=/nowhere/ca.pem"',
+            "redis_url: ssl_ca_certs: cannot read /nowhere/ca.pem",
+            id="url-no-such-ca",
+        ),
         pytest.param("redis_timeout_s = 0", "redis_timeout_s: Input should be greater than 0", id="timeout-zero"),
         pytest.param("redis_timeout_s = inf", "redis_timeout_s: Input should be a finite number", id="timeout-inf"),
         pytest.param("lease_s = nan", "lease_s: Input should be", id="lease-nan"),

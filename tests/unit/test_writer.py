@@ -61,7 +61,7 @@ class Shelf:
 
     def read(self, call: Call[Any]) -> list[Written]:
         count, *rest = call.arguments
-        key_list, values = rest[:count], rest[count + 1 :]
+        key_list, values = rest[:count], rest[count + 2 :]
         flushes = []
         for generation_key in key_list[::3]:
             attempt, number, _, completion_tokens, solid_tokens, mark, text, bodies = values[:8]
@@ -85,6 +85,7 @@ class Desk:
         self.lost: list[tuple[str, str]] = []
         self.writer = Writer(
             self.shelf,
+            owner="worker-1",
             keep_s=60,
             gap_s=gap_s,
             now_s=lambda: self.now_s,

@@ -11,9 +11,11 @@ from typing import Any
 from celery import Celery, signals
 from kombu import Exchange, Queue
 
-from genqueue import keys
-from genqueue.errors import ConfigError
+from genqueue import calls, keys
+from genqueue.address import read_address
+from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.settings import Settings, load_settings
+from genqueue.store import Store
 from genqueue_worker.broker import Consumer
 from genqueue_worker.control import revoke_means_cancel
 from genqueue_worker.engine import Engine
@@ -81,20 +83,30 @@ def _configuration() -> dict[str, Any]:
     return celery_configuration(settings)
 
 
-def celery_url(redis_url: str) -> str:
-    """The address as Celery wants it: of a TLS one it must be said that certificates are checked."""
-    if not redis_url.startswith("rediss://") or "ssl_cert_reqs" in redis_url:
-        return redis_url
-    return f"{redis_url}{'&' if '?' in redis_url else '?'}ssl_cert_reqs=required"
+def celery_addresses(redis_url: str) -> dict[str, Any]:
+    """Where Celery finds its broker and its results, in its words."""
+    address = read_address(redis_url)
+    # Survives garbage in a queue.  By name: a class is not JSON, which `inspect stats` must be.
+    transport, results = "genqueue_worker.broker:Transport", ""
+    scheme = "rediss" if address.tls else "redis"
+    if address.master is not None:
+        transport, scheme = "genqueue_worker.broker:SentinelTransport", "sentinel"
+        results = "genqueue_worker.broker:SentinelBackend+"
+    return {
+        "broker_url": address.url(scheme),
+        "result_backend": results + address.url(scheme),
+        "broker_transport": transport,
+        "broker_use_ssl": address.tls and dict(address.tls),
+        "redis_backend_use_ssl": address.tls and dict(address.tls),
+    }
 
 
 def celery_configuration(settings: Settings) -> dict[str, Any]:
     """Every Celery dial that is not left alone, with its reason."""
+    name = read_address(settings.redis_url).master
+    master = {} if name is None else {"master_name": name}
     return {
-        "broker_url": celery_url(settings.redis_url),
-        "result_backend": celery_url(settings.redis_url),
-        # Survives garbage in a queue.  By name: a class is not JSON, which `inspect stats` must be.
-        "broker_transport": "genqueue_worker.broker:Transport",
+        **celery_addresses(settings.redis_url),
         "broker_transport_options": {
             "priority_steps": list(keys.PRIORITIES),  # ten exact levels, as producers ring them
             "sep": keys.PRIORITY_SEPARATOR,
@@ -102,7 +114,14 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
             # A message is only a doorbell: the registry knows what was not claimed.  Without the
             # broker's own bookkeeping there is no restored duplicate, and four round trips less.
             "ack_emulation": False,
+            # A Redis that is frozen, or whose host is gone, would be waited for without end, and its successor
+            # behind Sentinels not be found.  A BRPOP without an answer is given up after 6 to 11 s.
+            "socket_timeout": settings.redis_timeout_s,
+            "socket_connect_timeout": settings.redis_timeout_s,
+            "health_check_interval": 5,
+            **master,  # Flower asks for it
         },
+        "result_backend_transport_options": master,
         "broker_connection_retry_on_startup": True,  # a worker may start before its Redis
         "broker_connection_max_retries": None,  # and outlive it
         "task_queues": [
@@ -140,12 +159,30 @@ def _start(**_: Any) -> None:
     # Celery's thread makes short round trips while the engine's works without a pause: at
     # Python's 5 ms it would wait for the interpreter longer than for Redis, each time.
     sys.setswitchinterval(0.0005)
-    _runtime = Runtime(worker_settings())
+    settings = worker_settings()
+    _look_for_redis(settings)
+    _runtime = Runtime(settings)
     try:
         _runtime.start()
     except Exception as error:  # Celery would log it and go on without an engine
         raise SystemExit(f"genqueue: the engine cannot start: {type(error).__name__}: {error}") from error
     revoke_means_cancel(_runtime.engine.cancel)
+
+
+def _look_for_redis(settings: Settings) -> None:
+    """A Redis that is away may come; one that refuses our credentials, or whose certificate we refuse, ends the start.
+
+    Celery would say so once a second for ever.
+    """
+    store = Store(settings.redis_url, settings.redis_timeout_s)
+    try:
+        store.run(calls.read_workers())
+    except RedisUnavailableError as error:
+        logger.warning("starting all the same: %s", error)
+    except StoreError as error:
+        raise SystemExit(f"genqueue: {error}") from None
+    finally:
+        store.close()
 
 
 @signals.worker_ready.connect

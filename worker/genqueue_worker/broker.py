@@ -4,6 +4,10 @@ Stock kombu decodes whatever it pops in the worker's event loop and lets the err
 ``LPUSH generate.default garbage`` ends the worker.  Here such an entry is dropped, counted
 and logged (its size only: it may be a prompt).  What is a message and no task of ours is
 turned away the same way, and its sender answered (``task_rejected``).
+
+Where Sentinels know the Redis to be used, kombu and Celery are given only what anybody may see:
+``inspect conf`` shows all that is in Celery's configuration but the address.  The Sentinels'
+credentials are taken from the settings when a connection is made.
 """
 
 import functools
@@ -14,14 +18,20 @@ from queue import Empty
 from typing import Any
 
 from celery import signals
+from celery.backends import redis as backends
 from celery.exceptions import InvalidTaskError, NotRegistered
 from celery.worker import consumer, state
 from kombu.transport import redis
 from kombu.utils.json import dumps
 
+from genqueue.address import RedisAddress, read_address
 from genqueue.keys import QUEUE_PREFIX
+from genqueue.settings import load_settings
 
 logger = logging.getLogger(__name__)
+
+_SENTINEL_TIMEOUT_S = 1.0
+"""For each Sentinel that is asked, of which one at a time may be down."""
 
 dropped = 0
 """Entries of the queues that were no Celery message, since this process began."""
@@ -63,7 +73,7 @@ def _drop(size: int | str, queue: str, reason: str) -> None:
     logger.error("dropped an entry of %s that is no Celery message: %s (%s bytes)", queue, reason, size)
 
 
-class Channel(redis.Channel):
+class _Careful(redis.Channel):
     """Drops what is not even JSON."""
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -77,6 +87,44 @@ class Channel(redis.Channel):
             entry: Any = getattr(error, "doc", None) or getattr(error, "object", None)
             _drop("?" if entry is None else len(entry), "a queue", type(error).__name__)
             return True
+
+
+class Channel(_Careful):
+    """A channel to one Redis."""
+
+
+class SentinelChannel(_Careful, redis.SentinelChannel):
+    """A channel to the Redis that the Sentinels call master."""
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        address = read_address(load_settings().redis_url)
+        options = self._connparams(asynchronous)
+        del options["host"], options["port"]
+        sentinel = _sentinel(address, **options)
+        if asynchronous:  # kombu closes both
+            self._async_sentinel_manager = sentinel
+        else:
+            self._sentinel_manager = sentinel
+        return sentinel.master_for(address.master).connection_pool
+
+
+class SentinelBackend(backends.SentinelBackend):
+    """Celery's results in the Redis that the Sentinels call master."""
+
+    def _get_sentinel_instance(self, hosts: Any = None, **options: Any) -> Any:
+        return _sentinel(read_address(load_settings().redis_url), **options)
+
+
+def _sentinel(address: RedisAddress, **options: Any) -> Any:
+    """All Sentinels; ``options`` are for connections to the master."""
+    asked: dict[str, Any] = {
+        "username": address.sentinel_username,
+        "password": address.sentinel_password,
+        "socket_connect_timeout": _SENTINEL_TIMEOUT_S,
+        "socket_timeout": _SENTINEL_TIMEOUT_S,
+        **({"ssl": True, **address.tls} if address.tls else {}),
+    }
+    return redis.sentinel.Sentinel(address.nodes, sentinel_kwargs=asked, **options)
 
 
 class Transport(redis.Transport):
@@ -98,6 +146,13 @@ class Transport(redis.Transport):
                     client.rpush(channel._q_for_pri(queue, priority), dumps(message))
                 return
         super()._deliver(message, queue)
+
+
+class SentinelTransport(Transport):
+    """The same by way of Sentinels."""
+
+    default_port = 26379
+    Channel = SentinelChannel
 
 
 class Consumer(consumer.Consumer):

@@ -393,6 +393,7 @@ class Engine:
             failure=failure,
             is_charged=again.is_charged,
             keep_s=self.settings.keep_s,
+            owner=self.owner,
         )
         answer = await self._writer.last(work.outbox, call)
         return _not_ours("released" if answer == "ok" else answer)
@@ -416,6 +417,8 @@ class Engine:
 
     async def _end(self, outbox: Outbox | None, end: End) -> str:
         settings = self.settings
+        if outbox is not None:
+            end = replace(end, owner=self.owner, number=outbox.number)
         call = calls.finish(
             end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
         )
@@ -474,6 +477,7 @@ class Engine:
         self._store = AsyncStore(settings.redis_url, settings.redis_timeout_s)
         self._writer = Writer(
             self._store,
+            owner=self.owner,
             keep_s=settings.keep_s,
             gap_s=_FLUSH_GAP_S,
             now_s=self._loop.time,

@@ -104,7 +104,8 @@ class LeaseKeeper:
             )
         held = self._held()
         if held:
-            renewal = calls.renew(held, lease_s=self._settings.lease_s, keep_s=self._settings.keep_s)
+            settings = self._settings
+            renewal = calls.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
             for generation_id, reason in self._store.run(renewal).items():
                 self._on_lost(generation_id, reason)
         if time.monotonic() >= self._sweeps_from_s:

@@ -8,6 +8,7 @@ bounds, and the generations go on.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -24,6 +25,9 @@ _QUIET_S = 1.0
 _NONE: list[Token] = []
 """The alternatives of a token that has none; nearly all have none, so they share it."""
 _RETRY_S = 0.2
+_BEHIND = "behind "
+_KEPT_FLUSHES = 128
+"""Of each attempt, for a Redis that lost what it had answered: 2.5 s at the fastest."""
 
 
 class Runs(Protocol):
@@ -44,6 +48,7 @@ class Outbox:
             attempt would go on (:mod:`genqueue_worker.continuation`).
         first_text_s: loop time of the first text; None before.
         is_congested: whether the producer of tokens should wait (:meth:`relief`).
+        number: of the last flush that was taken.
     """
 
     def __init__(
@@ -66,7 +71,8 @@ class Outbox:
         self.first_text_s: float | None = None
         self.is_congested = False
         self._writer = writer
-        self._number = 0
+        self.number = 0
+        self._kept: deque[Flush] = deque(maxlen=_KEPT_FLUSHES)
         self._tokens: list[Token] = []
         self._top_tokens: list[list[Token]] = []
         self._text: list[str] = []
@@ -165,11 +171,11 @@ class Outbox:
             top_tokens = self._top_tokens if any(self._top_tokens) else None
             pieces = [len(part) for part in self._text] if len(self._text) > 1 and not self._tokens else ()
             bodies.append(chunk_body(text, self._tokens, top_tokens, reasoning, self._tool_calls, pieces))
-        self._number += 1
+        self.number += 1
         flush = Flush(
             self.generation_id,
             self.attempt,
-            self._number,
+            self.number,
             self.completion_tokens,
             said(text, reasoning),
             self._mark,
@@ -181,7 +187,13 @@ class Outbox:
         if self.is_congested:
             self.is_congested = False
             self._relieved.set()
+        self._kept.append(flush)
         return flush
+
+    def since(self, number: int) -> list[Flush]:
+        """The flushes behind ``number``; [] where they are no longer all kept."""
+        found = [flush for flush in self._kept if flush.number > number]
+        return found if found and found[0].number == number + 1 else []
 
     @property
     def is_urgent(self) -> bool:
@@ -219,6 +231,7 @@ class Writer:
 
     Args:
         store: where to.
+        owner: the worker's name in the registry.
         keep_s: TTL of a running generation's keys.
         gap_s: the least time between two flushes, unless a first text is waiting.
         now_s: the loop's clock.
@@ -229,6 +242,7 @@ class Writer:
         self,
         store: Runs,
         *,
+        owner: str,
         keep_s: int,
         gap_s: float,
         now_s: Callable[[], float],
@@ -236,6 +250,7 @@ class Writer:
     ) -> None:
         self.now_s = now_s
         self._store = store
+        self._owner = owner
         self._keep_s = keep_s
         self._gap_s = gap_s
         self._on_lost = on_lost
@@ -274,13 +289,19 @@ class Writer:
                 except TimeoutError:
                     pass
 
-    async def last(self, outbox: Outbox | None, call: Call[T]) -> T:
+    async def last(self, outbox: Outbox | None, call: Call[str]) -> str:
         """Send the last word of an attempt once nothing of it is in flight; waits for as long as Redis is away."""
-        if outbox is not None:
-            self.drop(outbox)
-            async with self._in_flight:
-                pass  # what was taken before has arrived
-        return await self.insist(call)
+        if outbox is None:
+            return await self.insist(call)
+        self.drop(outbox)
+        async with self._in_flight:
+            pass  # what was taken before has arrived
+        answer = await self.insist(call)
+        if _is_behind(answer):
+            # The last flush goes out with the last word only.
+            answer = await self._again(outbox, answer, up_to=outbox.number - 1)
+            return await self.insist(call) if answer == "ok" else answer
+        return answer
 
     def drop(self, outbox: Outbox) -> None:
         """Forget what an attempt that lost its generation has not written."""
@@ -299,9 +320,12 @@ class Writer:
                 return
             flushes = [outbox.take() for outbox in outboxes.values()]
             try:
-                answers = await self.insist(calls.append(flushes, keep_s=self._keep_s))
+                answers = await self.insist(calls.append(flushes, keep_s=self._keep_s, owner=self._owner))
             except StoreError:  # one of them cannot be written: find out which
                 answers = [await self._append_alone(flush) for flush in flushes]
+            for index, (outbox, answer) in enumerate(zip(outboxes.values(), answers, strict=True)):
+                if _is_behind(answer):
+                    answers[index] = await self._again(outbox, answer, up_to=outbox.number)
         for outbox, answer in zip(outboxes.values(), answers, strict=True):
             if answer != "ok":
                 self.drop(outbox)
@@ -309,10 +333,24 @@ class Writer:
 
     async def _append_alone(self, flush: Flush) -> str:
         try:
-            return (await self.insist(calls.append([flush], keep_s=self._keep_s)))[0]
+            return (await self.insist(calls.append([flush], keep_s=self._keep_s, owner=self._owner)))[0]
         except StoreError as error:
             logger.error("generation %s cannot be written: %s", flush.generation_id, error)
             return "unwritable"
+
+    async def _again(self, outbox: Outbox, answer: str, *, up_to: int) -> str:
+        """Write what Redis had answered and lost: under the same numbers, so that readers see no seam."""
+        known = int(answer.removeprefix(_BEHIND))
+        missing = [flush for flush in outbox.since(known) if flush.number <= up_to]
+        logger.warning(
+            "Redis has lost %d flushes of generation %s, of which %d are here",
+            up_to - known,
+            outbox.generation_id,
+            len(missing),
+        )
+        if not missing:
+            return "behind"  # what readers have seen cannot be had again: another attempt begins where Redis is
+        return (await self.insist(calls.append(missing, keep_s=self._keep_s, owner=self._owner)))[-1]
 
     async def insist(self, call: Call[T]) -> T:
         """Send until Redis answers; every call of the writer may be sent twice."""
@@ -326,6 +364,10 @@ class Writer:
                     raise
                 logger.error("events wait: %s", error)  # out of memory, read-only: for whoever runs Redis to mend
             await asyncio.sleep(_RETRY_S)
+
+
+def _is_behind(answer: object) -> bool:
+    return isinstance(answer, str) and answer.startswith(_BEHIND)
 
 
 def _encodable(text: str) -> str:

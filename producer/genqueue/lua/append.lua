@@ -1,13 +1,14 @@
 -- Write what several generations produced since the last flush. One answer per generation:
 -- 'ok', or why its writer has lost it. A flush that arrives twice (its answer was lost on
 -- the way) is written once: flushes of an attempt are numbered.
-local keep_s = ARGV[1]
-local answers, argument = {}, 2
+local keep_s, owner = ARGV[1], ARGV[2]
+local answers, argument = {}, 3
 for index = 0, #KEYS / 3 - 1 do
   local generation, log, text = KEYS[3 * index + 1], KEYS[3 * index + 2], KEYS[3 * index + 3]
   local attempt, flush, live, completion_tokens = ARGV[argument], tonumber(ARGV[argument + 1]), ARGV[argument + 2], ARGV[argument + 3]
   local solid_tokens, mark, more, count = ARGV[argument + 4], ARGV[argument + 5], ARGV[argument + 6], tonumber(ARGV[argument + 7])
-  local state, newest, seq, flushed = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'flush'))
+  local state, newest, seq, flushed, holder = unpack(redis.call('HMGET', generation,
+    'state', 'attempt', 'seq', 'flush', 'owner'))
   if not state then
     answers[index + 1] = 'gone'
   elseif newest ~= attempt then
@@ -15,8 +16,9 @@ for index = 0, #KEYS / 3 - 1 do
   elseif state ~= 'running' then
     answers[index + 1] = state
   else
-    answers[index + 1] = 'ok'
-    if flush > tonumber(flushed) then
+    local refused = fenced(newest, attempt, holder, owner, flush, flushed)
+    answers[index + 1] = refused or 'ok'
+    if not refused and flush > tonumber(flushed) then
       local bodies = {}
       for offset = 1, count do bodies[offset] = ARGV[argument + 7 + offset] end
       seq = append_events(log, live, tonumber(seq), attempt, bodies)

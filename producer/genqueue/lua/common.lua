@@ -30,6 +30,14 @@ local function append_events(log, live, seq, attempt, bodies)
   return seq
 end
 
+-- Why a writer may not write; nil if it may. A master that took over may not know the last writes of the one
+-- before it: an attempt's number may be given twice, to two owners, and flushes may be missing that were answered
+-- 'ok' ('behind N': N is the last that is known). Without an owner neither is looked at.
+local function fenced(newest, attempt, holder, owner, number, flushed)
+  if newest ~= attempt or (owner ~= '' and holder ~= owner) then return 'superseded' end
+  if owner ~= '' and number > tonumber(flushed) + 1 then return 'behind ' .. flushed end
+end
+
 -- For a sorted set: whole milliseconds, which a double holds exactly.
 local function milliseconds(seconds)
   return string.format('%.0f', seconds * 1e3)

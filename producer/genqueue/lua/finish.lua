@@ -7,8 +7,10 @@ local id, attempt, sources, final, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], AR
 local outcome, celery_result, log_ttl_s, result_ttl_s = ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local completion_tokens, more, worker_channel_prefix, generator = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local stillborn, mark, dead_ttl_s = ARGV[14] == '1', ARGV[15], ARGV[16] -- the last is '' for what is no dead letter
+local writer, number, FIRST_BODY = ARGV[17], tonumber(ARGV[18]), 19
 
-local state, newest, seq, owner = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'owner'))
+local state, newest, seq, owner, flushed = unpack(redis.call('HMGET', generation,
+  'state', 'attempt', 'seq', 'owner', 'flush'))
 if stillborn then
   -- A message that is no request: it is registered only to be answered.
   if state then return state end
@@ -18,9 +20,13 @@ end
 if not state then return 'gone' end
 if attempt ~= '' and newest ~= attempt then return 'superseded' end
 if not is_one_of(state, sources) then return state end
+if attempt ~= '' then
+  local refused = fenced(newest, attempt, owner, writer, number, flushed)
+  if refused then return refused end
+end
 
 local bodies = {}
-for index = 17, #ARGV do bodies[index - 16] = ARGV[index] end
+for index = FIRST_BODY, #ARGV do bodies[index - FIRST_BODY + 1] = ARGV[index] end
 seq = append_events(log, live, tonumber(seq), newest, bodies)
 local time = now()
 redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(time), 'outcome', outcome)

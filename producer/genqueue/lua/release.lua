@@ -5,15 +5,18 @@ local deadlines, delayed, rung, doorbell = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local id, attempt, sources, live, keep_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local delay_s, failure, is_charged, message = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9]
 local completion_tokens, solid_tokens, mark, more = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+local owner, number, FIRST_BODY = ARGV[14], tonumber(ARGV[15]), 16
 
-local state, newest, seq, priority, submitted_at, deadline_at, errors = unpack(redis.call('HMGET', generation,
-  'state', 'attempt', 'seq', 'priority', 'submitted_at', 'deadline_at', 'errors'))
+local state, newest, seq, priority, submitted_at, deadline_at, errors, holder, flushed = unpack(redis.call('HMGET',
+  generation, 'state', 'attempt', 'seq', 'priority', 'submitted_at', 'deadline_at', 'errors', 'owner', 'flush'))
 if not state then return 'gone' end
 if newest ~= attempt then return 'superseded' end
 if not is_one_of(state, sources) then return state end
+local refused = fenced(newest, attempt, holder, owner, number, flushed)
+if refused then return refused end
 
 local bodies = {}
-for index = 14, #ARGV do bodies[index - 13] = ARGV[index] end
+for index = FIRST_BODY, #ARGV do bodies[index - FIRST_BODY + 1] = ARGV[index] end
 seq = append_events(log, live, tonumber(seq), newest, bodies)
 redis.call('HSET', generation, 'state', 'queued', 'seq', seq, 'completion_tokens', completion_tokens,
   'solid_tokens', solid_tokens)

@@ -1,14 +1,15 @@
 -- Renew the leases of one worker's attempts, and the life of what they write; answers with the
 -- ids it no longer holds, each followed by the reason.
 local leases, rung, deadlines = KEYS[1], KEYS[2], KEYS[3]
-local keep_s, waiting_prefix = ARGV[2], ARGV[3]
+local keep_s, waiting_prefix, owner = ARGV[2], ARGV[3], ARGV[4]
 local lease_end_ms = milliseconds(now() + tonumber(ARGV[1]))
 local lost = {}
 for index = 1, #KEYS / 3 - 1 do
   local generation, log, text = KEYS[3 * index + 1], KEYS[3 * index + 2], KEYS[3 * index + 3]
-  local id, attempt = ARGV[2 * index + 2], ARGV[2 * index + 3]
-  local state, newest = unpack(redis.call('HMGET', generation, 'state', 'attempt'))
-  if state == 'running' and newest == attempt then
+  local id, attempt = ARGV[2 * index + 3], ARGV[2 * index + 4]
+  local state, newest, holder = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'owner'))
+  local refused = fenced(newest, attempt, holder, owner, 0, 0)
+  if state == 'running' and not refused then
     if redis.call('ZADD', leases, lease_end_ms, id) == 1 then -- a sweeper had given it up; nobody came for it
       local waiting = waiting_prefix .. redis.call('HGET', generation, 'generator')
       for _, place in ipairs({waiting, rung, deadlines}) do redis.call('ZREM', place, id) end
@@ -18,7 +19,7 @@ for index = 1, #KEYS / 3 - 1 do
     redis.call('EXPIRE', text, keep_s)
   else
     lost[#lost + 1] = id
-    lost[#lost + 1] = (not state and 'gone') or (newest ~= attempt and 'superseded') or state
+    lost[#lost + 1] = (not state and 'gone') or refused or state
   end
 end
 keep(leases, keep_s)
