@@ -6,7 +6,7 @@ Pure: :mod:`genqueue.store` carries the calls out, synchronously or not.  The sc
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -38,6 +38,7 @@ _LOOK_AGAIN_S = 3.0
 """When another sweeper may look after what one has rung for, or was to end."""
 
 T_co = TypeVar("T_co", covariant=True)
+_Plain = str | bytes | int | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,22 @@ def script(name: str) -> Script:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T_co]):
-    """One round trip: a command, or a script with its keys first in ``arguments``."""
+    """One round trip: a command, or a script with its keys first in ``arguments``.
 
-    arguments: Sequence[Any]
+    No numbers among them: hiredis crashes the process when a signal's handler raises while it
+    packs one (3.5.0, ``pack.c`` does not look whether ``PyObject_Repr`` failed).
+    """
+
+    arguments: Sequence[str | bytes]
     decode: Callable[[Any], T_co]
     script: Script | None = None
 
 
 def _scripted(
-    name: str, key_list: Sequence[str], arguments: Sequence[Any], decode: Callable[[Any], T_co]
+    name: str, key_list: Sequence[str], arguments: Iterable[_Plain], decode: Callable[[Any], T_co]
 ) -> Call[T_co]:
-    return Call((len(key_list), *key_list, *arguments), decode, script(name))
+    words = [each if isinstance(each, str | bytes) else str(each) for each in arguments]
+    return Call((str(len(key_list)), *key_list, *words), decode, script(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -500,7 +506,9 @@ def drop(generation_id: str, *, result_ttl_s: int) -> Call[None]:
 
 def dead_letters(first: int, limit: int) -> Call[list[str]]:
     """The ids of up to ``limit`` dead letters, the newest (0) first; some may be forgotten already."""
-    return Call(("ZREVRANGE", keys.DEAD, first, first + limit - 1), lambda answer: [_text(part) for part in answer])
+    return Call(
+        ("ZREVRANGE", keys.DEAD, str(first), str(first + limit - 1)), lambda answer: [_text(part) for part in answer]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,7 +556,7 @@ def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Found]:
             ],
         )
 
-    arguments = (
+    arguments: tuple[_Plain, ...] = (
         _SWEEP_LIMIT,
         _END_LIMIT,
         _SWEEP_GRACE_S,
@@ -648,7 +656,7 @@ def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[
                 f"the log of generation {generation_id} holds an event we cannot read: {problems}"
             ) from None
 
-    return Call(("XRANGE", keys.log(generation_id), f"{from_seq}-0", "+", "COUNT", limit), decode)
+    return Call(("XRANGE", keys.log(generation_id), f"{from_seq}-0", "+", "COUNT", str(limit)), decode)
 
 
 _RECORD = (
