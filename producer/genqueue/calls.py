@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
@@ -26,7 +26,16 @@ from genqueue.errors import (
     UnknownGeneratorError,
 )
 from genqueue.lifecycle import State, Transition, sources
-from genqueue.messages import Event, GenerationRequest, GenerationResult, Outcome, describe, read_event
+from genqueue.messages import (
+    Event,
+    GenerationRequest,
+    GenerationResult,
+    Outcome,
+    ToolCallDelta,
+    describe,
+    join_tool_calls,
+    read_event,
+)
 
 _SWEEP_LIMIT = 500
 """Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""
@@ -109,6 +118,14 @@ class NotClaimed:
     """Why not: "held", "gone", "elsewhere", "expired", or the final state."""
 
     reason: str
+
+
+class Said(NamedTuple):
+    """What a generation has produced so far; the last of ``tool_calls`` (as OpenAI has them) may break off."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(slots=True)
@@ -268,18 +285,18 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         if reason != "claimed":
             return NotClaimed(reason)
         _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, errors = answer
-        text_so_far, reasoning_so_far = _heard(so_far)
+        said_so_far = _heard(so_far)
         return Claim(
             attempt=int(attempt),
             request=request,
             submitted_at=float(submitted_at),
             started_at=float(started_at),
             deadline_at=float(deadline_at) if deadline_at else None,
-            text_so_far=text_so_far,
+            text_so_far=said_so_far.text,
             solid_tokens=int(solid_tokens),
             failures=int(failures),
             errors=_errors(errors),
-            reasoning_so_far=reasoning_so_far,
+            reasoning_so_far=said_so_far.reasoning,
         )
 
     return _scripted(
@@ -750,12 +767,12 @@ def read_result(generation_id: str) -> Call[GenerationResult | None]:
 
 def read_text(generation_id: str) -> Call[str]:
     """The text so far of a generation that runs or that ended without a result; "" when there is none."""
-    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer)[0])
+    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer).text)
 
 
-def read_reasoning(generation_id: str) -> Call[str]:
-    """What it thought so far, if it is a chat; beside the text, and there for as long."""
-    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer)[1])
+def read_said(generation_id: str) -> Call[Said]:
+    """The text so far and, of a chat, what was thought and called beside it, there for as long."""
+    return Call(("GET", keys.text(generation_id)), _heard)
 
 
 def queue_position(generation_id: str, generator: str) -> Call[int | None]:
@@ -781,19 +798,25 @@ def known_places() -> Call[dict[str, set[str]]]:
     return Call(("HGETALL", keys.PLACES), decode)
 
 
-_REASONING = b"\xff"
-"""Stands before and after what was thought: a byte that no UTF-8 holds."""
+_REASONING, _TOOL_CALLS = b"\xff", b"\xfe"
+"""Stand before and after what was thought, and what was called: bytes that no UTF-8 holds."""
 
 
-def said(text: str, reasoning: str) -> str | bytes:
-    """What a flush adds to the text so far: the text, and what was thought in one string with it."""
-    return b"".join((_REASONING, reasoning.encode(), _REASONING, text.encode())) if reasoning else text
+def said(text: str, reasoning: str, tool_calls: Sequence[ToolCallDelta] = ()) -> str | bytes:
+    """What a flush adds to the text so far: the text, and what was thought and called in one string with it."""
+    if not (reasoning or tool_calls):
+        return text
+    thought = (_REASONING, reasoning.encode(), _REASONING) if reasoning else ()
+    called = (_TOOL_CALLS, to_json(tool_calls), _TOOL_CALLS) if tool_calls else ()
+    return b"".join((*called, *thought, text.encode()))
 
 
-def _heard(raw: bytes | None) -> tuple[str, str]:
-    """(text, reasoning) out of the flushes of :func:`said`."""
-    parts = (raw or b"").split(_REASONING)
-    return b"".join(parts[::2]).decode(), b"".join(parts[1::2]).decode()
+def _heard(raw: bytes | None) -> Said:
+    """Out of the flushes of :func:`said`."""
+    parts = (raw or b"").split(_TOOL_CALLS)
+    deltas = [ToolCallDelta(*delta) for part in parts[1::2] for delta in from_json(part)]
+    parts = b"".join(parts[::2]).split(_REASONING)
+    return Said(b"".join(parts[::2]).decode(), b"".join(parts[1::2]).decode(), join_tool_calls(deltas))
 
 
 def _text(value: Any) -> str:

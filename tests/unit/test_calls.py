@@ -19,7 +19,7 @@ from genqueue.errors import (
     UnknownGeneratorError,
 )
 from genqueue.lifecycle import State, Transition
-from genqueue.messages import Outcome, read_request
+from genqueue.messages import Outcome, ToolCallDelta, join_tool_calls, read_request
 
 SCRIPTS = [
     "announce",
@@ -253,15 +253,23 @@ def test_a_text_is_read_and_none_is_empty(answer, text):
 UTF8 = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@given(st.lists(st.tuples(UTF8, UTF8)))
-def test_thoughts_and_text_are_told_apart_in_what_was_kept(flushes):
-    said = [calls.said(text, thought) for text, thought in flushes]
+DELTAS = st.lists(st.builds(ToolCallDelta, st.integers(0, 2), st.none() | UTF8, st.none() | UTF8, UTF8))
+
+
+@given(st.lists(st.tuples(UTF8, UTF8, DELTAS)))
+def test_text_thoughts_and_calls_are_told_apart_in_what_was_kept(flushes):
+    said = [calls.said(text, thought, deltas) for text, thought, deltas in flushes]
     kept = b"".join(part.encode() if isinstance(part, str) else part for part in said)
-    assert calls.read_text("id").decode(kept) == "".join(text for text, _ in flushes)
-    assert calls.read_reasoning("id").decode(kept) == "".join(thought for _, thought in flushes)
+    text = "".join(text for text, _, _ in flushes)
+    assert calls.read_text("id").decode(kept) == text
+    assert calls.read_said("id").decode(kept) == (
+        text,
+        "".join(thought for _, thought, _ in flushes),
+        join_tool_calls(delta for _, _, deltas in flushes for delta in deltas),
+    )
 
 
-def test_without_thoughts_a_text_is_kept_as_it_is():
+def test_a_text_alone_is_kept_as_it_is():
     assert calls.said("é", "") == "é"
-    assert (calls.read_text("id").decode(None), calls.read_reasoning("id").decode(None)) == ("", "")
-    assert calls.read_reasoning("id").decode("é".encode()) == ""
+    assert calls.read_said("id").decode(None) == ("", "", [])
+    assert calls.read_said("id").decode("é".encode()) == ("é", "", [])

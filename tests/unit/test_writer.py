@@ -163,7 +163,8 @@ async def test_a_chats_text_thoughts_and_calls_are_told_apart(desk: Desk):
             "tool_calls": [[0, "call", "f", '{"a":é}'], [1, "other", "g", ""]],
         }
     ]
-    assert flush.text == said(" is", "Hm!")
+    calls = [ToolCallDelta(0, "call", "f", '{"a":é}'), ToolCallDelta(1, "other", "g", "")]
+    assert flush.text == said(" is", "Hm!", calls)
     assert (flush.completion_tokens, flush.solid_tokens) == (6, 6)
     assert outbox.take().bodies == []
 
