@@ -113,7 +113,7 @@ class LeaseKeeper:
 
     def _sweep(self) -> None:
         settings = self._settings
-        found = self._store.run(calls.sweep(list(settings.generators), keep_s=settings.keep_s))
+        found = self._store.run(calls.sweep(list(settings.generators), keep_s=settings.keep_s)).found
         if found.astray:
             logger.info("rang again for %d generations that nobody looked after", len(found.astray))
         for overdue in found.expired:
