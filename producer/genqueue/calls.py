@@ -42,8 +42,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script and the digest that Redis caches it by."""
+    """A Lua script, its name in ``lua/``, and the digest that Redis caches it by."""
 
+    name: str
     source: str
     sha1: str
 
@@ -53,7 +54,7 @@ def script(name: str) -> Script:
     """The script ``lua/<name>.lua`` behind the functions that all share."""
     folder = files("genqueue") / "lua"
     source = (folder / "common.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
-    return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ class Call(Generic[T_co]):
     arguments: Sequence[Any]
     decode: Callable[[Any], T_co]
     script: Script | None = None
+
+    @property
+    def name(self) -> str:
+        """What it does, in one word of few: the script's name, or the command's."""
+        return self.script.name if self.script is not None else str(self.arguments[0]).lower()
 
 
 def _scripted(

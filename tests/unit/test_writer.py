@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 
 from genqueue import calls, keys, outcome
-from genqueue.calls import Call, said
+from genqueue.calls import Call, Claim, said
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Outcome, Token, ToolCallDelta
+from genqueue.settings import GeneratorSettings
+from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.writer import _CONGESTION_TOKENS, Outbox, Writer
 
 A_LONG_GAP_S = 60.0
+GENERATORS = {
+    "default": GeneratorSettings.model_validate(
+        {"api_type": "text_generation_inference", "api_params": {"url": "http://tgi"}}
+    )
+}
 
 
 @dataclass
@@ -79,6 +86,7 @@ class Desk:
     """A writer at work."""
 
     def __init__(self, gap_s: float) -> None:
+        self.metrics = Metrics(GENERATORS)
         self.shelf = Shelf()
         self.shelf.open.set()
         self.now_s = 0.0
@@ -90,11 +98,14 @@ class Desk:
             gap_s=gap_s,
             now_s=lambda: self.now_s,
             on_lost=lambda outbox, reason: self.lost.append((outbox.generation_id, reason)),
+            metrics=self.metrics,
         )
         self.working = asyncio.create_task(self.writer.run())
 
     def outbox(self, generation_id: str = "g", *, publish: bool = True, attempt: int = 1, **earlier: Any) -> Outbox:
-        return Outbox(self.writer, generation_id, attempt, publish=publish, **earlier)
+        claim = Claim(attempt, b"", 0.0, 0.0, None, earlier.get("earlier_text", ""), 0, 0, [])
+        meter = AttemptMeter(self.metrics.of("default"), claim, keeps=True)
+        return Outbox(self.writer, generation_id, attempt, publish=publish, meter=meter, **earlier)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(5):
