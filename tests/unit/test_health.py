@@ -22,19 +22,38 @@ FINE = {"engine": 0.2, "consumer": 1.0, "leases": 1.0}
     ],
 )
 def test_alive_is_what_comes_round(silent_s, is_draining, failing):
-    verdict = liveness(FINE | silent_s, redis_timeout_s=5.0, is_draining=is_draining)
+    verdict = liveness(FINE | silent_s, redis_up_s=99.0, redis_timeout_s=5.0, is_draining=is_draining)
     assert {part for part, why in verdict.checks.items() if why} == failing
     assert verdict.is_ok is (not failing)
 
 
 def test_who_may_wait_longer_for_redis_may_be_silent_longer():
     silent_s = FINE | {"consumer": 13.0}
-    assert not liveness(silent_s, redis_timeout_s=0.5, is_draining=False).is_ok
-    assert liveness(silent_s, redis_timeout_s=1.0, is_draining=False).is_ok
+    assert not liveness(silent_s, redis_up_s=99.0, redis_timeout_s=0.5, is_draining=False).is_ok
+    assert liveness(silent_s, redis_up_s=99.0, redis_timeout_s=1.0, is_draining=False).is_ok
+
+
+@pytest.mark.parametrize(
+    ("redis_up_s", "is_ok"),
+    [
+        pytest.param(0.0, True, id="away"),
+        pytest.param(29.0, True, id="back-lately"),
+        pytest.param(31.0, False, id="back-long-ago"),
+    ],
+)
+def test_a_consumer_that_waits_for_redis_is_not_stuck(redis_up_s, is_ok):
+    silent_s = FINE | {"consumer": 600.0}
+    assert liveness(silent_s, redis_up_s=redis_up_s, redis_timeout_s=5.0, is_draining=False).is_ok is is_ok
+
+
+def test_no_redis_is_no_excuse_for_an_engine_or_the_lease_thread():
+    silent_s = FINE | {"engine": 11.0, "leases": 31.0}
+    verdict = liveness(silent_s, redis_up_s=0.0, redis_timeout_s=5.0, is_draining=False)
+    assert {part for part, why in verdict.checks.items() if why} == {"engine", "leases"}
 
 
 def test_a_probe_says_why():
-    body = liveness(FINE | {"engine": 12.34}, redis_timeout_s=5.0, is_draining=False).body()
+    body = liveness(FINE | {"engine": 12.34}, redis_up_s=99.0, redis_timeout_s=5.0, is_draining=False).body()
     assert body == {
         "ok": False,
         "checks": {"engine": "silent for 12.3 s, limit 10 s", "consumer": "ok", "leases": "ok"},

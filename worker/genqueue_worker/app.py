@@ -52,6 +52,11 @@ class Runtime:
         self.engine.start()
         self._leases.start()
 
+    def announce(self) -> None:
+        """Log what is to be known of it, now that Celery has set logging up."""
+        if self._monitor is not None:
+            self._monitor.announce()
+
     def consume(self, consumer: Consumer) -> None:
         """Celery is ready to take messages."""
         self.consumer = consumer
@@ -65,8 +70,12 @@ class Runtime:
 
     def is_alive(self) -> Verdict:
         """What ``/livez`` answers."""
-        timeout_s = self.settings.redis_timeout_s
-        return liveness(self._silent_s(), redis_timeout_s=timeout_s, is_draining=self._is_draining)
+        return liveness(
+            self._silent_s(),
+            redis_up_s=self._leases.redis_up_s,
+            redis_timeout_s=self.settings.redis_timeout_s,
+            is_draining=self._is_draining,
+        )
 
     def is_ready(self) -> Verdict:
         """What ``/readyz`` answers."""
@@ -239,6 +248,12 @@ def _look_for_redis(settings: Settings) -> None:
         raise SystemExit(f"genqueue: {error}") from None
     finally:
         store.close()
+
+
+@signals.celeryd_after_setup.connect
+def _announce(**_: Any) -> None:
+    if _runtime is not None:
+        _runtime.announce()
 
 
 @signals.worker_ready.connect

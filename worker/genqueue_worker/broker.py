@@ -35,7 +35,7 @@ _SENTINEL_TIMEOUT_S = 1.0
 """For each Sentinel that is asked, of which one at a time may be down."""
 
 pulse = Pulse()
-"""When Celery's consumer last could have taken a message, or at least looked for its Redis."""
+"""When Celery's consumer last came round, and could have taken a message."""
 dropped = 0
 """Entries of the queues that were no Celery message, since this process began."""
 
@@ -204,16 +204,9 @@ class Consumer(consumer.Consumer):
 
     def ensure_connected(self, conn: Any) -> Any:
         """Look for a lost Redis once a second; stock Celery waits 2, 4, 6 … 30 s between looks."""
-        connect = functools.partial(conn.ensure_connection, interval_start=1.0, interval_step=0.0, interval_max=1.0)
-
-        def ensure_connection(*args: Any, callback: Callable[[], None], **kwargs: Any) -> Any:
-            def looks() -> None:
-                pulse.beat()
-                callback()
-
-            return connect(*args, callback=looks, **kwargs)
-
-        conn.ensure_connection = ensure_connection
+        conn.ensure_connection = functools.partial(
+            conn.ensure_connection, interval_start=1.0, interval_step=0.0, interval_max=1.0
+        )
         return super().ensure_connected(conn)
 
     def create_task_handler(self, *args: Any) -> Callable[[Any], None]:

@@ -17,7 +17,7 @@ ENGINE, CONSUMER, LEASES = "engine", "consumer", "leases"
 _ENGINE_STUCK_S = 10.0
 _STUCK_S = 10.0
 _WAITS_FOR_REDIS = 4
-"""So often in a row the other two may have to wait for a Redis that does not answer."""
+"""So often in a row the other two may have to wait for a Redis that is slow."""
 
 
 class Pulse:
@@ -56,24 +56,25 @@ class Verdict:
         return {"ok": self.is_ok, "checks": {name: why or "ok" for name, why in self.checks.items()}}
 
 
-def liveness(silent_s: Mapping[str, float], *, redis_timeout_s: float, is_draining: bool) -> Verdict:
+def liveness(silent_s: Mapping[str, float], *, redis_up_s: float, redis_timeout_s: float, is_draining: bool) -> Verdict:
     """Whether every part of a worker comes round.
 
     Args:
         silent_s: for each part how long it has not.
+        redis_up_s: for how long Redis has answered: Celery's consumer stands still while it does not.
         redis_timeout_s: for how long a call may wait for Redis.
         is_draining: whether the worker was told to stop: then its consumer takes nothing, and rests.
     """
     patience_s = _STUCK_S + _WAITS_FOR_REDIS * redis_timeout_s
     limits_s = {ENGINE: _ENGINE_STUCK_S, CONSUMER: patience_s, LEASES: patience_s}
-    return Verdict(
-        {
-            part: f"silent for {age_s:.1f} s, limit {limits_s[part]:g} s"
-            if age_s > limits_s[part] and not (part == CONSUMER and is_draining)
-            else ""
-            for part, age_s in silent_s.items()
-        }
-    )
+
+    def trouble(part: str, age_s: float) -> str:
+        counts_s = age_s
+        if part == CONSUMER:
+            counts_s = 0.0 if is_draining else min(age_s, redis_up_s)
+        return "" if counts_s <= limits_s[part] else f"silent for {age_s:.1f} s, limit {limits_s[part]:g} s"
+
+    return Verdict({part: trouble(part, age_s) for part, age_s in silent_s.items()})
 
 
 def readiness(

@@ -60,6 +60,7 @@ class LeaseKeeper:
         self._metrics = metrics
         self.pulse = Pulse()
         self._answered = Pulse()
+        self._came_back = Pulse()
         self._trouble = "not asked yet"
         self._swept: tuple[Pulse, Swept] | None = None
         self._settings = settings
@@ -101,6 +102,11 @@ class LeaseKeeper:
         return self._trouble
 
     @property
+    def redis_up_s(self) -> float:
+        """For how long Redis has answered; 0 while it does not.  Any thread may ask."""
+        return 0.0 if self.redis_trouble else self._came_back.age_s
+
+    @property
     def swept(self) -> Swept | None:
         """What the last sweep was told; None once that is old.  Any thread may ask."""
         if self._swept is None or self._swept[0].age_s > _ROUNDS_WITHOUT_CALL * self._settings.lease_s:
@@ -116,6 +122,8 @@ class LeaseKeeper:
             raise
         finally:
             self.pulse.beat()
+        if self._trouble:
+            self._came_back.beat()
         self._trouble = ""
         self._answered.beat()
         return answer

@@ -67,12 +67,17 @@ class Monitor:
         self._metrics = make_wsgi_app(registry)
         self._probes = probes
         self._thread = threading.Thread(target=self._server.serve_forever, name="genqueue-monitor", daemon=True)
-        self.address = f"http://{host}:{self._server.server_address[1]}"
+        self._address = f"http://{host}:{self._server.server_address[1]}"
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
-        logger.info("metrics and probes: %s/metrics, %s", self.address, ", ".join(self._probes))
+
+    def announce(self) -> None:
+        """Log where."""
+        logger.info(
+            "metrics and probes: %s", " ".join(f"{self._address}{path}" for path in ("/metrics", *self._probes))
+        )
 
     def stop(self) -> None:
         """Answer no more."""
