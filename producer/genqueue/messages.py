@@ -211,6 +211,25 @@ class ToolCallDelta(NamedTuple):
     arguments: str
 
 
+def join_tool_calls(deltas: Iterable[ToolCallDelta]) -> list[dict[str, Any]]:
+    """The calls as OpenAI has them, from their pieces; of one that broke off ``arguments`` is no JSON."""
+    ids: dict[int, str | None] = {}
+    names: dict[int, str | None] = {}
+    arguments: dict[int, list[str]] = {}
+    for index, call_id, name, piece in deltas:
+        ids[index] = ids.get(index) or call_id
+        names[index] = names.get(index) or name
+        arguments.setdefault(index, []).append(piece)
+    return [
+        {
+            "id": ids[index],
+            "type": "function",
+            "function": {"name": names[index], "arguments": "".join(arguments[index])},
+        }
+        for index in sorted(arguments)
+    ]
+
+
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True)
 

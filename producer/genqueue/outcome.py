@@ -4,12 +4,11 @@ Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a r
 tell its caller.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genqueue import errors
-from genqueue.calls import End, Flush, Overdue, Record
+from genqueue.calls import End, Flush, Overdue, Record, Said
 from genqueue.lifecycle import State, Transition
 from genqueue.messages import (
     Chunk,
@@ -133,18 +132,19 @@ def dead_letter(generation_id: str, record: Record) -> DeadLetter:
 
 def dead_letter_detail(letter: DeadLetter, record: Record, text: str, request: GenerationRequest) -> DeadLetterDetail:
     """All of a dead letter, from what the registry keeps of it."""
-    error = error_of(record, text)
+    error = error_of(record, Said(text))
     phases = timings(record.submitted_at, record.started_at, record.first_text_at, record.ended_at)
     return DeadLetterDetail(letter, error.detail.get("errors", []), error.usage, phases, text, request)
 
 
-def error_of(record: Record, partial_text: str, partial_reasoning: str = "") -> errors.GenerationError:
+def error_of(record: Record, partial: Said) -> errors.GenerationError:
     """The typed error for a generation that ended without a result."""
     outcome = record.outcome or Outcome(error=str(record.state), message=str(record.state))
     return ENDINGS.get(outcome.error, errors.GenerationFailedError)(
         outcome.message,
-        partial_text=partial_text,
-        partial_reasoning=partial_reasoning,
+        partial_text=partial.text,
+        partial_reasoning=partial.reasoning,
+        partial_tool_calls=partial.tool_calls,
         usage={
             "prompt_tokens": outcome.detail.get("prompt_tokens"),
             "completion_tokens": record.completion_tokens,
@@ -157,17 +157,13 @@ def error_of(record: Record, partial_text: str, partial_reasoning: str = "") -> 
     )
 
 
-def whole_text_chunk(record: Record, text: str, meta: Mapping[str, Any] | None = None) -> list[Chunk]:
-    """All of it as one chunk, for a reader who got none; [] if there is nothing.
-
-    ``meta`` is the result's; of a chat it holds what was thought and the tools that are called.
-    """
-    meta = meta or {}
+def whole_text_chunk(record: Record, said: Said) -> list[Chunk]:
+    """All of it as one chunk, for a reader who got none; [] if there is nothing."""
+    text, reasoning, whole_calls = said
     tool_calls = tuple(
         ToolCallDelta(index, call["id"], call["function"]["name"], call["function"]["arguments"])
-        for index, call in enumerate(meta.get("tool_calls", ()))
+        for index, call in enumerate(whole_calls)
     )
-    reasoning = meta.get("reasoning", "")
     if not (text or reasoning or tool_calls):
         return []
     return [Chunk(seq=record.seq, attempt=record.attempt, text=text, reasoning=reasoning, tool_calls=tool_calls)]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from genqueue import calls, outcome
-from genqueue.calls import Accepted, Call, Record
+from genqueue.calls import Accepted, Call, Record, Said
 from genqueue.errors import GenerationNotFoundError, LogExpiredError, NotDeadError
 from genqueue.lifecycle import State
 from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, Reset, read_events
@@ -151,16 +151,17 @@ def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
         yield WAIT
         record = yield calls.read_record(generation_id)
     if record.state is not State.FINISHED:
-        text: str = yield calls.read_text(generation_id)
-        reasoning: str = yield calls.read_reasoning(generation_id)
+        said: Said = yield calls.read_said(generation_id)
         if not got_chunk:
-            yield from outcome.whole_text_chunk(record, text, {"reasoning": reasoning})
-        raise outcome.error_of(record, text, reasoning)
+            yield from outcome.whole_text_chunk(record, said)
+        raise outcome.error_of(record, said)
     if not got_chunk:
         found: GenerationResult | None = yield calls.read_result(generation_id)
         if found is None:
             raise GenerationNotFoundError(generation_id)
-        yield from outcome.whole_text_chunk(record, found.replies[0], found.meta[0])
+        meta = found.meta[0]
+        said = Said(found.replies[0], meta.get("reasoning", ""), meta.get("tool_calls", ()))
+        yield from outcome.whole_text_chunk(record, said)
 
 
 def result(generation_id: str) -> Plan[GenerationResult]:
@@ -174,8 +175,7 @@ def result(generation_id: str) -> Plan[GenerationResult]:
                 if found is None:
                     raise GenerationNotFoundError(generation_id)
             elif record.state.is_final:
-                text: str = yield calls.read_text(generation_id)
-                raise outcome.error_of(record, text, (yield calls.read_reasoning(generation_id)))
+                raise outcome.error_of(record, (yield calls.read_said(generation_id)))
         if found is not None:
             yield found
             return

@@ -189,8 +189,8 @@ class Registry:
         return found
 
     def reasoning(self, generation_id: str) -> str:
-        found: str = self.run(calls.read_reasoning(generation_id))
-        return found
+        found: calls.Said = self.run(calls.read_said(generation_id))
+        return found.reasoning
 
     def everything(self) -> dict[bytes, bytes]:
         """All keys and what they hold, to see that nothing changed."""

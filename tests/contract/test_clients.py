@@ -353,16 +353,19 @@ def test_a_chat_is_registered_as_it_was_asked_and_read_back_whole(reader, writer
     }
     call = ToolCallDelta(0, "1", "f", "{}")
     body = chunk_body("", [], reasoning="Hm", tool_calls=[call])
-    writer.append(Flush(generation_id, 1, 1, 2, said("", "Hm"), "first", [body], 2))
+    writer.append(Flush(generation_id, 1, 1, 2, said("", "Hm", [call]), "first", [body], 2))
     assert writer.finish(writer.failed(generation_id, text="par")) == "ok"
     seen = []
     with pytest.raises(GenerationFailedError, match="words") as raised:
         reader.collect("stream", generation_id, 0, seen)
     assert [(chunk.text, chunk.reasoning, chunk.tool_calls) for chunk in seen] == [("", "Hm", (call,))]
-    assert (raised.value.partial_text, raised.value.partial_reasoning) == ("par", "Hm")
+    partial = ("par", "Hm", [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}])
+    error = raised.value
+    assert (error.partial_text, error.partial_reasoning, error.partial_tool_calls) == partial
     with pytest.raises(GenerationFailedError) as raised:
         reader.result(generation_id)
-    assert (raised.value.partial_text, raised.value.partial_reasoning) == ("par", "Hm")
+    error = raised.value
+    assert (error.partial_text, error.partial_reasoning, error.partial_tool_calls) == partial
 
 
 def test_a_full_queue_and_an_unknown_generator_are_refused(reader, writer):

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +70,39 @@ async def test_credentials_that_redis_refuses_are_said_to_be_and_not_shown(locke
     store.close()
     await other.close()
     await hub.close()
+
+
+KNOCKS = """
+import itertools, signal, sys
+from genqueue import calls
+from genqueue.store import Store
+
+is_armed = False
+
+def raises(*_):
+    if is_armed:
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, raises)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0013)
+for _ in range(2000):
+    store = Store(sys.argv[1], 5.0)
+    try:
+        is_armed = True
+        for index in itertools.count(1):
+            store.run(calls.read_log("nobody's", index, limit=index))
+            store.run(calls.renew([], lease_s=index * 0.5, keep_s=index))
+    except KeyboardInterrupt:
+        is_armed = False
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_a_signal_at_any_moment_of_a_call_raises_and_crashes_nothing(real_redis):
+    """hiredis crashes when it is given a number just as a handler raises; Ctrl-C in ``genqueue submit`` met it."""
+    knocked = [sys.executable, "-X", "faulthandler", "-c", KNOCKS, real_redis.url.removesuffix("/0") + "/1"]
+    done = subprocess.run(knocked, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_many_threads_share_a_store(redis_url: str):

@@ -27,6 +27,7 @@ from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
 from genqueue_ops.local_redis import LocalRedis, local_redis
+from genqueue_ops.tgi_standin.llama import start_llama
 from genqueue_ops.tgi_standin.prose import expected_text
 
 LOG_TAIL_CHARACTERS = 6000
@@ -50,6 +51,25 @@ def wait_for(condition: Callable[[], Any], within_s: float = 15.0, what: str = "
         if time.monotonic() > deadline_s:
             raise AssertionError(f"not within {within_s} s: {what or condition}")
         time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def llama(real_model: None) -> Iterator[str]:
+    """Where llama.cpp's own server listens, with two slots of 512 tokens."""
+    server = start_llama(slots=2, context_tokens=512)
+    yield server.listening_address
+    del server
+
+
+@pytest.fixture
+def busy_slots(llama: str) -> Callable[[], int]:
+    """How many generations llama.cpp is working on."""
+
+    def count() -> int:
+        with urllib.request.urlopen(f"{llama}/slots", timeout=10) as answer:
+            return sum(slot["is_processing"] for slot in json.load(answer))
+
+    return count
 
 
 @pytest.fixture(scope="session")

@@ -265,6 +265,21 @@ def test_a_cancel_closes_the_call_and_keeps_what_came(client, standin, ask, even
     assert ended.value.usage["completion_tokens"] > 20
 
 
+def test_a_cancel_keeps_the_calls_that_came(client, ask, eventually):
+    prompt = ask(tokens=5000, itl_s=0.01, calls_tools=True)
+    generation = client.submit_chat(user(prompt), tools=[WEATHER])
+    eventually(lambda: generation.status().completion_tokens > 20)
+    assert generation.cancel()
+    with pytest.raises(GenerationCancelledError) as ended:
+        generation.result(timeout_s=10)
+    (call,) = ended.value.partial_tool_calls
+    whole = call_of(answer_to(prompt, 5000))
+    arguments = call["function"].pop("arguments")
+    assert len(arguments) > 20
+    assert whole["function"].pop("arguments").startswith(arguments)
+    assert call == whole
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_deadline_keeps_what_came(client, standin, ask, stream):
     prompt = ask(tokens=5000, itl_s=0.01, reasoning=10)
@@ -318,6 +333,21 @@ def test_a_chat_whose_server_fails_for_good_ends_with_what_came(fleet_of, standi
         assert ended.value.partial_reasoning == answer_to(prompt, 2)
         assert ended.value.partial_reasoning + ended.value.partial_text == answer_to(prompt, 5)
         assert len(standin.chats(prompt)) == 2
+
+
+def test_a_dead_chat_is_tried_again_whole(fleet_of, standin, ask):
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}, "max_attempts": 1}
+    with fleet_of({"default": generator}) as fleet:
+        fleet.staff(1)
+        prompt = ask(tokens=5, calls_tools=True, faults=[{"kind": "cut", "after_tokens": 2, "times": 1}])
+        dead = fleet.client.submit_chat(user(prompt), tools=[WEATHER], generation_kwargs={"temperature": 0.5})
+        with pytest.raises(GenerationFailedError):
+            dead.result(timeout_s=20)
+        assert [letter.id for letter in fleet.client.dead_letters()] == [dead.id]
+        again = fleet.client.retry(dead.id)
+        assert again.result(timeout_s=20).meta[0]["tool_calls"] == [call_of(answer_to(prompt))]
+        first, second = (call["body"] for call in standin.chats(prompt))
+        assert first == second
 
 
 @pytest.mark.parametrize("tools", [None, [WEATHER]], ids=["text", "tools"])

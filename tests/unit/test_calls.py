@@ -19,7 +19,7 @@ from genqueue.errors import (
     UnknownGeneratorError,
 )
 from genqueue.lifecycle import State, Transition
-from genqueue.messages import Outcome, read_request
+from genqueue.messages import Outcome, ToolCallDelta, join_tool_calls, read_request
 
 SCRIPTS = [
     "announce",
@@ -48,7 +48,7 @@ def submit(**options: Any) -> calls.Call[Accepted]:
 
 
 def keys_of(call: calls.Call[Any]) -> list[str]:
-    return list(call.arguments[1 : 1 + call.arguments[0]])
+    return list(call.arguments[1 : 1 + int(call.arguments[0])])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -75,7 +75,7 @@ def test_a_submit_that_does_not_ring_sends_no_message():
     assert submit(ring=False).arguments[-3] == ""
 
 
-@pytest.mark.parametrize(("depth", "sent"), [(None, ""), (-1, -1), (0, 0)])
+@pytest.mark.parametrize(("depth", "sent"), [(None, ""), (-1, "-1"), (0, "0")])
 def test_a_limit_of_zero_is_not_no_limit(depth, sent):
     assert submit(max_queue_depth=depth).arguments[-2] == sent
 
@@ -130,10 +130,10 @@ def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
         make(generation_id) for generation_id in "ab" for make in (keys.generation, keys.log, keys.text)
     ]
     assert list(call.arguments[7:]) == [
-        60,
+        "60",
         "",
-        *(1, 2, keys.live("a"), 3, 2, "first", "text", 2, b"x", b"y"),
-        *(4, 5, keys.live("b"), 6, 0, "", "", 0),
+        *("1", "2", keys.live("a"), "3", "2", "first", "text", "2", b"x", b"y"),
+        *("4", "5", keys.live("b"), "6", "0", "", "", "0"),
     ]
     assert call.decode([b"ok", b"superseded"]) == ["ok", "superseded"]
 
@@ -150,7 +150,7 @@ def test_an_end_that_was_there_already_is_ok(answer, expected):
 
 
 @pytest.mark.parametrize(
-    ("error", "rests_s"), [("failed", 60), ("rejected", ""), ("expired", ""), ("cancelled", ""), (None, "")]
+    ("error", "rests_s"), [("failed", "60"), ("rejected", ""), ("expired", ""), ("cancelled", ""), (None, "")]
 )
 def test_only_what_another_try_may_mend_becomes_a_dead_letter(error, rests_s):
     outcome = Outcome(error=error, message="m") if error else None
@@ -183,7 +183,7 @@ def test_a_renewal_answers_what_is_lost_and_why():
         keys.DEADLINES,
         *(make(generation_id) for generation_id in "ab" for make in (keys.generation, keys.log, keys.text)),
     ]
-    assert list(call.arguments[10:]) == [3.0, 60, keys.waiting(""), "", "a", 1, "b", 2]
+    assert list(call.arguments[10:]) == ["3.0", "60", keys.waiting(""), "", "a", "1", "b", "2"]
     assert call.decode([]) == {}
     assert call.decode([b"a", b"superseded", b"b", b"gone"]) == {"a": "superseded", "b": "gone"}
 
@@ -253,15 +253,23 @@ def test_a_text_is_read_and_none_is_empty(answer, text):
 UTF8 = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@given(st.lists(st.tuples(UTF8, UTF8)))
-def test_thoughts_and_text_are_told_apart_in_what_was_kept(flushes):
-    said = [calls.said(text, thought) for text, thought in flushes]
+DELTAS = st.lists(st.builds(ToolCallDelta, st.integers(0, 2), st.none() | UTF8, st.none() | UTF8, UTF8))
+
+
+@given(st.lists(st.tuples(UTF8, UTF8, DELTAS)))
+def test_text_thoughts_and_calls_are_told_apart_in_what_was_kept(flushes):
+    said = [calls.said(text, thought, deltas) for text, thought, deltas in flushes]
     kept = b"".join(part.encode() if isinstance(part, str) else part for part in said)
-    assert calls.read_text("id").decode(kept) == "".join(text for text, _ in flushes)
-    assert calls.read_reasoning("id").decode(kept) == "".join(thought for _, thought in flushes)
+    text = "".join(text for text, _, _ in flushes)
+    assert calls.read_text("id").decode(kept) == text
+    assert calls.read_said("id").decode(kept) == (
+        text,
+        "".join(thought for _, thought, _ in flushes),
+        join_tool_calls(delta for _, _, deltas in flushes for delta in deltas),
+    )
 
 
-def test_without_thoughts_a_text_is_kept_as_it_is():
+def test_a_text_alone_is_kept_as_it_is():
     assert calls.said("é", "") == "é"
-    assert (calls.read_text("id").decode(None), calls.read_reasoning("id").decode(None)) == ("", "")
-    assert calls.read_reasoning("id").decode("é".encode()) == ""
+    assert calls.read_said("id").decode(None) == ("", "", [])
+    assert calls.read_said("id").decode("é".encode()) == ("é", "", [])

@@ -68,7 +68,7 @@ class Registry:
         command, key = step.arguments[0], step.arguments[1]
         if command == "XRANGE":
             self.asked.append("log")
-            first, count = int(step.arguments[2].removesuffix("-0")), step.arguments[5]
+            first, count = int(step.arguments[2].removesuffix("-0")), int(step.arguments[5])
             return [event for event in self.log if event.seq >= first][:count]
         if command == "HMGET":
             self.asked.append("record")

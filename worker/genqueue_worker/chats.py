@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import ChatCompletionStreamOutput
 from pydantic_core import from_json, to_json
 
-from genqueue.messages import GenerationRequest, ToolCallDelta
+from genqueue.messages import GenerationRequest, ToolCallDelta, join_tool_calls
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.sink import Sink
@@ -69,7 +69,8 @@ class ChatAnswer:
         self._is_done = False
         self._came = False
         self._reasoning: list[str] = []
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls: list[ToolCallDelta] = []
+        self._told: dict[int, tuple[str | None, str | None]] = {}
         self._logprobs: list[dict[str, Any]] = []
 
     def take(self, data: bytes) -> bool:
@@ -117,14 +118,7 @@ class ChatAnswer:
     @property
     def extra(self) -> dict[str, Any]:
         """See the class."""
-        calls = [
-            {
-                "id": call["id"],
-                "type": "function",
-                "function": {"name": call["name"], "arguments": "".join(call["arguments"])},
-            }
-            for _, call in sorted(self._calls.items())
-        ]
+        calls = join_tool_calls(self._calls)
         found = {"tool_calls": calls, "reasoning": "".join(self._reasoning), "logprobs": self._logprobs}
         return {name: value for name, value in found.items() if value}
 
@@ -148,16 +142,16 @@ class ChatAnswer:
         function = call.get("function") or {}
         index, call_id, name = call.get("index"), call.get("id") or None, function.get("name") or None
         if index is None:  # one with an id is another call
-            index = len(self._calls) if call_id or not self._calls else max(self._calls)
+            index = len(self._told) if call_id or not self._told else max(self._told)
         arguments = function.get("arguments") or ""
         if not isinstance(arguments, str):
             arguments = to_json(arguments).decode()
-        whole = self._calls.setdefault(index, {"id": None, "name": None, "arguments": []})
         # Some engines name both in every piece: readers are told once.
-        told = ToolCallDelta(index, None if whole["id"] else call_id, None if whole["name"] else name, arguments)
-        whole["id"], whole["name"] = whole["id"] or call_id, whole["name"] or name
-        whole["arguments"].append(arguments)
-        return told
+        known_id, known_name = self._told.get(index, (None, None))
+        self._told[index] = known_id or call_id, known_name or name
+        piece = ToolCallDelta(index, None if known_id else call_id, None if known_name else name, arguments)
+        self._calls.append(piece)
+        return piece
 
 
 def in_stream_error(error: Mapping[str, Any]) -> UpstreamFacts:

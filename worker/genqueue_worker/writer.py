@@ -185,7 +185,7 @@ class Outbox:
             self.attempt,
             self.number,
             self.completion_tokens,
-            said(text, reasoning),
+            said(text, reasoning, self._tool_calls),
             self._mark,
             bodies,
             self.solid_tokens,
