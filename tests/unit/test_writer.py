@@ -459,3 +459,34 @@ async def test_top_tokens_stay_beside_their_tokens(desk: Desk):
     ((written,),) = desk.shelf.appends
     (chunk,) = written.events
     assert chunk["top_tokens"] == [[], [[3, "c", None, False]]]
+
+
+def counted(desk: Desk) -> float:
+    """The tokens that a scrape would see."""
+    value = desk.metrics.registry.get_sample_value("genqueue_completion_tokens_total", {"generator": "default"})
+    assert value is not None
+    return value
+
+
+async def test_tokens_are_counted_a_flush_at_a_time_and_once(desk):
+    outbox = desk.outbox(earlier_tokens=5)
+    push(outbox, "one", "two", "three")
+    assert counted(desk) == 0
+    await desk.until(lambda: desk.shelf.appends)
+    assert counted(desk) == 3
+    push(outbox, "four")
+    outbox.take()
+    outbox.measure()
+    assert counted(desk) == 4
+
+
+@pytest.mark.parametrize("gap_s", [0.0])
+async def test_an_outbox_knows_what_the_registry_has(desk):
+    outbox = desk.outbox(earlier_tokens=5)
+    assert outbox.written_tokens == 5
+    push(outbox, "one", "two")
+    await desk.until(lambda: outbox.written_tokens == 7)
+    desk.shelf.answers["g"] = "superseded"
+    push(outbox, "three")
+    await desk.until(lambda: desk.lost)
+    assert (outbox.completion_tokens, outbox.written_tokens) == (8, 7)
