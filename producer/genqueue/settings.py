@@ -149,6 +149,8 @@ class Settings(BaseSettings):
     log_ttl_s: int = Field(3600, ge=1)
     result_ttl_s: int = Field(86_400, ge=1)
     keep_s: int = Field(7 * 86_400, ge=60)
+    monitor_port: int | None = Field(None, ge=0, le=65_535)
+    monitor_host: str = "127.0.0.1"
 
     @field_validator("redis_url")
     @classmethod

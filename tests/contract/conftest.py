@@ -139,7 +139,7 @@ class Registry:
 
     def sweep(self, *generators: str) -> Found:
         """What a sweeper that serves ``default`` (or ``generators``) finds, and rings for."""
-        found: Found = self.run(calls.sweep(generators or ("default",), keep_s=self.keep_s))
+        found: Found = self.run(calls.sweep(generators or ("default",), keep_s=self.keep_s)).found
         return found
 
     def doorbells(self, priority: int = 5) -> list[str]:

@@ -532,3 +532,29 @@ def test_what_its_holder_ends_after_it_was_given_up_is_rung_for_no_more(registry
     lose_doorbells(registry)
     assert swept(registry, rounds=3) == []
     assert registry.raw.zcard(keys.waiting("default")) == 0
+
+
+# --- what every sweeper is told -----------------------------------------------------------------
+
+
+def test_every_sweeper_is_told_how_many_wait_and_how_long_the_oldest_has(registry):
+    generators = ["default", "other", "idle"]
+    for priority, waited_s in ((0, 1.0), (3, 7.0), (3, 2.0), (9, 30.0), (9, 20.0)):
+        rests(registry, registry.submit(priority=priority), waited_s)
+    registry.submit(generator="other")
+    began(registry)
+    for _ in range(2):
+        swept = registry.run(calls.sweep(generators, keep_s=KEEP_S))
+        assert {name: queue.depth for name, queue in swept.queues.items()} == {"default": 5, "other": 1, "idle": 0}
+        assert 30.0 <= swept.queues["default"].oldest_s < 40.0
+        assert 0.0 <= swept.queues["other"].oldest_s < 10.0
+        assert swept.queues["idle"].oldest_s == 0.0
+        assert swept.dead_letters == 0
+
+
+def test_what_a_sweep_puts_back_is_counted_by_it_and_dead_letters_are_too(registry):
+    left_by_a_dead_worker(registry)
+    registry.raw.zadd(keys.DEAD, {"one": registry.now_ms, "two": registry.now_ms})
+    registry.raw.expire(keys.DEAD, KEEP_S)
+    swept = registry.run(calls.sweep(["default"], keep_s=KEEP_S))
+    assert (len(swept.found.astray), swept.queues["default"].depth, swept.dead_letters) == (1, 1, 2)

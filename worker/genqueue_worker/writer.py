@@ -17,6 +17,7 @@ from genqueue.calls import Call, Flush, said
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue.store import T
+from genqueue_worker.metrics import AttemptMeter, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Outbox:
         first_text_s: loop time of the first text; None before.
         is_congested: whether the producer of tokens should wait (:meth:`relief`).
         number: of the last flush that was taken.
+        written_tokens: how many of ``completion_tokens`` the registry has.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Outbox:
         publish: bool,
         earlier_text: str = "",
         earlier_tokens: int = 0,
+        meter: AttemptMeter,
     ) -> None:
         self.generation_id = generation_id
         self.attempt = attempt
@@ -68,8 +71,12 @@ class Outbox:
         self.completion_tokens = earlier_tokens
         self.solid_tokens = earlier_tokens
         self.earlier_tokens = earlier_tokens
+        self.written_tokens = earlier_tokens
         self.first_text_s: float | None = None
         self.is_congested = False
+        self._began_s = writer.now_s()
+        self._meter = meter
+        self._metered_tokens = earlier_tokens
         self._writer = writer
         self.number = 0
         self._kept: deque[Flush] = deque(maxlen=_KEPT_FLUSHES)
@@ -164,6 +171,7 @@ class Outbox:
 
     def take(self) -> Flush:
         """Everything since the last take, as one flush."""
+        self.measure()
         bodies, self._bodies = self._bodies, []
         text = "".join(self._text)
         reasoning = "".join(self._reasoning)
@@ -190,6 +198,11 @@ class Outbox:
         self._kept.append(flush)
         return flush
 
+    def measure(self) -> None:
+        """Count the tokens that came since this was last asked for."""
+        self._meter.produced(self.completion_tokens - self._metered_tokens)
+        self._metered_tokens = self.completion_tokens
+
     def since(self, number: int) -> list[Flush]:
         """The flushes behind ``number``; [] where they are no longer all kept."""
         found = [flush for flush in self._kept if flush.number > number]
@@ -209,6 +222,7 @@ class Outbox:
     def _begin(self) -> None:
         if self.first_text_s is None:
             self.first_text_s = self._writer.now_s()
+            self._meter.first_text(self.first_text_s - self._began_s)
             self._mark = self._mark or "first"
 
     def _add_text(self, text: str) -> None:
@@ -236,6 +250,7 @@ class Writer:
         gap_s: the least time between two flushes, unless a first text is waiting.
         now_s: the loop's clock.
         on_lost: told (outbox, reason) when the registry refuses an attempt's events.
+        metrics: told of each round trip.
     """
 
     def __init__(
@@ -247,7 +262,9 @@ class Writer:
         gap_s: float,
         now_s: Callable[[], float],
         on_lost: Callable[[Outbox, str], None],
+        metrics: Metrics,
     ) -> None:
+        self._metrics = metrics
         self.now_s = now_s
         self._store = store
         self._owner = owner
@@ -326,8 +343,10 @@ class Writer:
             for index, (outbox, answer) in enumerate(zip(outboxes.values(), answers, strict=True)):
                 if _is_behind(answer):
                     answers[index] = await self._again(outbox, answer, up_to=outbox.number)
-        for outbox, answer in zip(outboxes.values(), answers, strict=True):
-            if answer != "ok":
+        for outbox, flush, answer in zip(outboxes.values(), flushes, answers, strict=True):
+            if answer == "ok":
+                outbox.written_tokens = flush.completion_tokens
+            else:
                 self.drop(outbox)
                 self._on_lost(outbox, answer)
 
@@ -356,7 +375,8 @@ class Writer:
         """Send until Redis answers; every call of the writer may be sent twice."""
         while True:
             try:
-                return await self._store.run(call)
+                with self._metrics.round_trip(call):
+                    return await self._store.run(call)
             except RedisUnavailableError as error:
                 logger.warning("events wait: %s", error)
             except StoreError as error:

@@ -1,10 +1,11 @@
 -- Find what nobody looks after, and ring for it: running generations whose lease ran out and
 -- delayed ones that are due wait in their queues from now on; waiting ones may have lost their
 -- doorbell (their list is empty, or younger ones were claimed). Answers the ids that were rung for,
--- and what passed its deadline, for the caller to end.
+-- what passed its deadline, for the caller to end, of each generator how many wait and how long the
+-- oldest has been waiting, and how many dead letters there are.
 -- What is found leaves the place where it was found, or stands there later: so it is one sweeper's
 -- only, and hides nothing, even if no worker can claim it.
-local leases, delayed, deadlines, rung = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local leases, delayed, deadlines, rung, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local limit, end_limit, grace_s, look_again_s = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local keep_s, priorities, running, queued, may_expire, template = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local generation_prefix, waiting_prefix, claimed_prefix = ARGV[11], ARGV[12], ARGV[13]
@@ -71,6 +72,19 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIM
   end
 end
 
+-- Seconds since the oldest of a queue was submitted. It stands first among its priority.
+local function oldest_wait_s(waiting)
+  local oldest_s, from_place = time, '-inf'
+  while true do
+    local _, place = unpack(redis.call('ZRANGEBYSCORE', waiting, from_place, '+inf', 'WITHSCORES', 'LIMIT', 0, 1))
+    if not place then return time - oldest_s end
+    local priority = math.floor(tonumber(place) / PLACES_PER_PRIORITY)
+    oldest_s = math.min(oldest_s, (tonumber(place) - priority * PLACES_PER_PRIORITY) / PLACES_PER_S)
+    from_place = place_in_queue(priority + 1, 0)
+  end
+end
+
+local queues = {}
 for index = FIRST_GENERATOR, #ARGV do
   local generator = ARGV[index]
   local waiting, claimed = waiting_prefix .. generator, redis.call('HGETALL', claimed_prefix .. generator)
@@ -110,6 +124,7 @@ for index = FIRST_GENERATOR, #ARGV do
       end
     end
   end
+  queues[#queues + 1] = {redis.call('ZCARD', waiting), stamp(oldest_wait_s(waiting))}
 end
 
 -- Each goes to the front of its list: the oldest goes last, and is first.
@@ -121,4 +136,4 @@ for index, each in ipairs(rings) do
 end
 redis.call('ZREMRANGEBYSCORE', rung, '-inf', milliseconds(time - tonumber(keep_s))) -- of what is gone
 keep(rung, keep_s)
-return {ids, expired}
+return {ids, expired, queues, redis.call('ZCARD', dead)}
