@@ -36,6 +36,7 @@ from genqueue.messages import (
     join_tool_calls,
     read_event,
 )
+from genqueue.tracing import valid_traceparent
 
 _SWEEP_LIMIT = 500
 """Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""
@@ -106,6 +107,7 @@ class Claim:
         errors: what ended earlier attempts: ``attempt``, ``message`` and what else is known.
         reasoning_so_far: what earlier attempts thought, of a chat.
         tokens_so_far: how many tokens all of that took.
+        traceparent: of the span that submitted it, if that was traced.
     """
 
     attempt: int
@@ -119,6 +121,7 @@ class Claim:
     errors: list[dict[str, Any]]
     reasoning_so_far: str = ""
     tokens_so_far: int = 0
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +234,13 @@ def submit(
     idempotency_ttl_s: int,
     max_queue_depth: int | None,
     ring: bool = True,
+    traceparent: str | None = None,
 ) -> Call[Accepted]:
     """Register a generation and ring for it, atomically; sending it twice accepts it once.
 
     ``max_queue_depth`` None takes the limit that a worker announced; -1 is no limit.
-    ``ring`` False is for a worker that has the generation's message in hand.  The answer
+    ``ring`` False is for a worker that has the generation's message in hand.  ``traceparent`` is of the span that
+    submits it (:func:`genqueue.tracing.valid_traceparent`).  The answer
     raises UnknownGeneratorError, QueueFullError or IdempotencyConflictError.
     """
     key_list = [
@@ -258,6 +263,7 @@ def submit(
         doorbell_message(generation_id, request.generator, request.priority) if ring else "",
         "" if max_queue_depth is None else max_queue_depth,
         idempotency_ttl_s,
+        traceparent or "",
     )
 
     def decode(answer: list[Any]) -> Accepted:
@@ -292,9 +298,8 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         reason = _text(answer[0])
         if reason != "claimed":
             return NotClaimed(reason)
-        _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, errors, tokens = (
-            answer
-        )
+        _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, *rest = answer
+        errors, tokens, traceparent = rest
         said_so_far = _heard(so_far)
         return Claim(
             attempt=int(attempt),
@@ -308,6 +313,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             errors=_errors(errors),
             reasoning_so_far=said_so_far.reasoning,
             tokens_so_far=int(tokens),
+            traceparent=valid_traceparent(traceparent.decode("ascii", "replace")),
         )
 
     return _scripted(

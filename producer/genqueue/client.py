@@ -19,11 +19,12 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call, WorkerStatus
 from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
-from genqueue.messages import Chunk, Event, GenerationResult, read_request
+from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan
 from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
+from genqueue.tracing import Origin, receiving, sending
 
 OnFailure = Literal["continue", "restart", "fail"]
 HandleT = TypeVar("HandleT")
@@ -33,18 +34,29 @@ _POLL_S = 5.0
 """After so long a silence a reader looks into the log, should the channel have lost something."""
 
 
-def _submission(settings: Settings, idempotency_key: str | None, fields: dict[str, Any]) -> Call[Accepted]:
+def _request(idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
     request = read_request(fields)
     if idempotency_key is not None:
         _check_name("idempotency_key", idempotency_key)
+    return request
+
+
+def _submission(
+    settings: Settings,
+    generation_id: str,
+    request: GenerationRequest,
+    idempotency_key: str | None,
+    traceparent: str | None,
+) -> Call[Accepted]:
     own = settings.generators.get(request.generator)
     return calls.submit(
-        str(uuid.uuid4()),
+        generation_id,
         request,
         keep_s=settings.keep_s,
         idempotency_key=idempotency_key,
         idempotency_ttl_s=settings.result_ttl_s,
         max_queue_depth=own.max_queue_depth if own else None,
+        traceparent=traceparent,
     )
 
 
@@ -199,9 +211,10 @@ class Generation:
     GenerationNotFoundError for an id that was never submitted or is forgotten.
     """
 
-    def __init__(self, client: "GenerationClient", generation_id: str) -> None:
+    def __init__(self, client: "GenerationClient", generation_id: str, origin: Origin | None = None) -> None:
         _check_name("generation_id", generation_id)
         self._client = client
+        self._origin = origin
         self.id = generation_id
 
     def __repr__(self) -> str:
@@ -214,7 +227,7 @@ class Generation:
             LogExpiredError: it ended so long ago that its events are gone.
         """
         _check_count("from_seq", from_seq)
-        return self._client._listen(keys.live(self.id), plans.follow(self.id, from_seq))
+        return self._client._listen(self, keys.live(self.id), plans.follow(self.id, from_seq))
 
     def stream(self, from_seq: int = 0) -> Iterator[Chunk]:
         """The chunks after number ``from_seq``, as they come; then the end, which may be an error.
@@ -227,7 +240,7 @@ class Generation:
             LogExpiredError: ``from_seq`` is not 0 and the log is gone.
         """
         _check_count("from_seq", from_seq)
-        return self._client._listen(keys.live(self.id), plans.stream(self.id, from_seq))
+        return self._client._listen(self, keys.live(self.id), plans.stream(self.id, from_seq))
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
         """Wait for the end and return the result.
@@ -237,7 +250,7 @@ class Generation:
                 already); it goes on.
             GenerationError: how it ended, if not with a result; carries the partial text.
         """
-        steps = self._client._listen(keys.result(self.id), plans.result(self.id), _deadline(timeout_s))
+        steps = self._client._listen(self, keys.result(self.id), plans.result(self.id), _deadline(timeout_s))
         with contextlib.closing(steps):
             for found in steps:
                 return found
@@ -274,8 +287,13 @@ class GenerationClient(_Submits[Generation]):
         self._hub_pid = 0
 
     def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
-        accepted = self._store.run(_submission(self.settings, idempotency_key, fields))
-        return self.generation(accepted.generation_id)
+        request, generation_id = _request(idempotency_key, fields), str(uuid.uuid4())
+        with sending(request.generator, generation_id) as traceparent:
+            submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
+            accepted_id = self._store.run(submission).generation_id
+        # An earlier generation, by its idempotency key, has an origin of its own.
+        origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
+        return Generation(self, accepted_id, origin)
 
     def generation(self, generation_id: str) -> Generation:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
@@ -337,9 +355,13 @@ class GenerationClient(_Submits[Generation]):
         self.close()
 
     def _listen(
-        self, channel: str, plan: Plan[ItemT], deadline: Deadline | None = None
+        self, generation: Generation, channel: str, plan: Plan[ItemT], deadline: Deadline | None = None
     ) -> Generator[ItemT, None, None]:
         """The plan's items, its messages taken from ``channel``; they stop short at the deadline."""
+        with receiving(generation.id, generation._origin):
+            yield from self._heard(channel, plan, deadline)
+
+    def _heard(self, channel: str, plan: Plan[ItemT], deadline: Deadline | None) -> Generator[ItemT, None, None]:
         deadline = deadline or _deadline(None)
         if self._hub is None or self._hub_pid != os.getpid():  # the hub's thread does not come along in a fork
             self._hub = self._resources.enter_context(
@@ -411,9 +433,10 @@ class GenerationClient(_Submits[Generation]):
 class AsyncGeneration:
     """The handle of :class:`Generation`, awaited."""
 
-    def __init__(self, client: "AsyncGenerationClient", generation_id: str) -> None:
+    def __init__(self, client: "AsyncGenerationClient", generation_id: str, origin: Origin | None = None) -> None:
         _check_name("generation_id", generation_id)
         self._client = client
+        self._origin = origin
         self.id = generation_id
 
     def __repr__(self) -> str:
@@ -422,16 +445,16 @@ class AsyncGeneration:
     def events(self, from_seq: int = 0) -> AsyncIterator[Event]:
         """As :meth:`Generation.events`."""
         _check_count("from_seq", from_seq)
-        return self._client._listen(keys.live(self.id), plans.follow(self.id, from_seq))
+        return self._client._listen(self, keys.live(self.id), plans.follow(self.id, from_seq))
 
     def stream(self, from_seq: int = 0) -> AsyncIterator[Chunk]:
         """As :meth:`Generation.stream`."""
         _check_count("from_seq", from_seq)
-        return self._client._listen(keys.live(self.id), plans.stream(self.id, from_seq))
+        return self._client._listen(self, keys.live(self.id), plans.stream(self.id, from_seq))
 
     async def result(self, timeout_s: float | None = None) -> GenerationResult:
         """As :meth:`Generation.result`."""
-        steps = self._client._listen(keys.result(self.id), plans.result(self.id), _deadline(timeout_s))
+        steps = self._client._listen(self, keys.result(self.id), plans.result(self.id), _deadline(timeout_s))
         async with contextlib.aclosing(steps):
             async for found in steps:
                 return found
@@ -464,8 +487,12 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
 
     async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
         self._stay_on_loop()
-        accepted = await self._store.run(_submission(self.settings, idempotency_key, fields))
-        return self.generation(accepted.generation_id)
+        request, generation_id = _request(idempotency_key, fields), str(uuid.uuid4())
+        with sending(request.generator, generation_id) as traceparent:
+            submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
+            accepted_id = (await self._store.run(submission)).generation_id
+        origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
+        return AsyncGeneration(self, accepted_id, origin)
 
     def generation(self, generation_id: str) -> AsyncGeneration:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
@@ -523,7 +550,7 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         await self.close()
 
     async def _listen(
-        self, channel: str, plan: Plan[ItemT], deadline: Deadline | None = None
+        self, generation: AsyncGeneration, channel: str, plan: Plan[ItemT], deadline: Deadline | None = None
     ) -> AsyncGenerator[ItemT, None]:
         """The plan's items, its messages taken from ``channel``; they stop short at the deadline."""
         self._stay_on_loop()
@@ -534,6 +561,7 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
             )
         inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
         async with contextlib.AsyncExitStack() as listening:
+            listening.enter_context(receiving(generation.id, generation._origin))
             try:
                 async with asyncio.timeout(deadline.answer_s(time.monotonic())):
                     await listening.enter_async_context(self._hub.listen(channel, inbox.put_nowait))

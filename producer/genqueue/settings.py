@@ -149,6 +149,7 @@ class Settings(BaseSettings):
     log_ttl_s: int = Field(3600, ge=1)
     result_ttl_s: int = Field(86_400, ge=1)
     keep_s: int = Field(7 * 86_400, ge=60)
+    log_format: Literal["auto", "text", "json"] = "auto"
     monitor_port: int | None = Field(None, ge=0, le=65_535)
     monitor_host: str = "127.0.0.1"
 

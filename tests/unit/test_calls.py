@@ -71,13 +71,13 @@ def test_a_submit_declares_its_keys_first():
 
 
 def test_a_submit_that_does_not_ring_sends_no_message():
-    assert json.loads(submit().arguments[-3])["headers"]["id"] == "id"
-    assert submit(ring=False).arguments[-3] == ""
+    assert json.loads(submit().arguments[-4])["headers"]["id"] == "id"
+    assert submit(ring=False).arguments[-4] == ""
 
 
 @pytest.mark.parametrize(("depth", "sent"), [(None, ""), (-1, "-1"), (0, "0")])
 def test_a_limit_of_zero_is_not_no_limit(depth, sent):
-    assert submit(max_queue_depth=depth).arguments[-2] == sent
+    assert submit(max_queue_depth=depth).arguments[-3] == sent
 
 
 def test_a_submit_answers_the_id_that_was_accepted():
@@ -104,13 +104,14 @@ def test_a_claim_is_read_whole():
     call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
     answer = [b"claimed", 2, b"{}", b"1.5", b"2.5", b"9.5", "so far é".encode(), 4, 1]
     errors = [{"attempt": 1, "message": "é"}]
-    assert call.decode([*answer, '{"attempt":1,"message":"é"}'.encode(), 6]) == Claim(
-        2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors, tokens_so_far=6
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
+    assert call.decode([*answer, '{"attempt":1,"message":"é"}'.encode(), 6, traceparent.encode()]) == Claim(
+        2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors, tokens_so_far=6, traceparent=traceparent
     )
     answer[5] = b""
-    claim = call.decode([*answer, b"", 0])
+    claim = call.decode([*answer, b"", 0, b"\xff" * 9])
     assert isinstance(claim, Claim)
-    assert (claim.deadline_at, claim.errors) == (None, [])
+    assert (claim.deadline_at, claim.errors, claim.traceparent) == (None, [], None)
     assert call.arguments[-2] == "queued,running"
 
 

@@ -6,6 +6,7 @@ configuration, and the engine starts with the worker.
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
@@ -16,7 +17,7 @@ from genqueue.address import read_address
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.settings import Settings, load_settings
 from genqueue.store import Store
-from genqueue_worker import broker
+from genqueue_worker import broker, logs, tracing
 from genqueue_worker.broker import Consumer
 from genqueue_worker.control import revoke_means_cancel
 from genqueue_worker.engine import Engine
@@ -24,6 +25,7 @@ from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, 
 from genqueue_worker.lease import LeaseKeeper
 from genqueue_worker.metrics import Now
 from genqueue_worker.monitor import Monitor
+from genqueue_worker.report import Report
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +116,7 @@ class Runtime:
 
 
 _runtime: Runtime | None = None
+_end_traces: Callable[[], None] = lambda: None  # noqa: E731  # replaced at the start
 
 
 def engine() -> Engine:
@@ -211,12 +214,31 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
+@signals.celeryd_init.connect
+def _no_banner(instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """Where lines are JSON, Celery's banner would be none."""
+    instance.quiet = instance.quiet or logs.is_json(
+        load_settings().log_format, None if options.get("logfile") else sys.__stderr__
+    )
+
+
+@signals.setup_logging.connect
+def _log(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    logs.set_up(load_settings().log_format, loglevel, logfile)
+    # One line for each outcome, by genqueue_worker.report: not one for each HTTP call, nor Celery's own.
+    for chatty, level in (
+        ("httpx2", logging.WARNING),
+        ("celery.worker.strategy", logging.WARNING),
+        ("celery.worker.request", logging.WARNING),
+        ("celery.app.trace", logging.CRITICAL),
+    ):
+        logging.getLogger(chatty).setLevel(level)
+
+
 @signals.worker_init.connect
-def _start(**_: Any) -> None:
-    global _runtime
-    # One line for each outcome: not one for each HTTP call, nor one for each doorbell.
-    for chatty in ("httpx2", "celery.worker.strategy"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+def _start(sender: Any, **_: Any) -> None:
+    global _runtime, _end_traces
+    sender.setup_logging()  # before anything is logged
     logging.getLogger("celery.pool").setLevel(logging.INFO)  # at debug it writes out bodies, prompts among them
     # Celery's thread makes short round trips while the engine's works without a pause: at
     # Python's 5 ms it would wait for the interpreter longer than for Redis, each time.
@@ -225,6 +247,7 @@ def _start(**_: Any) -> None:
     _look_for_redis(settings)
     try:
         _runtime = Runtime(settings)
+        _end_traces = tracing.set_up(_runtime.engine.owner)
     except ConfigError as error:
         raise SystemExit(f"genqueue: {error}") from None
     try:
@@ -274,6 +297,8 @@ def _pass_on(request: Any, **_: Any) -> None:
     """Celery revoked a task by itself (its message had expired): the registry must know, or it would ring again."""
     if _runtime is not None:
         _runtime.engine.cancel([request.id])
+        queue = str((request.delivery_info or {}).get("routing_key", ""))
+        Report(request.id, queue.removeprefix(keys.QUEUE_PREFIX), _runtime.engine.owner).tell("cancelled")
 
 
 @signals.worker_shutdown.connect
@@ -282,6 +307,7 @@ def _stop(**_: Any) -> None:
     if _runtime is not None:
         _runtime.stop()
         _runtime = None
+        _end_traces()
 
 
 @signals.task_rejected.connect

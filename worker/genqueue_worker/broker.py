@@ -253,7 +253,10 @@ class Consumer(consumer.Consumer):
             message.reject_log_error(logger, self.connection_errors)
         kind = type(error).__name__ if error else "no task"
         queue = (message.delivery_info or {}).get("routing_key")
-        logger.error("turned away a message of %s: %s (%d bytes)", queue, kind, len(message.body or b""))
+        size, generation_id = len(message.body or b""), message.headers.get("id")
+        logger.error(
+            "turned away a message of %s: %s (%d bytes)", queue, kind, size, extra={"generation_id": generation_id}
+        )
         signals.task_rejected.send(sender=self, message=message, exc=error)
 
     def on_send_event_buffered(self) -> None:

@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +29,7 @@ from genqueue.messages import GenerationRequest, GenerationResult, Outcome, desc
 from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T
 from genqueue.timing import Timings, timings
+from genqueue.tracing import valid_traceparent
 from genqueue_worker.continuation import (
     Begin,
     Complete,
@@ -50,7 +51,8 @@ from genqueue_worker.metrics import (
     Metrics,
     Now,
 )
-from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, is_exhausted
+from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, error_class, is_exhausted
+from genqueue_worker.report import IGNORED, Report
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
 from genqueue_worker.writer import Outbox, Writer
@@ -109,6 +111,7 @@ class Work:
     outbox: Outbox
     claimed_s: float
     meter: AttemptMeter
+    report: Report
 
 
 class Engine:
@@ -160,20 +163,43 @@ class Engine:
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
-    def run(self, generation_id: str, generator: str, foreign: dict[str, Any] | None) -> Done | Ended | NotOurs:
-        """Run one generation from claim to end; blocks the calling thread.
+    def run(
+        self, generation_id: str, generator: str, foreign: dict[str, Any] | None, traceparent: object = None
+    ) -> Done | Ended | NotOurs:
+        """Run one generation from claim to end, and log it; blocks the calling thread.
 
         Args:
             generation_id: its id, which is the Celery task's.
             generator: whose queue it came from.
             foreign: the request's fields, when the message brought them itself because its
                 sender does not know this library; the generation is then registered first.
+            traceparent: what such a message says of the span that sent it, valid or not.
         """
-        return self._call(self._generate(generation_id, generator, foreign))
+        report = Report(generation_id, generator, self.owner)
+        way, reason = SUPERSEDED, None
+        try:
+            ended = self._call(self._generate(report, foreign, valid_traceparent(traceparent)))
+            way = _way(ended)
+            if isinstance(ended, NotOurs):
+                way, reason = (
+                    (way, ended.reason if way == SUPERSEDED else None)
+                    if report.has_attempt
+                    else (IGNORED, ended.reason)
+                )
+            return ended
+        except CancelledError:
+            reason = "the worker ends"
+            raise
+        except Exception as error:
+            way = "failed"
+            report.defect(error)
+            raise
+        finally:
+            report.tell(way, reason)
 
     def refuse(self, generation_id: str, generator: str, reason: str) -> None:
         """Answer a message that cannot become a generation, unless its id is one already; does not block."""
-        asyncio.run_coroutine_threadsafe(self._answer(generation_id, generator, outcome.rejection(reason)), self._loop)
+        asyncio.run_coroutine_threadsafe(self._refuse_message(generation_id, generator, reason), self._loop)
 
     def cancel(self, generation_ids: Iterable[str]) -> None:
         """Cancel generations wherever they are; any thread may ask, and does not wait."""
@@ -224,8 +250,9 @@ class Engine:
     # --- on the loop -----------------------------------------------------------------
 
     async def _generate(
-        self, generation_id: str, generator: str, foreign: dict[str, Any] | None
+        self, report: Report, foreign: dict[str, Any] | None, traceparent: str | None
     ) -> Done | Ended | NotOurs:
+        generation_id = report.generation_id
         if generation_id.endswith((":log", ":text")):
             return NotOurs("no id: it would name another generation's key")
         if generation_id in self._in_hand:
@@ -235,13 +262,14 @@ class Engine:
         # From before the claim: to the registry, two doorbells of one worker are one that asks twice.
         self._in_hand.add(generation_id)
         try:
-            return await self._attempt(generation_id, generator, foreign)
+            return await self._attempt(report, foreign, traceparent)
         finally:
             self._in_hand.remove(generation_id)
 
     async def _attempt(
-        self, generation_id: str, generator: str, foreign: dict[str, Any] | None
+        self, report: Report, foreign: dict[str, Any] | None, traceparent: str | None
     ) -> Done | Ended | NotOurs:
+        generation_id, generator = report.generation_id, report.generator
         if generator not in self.generators:
             if foreign is None:
                 return NotOurs("elsewhere")
@@ -249,7 +277,7 @@ class Engine:
             await self._answer(generation_id, generator, rejected)
             return Ended(rejected)
         if foreign is not None:
-            adopted = await self._adopt(generation_id, generator, foreign)
+            adopted = await self._adopt(generation_id, generator, foreign, traceparent)
             if adopted is not None:
                 return adopted
         if not self.generators[generator].upstream.is_available:
@@ -288,13 +316,14 @@ class Engine:
             earlier_tokens=claim.solid_tokens if keeps else 0,
             meter=meter,
         )
-        work = Work(generation_id, generator, request, claim, outbox, self._loop.time(), meter)
+        work = Work(generation_id, generator, request, claim, outbox, self._loop.time(), meter, report)
         ends_s = None if claim.deadline_at is None else work.claimed_s + claim.deadline_at - claim.started_at
         upstream = asyncio.timeout_at(ends_s)
         self._running[generation_id] = Run(generator, claim.attempt, upstream)
         way = SUPERSEDED
         try:
-            ended = await self._run_attempt(work, start, parameters, upstream)
+            with report.attempt(claim):
+                ended = await self._run_attempt(work, start, parameters, upstream)
             way = _way(ended)
             return ended
         except Exception:
@@ -302,6 +331,7 @@ class Engine:
             raise
         finally:
             del self._running[generation_id]
+            report.note(completion_tokens=outbox.completion_tokens, timings=self._timings(work))
             outbox.measure()
             meter.ended(
                 way,
@@ -353,7 +383,9 @@ class Engine:
             await self._fail(work, Outcome(error="failed", message=f"unexpected {type(error).__name__} in the worker"))
             raise
 
-    async def _adopt(self, generation_id: str, generator: str, foreign: dict[str, Any]) -> Ended | None:
+    async def _adopt(
+        self, generation_id: str, generator: str, foreign: dict[str, Any], traceparent: str | None
+    ) -> Ended | None:
         """Register a generation whose request came in the Celery message; None when it can go on."""
         try:
             request = read_request({"generator": generator, **foreign})
@@ -371,14 +403,19 @@ class Engine:
             idempotency_ttl_s=self.settings.result_ttl_s,
             max_queue_depth=-1,  # Celery accepted it long ago
             ring=False,
+            traceparent=traceparent,
         )
         await self._writer.insist(registration)
         return None
 
-    async def _answer(self, generation_id: str, generator: str, rejected: Outcome) -> None:
+    async def _refuse_message(self, generation_id: str, generator: str, reason: str) -> None:
+        if await self._answer(generation_id, generator, outcome.rejection(reason)) == "ok":
+            Report(generation_id, generator, self.owner).tell("rejected")
+
+    async def _answer(self, generation_id: str, generator: str, rejected: Outcome) -> str:
         """Register what is no request, only to end it; what has that id already is left alone."""
         end = outcome.failed(generation_id, generator, None, rejected, date_done=_now_iso())
-        await self._end(None, replace(end, stillborn=True))
+        return await self._end(None, replace(end, stillborn=True))
 
     async def _leave(self, generation_id: str) -> NotOurs:
         """Put a doorbell back: this worker's servers are all down, and Celery is leaving the queue."""
@@ -421,6 +458,12 @@ class Engine:
             "timings": self._timings(work),
             **ending.extra,
         }
+        work.report.note(
+            finish_reason=ending.finish_reason,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            timings=self._timings(work),
+        )
         result = GenerationResult(replies=[text], meta=[meta])
         end = outcome.finished(work.generation_id, work.generator, outbox.take(), result, date_done=_now_iso())
         answer = await self._end(outbox, end)
@@ -428,6 +471,7 @@ class Engine:
 
     async def _failed(self, work: Work, facts: UpstreamFacts) -> Ended | NotOurs:
         """The upstream call failed: another attempt, or the end."""
+        work.report.error_type = error_class(facts)
         configured = self.generators[work.generator]
         decision = after_failure(
             facts,

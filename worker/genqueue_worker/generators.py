@@ -17,11 +17,12 @@ from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, GeneratorMeter
-from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.policy import UpstreamFacts, error_class
 from genqueue_worker.serverless import CHATS, PROMPTS, find_provider
 from genqueue_worker.sink import Sink, Stopped
+from genqueue_worker.tracing import ended, open_call
 from genqueue_worker.transport import Exchange, UpstreamError, exchange
-from genqueue_worker.upstream import Silence, Upstream
+from genqueue_worker.upstream import Silence, Upstream, facts_of
 
 _DEFAULT_MAX_NEW_TOKENS = 512
 
@@ -128,7 +129,8 @@ class TextGeneration:
         Raises:
             UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
         """
-        meter = self._meter.call(TEXT_COMPLETION if isinstance(prompt, str) else CHAT)
+        operation = TEXT_COMPLETION if isinstance(prompt, str) else CHAT
+        meter = self._meter.call(operation)
 
         async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:
             task = PROMPTS if isinstance(prompt, str) else CHATS
@@ -147,21 +149,30 @@ class TextGeneration:
                     async with silence.paused():
                         await sink.relief()
 
-            answer = ChatAnswer(sink)
-            told = Exchange(
-                (lambda data: take_token(data, sink)) if isinstance(prompt, str) else answer.take, pause, silence.heard
-            )
-            exchange.set(told)
-            async with silence.limited():
-                try:
-                    if not isinstance(prompt, str):
-                        ending = await self._chat(client, endpoint, prompt, parameters, answer)
-                    elif is_one_shot:
-                        ending = await self._one_shot(client, endpoint, prompt, parameters, sink, told)
-                    else:
-                        ending = await self._streamed(client, endpoint, prompt, parameters, sink)
-                except Stopped:
-                    ending = Ending(None, "stop_sequence", None, None, {})
+            model = self.settings.api_params.model
+            named = model if model and "://" not in model else None
+            call = open_call(operation, named, endpoint.url, self.upstream.name, parameters, streams=not is_one_shot)
+            with ended(call, _error_type):
+                into = call.listen(prompt, sink)
+                answer = ChatAnswer(into)
+                told = Exchange(
+                    (lambda data: take_token(data, into)) if isinstance(prompt, str) else answer.take,
+                    pause,
+                    silence.heard,
+                    traceparent=call.traceparent,
+                )
+                exchange.set(told)
+                async with silence.limited():
+                    try:
+                        if not isinstance(prompt, str):
+                            ending = await self._chat(client, endpoint, prompt, parameters, answer)
+                        elif is_one_shot:
+                            ending = await self._one_shot(client, endpoint, prompt, parameters, into, told)
+                        else:
+                            ending = await self._streamed(client, endpoint, prompt, parameters, into)
+                    except Stopped:
+                        ending = Ending(None, "stop_sequence", None, None, {})
+                call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
             meter.used(ending.prompt_tokens, ending.completion_tokens)
             return replace(ending, endpoint=endpoint)
 
@@ -259,3 +270,11 @@ class TextGeneration:
             completion_tokens=details.generated_tokens if details else None,
             extra=extra,
         )
+
+
+def _error_type(error: BaseException) -> str:
+    """The class of whatever ended a call; who waits no longer cancels it."""
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    facts = error.facts if isinstance(error, UpstreamError) else facts_of(error)
+    return type(error).__name__ if facts is None else error_class(facts)

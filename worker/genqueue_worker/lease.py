@@ -19,6 +19,7 @@ from genqueue.settings import Settings
 from genqueue.store import Store, T
 from genqueue_worker.health import Pulse
 from genqueue_worker.metrics import Metrics
+from genqueue_worker.report import Report
 
 logger = logging.getLogger(__name__)
 
@@ -181,3 +182,4 @@ class LeaseKeeper:
             )
             if answer == "ok":
                 self._metrics.ended(overdue.generator, "expired")
+                Report(overdue.generation_id, overdue.generator, self._owner).tell("expired")

@@ -48,7 +48,7 @@ def generate(self: Task, *args: Any, **foreign: Any) -> Receipt:
     generator = self.request.delivery_info["routing_key"].removeprefix(QUEUE_PREFIX)
     if args:
         foreign["args"] = args  # no such field: answered as every unknown one
-    match engine().run(self.request.id, generator, foreign or None):
+    match engine().run(self.request.id, generator, foreign or None, self.request.get("traceparent")):
         case Done(result):
             return Receipt(result)
         case Ended(outcome) if outcome.error == "cancelled":

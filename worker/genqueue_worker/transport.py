@@ -62,12 +62,14 @@ class Exchange:
         heard: called for each read that brought an event; a comment that keeps the
             connection alive is none.
         headers: the response's ``x-*`` headers, lower case; filled in when they come.
+        traceparent: of the span that the server's own are to be children of, if there is one.
     """
 
     on_data: Callable[[bytes], bool]
     pause: Callable[[], Awaitable[None]] = _no_pause
     heard: Callable[[], None] = _unheard
     headers: dict[str, str] = field(default_factory=dict)
+    traceparent: str | None = None
 
 
 exchange: contextvars.ContextVar[Exchange] = contextvars.ContextVar("exchange")
@@ -172,6 +174,9 @@ class Transport(httpx2.AsyncBaseTransport):
         assert isinstance(request.stream, httpx2.AsyncByteStream)
         limits: dict[str, Any] = request.extensions.get("timeout", {})
         headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw]
+        told = exchange.get(None)
+        if told is not None and told.traceparent is not None:
+            headers.append(("traceparent", told.traceparent))
         with _as_httpx2(request):
             upstream = await self._session.request(
                 request.method,

@@ -48,11 +48,15 @@ class Silence:
 
     A timeout that each token pushed back would cost more than the token: this one looks only
     when it might be due.  ``meter`` is told when the server says something.
+
+    Attributes:
+        first_s: seconds until it first said something; None if it has not.
     """
 
     def __init__(self, first_token_s: float, between_tokens_s: float, meter: CallMeter) -> None:
         self._first_s = first_token_s
         self._between_s = between_tokens_s
+        self.first_s: float | None = None
         self._heard_s: float | None = None
         self._began_s = 0.0
         self._meter = meter
@@ -86,7 +90,8 @@ class Silence:
         """The server said something."""
         before_s, self._heard_s = self._heard_s, self._loop.time()
         if before_s is None:
-            self._meter.first_chunk.observe(self._heard_s - self._began_s)
+            self.first_s = self._heard_s - self._began_s
+            self._meter.first_chunk.observe(self.first_s)
             self._arm(self._heard_s + self._between_s)
         else:
             self._meter.gaps.observe(self._heard_s - before_s)
@@ -256,7 +261,7 @@ class Upstream:
         """Draw the consequences of a failed call for its server; whether it is down is added to the facts."""
         now_s = asyncio.get_running_loop().time()
         if facts.was_unreached and endpoint.url is not None:
-            self._down(endpoint, facts.message)
+            self._down(endpoint, facts.message, facts.message)
         match fault_of(facts):
             case Fault.CAPACITY:
                 endpoint.was_full(now_s, facts.retry_after_s, facts.message)
@@ -275,13 +280,15 @@ class Upstream:
         if endpoint.url is None or endpoint.is_down or endpoint.is_waking:
             return
         if not await self._probe(endpoint, self._answers):
-            self._down(endpoint, endpoint.trouble or "no answer to /health")
+            silent = "no answer to /health"
+            self._down(endpoint, endpoint.trouble or silent, silent)
 
-    def _down(self, endpoint: Endpoint, trouble: str) -> None:
+    def _down(self, endpoint: Endpoint, trouble: str, told: str) -> None:
+        """A server is down; ``trouble`` may be its own words, which may quote a prompt, so ``told`` is logged."""
         if endpoint.is_down:
             return
         endpoint.went_down(trouble)
-        logger.warning("%s: %s is down: %s", self.name, endpoint.address, trouble)
+        logger.warning("%s: %s is down: %s", self.name, endpoint.address, told)
         self._went_down.set()
         self._on_change()
 

@@ -354,7 +354,7 @@ class Writer:
         try:
             return (await self.insist(calls.append([flush], keep_s=self._keep_s, owner=self._owner)))[0]
         except StoreError as error:
-            logger.error("generation %s cannot be written: %s", flush.generation_id, error)
+            logger.error("events cannot be written: %s", error, extra={"generation_id": flush.generation_id})
             return "unwritable"
 
     async def _again(self, outbox: Outbox, answer: str, *, up_to: int) -> str:

@@ -84,7 +84,9 @@ class Queue:
         generation = submit(**arguments, generator=self._find(client), stream=reader is not None)
         try:
             if reader is not None and callback is not None:
-                with contextlib.closing(client._listen(keys.live(generation.id), _batches(generation.id))) as batches:
+                with contextlib.closing(
+                    client._listen(generation, keys.live(generation.id), _batches(generation.id))
+                ) as batches:
                     for batch in batches:
                         for chunk in reader.feed(batch):
                             callback(chunk)
@@ -110,7 +112,7 @@ class Queue:
             generation = await submit(**arguments, generator=generator, stream=reader is not None)
             try:
                 if reader is not None and callback is not None:
-                    reading = client._listen(keys.live(generation.id), _batches(generation.id))
+                    reading = client._listen(generation, keys.live(generation.id), _batches(generation.id))
                     async with contextlib.aclosing(reading) as batches:
                         async for batch in batches:
                             await _show(reader.feed(batch), callback)

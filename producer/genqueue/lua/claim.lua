@@ -4,9 +4,9 @@ local deadlines, delayed, rung, newest_claimed = KEYS[6], KEYS[7], KEYS[8], KEYS
 local id, generator, owner, lease_s, keep_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local may_start, live = ARGV[6], ARGV[7]
 
-local state, attempt, seq, request, submitted_at, deadline_at, home, solid_tokens, holder, started_at, failures, errors, priority, tokens = unpack(
+local state, attempt, seq, request, submitted_at, deadline_at, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent = unpack(
   redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'generator',
-    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens'))
+    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent'))
 if not state then
   redis.call('ZREM', waiting, id)
   return {'gone'}
@@ -16,7 +16,7 @@ if not is_one_of(state, may_start) then return {state} end
 local function claimed()
   return {'claimed', tonumber(attempt), request, submitted_at, started_at, deadline_at or '',
     redis.call('GET', text) or '', tonumber(solid_tokens or 0), tonumber(failures or 0), errors or '',
-    tonumber(tokens or 0)}
+    tonumber(tokens or 0), traceparent or ''}
 end
 local time = now()
 if state == 'running' then

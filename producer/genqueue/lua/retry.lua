@@ -5,8 +5,8 @@ local generators, doorbell, deadlines = KEYS[6], KEYS[7], KEYS[8]
 local id, new_id, generator, limit, keep_s, result_ttl_s, message =
   ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
 
-local state, retried_as, request, priority, submitted_at, deadline_at = unpack(redis.call('HMGET', letter,
-  'state', 'retried_as', 'request', 'priority', 'submitted_at', 'deadline_at'))
+local state, retried_as, request, priority, submitted_at, deadline_at, traceparent = unpack(redis.call('HMGET', letter,
+  'state', 'retried_as', 'request', 'priority', 'submitted_at', 'deadline_at', 'traceparent'))
 if not state then return {'gone'} end
 if retried_as then return {'accepted', retried_as} end
 if not redis.call('ZSCORE', dead, id) then return {'not dead'} end
@@ -16,4 +16,5 @@ if refused then return refused end
 local deadline_s = deadline_at and tonumber(deadline_at) - tonumber(submitted_at)
 redis.call('HSET', letter, 'retried_as', new_id)
 close_letter(dead, letter, text, id, result_ttl_s)
+if traceparent then redis.call('HSET', generation, 'traceparent', traceparent) end -- one trace with the first try
 return accept(generation, waiting, deadlines, doorbell, new_id, generator, request, priority, deadline_s, keep_s, message)

@@ -1,0 +1,106 @@
+"""How a worker's log lines look: for eyes on a terminal, one JSON object each anywhere else.
+
+Every logger of the process writes through the one handler that is made here, Celery's and
+other libraries' too.  What a line says beside its words (``extra``) is a field of its own; a
+line about a generation has ``generation_id``.
+"""
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from typing import Any, Literal, TextIO
+
+LogFormat = Literal["auto", "text", "json"]
+
+_OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "data"}
+_QUIET = ("opentelemetry",)
+"""Whose lines come again and again while one thing is wrong."""
+_QUIET_S = 60.0
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What a line was given beside its words; the id of a generation also from Celery's own lines."""
+    found = {name: value for name, value in record.__dict__.items() if name not in _OWN and value is not None}
+    data = record.__dict__.get("data")  # of Celery's lines about a task
+    if isinstance(data, Mapping) and isinstance(data.get("id"), str):
+        found.setdefault("generation_id", data["id"])
+    return found
+
+
+class TextFormatter(logging.Formatter):
+    """Celery's own format, and the fields behind it."""
+
+    def __init__(self) -> None:
+        super().__init__("[%(asctime)s: %(levelname)s/%(processName)s] %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line without a traceback."""
+        return " ".join([super().formatMessage(record), *(f"{k}={_brief(v)}" for k, v in fields_of(record).items())])
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object: ``time`` (UTC), ``level``, ``logger``, ``message``, the fields, ``exception`` of an error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object, in ASCII and without a line break."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in fields_of(record).items() if name not in line}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value) if str(value).isprintable() else repr(value)
+
+
+class Seldom(logging.Filter):
+    """Lets the same line of those who repeat themselves pass once a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_s: dict[object, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        if record.name.split(".", 1)[0] not in _QUIET:
+            return True
+        now_s, line = time.monotonic(), (record.name, record.msg)
+        if now_s - self._told_s.get(line, -_QUIET_S) < _QUIET_S:
+            return False
+        self._told_s[line] = now_s
+        return True
+
+
+def is_json(log_format: LogFormat, stream: TextIO | None) -> bool:
+    """Whether lines are JSON: as it is said, else where nobody reads them on a terminal (a file is no ``stream``)."""
+    if log_format != "auto":
+        return log_format == "json"
+    return stream is None or not stream.isatty()
+
+
+def set_up(log_format: LogFormat, level: int | str | None, path: str | None) -> None:
+    """Have everything that is logged in this process go to ``path``, or to stderr, in one format."""
+    stream = sys.__stderr__ if path is None else None
+    handler = logging.StreamHandler(stream) if path is None else WatchedFileHandler(path, encoding="utf-8")
+    handler.setFormatter(JsonFormatter() if is_json(log_format, stream) else TextFormatter())
+    handler.addFilter(Seldom())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    if level:
+        root.setLevel(level)
+
+
+def where_raised(error: BaseException) -> str:
+    """The lines of code that led to an error, without its words: these may quote what it was about."""
+    return "".join([*traceback.format_tb(error.__traceback__), type(error).__name__])

@@ -1,0 +1,242 @@
+"""OpenTelemetry in a worker: where spans go, and the span of one call of a model server.
+
+Everything is configured by OpenTelemetry's own variables.  Names and attributes are those of its
+semantic conventions for generative AI.  Without the extra ``otel``, or without an exporter
+named, a call costs one look into a dictionary.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from genqueue.errors import ConfigError
+from genqueue.messages import Given, Token, ToolCallDelta
+from genqueue.tracing import attributes_of, fail, open_tracer, traceparent_of
+from genqueue_worker.sink import Sink
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+logger = logging.getLogger(__name__)
+
+_PROVIDER = "huggingface"
+_FLUSH_S = 5.0
+"""How long a worker that ends waits for its last spans to leave."""
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_CAPTURES = {"true", "span_only", "span_and_event"}
+_PARAMETERS = {
+    "max_new_tokens": "max_tokens",
+    "max_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "seed": "seed",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+}
+"""Of a call's parameters those that have a name in OpenTelemetry and hold no text."""
+
+
+def exporters(environ: Mapping[str, str]) -> list[str]:
+    """The exporters that the environment asks for, by the names under which they are installed; [] for no traces."""
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return []
+    named = environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    if not named:
+        named = "otlp" if any(environ.get(name) for name in _ENDPOINTS) else "none"
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http"
+    otlp = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+    names = [name.strip() for name in named.split(",")]
+    return [otlp if name == "otlp" else name for name in names if name not in {"", "none"}]
+
+
+def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], None]:
+    """Have spans exported as the environment says, unless somebody (``opentelemetry-instrument``) saw to it already.
+
+    Returns:
+        What sends the last spans, within 5 s; to be called at the end.
+
+    Raises:
+        ConfigError: an exporter is named that is not installed.
+    """
+    names = exporters(environ)
+    if not names:
+        return lambda: None
+    try:
+        from importlib.metadata import entry_points
+
+        from opentelemetry import trace
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        logger.warning("no traces: OpenTelemetry is configured, and not installed: pip install 'genqueue[otel]'")
+        return lambda: None
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return lambda: None
+    own = {"service.name": "genqueue-worker", "service.instance.id": owner}
+    resource = Resource.create(own | dict(OTELResourceDetector().detect().attributes))
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    for name in names:
+        found = tuple(entry_points(group="opentelemetry_traces_exporter", name=name))
+        if not found:
+            raise ConfigError(f"OTEL_TRACES_EXPORTER: {name!r} is not installed")
+        provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+    trace.set_tracer_provider(provider)
+
+    def end() -> None:
+        # A collector that does not answer would keep it for longer.
+        last = threading.Thread(target=provider.shutdown, name="genqueue-last-spans", daemon=True)
+        last.start()
+        last.join(_FLUSH_S)
+
+    return end
+
+
+def captures_content(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether spans shall hold prompts and replies."""
+    return environ.get(_CAPTURE, "").strip().lower() in _CAPTURES
+
+
+class ListeningSink:
+    """Passes everything on to a sink, and keeps the text."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.text: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sink, name)
+
+    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
+        """As :class:`Sink`."""
+        self.text.append(text)
+        self._sink.push(token, text, top_tokens)
+
+    def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
+        """As :class:`Sink`."""
+        self.text.append(text)
+        self._sink.push_delta(text, reasoning, tool_calls)
+
+
+class Call:
+    """One call of a model server, as its span knows it; without a span nothing is kept.
+
+    Attributes:
+        traceparent: what the server is told; None for nothing.
+    """
+
+    def __init__(self, span: "Span | None" = None) -> None:
+        self._span = span
+        self._heard: ListeningSink | None = None
+        self.traceparent = None if span is None else traceparent_of(span)
+
+    def listen(self, prompt: Given, sink: Sink) -> Sink:
+        """The sink to push into; where prompts and replies shall be told, they are kept on the way."""
+        if self._span is None or not self._span.is_recording() or not captures_content():
+            return sink
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        said = [{"role": each["role"], "parts": _parts(each.get("content"))} for each in messages]
+        self._span.set_attribute("gen_ai.input.messages", json.dumps(said))
+        self._heard = ListeningSink(sink)
+        heard: Any = self._heard
+        return heard  # type: ignore[no-any-return]  # a Sink by __getattr__
+
+    def answered(
+        self, finish_reason: str | None, prompt_tokens: int | None, completion_tokens: int | None, first_s: float | None
+    ) -> None:
+        """What the server said at its end; ``first_s`` is when its first words came, seconds from the call."""
+        if self._span is None:
+            return
+        self._span.set_attributes(
+            attributes_of(
+                {
+                    "gen_ai.response.finish_reasons": [finish_reason] if finish_reason else None,
+                    "gen_ai.usage.input_tokens": prompt_tokens,
+                    "gen_ai.usage.output_tokens": completion_tokens,
+                    "gen_ai.response.time_to_first_chunk": first_s,
+                }
+            )
+        )
+
+    def end(self, error_type: str | None) -> None:
+        """It is over, with an error or without."""
+        if self._span is None:
+            return
+        if self._heard is not None:
+            said = [{"role": "assistant", "parts": _parts("".join(self._heard.text))}]
+            self._span.set_attribute("gen_ai.output.messages", json.dumps(said))
+        if error_type is not None:
+            fail(self._span, error_type)
+        self._span.end()
+
+
+_NO_CALL = Call()
+
+
+def open_call(
+    operation: str, model: str | None, url: str | None, generator: str, parameters: Mapping[str, Any], *, streams: bool
+) -> Call:
+    """A call begins, as the child of whatever span is current.
+
+    Args:
+        operation: ``text_completion`` or ``chat``.
+        model: its name; None where only an address is known.
+        url: the server's; None where a provider chooses it.
+        generator: whose call.
+        parameters: what the client is called with.
+        streams: whether the server sends token by token.
+    """
+    tracer = open_tracer()
+    if tracer is None:
+        return _NO_CALL
+    from opentelemetry.trace import SpanKind
+
+    server = urlsplit(url or "")
+    known = {
+        f"gen_ai.request.{name}": parameters.get(given) for given, name in _PARAMETERS.items() if given in parameters
+    }
+    attributes = attributes_of(
+        {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": _PROVIDER,
+            "gen_ai.request.model": model,
+            "gen_ai.request.stream": streams,
+            "server.address": server.hostname,
+            "server.port": server.port,
+            "genqueue.generator": generator,
+            **known,
+        }
+    )
+    span = tracer.start_span(
+        f"{operation} {model}" if model else operation, kind=SpanKind.CLIENT, attributes=attributes
+    )
+    return Call(span)
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    """A message's content in OpenTelemetry's form; what is no text is named only."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
+    return [
+        {"type": "text", "content": part["text"]} if part.get("type") == "text" else {"type": str(part.get("type"))}
+        for part in parts
+    ]
+
+
+@contextlib.contextmanager
+def ended(call: Call, error_type_of: Callable[[BaseException], str]) -> Iterator[None]:
+    """The block is the call."""
+    error_type: str | None = None
+    try:
+        yield
+    except BaseException as error:
+        error_type = error_type_of(error)
+        raise
+    finally:
+        call.end(error_type)
