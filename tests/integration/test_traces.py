@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -297,7 +298,7 @@ def test_a_takeover_after_a_kill_shows_both_attempts(fleet_of, ask, standin, own
         fleet.staff(1)
         assert generation.result(timeout_s=30).replies == [prompt.answer]
         eventually(lambda: len(collector.spans(generation)) == 2)
-        process, call = collector.spans(generation)
+        process, _ = collector.spans(generation)
     # A killed worker took its own span with it; what it began is told by the next one.
     send = one_of(own.get_finished_spans(), "send").context
     assert process.trace_id == send.trace_id.to_bytes(16, "big")
@@ -306,6 +307,28 @@ def test_a_takeover_after_a_kill_shows_both_attempts(fleet_of, ask, standin, own
     first, second = standin.attempts(prompt)
     assert first["headers"]["traceparent"].split("-")[1] == second["headers"]["traceparent"].split("-")[1]
     assert first["headers"]["traceparent"] != second["headers"]["traceparent"]
+
+
+@pytest.mark.parametrize(("number", "outcome"), [(signal.SIGTERM, "handed_over"), (signal.SIGSTOP, "superseded")])
+def test_a_takeover_from_a_worker_that_lives_shows_how_both_attempts_ended(
+    fleet_of, ask, standin, told, own, collector, eventually, number, outcome
+):
+    generators = {"default": {"api_type": TGI, "api_params": {"url": standin.url}}}
+    with fleet_of(generators, GENQUEUE_LEASE_S="1", GENQUEUE_DRAIN_S="0", **told) as fleet:
+        fleet.staff(2)
+        prompt = ask(tokens=40, itl_s=0.05)
+        generation = fleet.client.submit(prompt)
+        eventually(lambda: generation.status().completion_tokens > 4)
+        holder = fleet.holder(generation).process
+        holder.send_signal(number)
+        assert generation.result(timeout_s=30).replies == [prompt.answer]
+        holder.send_signal(signal.SIGCONT)
+        eventually(lambda: len(collector.spans(generation)) == 4)
+        first, second = of(collector.spans(generation), "process")
+    assert first.parent_span_id == second.parent_span_id != b""
+    assert [attributes(span)["genqueue.attempt"] for span in (first, second)] == [1, 2]
+    assert [attributes(span)["genqueue.outcome"] for span in (first, second)] == [outcome, "finished"]
+    assert attributes(first)["messaging.client.id"] != attributes(second)["messaging.client.id"]
 
 
 def test_prompts_and_replies_are_told_if_asked_for(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import celery.apps.worker
 from celery import Celery, signals
 from kombu import Exchange, Queue
 
@@ -215,11 +216,15 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
 
 
 @signals.celeryd_init.connect
-def _no_banner(instance: Any, options: dict[str, Any], **_: Any) -> None:
-    """Where lines are JSON, Celery's banner would be none."""
-    instance.quiet = instance.quiet or logs.is_json(
-        load_settings().log_format, None if options.get("logfile") else sys.__stderr__
-    )
+def _begin(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """Before anything is logged or warned of."""
+    level, path = options.get("loglevel"), options.get("logfile")
+    instance.app.log.setup(level, path, hostname=sender)
+    if logs.is_json(load_settings().log_format, None if path else sys.__stderr__):
+        # What Celery prints when it begins and on a signal would be no JSON.
+        instance.quiet = True
+        say = celery.apps.worker.safe_say
+        celery.apps.worker.safe_say = lambda words, file=sys.__stderr__: file is sys.__stdout__ or say(words, file)
 
 
 @signals.setup_logging.connect
@@ -236,9 +241,8 @@ def _log(loglevel: int | str | None = None, logfile: str | None = None, **_: Any
 
 
 @signals.worker_init.connect
-def _start(sender: Any, **_: Any) -> None:
+def _start(**_: Any) -> None:
     global _runtime, _end_traces
-    sender.setup_logging()  # before anything is logged
     logging.getLogger("celery.pool").setLevel(logging.INFO)  # at debug it writes out bodies, prompts among them
     # Celery's thread makes short round trips while the engine's works without a pause: at
     # Python's 5 ms it would wait for the interpreter longer than for Redis, each time.

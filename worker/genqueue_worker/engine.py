@@ -550,6 +550,11 @@ class Engine:
     def _drain(self) -> None:
         if not self._is_draining:
             self._is_draining = True
+            logger.info(
+                "draining: %d generations run, others go on with them in %g s",
+                len(self._running),
+                self.settings.drain_s,
+            )
             self._loop.call_later(self.settings.drain_s, self._hand_over)
 
     def _hand_over(self) -> None:
