@@ -223,6 +223,15 @@ class WorkerProcess:
         """Everything it has logged."""
         return self.log_path.read_text(errors="replace")
 
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log, of which each line must be JSON; without the one that is not whole yet."""
+        return [json.loads(line) for line in self.log.splitlines(keepends=True) if line.endswith("\n")]
+
+    def outcomes(self, generation_id: str) -> list[dict[str, Any]]:
+        """The lines that say what came of a generation's doorbells and attempts."""
+        return [line for line in self.lines if line.get("generation_id") == generation_id and "outcome" in line]
+
     def wait_until_ready(self) -> None:
         """Its generators are announced and Celery consumes."""
         with redis.Redis.from_url(self.redis_url) as client:

@@ -15,16 +15,6 @@ from genqueue import GenerationClient, GenerationError, Settings
 TGI = "text_generation_inference"
 
 
-def lines(worker):
-    """Every line of a worker's log but one that is not whole yet; each must be JSON."""
-    return [json.loads(line) for line in worker.log.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def outcomes(worker, generation_id):
-    """The lines that say how a generation's attempts ended."""
-    return [line for line in lines(worker) if line.get("generation_id") == generation_id and "outcome" in line]
-
-
 @pytest.fixture(scope="module")
 def logging_worker(launch_worker, standin, queue_redis, closed_port):
     generators = {
@@ -34,7 +24,7 @@ def logging_worker(launch_worker, standin, queue_redis, closed_port):
     worker = launch_worker(generators, queue_redis.url, "-c", "16")
     yield worker
     assert worker.end() == 0
-    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines(worker))
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in worker.lines)
 
 
 @pytest.fixture
@@ -51,7 +41,7 @@ def ended(generation):
 def test_a_finished_generation_is_one_line_of_json(client, ask, logging_worker, eventually):
     generation = client.submit(ask(tokens=5, itl_s=0.01), generator="logged")
     meta = generation.result(timeout_s=15).meta[0]
-    (line,) = eventually(lambda: outcomes(logging_worker, generation.id))
+    (line,) = eventually(lambda: logging_worker.outcomes(generation.id))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line.pop("time"))
     timings = {name: value for name, value in meta["timings"].items() if value is not None}
     assert line == {
@@ -68,7 +58,7 @@ def test_a_finished_generation_is_one_line_of_json(client, ask, logging_worker, 
         **{name: pytest.approx(value, abs=0.1) for name, value in timings.items()},
     }
     assert {"queue_wait_s", "first_text_s", "total_s"} <= line.keys()
-    said = [line["message"] for line in lines(logging_worker) if generation.id in json.dumps(line)]
+    said = [line["message"] for line in logging_worker.lines if generation.id in json.dumps(line)]
     assert said == ["finished"]  # Celery says nothing of it beside
 
 
@@ -91,7 +81,7 @@ def test_an_end_without_a_result_is_one_line_with_its_class(
 ):
     generation = client.submit(ask(**script), generator="logged", **options)
     ended(generation)
-    (line,) = eventually(lambda: outcomes(logging_worker, generation.id))
+    (line,) = eventually(lambda: logging_worker.outcomes(generation.id))
     assert (line["outcome"], line["level"], line.get("error_type"), line["attempt"]) == expected
 
 
@@ -99,8 +89,8 @@ def test_each_attempt_has_a_line(client, ask, logging_worker, eventually):
     prompt = ask(tokens=4, faults=[{"kind": "status", "status": 500, "body": "broken", "times": 1}])
     generation = client.submit(prompt, generator="logged-again")
     generation.result(timeout_s=20)
-    eventually(lambda: len(outcomes(logging_worker, generation.id)) == 2)
-    first, second = outcomes(logging_worker, generation.id)
+    eventually(lambda: len(logging_worker.outcomes(generation.id)) == 2)
+    first, second = logging_worker.outcomes(generation.id)
     assert (first["outcome"], first["error_type"], first["attempt"]) == ("retried", "500", 1)
     assert (second["outcome"], second["attempt"]) == ("finished", 2)
 
@@ -109,7 +99,7 @@ def test_a_cancel_is_one_line(client, ask, logging_worker, eventually):
     generation = client.submit(ask(tokens=5000, itl_s=0.02), generator="logged")
     eventually(lambda: generation.status().completion_tokens > 2)
     generation.cancel()
-    (line,) = eventually(lambda: outcomes(logging_worker, generation.id))
+    (line,) = eventually(lambda: logging_worker.outcomes(generation.id))
     assert (line["outcome"], line["level"]) == ("cancelled", "info")
     assert line["completion_tokens"] > 2
 
@@ -122,7 +112,7 @@ def test_a_foreign_message_is_logged_alike(client, ask, logging_worker, eventual
         late = app.send_task("genqueue.generate", kwargs={"prompt": secret}, queue="generate.logged", expires=-5)
         alien = app.send_task("genqueue.generat", kwargs={"prompt": secret}, queue="generate.logged")
     for sent, outcome in ((bad, "rejected"), (late, "cancelled"), (alien, "rejected")):
-        (line,) = eventually(lambda sent=sent: outcomes(logging_worker, sent.id))
+        (line,) = eventually(lambda sent=sent: logging_worker.outcomes(sent.id))
         assert line["outcome"] == outcome
     assert secret.split()[-1] not in logging_worker.log
 
@@ -134,7 +124,7 @@ def test_the_words_of_a_server_are_not_logged_as_they_may_quote_the_prompt(clien
         generation = client.submit(prompt, generator="logged")
         with pytest.raises(GenerationError, match=words):
             generation.result(timeout_s=15)
-        eventually(lambda found=generation: outcomes(logging_worker, found.id))
+        eventually(lambda found=generation: logging_worker.outcomes(found.id))
     assert "secret diary" not in logging_worker.log
 
 

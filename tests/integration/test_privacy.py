@@ -191,7 +191,7 @@ def test_neither_log_nor_events_hold_a_prompt_a_reply_or_a_token(
     events, log = repr(heard), worker.log
     tokens = ["canary-standin-key-0003", "hf_canaryApiToken0001", "hf_canaryHubToken0002", "canary-other-token-0004"]
     assert last.id in log
-    assert "DEBUG" in log
+    assert '"level": "debug"' in log
     assert [word for word in [*words, *tokens] if word in log] == []
     assert [word for word in [*words, *tokens] if word in events] == []
     everything = repr(contents(db))

@@ -86,7 +86,7 @@ def test_one_that_slept_past_its_lease_writes_nothing_more(fleet, ask, read, eve
     attempts = [event.attempt for _, event in reading.events]
     assert attempts == sorted(attempts)
     assert len(standin.attempts(prompt)) == 2
-    eventually(lambda: f"[{reading.generation.id}] ignored" in sleeper.log)
+    eventually(lambda: [line["outcome"] for line in sleeper.outcomes(reading.generation.id)] == ["superseded"])
 
 
 def test_what_was_popped_and_never_claimed_is_run(fleet, ask):
