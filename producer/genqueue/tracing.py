@@ -1,7 +1,7 @@
 """OpenTelemetry, if the process uses it: the spans of a producer, and what travels with a generation.
 
 A library records into whatever its application has set up.  So OpenTelemetry is never imported
-from here before somebody else did: without it each of these costs one look into a dictionary.
+from here before somebody else did: without it each of these costs a look into a dictionary.
 Names and attributes are those of OpenTelemetry's semantic conventions for messaging.  No span
 holds a prompt, a reply or an error's words.
 """
@@ -28,9 +28,12 @@ def valid_traceparent(value: object) -> str | None:
 
 
 def open_tracer() -> "Tracer | None":
-    """The application's tracer for us; None where nobody has imported OpenTelemetry."""
+    """The application's tracer for us; None where it has set none up (redis-py imports the API by itself)."""
     api: Any = sys.modules.get("opentelemetry.trace")
-    return api.get_tracer("genqueue") if hasattr(api, "get_tracer") else None
+    if not hasattr(api, "get_tracer_provider"):
+        return None
+    provider = api.get_tracer_provider()
+    return None if isinstance(provider, api.ProxyTracerProvider) else provider.get_tracer("genqueue")
 
 
 def traceparent_of(span: "Span") -> str | None:
