@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import celery.apps.worker
 from celery import Celery, signals
 from kombu import Exchange, Queue
 
@@ -223,8 +222,10 @@ def _begin(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> Non
     if logs.is_json(load_settings().log_format, None if path else sys.__stderr__):
         # What Celery prints when it begins and on a signal would be no JSON.
         instance.quiet = True
-        say = celery.apps.worker.safe_say
-        celery.apps.worker.safe_say = lambda words, file=sys.__stderr__: file is sys.__stdout__ or say(words, file)
+        from celery.apps import worker as program  # whoever sends this signal has it
+
+        say = program.safe_say
+        program.safe_say = lambda words, file=sys.__stderr__: file is sys.__stdout__ or say(words, file)
 
 
 @signals.setup_logging.connect
