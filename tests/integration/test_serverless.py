@@ -321,15 +321,15 @@ def test_each_model_is_checked_at_the_start_and_said_once_while_others_are_serve
     client, worker, hugging_face, ask, eventually
 ):
     lines = {
-        "typo": "ERROR.*Model our/mdoel is not on the Hub",
-        "chat-typo": "ERROR.*Model our/mdoel is not on the Hub",
-        "gated": "ERROR.*Model our/gated is gated, and the token has no access",
-        "dialect": "ERROR.*a dialect.*our/texts is not supported for task conversational",
-        "pictures": "ERROR.*'our/pictures' doesn't support task",
-        "nobodys": "ERROR.*Provider 'no-such' not supported",
-        "elsewhere": "ERROR.*our/model is not supported by provider groq",
-        "anybodys": "WARNING.*serves chats only.*our/chats",
-        "together": "WARNING.*serves chats only.*our/chats",
+        "typo": "error.*Model our/mdoel is not on the Hub",
+        "chat-typo": "error.*Model our/mdoel is not on the Hub",
+        "gated": "error.*Model our/gated is gated, and the token has no access",
+        "dialect": "error.*a dialect.*our/texts is not supported for task conversational",
+        "pictures": "error.*'our/pictures' doesn't support task",
+        "nobodys": "error.*Provider 'no-such' not supported",
+        "elsewhere": "error.*our/model is not supported by provider groq",
+        "anybodys": "warning.*serves chats only.*our/chats",
+        "together": "warning.*serves chats only.*our/chats",
     }
 
     def said():
