@@ -271,7 +271,7 @@ def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_bac
         engine.drain()
         time.sleep(0.2)  # and drain_s is over
         fleet.redis.resume()
-        assert running.result(timeout=10) == NotOurs("released")
+        assert running.result(timeout=10) == NotOurs("handed_over")
         assert fleet.record(generation)["state"] == "queued"
         assert standin.requests(prompt) == []
         engine.stop()
