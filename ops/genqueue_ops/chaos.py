@@ -10,7 +10,6 @@ With ``everysec`` it may put off writing for 2 s, and what it forgets nobody els
 
 Which worker made a call is known from a header that each has in its own settings; the journal of a
 stand-in is fetched right before it is killed, so the tokens of its last milliseconds are not counted.
-``max_attempts`` is high: what is judged here is the text, not how often it may fail.
 """
 
 import asyncio
@@ -155,7 +154,6 @@ class Stage:
                 f"[generators.{endpoint.generator}]",
                 'api_type = "text_generation_inference"',
                 f'api_params = {{ url = "{endpoint.url}", headers = {{ x-worker = "{worker}" }} }}',
-                "max_attempts = 1000",
             ]
         return "\n".join(lines) + "\n"
 

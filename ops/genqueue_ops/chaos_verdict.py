@@ -14,8 +14,7 @@ faults
 late
     Gaps between two pieces of text (of a generation that shows none before its end: between
     two attempts) of more than ``LATE_S`` on top of the server's own pace, not counting the
-    time that Redis or the generation's endpoint was down, or the reader itself away; and after
-    an endpoint's death not the backoff, at most 0.5, 1, 2, 4 … 30 s by attempt.
+    time that Redis or the generation's endpoint was down, or the reader itself away.
 run twice
     Calls to a model server that were open for more than ``OVERLAP_S`` (a flush, and the close)
     after the generation had gone to another attempt or had ended, not counting the time
@@ -247,19 +246,17 @@ def _end(trace: Trace) -> list[str]:
 
 def _silent_s(trace: Trace, outages: Outages) -> float:
     order = trace.order
-    marks = [(trace.submitted_s, 0)]
+    marks = [trace.submitted_s]
     for at_s, event in trace.seen:
         shows = isinstance(event, Started) if order.is_quiet else isinstance(event, Chunk) and event.text
         if shows or type(event) in _TERMINAL:
-            marks.append((at_s, event.attempt))
+            marks.append(at_s)
     pace_s = order.decode_s if order.is_quiet else order.itl_s
     worst_s = 0.0
-    for (began_s, _), (ended_s, attempt) in pairwise(marks):
+    for began_s, ended_s in pairwise(marks):
         gap = Span(began_s, ended_s)
         down = [span for span in outages.endpoints.get(order.generator, ()) if span.overlap_s(gap)]
         excused_s = _covered_s(gap, [*outages.redis, *down, *trace.away])
-        if down:
-            excused_s += min(30.0, 0.5 * 2 ** min(attempt, 10))
         worst_s = max(worst_s, ended_s - began_s - excused_s - pace_s)
     return worst_s
 

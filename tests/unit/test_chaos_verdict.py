@@ -205,13 +205,16 @@ def silent_for(gap_s, attempt=1, order=ORDER):
         pytest.param(silent_for(LATE_S + 5.1), Outages(redis=[Span(2.0, 7.1)]), 0.0, id="redis down"),
         pytest.param(silent_for(LATE_S + 5.1), Outages(redis=[Span(0.0, 3.1)]), 3.0, id="redis down for a part"),
         pytest.param(
-            silent_for(LATE_S + 5.1, attempt=2), Outages(endpoints={"left": [Span(2.0, 4.0)]}), 1.0, id="and backoff"
+            silent_for(LATE_S + 5.1, attempt=2),
+            Outages(endpoints={"left": [Span(2.0, 4.0)]}),
+            3.0,
+            id="server down",
         ),
         pytest.param(silent_for(LATE_S + 5.1), Outages(endpoints={"right": [Span(2.0, 6.0)]}), 5.0, id="not its own"),
         pytest.param(
             silent_for(LATE_S + 5.1),
             Outages(redis=[Span(2.0, 4.0)], endpoints={"left": [Span(3.0, 5.0)]}),
-            1.0,
+            2.0,
             id="the same time counts once",
         ),
         pytest.param(silent_for(LATE_S + 5.1, order=QUIET), NOTHING, 3.1, id="one that shows nothing needs its time"),

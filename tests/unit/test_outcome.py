@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from genqueue import errors, outcome
-from genqueue.calls import Flush, Record
+from genqueue.calls import Flush, Record, Said
 from genqueue.lifecycle import State
 from genqueue.messages import GenerationResult, Outcome, ToolCallDelta, event_body
 
@@ -44,7 +44,7 @@ def record(state: State, **facts: Any) -> Record:
 )
 def test_an_ending_becomes_its_typed_error(error, expected):
     ended = Outcome(error=error, message="the server's words", detail={"status": 422, "prompt_tokens": 3})
-    found = outcome.error_of(record(State.FAILED, outcome=ended), "partial é")
+    found = outcome.error_of(record(State.FAILED, outcome=ended), Said("partial é"))
     assert type(found) is expected
     assert str(found) == "the server's words"
     assert found.partial_text == "partial é"
@@ -58,7 +58,7 @@ def test_an_ending_becomes_its_typed_error(error, expected):
     [(State.FAILED, errors.GenerationFailedError), (State.CANCELLED, errors.GenerationCancelledError)],
 )
 def test_an_ending_without_an_outcome_still_has_its_error(state, expected):
-    assert type(outcome.error_of(record(state), "")) is expected
+    assert type(outcome.error_of(record(state), Said())) is expected
 
 
 @pytest.mark.parametrize("kind", [*outcome.ENDINGS.values(), errors.GenerationError])
@@ -92,14 +92,13 @@ def test_a_stillborn_record_has_a_status_too():
 
 @pytest.mark.parametrize(("text", "expected"), [("", []), (" ", [" "]), ("all of it", ["all of it"])])
 def test_the_whole_text_is_one_chunk_and_none_if_it_is_empty(text, expected):
-    chunks = outcome.whole_text_chunk(record(State.FINISHED), text)
+    chunks = outcome.whole_text_chunk(record(State.FINISHED), Said(text))
     assert [(chunk.text, chunk.seq, chunk.attempt) for chunk in chunks] == [(part, 9, 2) for part in expected]
 
 
 def test_whoever_got_none_gets_thoughts_and_calls_in_the_one_chunk_too():
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    meta = {"reasoning": "Hm", "tool_calls": calls}
-    (chunk,) = outcome.whole_text_chunk(record(State.FINISHED), "", meta)
+    (chunk,) = outcome.whole_text_chunk(record(State.FINISHED), Said("", "Hm", calls))
     assert (chunk.text, chunk.reasoning, chunk.tool_calls) == ("", "Hm", (ToolCallDelta(0, "1", "f", "{}"),))
 
 

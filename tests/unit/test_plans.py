@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from genqueue import calls, errors, plans
-from genqueue.calls import Call, Record
+from genqueue.calls import Call, Record, Said
 from genqueue.lifecycle import State
 from genqueue.messages import Chunk, Event, GenerationResult, Outcome, read_event
 from genqueue.plans import WAIT, Deadline, Patience, Plan
@@ -78,7 +78,7 @@ class Registry:
             return self.record()
         assert command == "GET"
         self.asked.append("text" if key.endswith(":text") else "result")
-        return self.text if key.endswith(":text") else self.result
+        return Said(self.text) if key.endswith(":text") else self.result
 
     def read(self, plan: Plan[Any], items: list[Any] | None = None) -> list[Any]:
         """Everything the plan has for its caller, added to ``items``; fails when it asks for ever."""
