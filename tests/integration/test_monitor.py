@@ -96,8 +96,10 @@ def monitored(launch_worker, own_redis, served, eventually, tmp_path_factory):
     )
     environ = {"GENQUEUE_MONITOR_PORT": "0", "GENQUEUE_REDIS_TIMEOUT_S": "0.5", "PYTHONPATH": str(folder)}
     worker = launch_worker(served, own_redis.url, "-c", "32", "--include", "holdup", environ=environ)
-    yield Monitored(worker, eventually)
-    worker.end()
+    try:
+        yield Monitored(worker, eventually)
+    finally:
+        worker.end()
 
 
 @pytest.fixture(scope="module")
