@@ -130,7 +130,12 @@ class LocalRedis:
 
 @contextmanager
 def local_redis(
-    kind: Kind = "auto", *, appendonly: bool = False, port: int = 0, data_dir: Path | None = None
+    kind: Kind = "auto",
+    *,
+    appendonly: bool = False,
+    port: int = 0,
+    data_dir: Path | None = None,
+    acl_file: Path | None = None,
 ) -> Iterator[LocalRedis]:
     """Run a Redis on 127.0.0.1 for the length of a ``with`` block.
 
@@ -141,6 +146,7 @@ def local_redis(
         appendonly: keep an append-only file, so that a restart finds the data, also after a kill.
         port: 0 takes a free one.
         data_dir: an existing folder, left in place; None makes one and removes it at the end.
+        acl_file: Redis's users; None leaves everything to everybody.
 
     Yields:
         The running server, which answers PING.  It ends with the block; on Linux also when this
@@ -159,7 +165,7 @@ def local_redis(
     if real is None and appendonly:
         raise LocalRedisError("fakeredis keeps its data in memory only: it cannot be opened with appendonly")
     with _folder(data_dir) as folder:
-        server = _start_on_free_port(real, folder, appendonly=appendonly, port=port)
+        server = _start_on_free_port(real, folder, appendonly=appendonly, port=port, acl_file=acl_file)
         try:
             yield LocalRedis(
                 url=f"redis://127.0.0.1:{server.port}/0",
@@ -192,11 +198,14 @@ class _Server(Child):
             raise LocalRedisError(str(error)) from error
 
 
-def _start_on_free_port(real: RedisServer | None, folder: Path, *, appendonly: bool, port: int) -> _Server:
+def _start_on_free_port(
+    real: RedisServer | None, folder: Path, *, appendonly: bool, port: int, acl_file: Path | None
+) -> _Server:
     """Start the server; where the port may be chosen and is lost to another process, choose again."""
     for tries_left in reversed(range(_PORT_TRIES)):
         chosen = port or free_port()
-        server = _Server(_command(real, folder, appendonly=appendonly, port=chosen), folder, chosen)
+        command = _command(real, folder, appendonly=appendonly, port=chosen, acl_file=acl_file)
+        server = _Server(command, folder, chosen)
         try:
             server.start()
         except LocalRedisError as error:
@@ -207,7 +216,9 @@ def _start_on_free_port(real: RedisServer | None, folder: Path, *, appendonly: b
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def _command(real: RedisServer | None, folder: Path, *, appendonly: bool, port: int) -> list[str]:
+def _command(
+    real: RedisServer | None, folder: Path, *, appendonly: bool, port: int, acl_file: Path | None
+) -> list[str]:
     if real is None:
         return [sys.executable, "-m", "genqueue_ops.local_redis", str(port)]
     options = {
@@ -219,6 +230,8 @@ def _command(real: RedisServer | None, folder: Path, *, appendonly: bool, port: 
         # With `everysec` a kill may lose 2 s of what was answered: while an fsync is slow, Redis puts off writing.
         "appendfsync": "always",
     }
+    if acl_file is not None:
+        options["aclfile"] = str(acl_file)
     return [real.program, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 

@@ -26,9 +26,11 @@ import redis
 from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
-from genqueue_ops.local_redis import LocalRedis, local_redis
+from genqueue_ops.local_redis import LocalRedis
 from genqueue_ops.tgi_standin.llama import start_llama
 from genqueue_ops.tgi_standin.prose import expected_text
+
+from .roles import as_role, guarded_redis
 
 LOG_TAIL_CHARACTERS = 6000
 
@@ -189,9 +191,9 @@ def closed_port() -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def queue_redis(real_redis: LocalRedis) -> Iterator[LocalRedis]:
+def queue_redis(real_redis: LocalRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
     """The Redis of the worker below, never emptied; ``real_redis`` knows what to do where there is none."""
-    with local_redis() as server:
+    with guarded_redis(tmp_path_factory.mktemp("queue-redis")) as server:
         yield server
 
 
@@ -210,6 +212,11 @@ class WorkerProcess:
     log_path: Path
     redis_url: str
     generators: list[str] = field(default_factory=list)
+
+    @property
+    def producer_url(self) -> str:
+        """Where its producers find Redis, and as whom."""
+        return as_role(self.redis_url, "producer")
 
     @property
     def log(self) -> str:
@@ -257,7 +264,8 @@ class Fleet:
         environ: dict[str, str],
     ) -> None:
         self.redis = server
-        self.client = GenerationClient(Settings(redis_url=server.url, generators=generators))  # type: ignore[arg-type]
+        self.producer_url = as_role(server.url, "producer")
+        self.client = GenerationClient(Settings(redis_url=self.producer_url, generators=generators))  # type: ignore[arg-type]
         self.workers: list[WorkerProcess] = []
         self._launch = launch
         self._generators = generators
@@ -298,13 +306,13 @@ class Fleet:
 
 @pytest.fixture(scope="session")
 def fleet_of(
-    real_redis: LocalRedis, launch_worker: Callable[..., WorkerProcess]
+    real_redis: LocalRedis, launch_worker: Callable[..., WorkerProcess], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., contextlib.AbstractContextManager[Fleet]]:
     """``with fleet_of(generators, GENQUEUE_LEASE_S="1") as fleet``: no worker yet; all are killed at the end."""
 
     @contextlib.contextmanager
     def open_fleet(generators: dict[str, dict[str, Any]], **environ: str) -> Iterator[Fleet]:
-        with local_redis(appendonly=True) as server:
+        with guarded_redis(tmp_path_factory.mktemp("fleet-redis"), appendonly=True) as server:
             fleet = Fleet(server, launch_worker, generators, environ)
             try:
                 yield fleet
@@ -406,7 +414,7 @@ def launch_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Wor
                 cwd=folder,
                 env={
                     **clean_environment(folder),
-                    "GENQUEUE_REDIS_URL": redis_url,
+                    "GENQUEUE_REDIS_URL": as_role(redis_url, "worker"),
                     "GENQUEUE_CONFIG": str(config),
                     **(environ or {}),
                 },
@@ -470,7 +478,7 @@ def flower_of(
         command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "flower"]
         command += ["--address=127.0.0.1", f"--port={port}"]
         environ = {name: value for name, value in clean_environment(folder).items() if not name.startswith("FLOWER")}
-        environ |= {"GENQUEUE_REDIS_URL": redis_url, "FLOWER_UNAUTHENTICATED_API": "true"}
+        environ |= {"GENQUEUE_REDIS_URL": as_role(redis_url, "flower"), "FLOWER_UNAUTHENTICATED_API": "true"}
         flower = FlowerProcess(f"http://127.0.0.1:{port}", folder / "flower.log")
         with flower.log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -533,7 +541,7 @@ def worker(
 @pytest.fixture
 def settings(worker: WorkerProcess) -> Settings:
     """A producer's: where Redis is, and nothing else."""
-    return Settings(redis_url=worker.redis_url, generators={})
+    return Settings(redis_url=worker.producer_url, generators={})
 
 
 @pytest.fixture
@@ -551,7 +559,7 @@ async def async_client(settings: Settings) -> Any:
 @pytest.fixture
 def celery_app(worker: WorkerProcess) -> Iterator[Celery]:
     """What a producer has that knows Celery and nothing of genqueue."""
-    app = Celery("plain", broker=worker.redis_url, backend=worker.redis_url, set_as_current=False)
+    app = Celery("plain", broker=worker.producer_url, backend=worker.producer_url, set_as_current=False)
     yield app
     app.backend.result_consumer.stop()
     app.backend.result_consumer._pubsub = None  # or a result that is forgotten later unsubscribes on it

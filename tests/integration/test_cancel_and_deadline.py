@@ -28,7 +28,7 @@ def single_worker(launch_worker, queue_redis, standin):
 
 @pytest.fixture
 def single(single_worker):
-    with GenerationClient(Settings(redis_url=single_worker.redis_url, generators={})) as client:
+    with GenerationClient(Settings(redis_url=single_worker.producer_url, generators={})) as client:
         yield client
 
 

@@ -10,6 +10,8 @@ from celery.result import AsyncResult
 
 from genqueue import GenerationCancelledError
 
+from .roles import as_role
+
 CLOSED_WITHIN_S = 0.1
 
 
@@ -23,7 +25,7 @@ def fleet(fleet_of, standin):
 
 @pytest.fixture(scope="module")
 def app(fleet):
-    app = Celery("plain", broker=fleet.redis.url, backend=fleet.redis.url, set_as_current=False)
+    app = Celery("control", broker=as_role(fleet.redis.url, "flower"), backend=fleet.producer_url, set_as_current=False)
     yield app
     app.backend.result_consumer.stop()
     app.backend.client.close()

@@ -27,7 +27,7 @@ NO_SUCH_ID = "00000000-0000-4000-8000-000000000000"
 def environ(worker, tmp_path):
     """A producer's: where Redis is, and nothing else of ours."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GENQUEUE_")}
-    return {**kept, "GENQUEUE_REDIS_URL": worker.redis_url, "TERMINAL_WIDTH": "200"}
+    return {**kept, "GENQUEUE_REDIS_URL": worker.producer_url, "TERMINAL_WIDTH": "200"}
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def fleet(fleet_of, standin):
 
 @pytest.fixture(scope="module")
 def environ(fleet):
-    return {**os.environ, "GENQUEUE_REDIS_URL": fleet.redis.url, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "GENQUEUE_REDIS_URL": fleet.producer_url, "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_a_deadline_that_passes_while_it_backs_off_ends_it(client, ask, standin)
 def test_a_deadline_that_passes_with_nobody_serving_it_ends_it(fleet, ask):
     """Any worker sees to it: here those of other generators."""
     nobodys = {"api_type": TGI, "api_params": {"url": "http://127.0.0.1:1"}}
-    with GenerationClient(Settings(redis_url=fleet.redis.url, generators={"nobodys": nobodys})) as client:
+    with GenerationClient(Settings(redis_url=fleet.producer_url, generators={"nobodys": nobodys})) as client:
         began_s = time.monotonic()
         with pytest.raises(GenerationExpiredError) as expired:
             client.submit(ask(), generator="nobodys", deadline_s=0.5).result(timeout_s=10)

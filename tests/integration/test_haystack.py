@@ -43,7 +43,7 @@ def fleet(fleet_of, standin):
 @pytest.fixture(autouse=True)
 def producer(monkeypatch, fleet):
     """What a producer's environment says."""
-    monkeypatch.setenv("GENQUEUE_REDIS_URL", fleet.redis.url)
+    monkeypatch.setenv("GENQUEUE_REDIS_URL", fleet.producer_url)
 
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -214,7 +214,7 @@ async def test_a_run_that_is_cancelled_ends_the_generation(here, ask, standin):
 def test_a_worker_that_is_killed_leaves_no_seam(fleet_of, made, monkeypatch, ask, standin):
     prompt, shown = ask(tokens=60, itl_s=0.03), []
     with fleet_of({"here": {"api_type": TGI, "api_params": {"url": standin.url}}}, GENQUEUE_LEASE_S="1") as fleet:
-        monkeypatch.setenv("GENQUEUE_REDIS_URL", fleet.redis.url)
+        monkeypatch.setenv("GENQUEUE_REDIS_URL", fleet.producer_url)
         fleet.staff(2)
         component = made(TGI, {"url": standin.url})
 

@@ -25,7 +25,7 @@ def fleet(fleet_of, llama):
 
 @pytest.fixture
 def chat(fleet, llama, monkeypatch):
-    monkeypatch.setenv("GENQUEUE_REDIS_URL", fleet.redis.url)
+    monkeypatch.setenv("GENQUEUE_REDIS_URL", fleet.producer_url)
     made = HuggingFaceAPIChatGenerator("text_generation_inference", {"url": llama}, generation_kwargs=GREEDY)
     yield made
     made.close()

@@ -26,7 +26,7 @@ CASES = [
 def compared(fleet_of, standin):
     with fleet_of({"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}) as fleet:
         fleet.staff(1)
-        ours = calls(sys.executable, "ours", standin.url, GENQUEUE_REDIS_URL=fleet.redis.url)
+        ours = calls(sys.executable, "ours", standin.url, GENQUEUE_REDIS_URL=fleet.producer_url)
     return {one.case: one for one in compare(ORIGINAL, ours)}
 
 

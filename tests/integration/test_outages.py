@@ -75,7 +75,7 @@ def test_what_was_accepted_just_before_it_is_run_and_who_submits_meanwhile_is_to
     busy = [read(fleet.client.submit(ask(tokens=300, itl_s=0.05))) for _ in range(10)]
     eventually(lambda: all(len(reading.events) > 5 for reading in busy))
     accepted = [(prompt := ask(), fleet.client.submit(prompt)) for _ in range(20)]
-    settings = {"redis_url": fleet.redis.url, "generators": {}}
+    settings = {"redis_url": fleet.producer_url, "generators": {}}
     with (
         GenerationClient(Settings(**settings, redis_timeout_s=1.0)) as hasty,
         GenerationClient(Settings(**settings, redis_timeout_s=20.0)) as patient,
@@ -104,7 +104,7 @@ def test_what_was_accepted_just_before_it_is_run_and_who_submits_meanwhile_is_to
 
 
 def test_a_producer_hears_of_it_at_once_and_a_reader_waits_as_long_as_it_was_told(fleet, ask, read, eventually):
-    settings = Settings(redis_url=fleet.redis.url, generators={}, redis_timeout_s=1.0, outage_patience_s=1.0)
+    settings = Settings(redis_url=fleet.producer_url, generators={}, redis_timeout_s=1.0, outage_patience_s=1.0)
     with GenerationClient(settings) as client:
         generation = client.submit(ask(tokens=400, itl_s=0.05))
         reading = read(generation)

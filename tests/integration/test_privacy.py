@@ -23,7 +23,7 @@ from genqueue_ops.tgi_standin.prose import tag_of
 @pytest.fixture(scope="module")
 def heard(worker):
     """Every Celery event since the module began, as text; what Flower would know."""
-    app = Celery(broker=worker.redis_url, set_as_current=False)
+    app = Celery(broker=worker.producer_url, set_as_current=False)
     events, stop = [], threading.Event()
 
     def listen():

@@ -216,7 +216,7 @@ def test_a_producer_without_genqueue_gets_its_result(worker, ask):
         "sys.stdout.buffer.write(result['replies'][0].encode())\n"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program, worker.redis_url, prompt], capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", program, worker.producer_url, prompt], capture_output=True, timeout=60, check=False
     )
     assert ran.returncode == 0, ran.stderr.decode()
     assert ran.stdout.decode() == prompt.answer
@@ -355,7 +355,7 @@ def test_redelivered_messages_in_the_low_priority_lists_run_too(client, ask, db)
 
 
 def test_celery_messages_with_a_priority_of_their_own_are_served(worker, ask):
-    app = Celery(broker=worker.redis_url, backend=worker.redis_url, set_as_current=False)
+    app = Celery(broker=worker.producer_url, backend=worker.producer_url, set_as_current=False)
     try:
         prompt = ask()
         sent = app.send_task("genqueue.generate", kwargs={"prompt": prompt}, queue="generate.default", priority=7)

@@ -44,7 +44,7 @@ def outputs(fleet_of, standin):
     code = f"\nprint({NEXT!r})\n".join(filled_in(block, standin.url) for block in blocks(PAGE, "python"))
     with fleet_of({**shown, "free": stead}, HF_API_TOKEN="hf_canaryOfTheWorker") as fleet:
         fleet.staff(1)
-        known = {"GENQUEUE_REDIS_URL": fleet.redis.url, "GENQUEUE_GENERATORS": json.dumps({"free": shown["free"]})}
+        known = {"GENQUEUE_REDIS_URL": fleet.producer_url, "GENQUEUE_GENERATORS": json.dumps({"free": shown["free"]})}
         standin.clear()
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],

@@ -260,7 +260,7 @@ def worker(launch_worker, queue_redis, environ):
 
 @pytest.fixture
 def client(worker):
-    with GenerationClient(Settings(redis_url=worker.redis_url, generators={})) as opened:
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as opened:
         yield opened
 
 

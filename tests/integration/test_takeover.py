@@ -260,7 +260,7 @@ def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_bac
     """The claim's answer is late; a worker that is to leave must not run it to its end."""
     generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
     with fleet_of({"default": generator}) as fleet, ThreadPoolExecutor() as threads:
-        settings = Settings(redis_url=fleet.redis.url, generators={"default": generator}, drain_s=0.0)
+        settings = Settings(redis_url=fleet.producer_url, generators={"default": generator}, drain_s=0.0)
         engine = Engine(settings, {})
         engine.start()
         prompt = ask(tokens=50, itl_s=0.05)
