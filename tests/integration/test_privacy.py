@@ -19,11 +19,13 @@ from genqueue.keys import doorbell
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import tag_of
 
+from .roles import as_role
+
 
 @pytest.fixture(scope="module")
 def heard(worker):
     """Every Celery event since the module began, as text; what Flower would know."""
-    app = Celery(broker=worker.producer_url, set_as_current=False)
+    app = Celery(broker=as_role(worker.redis_url, "flower"), set_as_current=False)
     events, stop = [], threading.Event()
 
     def listen():
