@@ -596,10 +596,12 @@ class Swept:
     dead_letters: int
 
 
-def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Swept]:
+def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swept]:
     """Look for generations that nobody looks after and ring for them; one round trip however many there are.
 
-    Leases, delays and deadlines are everybody's, lost doorbells are looked for in ``generators``.
+    Leases, delays and deadlines are everybody's, lost doorbells are looked for in ``generators``.  After a time
+    without any sweep Redis was away, or all workers were: no lease is taken for ``lease_s`` then, within
+    which whoever lives renews its own.
     """
 
     def decode(answer: list[Any]) -> Swept:
@@ -619,6 +621,7 @@ def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Swept]:
         _END_LIMIT,
         _SWEEP_GRACE_S,
         _LOOK_AGAIN_S,
+        lease_s,
         keep_s,
         len(keys.PRIORITIES),
         State.RUNNING,
@@ -632,7 +635,8 @@ def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Swept]:
         keys.PRIORITY_SEPARATOR,
         *generators,
     )
-    return _scripted("sweep", [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.DEAD], arguments, decode)
+    key_list = [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.DEAD, keys.SWEPT]
+    return _scripted("sweep", key_list, arguments, decode)
 
 
 def ring(generation_id: str, generator: str, priority: int) -> Call[None]:

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call, WorkerStatus
 from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
-from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
+from genqueue.messages import Bounds, Chunk, Event, GenerationRequest, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan
 from genqueue.settings import Settings, load_settings
@@ -34,8 +34,8 @@ _POLL_S = 5.0
 """After so long a silence a reader looks into the log, should the channel have lost something."""
 
 
-def _request(idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
-    request = read_request(fields)
+def _request(bounds: Bounds, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
+    request = read_request(fields, bounds)
     if idempotency_key is not None:
         _check_name("idempotency_key", idempotency_key)
     return request
@@ -287,7 +287,7 @@ class GenerationClient(_Submits[Generation]):
         self._hub_pid = 0
 
     def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
-        request, generation_id = _request(idempotency_key, fields), str(uuid.uuid4())
+        request, generation_id = _request(self.settings.bounds, idempotency_key, fields), str(uuid.uuid4())
         with sending(request.generator, generation_id) as traceparent:
             submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
             accepted_id = self._store.run(submission).generation_id
@@ -487,7 +487,7 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
 
     async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
         self._stay_on_loop()
-        request, generation_id = _request(idempotency_key, fields), str(uuid.uuid4())
+        request, generation_id = _request(self.settings.bounds, idempotency_key, fields), str(uuid.uuid4())
         with sending(request.generator, generation_id) as traceparent:
             submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
             accepted_id = (await self._store.run(submission)).generation_id

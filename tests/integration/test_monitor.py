@@ -96,8 +96,10 @@ def monitored(launch_worker, own_redis, served, eventually, tmp_path_factory):
     )
     environ = {"GENQUEUE_MONITOR_PORT": "0", "GENQUEUE_REDIS_TIMEOUT_S": "0.5", "PYTHONPATH": str(folder)}
     worker = launch_worker(served, own_redis.url, "-c", "32", "--include", "holdup", environ=environ)
-    yield Monitored(worker, eventually)
-    worker.end()
+    try:
+        yield Monitored(worker, eventually)
+    finally:
+        worker.end()
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,25 @@ def test_generations_that_finish_are_counted_with_their_tokens(monitored, asker,
     for round_trip in ("claim", "finish"):
         assert grown(before, "genqueue_redis_round_trip_seconds_count", call=round_trip) == 3
     assert grown(before, "genqueue_redis_round_trip_seconds_count", call="append") > 3
+
+
+def test_chats_count_apart_and_what_does_not_stream_has_no_first_chunk(monitored, asker, ask, eventually):
+    before = monitored.scrape()
+    chat = asker.submit_chat([{"role": "user", "content": ask(tokens=10)}])
+    best = asker.submit(ask(tokens=10), generation_kwargs={"best_of": 2, "do_sample": True})
+    usages = [generation.result(timeout_s=20).meta[0]["usage"] for generation in (chat, best)]
+    eventually(lambda: monitored.grows(before, "genqueue_attempts_total", ended="finished") == 2)
+    first = "gen_ai_client_operation_time_to_first_chunk_seconds_count"
+    assert monitored.grows(before, first, gen_ai_operation_name="chat") == 1
+    assert monitored.grows(before, first, gen_ai_operation_name="text_completion") == 0
+    for kind, usage in zip(("chat", "text_completion"), usages, strict=True):
+        call = {"gen_ai_operation_name": kind}
+        used = "gen_ai_client_token_usage_sum"
+        assert monitored.grows(before, "gen_ai_client_operation_duration_seconds_count", **call) == 1
+        assert monitored.grows(before, used, **call, gen_ai_token_type="input") == usage["prompt_tokens"] > 0
+        assert monitored.grows(before, used, **call, gen_ai_token_type="output") == usage["completion_tokens"] > 0
+    made = sum(usage["completion_tokens"] for usage in usages)
+    assert monitored.grows(before, "genqueue_completion_tokens_total", generator="default") == made
 
 
 def test_what_runs_is_in_flight(monitored, asker, ask, eventually):

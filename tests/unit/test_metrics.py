@@ -253,7 +253,7 @@ def test_an_error_of_a_server_is_counted_by_words_of_ours(metrics):
 
 
 def test_round_trips_are_counted_by_what_they_do(metrics):
-    sweep = calls.sweep(["default"], keep_s=60)
+    sweep = calls.sweep(["default"], lease_s=3.0, keep_s=60)
     with metrics.round_trip(sweep):
         pass
     with metrics.round_trip(calls.retire("me")):

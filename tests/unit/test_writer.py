@@ -110,7 +110,8 @@ class Desk:
     def outbox(self, generation_id: str = "g", *, publish: bool = True, attempt: int = 1, **earlier: Any) -> Outbox:
         claim = Claim(attempt, b"", 0.0, 0.0, None, earlier.get("earlier_text", ""), 0, 0, [])
         meter = AttemptMeter(self.metrics.of("default"), claim, keeps=True)
-        return Outbox(self.writer, generation_id, attempt, publish=publish, meter=meter, **earlier)
+        options = {"max_reply_bytes": 1_000_000, **earlier}
+        return Outbox(self.writer, generation_id, attempt, publish=publish, meter=meter, **options)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(5):

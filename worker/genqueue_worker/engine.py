@@ -53,6 +53,7 @@ from genqueue_worker.metrics import (
 )
 from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, error_class, is_exhausted
 from genqueue_worker.report import IGNORED, Report
+from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
 from genqueue_worker.writer import Outbox, Writer
@@ -314,6 +315,7 @@ class Engine:
             publish=request.stream,
             earlier_text=claim.text_so_far if keeps else "",
             earlier_tokens=claim.solid_tokens if keeps else 0,
+            max_reply_bytes=self.settings.max_reply_bytes,
             meter=meter,
         )
         work = Work(generation_id, generator, request, claim, outbox, self._loop.time(), meter, report)
@@ -370,6 +372,8 @@ class Engine:
             return await self._finish(work, ending)
         except UpstreamError as error:
             return await self._failed(work, error.facts)
+        except ReplyTooLongError as error:
+            return await self._fail(work, outcome.rejection(str(error)))
         except TimeoutError:
             lost = self._running[work.generation_id].lost
             if lost is None:
@@ -388,7 +392,7 @@ class Engine:
     ) -> Ended | None:
         """Register a generation whose request came in the Celery message; None when it can go on."""
         try:
-            request = read_request({"generator": generator, **foreign})
+            request = read_request({"generator": generator, **foreign}, self.settings.bounds)
             if request.generator != generator:
                 raise InvalidRequestError(f"generator {request.generator!r} is not served from queue {generator!r}")
         except InvalidRequestError as error:

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 _ANNOUNCE_S = 10.0
 _FORGOTTEN_S = 30.0
-_ROUNDS_WITHOUT_CALL = 2.0
-"""In leases: after an outage there is no sweep for one, and an idle worker has nothing else to ask."""
+_STALE_AFTER = 2.0
+"""In leases: Redis is asked three times in one."""
 
 
 class LeaseKeeper:
@@ -72,7 +72,6 @@ class LeaseKeeper:
         self._store = Store(settings.redis_url, settings.redis_timeout_s)
         self._stopped = threading.Event()
         self._announced_s: float | None = None
-        self._sweeps_from_s = time.monotonic() + settings.lease_s
         self._thread = threading.Thread(target=self._keep, name="genqueue-leases", daemon=True)
 
     def start(self) -> None:
@@ -95,10 +94,7 @@ class LeaseKeeper:
     def redis_trouble(self) -> str:
         """Why Redis is not to be counted on; "" if it answers.  Any thread may ask."""
         silent_s = self._answered.age_s
-        if (
-            not self._trouble
-            and silent_s > _ROUNDS_WITHOUT_CALL * self._settings.lease_s + self._settings.redis_timeout_s
-        ):
+        if not self._trouble and silent_s > _STALE_AFTER * self._settings.lease_s + self._settings.redis_timeout_s:
             return f"no answer for {silent_s:.1f} s"
         return self._trouble
 
@@ -110,7 +106,7 @@ class LeaseKeeper:
     @property
     def swept(self) -> Swept | None:
         """What the last sweep was told; None once that is old.  Any thread may ask."""
-        if self._swept is None or self._swept[0].age_s > _ROUNDS_WITHOUT_CALL * self._settings.lease_s:
+        if self._swept is None or self._swept[0].age_s > _STALE_AFTER * self._settings.lease_s:
             return None
         return self._swept[1]
 
@@ -142,7 +138,6 @@ class LeaseKeeper:
                     logger.warning("leases cannot be renewed: %s", error)
                 away = True
                 self._announced_s = None  # it may come back empty
-                self._sweeps_from_s = time.monotonic() + self._settings.lease_s
             self.pulse.beat()
             self._stopped.wait(self._settings.lease_s / 3)
 
@@ -164,12 +159,11 @@ class LeaseKeeper:
             renewal = calls.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
             for generation_id, reason in self._run(renewal).items():
                 self._on_lost(generation_id, reason)
-        if time.monotonic() >= self._sweeps_from_s:
-            self._sweep()
+        self._sweep()
 
     def _sweep(self) -> None:
         settings = self._settings
-        swept = self._run(calls.sweep(list(settings.generators), keep_s=settings.keep_s))
+        swept = self._run(calls.sweep(list(settings.generators), lease_s=settings.lease_s, keep_s=settings.keep_s))
         self._swept, found = (Pulse(), swept), swept.found
         if found.astray:
             logger.info("rang again for %d generations that nobody looked after", len(found.astray))

@@ -295,6 +295,7 @@ class Metrics(Collector):
         self.redis_round_trips = histogram(
             "genqueue_redis_round_trip_seconds", "Round trips to Redis, without Celery's own.", _ROUND_TRIP_S, "call"
         )
+        self._round_trips: dict[str, Histogram] = {}
         self.redis_errors = counter(
             "genqueue_redis_errors", "Round trips that Redis did not answer, or refused.", "error_type"
         )
@@ -329,7 +330,11 @@ class Metrics(Collector):
             self.redis_errors.labels("refused").inc()
             raise
         finally:
-            self.redis_round_trips.labels(call.name).observe(perf_counter() - began_s)
+            ended_s = perf_counter()
+            seconds = self._round_trips.get(call.name)
+            if seconds is None:
+                seconds = self._round_trips[call.name] = self.redis_round_trips.labels(call.name)
+            seconds.observe(ended_s - began_s)
 
     def collect(self) -> Iterable[Metric]:
         """What a scrape sees for itself; the registry asks."""

@@ -6,6 +6,7 @@ answers is decided in ``metrics.py`` and ``health.py``.
 
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import TCPServer, ThreadingMixIn
@@ -25,12 +26,21 @@ _PATIENCE_S = 10.0
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    allow_reuse_port = False  # some Pythons say True: two workers would share a port, and answer in turns
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
         """Bind; the standard one asks the DNS for our name first, which may take long."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = map(str, self.server_address[:2])  # type: ignore[assignment]  # CGI's
         self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who hangs up, or says nothing, is no trouble of ours; the standard one prints a traceback."""
+        logger.debug("a request of %s was not answered", client_address, exc_info=True)
 
 
 class _Handler(WSGIRequestHandler):
@@ -48,6 +58,9 @@ class Monitor:
         registry: what ``/metrics`` shows.
         probes: for each path what decides it.
 
+    Attributes:
+        address: where it listens.
+
     Raises:
         ConfigError: nothing can listen there.
     """
@@ -56,7 +69,7 @@ class Monitor:
         self, host: str, port: int, registry: CollectorRegistry, probes: dict[str, Callable[[], Verdict]]
     ) -> None:
         try:
-            self._server = _Server((host, port), _Handler)
+            self._server = _Server(host, port)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
@@ -67,7 +80,7 @@ class Monitor:
         self._metrics = make_wsgi_app(registry)
         self._probes = probes
         self._thread = threading.Thread(target=self._server.serve_forever, name="genqueue-monitor", daemon=True)
-        self._address = f"http://{host}:{self._server.server_address[1]}"
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}"
 
     def start(self) -> None:
         """Begin to answer."""
@@ -75,9 +88,7 @@ class Monitor:
 
     def announce(self) -> None:
         """Log where."""
-        logger.info(
-            "metrics and probes: %s", " ".join(f"{self._address}{path}" for path in ("/metrics", *self._probes))
-        )
+        logger.info("metrics and probes: %s", " ".join(f"{self.address}{path}" for path in ("/metrics", *self._probes)))
 
     def stop(self) -> None:
         """Answer no more."""

@@ -18,6 +18,7 @@ from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue.store import T
 from genqueue_worker.metrics import AttemptMeter, Metrics
+from genqueue_worker.sink import ReplyTooLongError
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Outbox:
         publish: bool,
         earlier_text: str = "",
         earlier_tokens: int = 0,
+        max_reply_bytes: int,
         meter: AttemptMeter,
     ) -> None:
         self.generation_id = generation_id
@@ -74,6 +76,8 @@ class Outbox:
         self.written_tokens = earlier_tokens
         self.first_text_s: float | None = None
         self.is_congested = False
+        self._reply_bytes = len(earlier_text)
+        self._max_reply_bytes = max_reply_bytes
         self._began_s = writer.now_s()
         self._meter = meter
         self._metered_tokens = earlier_tokens
@@ -133,9 +137,11 @@ class Outbox:
             self._text.append("")  # an end of its own, as the end token is one where tokens are named
         if reasoning:
             self._begin()
+            self._reply_bytes += len(reasoning)
             self._reasoning.append(reasoning if reasoning.isascii() else _encodable(reasoning))
         for call in tool_calls:
             self._begin()
+            self._reply_bytes += len(call.arguments)
             self._add_tool_call(call)
         if tool_calls or not (text + reasoning).isspace():
             self.solid_tokens = self.completion_tokens
@@ -195,6 +201,7 @@ class Outbox:
         if self.is_congested:
             self.is_congested = False
             self._relieved.set()
+        self._reply_bytes += sum(map(len, bodies))
         self._kept.append(flush)
         return flush
 
@@ -214,6 +221,8 @@ class Outbox:
         return self._mark == "first" and self.publish
 
     def _came(self, waiting: int) -> None:
+        if self._reply_bytes > self._max_reply_bytes:
+            raise ReplyTooLongError(f"reply: has more than {self._max_reply_bytes} bytes, which is max_reply_bytes")
         if waiting >= _CONGESTION_TOKENS:
             self.is_congested = True
             self._relieved.clear()
@@ -227,6 +236,7 @@ class Outbox:
 
     def _add_text(self, text: str) -> None:
         self._begin()
+        self._reply_bytes += len(text)
         self.parts.append(text)
         self._text.append(text)
 
