@@ -768,6 +768,38 @@ def overview(generators: Sequence[str]) -> Call[Overview]:
     return _scripted("overview", key_list, arguments, decode)
 
 
+def hello() -> Call[dict[str, str]]:
+    """``server``, ``version``, ``mode`` and ``role``, which even a user with the fewest rights may see."""
+    return Call(("HELLO", "2"), lambda answer: {_text(key): _text(value) for key, value in _pairs(answer).items()})
+
+
+def clock() -> Call[float]:
+    """Epoch seconds of Redis's clock."""
+    return Call(("TIME",), lambda answer: int(answer[0]) + int(answer[1]) / 1e6)
+
+
+def info() -> Call[dict[str, str]]:
+    """What Redis says of itself: version, memory, persistence, replication and what else it counts."""
+
+    def decode(answer: Any) -> dict[str, str]:
+        if isinstance(answer, dict):  # redis-py takes it apart
+            return {_text(key): _text(value) for key, value in answer.items()}
+        lines = _text(answer).splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    return Call(("INFO",), decode)
+
+
+def snapshot_rules() -> Call[str]:
+    """``save``: after how many seconds and changes Redis writes a snapshot; "" for never."""
+
+    def decode(answer: Any) -> str:
+        pairs = answer if isinstance(answer, dict) else _pairs(answer)
+        return next((_text(value) for key, value in pairs.items() if _text(key) == "save"), "")
+
+    return Call(("CONFIG", "GET", "save"), decode)
+
+
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 

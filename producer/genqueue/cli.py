@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -63,7 +63,7 @@ class ExitCode(IntEnum):
 
 _MEANINGS = {
     ExitCode.OK: "done; also when whoever read our output has left",
-    ExitCode.FAILURE: "something unexpected, or a part of the demo did not start",
+    ExitCode.FAILURE: "something unexpected, a finding of doctor, or a part of the demo did not start",
     ExitCode.USAGE: "the command line cannot be understood",
     ExitCode.CONFIG: "a setting cannot work, or an extra is not installed",
     ExitCode.INVALID_REQUEST: "the request cannot run as it is; nothing was queued",
@@ -245,6 +245,39 @@ def cancel(generation_id: GenerationId) -> None:
             _say(f"too late: generation {generation_id} has {state}")
             raise typer.Exit(ExitCode.TOO_LATE)
     _say(f"cancelled generation {generation_id}")
+
+
+class _Role(StrEnum):
+    PRODUCER = "producer"
+    WORKER = "worker"
+    FLOWER = "flower"
+
+
+@app.command()
+def doctor(
+    role: Annotated[
+        _Role | None,
+        typer.Option(
+            help="Whose rights in Redis are tried; a worker's if generators are configured, else a producer's."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
+) -> None:
+    """Check settings, Redis, queues, workers and endpoints, and say what to do; exit code 1 if something has failed."""
+    from genqueue import checkup  # submit need not wait for it
+    from genqueue.doctor import has_failed
+
+    findings = checkup.examine(role.value if role else None)
+    failed = has_failed(findings)
+    if as_json:
+        _write(json.dumps({"ok": not failed, "findings": [asdict(one) for one in findings]}), end="\n")
+    else:
+        for one in findings:
+            _write(f"{one.level:<5} {one_line(one.what)}: {one_line(one.seen)}", end="\n")
+            if one.do:
+                _write(f"      -> {one_line(one.do)}", end="\n")
+    if failed:
+        raise typer.Exit(ExitCode.FAILURE)
 
 
 dead = typer.Typer(no_args_is_help=True, help="What failed for good: look at it, try it again, or drop it.")
