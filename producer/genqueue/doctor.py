@@ -217,7 +217,7 @@ def _server(facts: Facts) -> list[Finding]:
     else:
         found.append(Finding("fail", "version", name, "use Redis 6.2 or newer, or Valkey"))
     if facts.hello.get("mode") == "cluster":
-        do = "use a Redis without cluster mode: one for each group of generators (docs/scaling.md)"
+        do = "use a Redis without cluster mode: one for each group of generators (docs/deploy.md)"
         found.append(Finding("fail", "mode", "cluster", do))
     if facts.hello.get("role", "master") != "master":
         found.append(
