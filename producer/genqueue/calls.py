@@ -56,8 +56,9 @@ _Plain = str | bytes | int | float
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script and the digest that Redis caches it by."""
+    """A Lua script, its name in ``lua/``, and the digest that Redis caches it by."""
 
+    name: str
     source: str
     sha1: str
 
@@ -67,7 +68,7 @@ def script(name: str) -> Script:
     """The script ``lua/<name>.lua`` behind the functions that all share."""
     folder = files("genqueue") / "lua"
     source = (folder / "common.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
-    return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,11 @@ class Call(Generic[T_co]):
     arguments: Sequence[str | bytes]
     decode: Callable[[Any], T_co]
     script: Script | None = None
+
+    @property
+    def name(self) -> str:
+        """What it does, in one word of few: the script's name, or the command's."""
+        return self.script.name if self.script is not None else str(self.arguments[0]).lower()
 
 
 def _scripted(
@@ -103,6 +109,7 @@ class Claim:
         failures: how many attempts failed by their own or their server's fault.
         errors: what ended earlier attempts: ``attempt``, ``message`` and what else is known.
         reasoning_so_far: what earlier attempts thought, of a chat.
+        tokens_so_far: how many tokens all of that took.
     """
 
     attempt: int
@@ -115,6 +122,7 @@ class Claim:
     failures: int
     errors: list[dict[str, Any]]
     reasoning_so_far: str = ""
+    tokens_so_far: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +350,9 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         reason = _text(answer[0])
         if reason != "claimed":
             return NotClaimed(reason)
-        _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, errors = answer
+        _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, errors, tokens = (
+            answer
+        )
         said_so_far = _heard(so_far)
         return Claim(
             attempt=int(attempt),
@@ -355,6 +365,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             failures=int(failures),
             errors=_errors(errors),
             reasoning_so_far=said_so_far.reasoning,
+            tokens_so_far=int(tokens),
         )
 
     return _scripted(
@@ -604,6 +615,14 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """What waits for one generator: how many, and the seconds since the oldest was submitted (0 if none)."""
+
+    depth: int
+    oldest_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What one sweep found, and only this sweeper did.
 
@@ -615,27 +634,46 @@ class Found:
     expired: list[Overdue]
 
 
-def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Found]:
-    """Look for generations that nobody looks after and ring for them; one round trip however many there are.
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """A sweep's answer: what it found, and what every sweeper is told.
 
-    Leases, delays and deadlines are everybody's, lost doorbells are looked for in ``generators``.
+    Attributes:
+        queues: those of the generators that it was asked for.
+        dead_letters: how many there are, of all generators.
     """
 
-    def decode(answer: list[list[Any]]) -> Found:
-        astray, expired = answer
-        return Found(
+    found: Found
+    queues: dict[str, Queue]
+    dead_letters: int
+
+
+def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swept]:
+    """Look for generations that nobody looks after and ring for them; one round trip however many there are.
+
+    Leases, delays and deadlines are everybody's, lost doorbells are looked for in ``generators``.  After a time
+    without any sweep Redis was away, or all workers were: no lease is taken for ``lease_s`` then, within
+    which whoever lives renews its own.
+    """
+
+    def decode(answer: list[Any]) -> Swept:
+        astray, expired, queues, dead_letters = answer
+        found = Found(
             [_text(generation_id) for generation_id in astray],
             [
                 Overdue(_text(generation_id), _text(generator), attempt, _text(holder) or None, _errors(errors))
                 for generation_id, generator, attempt, holder, errors in expired
             ],
         )
+        told = zip(generators, queues, strict=True)
+        return Swept(found, {name: Queue(depth, float(oldest_s)) for name, (depth, oldest_s) in told}, dead_letters)
 
     arguments: tuple[_Plain, ...] = (
         _SWEEP_LIMIT,
         _END_LIMIT,
         _SWEEP_GRACE_S,
         _LOOK_AGAIN_S,
+        lease_s,
         keep_s,
         len(keys.PRIORITIES),
         State.RUNNING,
@@ -649,7 +687,8 @@ def sweep(generators: Sequence[str], *, keep_s: int) -> Call[Found]:
         keys.PRIORITY_SEPARATOR,
         *generators,
     )
-    return _scripted("sweep", [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG], arguments, decode)
+    key_list = [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.DEAD, keys.SWEPT]
+    return _scripted("sweep", key_list, arguments, decode)
 
 
 def ring(generation_id: str, generator: str, priority: int) -> Call[None]:

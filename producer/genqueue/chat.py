@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+I32, U64 = 2**31 - 1, 2**64 - 1
+"""The largest numbers that the servers' own types hold."""
+
 _OURS = frozenset({"messages", "model", "response_format", "stream", "stream_options", "tool_choice", "tools"})
 """What ``extra_body`` may not set: how a server is called is the worker's business."""
 
@@ -140,7 +143,7 @@ class ResponseFormat(_Open):
 class ChatKwargs(BaseModel):
     """The parameters that ``huggingface_hub``'s ``chat_completion`` knows, tools and response_format aside.
 
-    Types are checked here; ranges are the server's, whose words reach the caller.
+    The ranges are what any server can take; where one takes less, its words reach the caller.
     ``extra_body`` holds what only some engines know (``top_k``, ``repetition_penalty`` …).
     """
 
@@ -148,18 +151,18 @@ class ChatKwargs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     extra_body: dict[str, Any] | None = None
-    frequency_penalty: float | None = None
+    frequency_penalty: float | None = Field(None, ge=-100, le=100)
     logit_bias: dict[str, float] | list[float] | None = None
     logprobs: bool | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=I32)
     n: Literal[1] | None = None
-    presence_penalty: float | None = None
-    seed: int | None = Field(None, ge=0)
-    stop: list[Annotated[str, Field(min_length=1)]] | None = None
-    temperature: float | None = None
+    presence_penalty: float | None = Field(None, ge=-100, le=100)
+    seed: int | None = Field(None, ge=0, le=U64)
+    stop: list[Annotated[str, Field(min_length=1, max_length=1000)]] | None = Field(None, max_length=64)
+    temperature: float | None = Field(None, ge=0, le=100)
     tool_prompt: str | None = None
-    top_logprobs: int | None = Field(None, ge=0)
-    top_p: float | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
 
     @field_validator("extra_body")
     @classmethod

@@ -34,7 +34,7 @@ _POLL_S = 5.0
 
 
 def _submission(settings: Settings, idempotency_key: str | None, fields: dict[str, Any]) -> Call[Accepted]:
-    request = read_request(fields)
+    request = read_request(fields, settings.bounds)
     if idempotency_key is not None:
         _check_name("idempotency_key", idempotency_key)
     own = settings.generators.get(request.generator)

@@ -10,6 +10,7 @@ genqueue:leases                  zset     keep_s                  worker        
 genqueue:delayed                 zset     keep_s                  worker            worker
 genqueue:deadlines               zset     keep_s                  client, worker    worker
 genqueue:rung                    zset     keep_s                  worker            worker
+genqueue:swept                   hash     keep_s                  worker            worker
 genqueue:dead                    zset     keep_s                  worker, client    client
 genqueue:claimed:<generator>     hash     keep_s                  worker            worker
 genqueue:idempotency:<key>       string   result_ttl_s            client            client
@@ -29,7 +30,8 @@ made in ``common.lua``); ``leases``, ``delayed``, ``deadlines`` and ``rung`` hol
 milliseconds of Redis's own clock: when the lease ends, when the next attempt is due, when
 it is too late, when a doorbell was last rung again or seen at the front of its list; so does
 ``dead``: the end.  A running generation whose lease ran out waits like a queued one.
-``claimed`` holds for each priority the highest waiting score that was claimed.
+``claimed`` holds for each priority the highest waiting score that was claimed; ``swept`` when a worker
+last looked for lost leases, and from when on they may be taken.
 
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
 itself, 1 to 9 have the suffix that kombu's Redis transport gives them
@@ -43,6 +45,7 @@ LEASES = "genqueue:leases"
 DELAYED = "genqueue:delayed"
 DEADLINES = "genqueue:deadlines"
 RUNG = "genqueue:rung"
+SWEPT = "genqueue:swept"
 DEAD = "genqueue:dead"
 GENERATORS = "genqueue:generators"
 PLACES = "genqueue:places"

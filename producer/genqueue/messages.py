@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError, to_json
 
-from genqueue.chat import ChatKwargs, Message, ResponseFormat, Tool, ToolChoice
+from genqueue.chat import I32, U64, ChatKwargs, Message, ResponseFormat, Tool, ToolChoice
 from genqueue.errors import InvalidRequestError
 from genqueue.keys import PRIORITIES
 
@@ -35,8 +35,19 @@ GENERATOR_NAME = r"^[A-Za-z0-9._-]{1,64}$"
 Given = str | list[dict[str, Any]]
 """A prompt, or a chat's messages."""
 
-StopWord = Annotated[str, Field(min_length=1)]
+StopWord = Annotated[str, Field(min_length=1, max_length=1000)]
 """An empty one would stop every text after its first token."""
+MAX_STOP_WORDS = 64
+
+
+class Bounds(NamedTuple):
+    """How large a request may be; :class:`genqueue.settings.Settings` has them by these names."""
+
+    max_prompt_bytes: int = 1_000_000
+    max_request_bytes: int = 4_000_000
+
+
+DEFAULT_BOUNDS = Bounds()
 
 
 class Grammar(BaseModel):
@@ -51,7 +62,7 @@ class Grammar(BaseModel):
 class GenerationKwargs(BaseModel):
     """The generation parameters that ``huggingface_hub``'s ``text_generation`` knows.
 
-    Types are checked here; ranges are the server's, whose words reach the caller.
+    The ranges are what any server can take; where one takes less, its words reach the caller.
     ``stop_sequences`` is the name that ``stop`` had before huggingface_hub 2.
     """
 
@@ -59,23 +70,23 @@ class GenerationKwargs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     adapter_id: str | None = None
-    best_of: int | None = Field(None, ge=1)
+    best_of: int | None = Field(None, ge=1, le=128)
     decoder_input_details: bool | None = None
     do_sample: bool | None = None
-    frequency_penalty: float | None = None
+    frequency_penalty: float | None = Field(None, ge=-100, le=100)
     grammar: Grammar | None = None
-    max_new_tokens: int | None = Field(None, ge=1)
-    repetition_penalty: float | None = None
+    max_new_tokens: int | None = Field(None, ge=1, le=I32)
+    repetition_penalty: float | None = Field(None, ge=0, le=100)
     return_full_text: Literal[False] | None = None
-    seed: int | None = Field(None, ge=0)
-    stop: list[StopWord] | None = None
-    stop_sequences: list[StopWord] | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_n_tokens: int | None = None
-    top_p: float | None = None
-    truncate: int | None = None
-    typical_p: float | None = None
+    seed: int | None = Field(None, ge=0, le=U64)
+    stop: list[StopWord] | None = Field(None, max_length=MAX_STOP_WORDS)
+    stop_sequences: list[StopWord] | None = Field(None, max_length=MAX_STOP_WORDS)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_k: int | None = Field(None, ge=-1, le=I32)
+    top_n_tokens: int | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, ge=0, le=1)
+    truncate: int | None = Field(None, ge=1, le=I32)
+    typical_p: float | None = Field(None, ge=0, le=1)
     watermark: bool | None = None
 
 
@@ -96,7 +107,7 @@ class GenerationRequest(BaseModel):
     response_format: ResponseFormat | None = None
     generator: str = Field("default", pattern=GENERATOR_NAME, strict=True)
     generation_kwargs: GenerationKwargs | ChatKwargs = Field(default_factory=_no_kwargs)
-    stop_words: tuple[StopWord, ...] = ()
+    stop_words: tuple[StopWord, ...] = Field((), max_length=MAX_STOP_WORDS)
     stream: bool = Field(True, strict=True)
     priority: int = Field(5, ge=PRIORITIES.start, lt=PRIORITIES.stop, strict=True)
     deadline_s: float | None = Field(None, gt=0, allow_inf_nan=False, strict=True)
@@ -142,13 +153,16 @@ class GenerationRequest(BaseModel):
         return hashlib.sha1(self.model_dump_json().encode(), usedforsecurity=False).hexdigest()
 
 
-def read_request(fields: dict[str, Any]) -> GenerationRequest:
+def read_request(fields: dict[str, Any], bounds: Bounds = DEFAULT_BOUNDS) -> GenerationRequest:
     """Validate a request's fields as they come from a caller or from a foreign message.
 
     Raises:
-        InvalidRequestError: one line for each field at fault; of unknown
-            ``generation_kwargs`` it says which are known.
+        InvalidRequestError: one line for each field at fault; of unknown ``generation_kwargs`` it says which
+            are known, of a size which bound it passes.
     """
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str) and len(prompt) > bounds.max_prompt_bytes // 4:
+        _check_size("prompt", len(prompt.encode("utf-8", "replace")), "max_prompt_bytes", bounds.max_prompt_bytes)
     try:
         request = GenerationRequest.model_validate(fields)
     except ValidationError as error:
@@ -161,7 +175,13 @@ def read_request(fields: dict[str, Any]) -> GenerationRequest:
                 f"{name}: holds what JSON cannot: half of a surrogate pair, or no value of JSON" for name in unsendable
             )
         )
+    _check_size("request", len(request.to_wire()), "max_request_bytes", bounds.max_request_bytes)
     return request
+
+
+def _check_size(what: str, size_bytes: int, bound: str, most_bytes: int) -> None:
+    if size_bytes > most_bytes:
+        raise InvalidRequestError(f"{what}: has {size_bytes} bytes, {bound} is {most_bytes}")
 
 
 def _is_json(value: object) -> bool:

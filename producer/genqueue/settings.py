@@ -25,7 +25,7 @@ from pydantic_settings import (
 from genqueue.address import TLS_FILES, read_address
 from genqueue.chat import ChatKwargs
 from genqueue.errors import ConfigError
-from genqueue.messages import GENERATOR_NAME, GenerationKwargs, StopWord, describe
+from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, StopWord, describe
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 
@@ -149,6 +149,16 @@ class Settings(BaseSettings):
     log_ttl_s: int = Field(3600, ge=1)
     result_ttl_s: int = Field(86_400, ge=1)
     keep_s: int = Field(7 * 86_400, ge=60)
+    max_prompt_bytes: int = Field(DEFAULT_BOUNDS.max_prompt_bytes, ge=1)
+    max_request_bytes: int = Field(DEFAULT_BOUNDS.max_request_bytes, ge=1)
+    max_reply_bytes: int = Field(64_000_000, ge=1)
+    monitor_port: int | None = Field(None, ge=0, le=65_535)
+    monitor_host: str = "127.0.0.1"
+
+    @property
+    def bounds(self) -> Bounds:
+        """How large a request may be."""
+        return Bounds(self.max_prompt_bytes, self.max_request_bytes)
 
     @field_validator("redis_url")
     @classmethod

@@ -137,9 +137,11 @@ class Registry:
         )
         return answer
 
-    def sweep(self, *generators: str) -> Found:
-        """What a sweeper that serves ``default`` (or ``generators``) finds, and rings for."""
-        found: Found = self.run(calls.sweep(generators or ("default",), keep_s=self.keep_s))
+    def sweep(self, *generators: str, last_s: float = LEASE_S / 3) -> Found:
+        """What a sweeper that serves ``default`` (or ``generators``) finds, ``last_s`` after the one before it."""
+        self.raw.hset(keys.SWEPT, "at", self.now_ms / 1e3 - last_s)
+        call = calls.sweep(generators or ("default",), lease_s=LEASE_S, keep_s=self.keep_s)
+        found: Found = self.run(call).found
         return found
 
     def doorbells(self, priority: int = 5) -> list[str]:

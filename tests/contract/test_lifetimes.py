@@ -13,6 +13,7 @@ SHARED = (
     keys.DELAYED,
     keys.DEADLINES,
     keys.RUNG,
+    keys.SWEPT,
     keys.DEAD,
     keys.GENERATORS,
 )

@@ -87,6 +87,23 @@ def test_what_is_astray_is_found(registry, lose):
     assert registry.sweep() == Found([generation_id], [])
 
 
+def test_after_a_time_without_a_sweep_whoever_lives_may_renew_first(registry):
+    """Redis was frozen: the first sweep after it, or one that was on its way, comes before the renewals of others."""
+    lives, died = (left_by_a_dead_worker(registry) for _ in range(2))
+    due = due_after_a_backoff(registry)
+    assert registry.sweep(last_s=LEASE_S * 0.7) == Found([due], [])
+    assert registry.run(calls.renew([(lives, 1)], lease_s=LEASE_S, keep_s=KEEP_S)) == {}
+    assert registry.sweep() == NOTHING
+    registry.raw.hincrbyfloat(keys.SWEPT, "leases_from", -LEASE_S)
+    assert registry.sweep() == Found([died], [])
+
+
+def test_the_first_sweep_of_all_takes_no_lease(registry):
+    left_by_a_dead_worker(registry)
+    swept = registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
+    assert swept.found == NOTHING
+
+
 @named
 def test_one_of_ten_sweepers_finds_it(registry, lose):
     ids = {lose(registry) for _ in range(3)}
@@ -359,7 +376,8 @@ def test_a_sweep_costs_the_same_however_many_wait(registry):
         registry.raw.config_resetstat()
         assert registry.sweep() == NOTHING
         stats = registry.raw.info("commandstats")
-        return {name: each["calls"] for name, each in stats.items() if "resetstat" not in name}
+        # A TTL is renewed when a second of it has passed.
+        return {name: each["calls"] for name, each in stats.items() if name != "cmdstat_expire" and "reset" not in name}
 
     registry.running()
     registry.sweep()
@@ -532,3 +550,30 @@ def test_what_its_holder_ends_after_it_was_given_up_is_rung_for_no_more(registry
     lose_doorbells(registry)
     assert swept(registry, rounds=3) == []
     assert registry.raw.zcard(keys.waiting("default")) == 0
+
+
+# --- what every sweeper is told -----------------------------------------------------------------
+
+
+def test_every_sweeper_is_told_how_many_wait_and_how_long_the_oldest_has(registry):
+    generators = ["default", "other", "idle"]
+    for priority, waited_s in ((0, 1.0), (3, 7.0), (3, 2.0), (9, 30.0), (9, 20.0)):
+        rests(registry, registry.submit(priority=priority), waited_s)
+    registry.submit(generator="other")
+    began(registry)
+    for _ in range(2):
+        swept = registry.run(calls.sweep(generators, lease_s=LEASE_S, keep_s=KEEP_S))
+        assert {name: queue.depth for name, queue in swept.queues.items()} == {"default": 5, "other": 1, "idle": 0}
+        assert 30.0 <= swept.queues["default"].oldest_s < 40.0
+        assert 0.0 <= swept.queues["other"].oldest_s < 10.0
+        assert swept.queues["idle"].oldest_s == 0.0
+        assert swept.dead_letters == 0
+
+
+def test_what_a_sweep_puts_back_is_counted_by_it_and_dead_letters_are_too(registry):
+    registry.sweep()
+    left_by_a_dead_worker(registry)
+    registry.raw.zadd(keys.DEAD, {"one": registry.now_ms, "two": registry.now_ms})
+    registry.raw.expire(keys.DEAD, KEEP_S)
+    swept = registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
+    assert (len(swept.found.astray), swept.queues["default"].depth, swept.dead_letters) == (1, 1, 2)

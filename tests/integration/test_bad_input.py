@@ -10,6 +10,7 @@ import time
 import uuid
 
 import pytest
+from celery import Celery
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from genqueue import (
@@ -18,6 +19,7 @@ from genqueue import (
     GenerationExpiredError,
     GenerationFailedError,
     GenerationRejectedError,
+    InvalidRequestError,
     RedisUnavailableError,
     Settings,
 )
@@ -25,6 +27,8 @@ from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
 from genqueue.messages import GenerationKwargs
 from genqueue_ops.local_redis import local_redis
+from genqueue_ops.tgi_standin.chat import render
+from genqueue_ops.tgi_standin.prose import expected_text
 
 
 @pytest.fixture
@@ -264,6 +268,51 @@ def test_a_422_in_the_stream_reaches_the_caller_in_the_servers_words(client, ask
         celery_app.AsyncResult(generation.id).get(timeout=5)
     assert words in str(by_celery.value)
     assert words in generation.status().error
+
+
+def test_a_request_past_a_bound_is_refused_before_it_is_sent(settings, ask, db):
+    bound = settings.model_copy(update={"max_prompt_bytes": 1000, "max_request_bytes": 2000})
+    with GenerationClient(bound) as client:
+        with pytest.raises(InvalidRequestError, match="prompt: has 1001 bytes, max_prompt_bytes is 1000"):
+            client.submit("x" * 1001)
+        with pytest.raises(InvalidRequestError, match=r"request: has \d+ bytes, max_request_bytes is 2000"):
+            client.submit_chat([{"role": "user", "content": "x" * 2000}])
+
+
+@pytest.fixture(scope="module")
+def bounded(launch_worker, queue_redis, standin):
+    """A worker with narrow bounds, at a database of its own."""
+    environ = {"GENQUEUE_MAX_REPLY_BYTES": "2000", "GENQUEUE_MAX_PROMPT_BYTES": "1000"}
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    url = queue_redis.url.removesuffix("/0") + "/7"
+    worker = launch_worker({"default": generator}, url, "-c", "4", environ=environ)
+    yield worker
+    assert worker.end() == 0
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "no-stream"])
+@pytest.mark.parametrize("chat", [False, True], ids=["prompt", "chat"])
+def test_a_reply_past_its_bound_is_cut_off_and_kept(bounded, ask, standin, eventually, stream, chat):
+    """By a server that never ends, for instance."""
+    prompt = ask(tokens=5000, itl_s=0.001)
+    with GenerationClient(Settings(redis_url=bounded.producer_url, generators={})) as client:
+        messages = [{"role": "user", "content": prompt}]
+        generation = client.submit_chat(messages, stream=stream) if chat else client.submit(prompt, stream=stream)
+        with pytest.raises(GenerationRejectedError) as cut:
+            generation.result(timeout_s=20)
+    assert str(cut.value) == "reply: has more than 2000 bytes, which is max_reply_bytes"
+    assert cut.value.usage["completion_tokens"] > 10
+    given = render(messages) if chat else prompt
+    assert expected_text(given, 100_000, tokens=5000).startswith(cut.value.partial_text)
+    calls = standin.chats if chat else standin.attempts
+    eventually(lambda: calls(prompt)[-1]["state"] == "dropped")
+
+
+def test_a_foreign_request_past_a_bound_is_answered(bounded):
+    with Celery(broker=bounded.producer_url, backend=bounded.producer_url, set_as_current=False) as app:
+        sent = app.send_task("genqueue.generate", kwargs={"prompt": "x" * 1001}, queue="generate.default")
+        with pytest.raises(GenerationRejectedError, match="prompt: has 1001 bytes, max_prompt_bytes is 1000"):
+            sent.get(timeout=10)
 
 
 def test_a_422_over_http_reaches_the_caller_too(client, ask):

@@ -16,6 +16,7 @@ from huggingface_hub.utils._http import default_async_client_factory
 from genqueue.messages import ToolCallDelta, read_request
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.generators import TextGeneration
+from genqueue_worker.metrics import Metrics
 from genqueue_worker.policy import Fault, fault_of
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
@@ -98,7 +99,7 @@ async def chat(engine):
         settings = GeneratorSettings.model_validate(
             {"api_type": "text_generation_inference", "api_params": {"url": f"{url}/v1"}}
         )
-        generator = TextGeneration(Upstream("chat", settings, {}, lambda: None))
+        generator = TextGeneration(Upstream("chat", settings, {}, lambda: None), Metrics({"chat": settings}).of("chat"))
         request = read_request({"messages": [{"role": "user", "content": "hi"}]})
 
         async def run(*events):

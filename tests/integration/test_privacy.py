@@ -19,28 +19,22 @@ from genqueue.keys import doorbell
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import tag_of
 
+from .roles import as_role
+
 
 @pytest.fixture(scope="module")
 def heard(worker):
     """Every Celery event since the module began, as text; what Flower would know."""
-    app = Celery(broker=worker.producer_url, set_as_current=False)
-    events, stop = [], threading.Event()
-
-    def listen():
-        with app.connection() as connection:
-            receiver = app.events.Receiver(connection, handlers={"*": events.append})
-            ready.set()
-            while not stop.is_set():
-                with contextlib.suppress(TimeoutError):
-                    receiver.capture(limit=None, timeout=0.5, wakeup=False)
-
-    ready = threading.Event()
-    listener = threading.Thread(target=listen)
-    listener.start()
-    assert ready.wait(10)
-    yield events
-    stop.set()
-    listener.join(timeout=10)
+    app = Celery(broker=as_role(worker.redis_url, "flower"), set_as_current=False)
+    events = []
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": events.append})
+        listener = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
+        listener.start()
+        yield events
+        receiver.should_stop = True
+        listener.join(timeout=10)
+        assert not listener.is_alive()
     app.close()
 
 

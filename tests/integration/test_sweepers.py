@@ -11,6 +11,7 @@ import redis
 from genqueue import Settings, calls, keys
 from genqueue.messages import read_request
 from genqueue_worker.lease import LeaseKeeper
+from genqueue_worker.metrics import Metrics
 
 WAITING, LOST, SWEEPERS = 100_000, 500, 10
 WATCHED_S = 6.0
@@ -30,7 +31,8 @@ def sweepers(real_redis):
     """Started by the test; they hold nothing."""
     generator = {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}
     settings = Settings(redis_url=real_redis.url, generators={"default": generator})
-    keepers = [LeaseKeeper(settings, f"sweeper-{n}", list, lambda *_: None, dict) for n in range(SWEEPERS)]
+    metrics = Metrics(settings.generators)
+    keepers = [LeaseKeeper(settings, f"sweeper-{n}", list, lambda *_: None, dict, metrics) for n in range(SWEEPERS)]
     yield keepers
     for keeper in keepers:
         keeper.stop()

@@ -14,6 +14,8 @@ from genqueue.keys import generation as generation_key
 from genqueue_ops.tgi_standin.prose import expected_tokens
 from genqueue_worker.engine import Engine, NotOurs
 
+from .roles import as_role
+
 TAKEOVER_S = 5.0
 HANDOVER_S = 1.0
 
@@ -260,7 +262,9 @@ def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_bac
     """The claim's answer is late; a worker that is to leave must not run it to its end."""
     generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
     with fleet_of({"default": generator}) as fleet, ThreadPoolExecutor() as threads:
-        settings = Settings(redis_url=fleet.producer_url, generators={"default": generator}, drain_s=0.0)
+        settings = Settings(
+            redis_url=as_role(fleet.redis.url, "worker"), generators={"default": generator}, drain_s=0.0
+        )
         engine = Engine(settings, {})
         engine.start()
         prompt = ask(tokens=50, itl_s=0.05)
@@ -271,7 +275,7 @@ def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_bac
         engine.drain()
         time.sleep(0.2)  # and drain_s is over
         fleet.redis.resume()
-        assert running.result(timeout=10) == NotOurs("released")
+        assert running.result(timeout=10) == NotOurs("handed_over")
         assert fleet.record(generation)["state"] == "queued"
         assert standin.requests(prompt) == []
         engine.stop()

@@ -104,11 +104,11 @@ def test_a_claim_is_read_whole():
     call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
     answer = [b"claimed", 2, b"{}", b"1.5", b"2.5", b"9.5", "so far é".encode(), 4, 1]
     errors = [{"attempt": 1, "message": "é"}]
-    assert call.decode([*answer, '{"attempt":1,"message":"é"}'.encode()]) == Claim(
-        2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors
+    assert call.decode([*answer, '{"attempt":1,"message":"é"}'.encode(), 6]) == Claim(
+        2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors, tokens_so_far=6
     )
     answer[5] = b""
-    claim = call.decode([*answer, b""])
+    claim = call.decode([*answer, b"", 0])
     assert isinstance(claim, Claim)
     assert (claim.deadline_at, claim.errors) == (None, [])
     assert call.arguments[-2] == "queued,running"

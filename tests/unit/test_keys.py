@@ -37,6 +37,7 @@ def test_the_table_lists_exactly_the_keys_that_are_made():
         keys.DELAYED,
         keys.DEADLINES,
         keys.RUNG,
+        keys.SWEPT,
         keys.DEAD,
         keys.GENERATORS,
         keys.WORKERS,

@@ -2,15 +2,18 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from genqueue.chat import I32, U64, ChatKwargs
 from genqueue.errors import InvalidRequestError
 from genqueue.messages import (
+    MAX_STOP_WORDS,
+    Bounds,
     Chunk,
     Finished,
     GenerationKwargs,
@@ -36,11 +39,11 @@ def logged(body: bytes, seq: int = 1, attempt: int = 1) -> bytes:
 
 @given(
     prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
-    stop_words=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1)),
+    stop_words=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=MAX_STOP_WORDS),
     stream=st.booleans(),
     priority=st.integers(0, 9),
     deadline_s=st.none() | st.floats(min_value=1e-6, max_value=1e9),
-    temperature=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    temperature=st.none() | st.floats(0, 100),
 )
 def test_a_request_survives_the_wire(prompt, stop_words, stream, priority, deadline_s, temperature):
     request = read_request(
@@ -143,6 +146,98 @@ def test_a_request_that_cannot_run_is_refused_in_one_line(fields, words):
         read_request({"prompt": "p", **fields})
     assert str(refused.value).startswith(words)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        pytest.param({"prompt": "é" * 51}, "prompt: has 102 bytes, max_prompt_bytes is 100", id="prompt"),
+        pytest.param({"prompt": "\ud83d" * 101}, "prompt: has 101 bytes, max_prompt_bytes is 100", id="surrogates"),
+        pytest.param(
+            {"prompt": "x" * 90, "stop_words": ["y" * 900]},
+            "request: has 1021 bytes, max_request_bytes is 1000",
+            id="all",
+        ),
+        pytest.param(
+            {"messages": [{"role": "user", "content": "x" * 1000}]},
+            "request: has 1043 bytes, max_request_bytes is 1000",
+            id="messages",
+        ),
+        pytest.param(
+            {
+                "messages": [{"role": "user", "content": "x"}],
+                "tools": [{"function": {"name": "f", "parameters": {"x": "y" * 1000}}}],
+            },
+            "request: has 1102 bytes, max_request_bytes is 1000",
+            id="tools",
+        ),
+    ],
+)
+def test_a_request_past_a_bound_is_refused_with_its_name(fields, words):
+    with pytest.raises(InvalidRequestError) as refused:
+        read_request(fields, Bounds(max_prompt_bytes=100, max_request_bytes=1000))
+    assert str(refused.value) == words
+
+
+def test_what_a_bound_just_allows_is_taken():
+    assert read_request({"prompt": "é" * 50}, Bounds(max_prompt_bytes=100)).prompt == "é" * 50
+    request = read_request({"prompt": "p"})
+    assert read_request({"prompt": "p"}, Bounds(max_request_bytes=len(request.to_wire()))) == request
+
+
+NUMBERS = {
+    GenerationKwargs: {
+        "best_of": (1, 128),
+        "frequency_penalty": (-100, 100),
+        "max_new_tokens": (1, I32),
+        "repetition_penalty": (0, 100),
+        "seed": (0, U64),
+        "temperature": (0, 100),
+        "top_k": (-1, I32),
+        "top_n_tokens": (0, 100),
+        "top_p": (0, 1),
+        "truncate": (1, I32),
+        "typical_p": (0, 1),
+    },
+    ChatKwargs: {
+        "frequency_penalty": (-100, 100),
+        "max_tokens": (1, I32),
+        "presence_penalty": (-100, 100),
+        "seed": (0, U64),
+        "temperature": (0, 100),
+        "top_logprobs": (0, 100),
+        "top_p": (0, 1),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_every_number_of_the_kwargs_has_a_range(kind):
+    assert NUMBERS[kind].keys() == {
+        name
+        for name, field in kind.model_fields.items()
+        if {int, float} & set(get_args(field.annotation)) and name != "n"
+    }
+    given = {"prompt": "p"} if kind is GenerationKwargs else {"messages": [{"role": "user", "content": "p"}]}
+    for name, (least, most) in NUMBERS[kind].items():
+        for taken in (least, most):
+            assert getattr(read_request({**given, "generation_kwargs": {name: taken}}).generation_kwargs, name) == taken
+        for refused in (least - 1, most + 1):
+            with pytest.raises(InvalidRequestError, match=rf"kwargs\.{name}: Input should be (less|greater) than"):
+                read_request({**given, "generation_kwargs": {name: refused}})
+
+
+def test_so_many_stop_words_and_so_long_ones_are_taken_and_no_more():
+    longest, most = "x" * 1000, ["x"] * MAX_STOP_WORDS
+    for fields in ({"stop_words": most}, {"stop_words": [longest]}, {"generation_kwargs": {"stop": most}}):
+        read_request({"prompt": "p", **fields})
+    for words in ([*most, "x"], [longest + "x"]):
+        for name, fields in (
+            ("stop_words", {"stop_words": words}),
+            ("generation_kwargs.stop", {"generation_kwargs": {"stop": words}}),
+        ):
+            with pytest.raises(InvalidRequestError, match=f"{name}.*at most"):
+                read_request({"prompt": "p", **fields})
 
 
 def test_a_grammar_that_holds_itself_is_refused():

@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 
 from genqueue.messages import Outcome
-from genqueue_worker.policy import AT_ONCE, Again, Fault, UpstreamFacts, after_failure, fault_of, is_exhausted
+from genqueue_worker.policy import (
+    AT_ONCE,
+    Again,
+    Fault,
+    UpstreamFacts,
+    after_failure,
+    error_class,
+    fault_of,
+    is_exhausted,
+)
 
 REQUEST, CAPACITY, SERVER = Fault.REQUEST, Fault.CAPACITY, Fault.SERVER
 
@@ -183,3 +192,19 @@ def test_nobody_waits_longer_than_a_server_may_ask_for():
 )
 def test_a_generation_may_fail_so_often_by_itself_and_so_often_with_its_server(failures, errors, expected):
     assert is_exhausted(failures, errors, max_attempts=3) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "expected"),
+    [
+        pytest.param(429, "overloaded", "overloaded", id="tgis-word"),
+        pytest.param(None, "generation", "generation", id="in-a-stream"),
+        pytest.param(None, "timeout", "timeout", id="ours"),
+        pytest.param(503, None, "503", id="the-status"),
+        pytest.param(400, "What's NLP? makes no sense", "400", id="a-word-that-nobody-knows-is-no-class"),
+        pytest.param(799, None, "_OTHER", id="nor-is-a-status-that-nobody-knows"),
+        pytest.param(None, None, "_OTHER", id="nothing"),
+    ],
+)
+def test_an_error_has_one_of_few_classes(status, error_type, expected):
+    assert error_class(UpstreamFacts("What's NLP?", status=status, error_type=error_type)) == expected

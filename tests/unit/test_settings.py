@@ -30,6 +30,7 @@ def test_without_anything_the_defaults_stand():
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
     assert settings.generators == {}
     assert (settings.redis_timeout_s, settings.lease_s) == (5.0, 3.0)
+    assert (settings.monitor_port, settings.monitor_host) == (None, "127.0.0.1")
     assert (settings.log_ttl_s, settings.result_ttl_s, settings.keep_s) == (3600, 86_400, 7 * 86_400)
 
 
@@ -107,6 +108,10 @@ def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected
         pytest.param("redis_timeout_s = 0", "redis_timeout_s: Input should be greater than 0", id="timeout-zero"),
         pytest.param("redis_timeout_s = inf", "redis_timeout_s: Input should be a finite number", id="timeout-inf"),
         pytest.param("lease_s = nan", "lease_s: Input should be", id="lease-nan"),
+        pytest.param(
+            "monitor_port = 65536", "monitor_port: Input should be less than or equal to 65535", id="port-high"
+        ),
+        pytest.param("monitor_port = -1", "monitor_port: Input should be greater than or equal to 0", id="port-low"),
         pytest.param("log_ttl_s = 1.5", "log_ttl_s: Input should be a valid integer", id="ttl-fraction"),
         pytest.param("keep_s = 1", "keep_s: Input should be greater than or equal to 60", id="keep-short"),
         pytest.param("colour = 1", "colour: Extra inputs are not permitted", id="unknown-key"),

@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 
 from genqueue import calls, keys, outcome
-from genqueue.calls import Call, said
+from genqueue.calls import Call, Claim, said
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Outcome, Token, ToolCallDelta
+from genqueue.settings import GeneratorSettings
+from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.writer import _CONGESTION_TOKENS, Outbox, Writer
 
 A_LONG_GAP_S = 60.0
+GENERATORS = {
+    "default": GeneratorSettings.model_validate(
+        {"api_type": "text_generation_inference", "api_params": {"url": "http://tgi"}}
+    )
+}
 
 
 @dataclass
@@ -84,6 +91,7 @@ class Desk:
     """A writer at work."""
 
     def __init__(self, gap_s: float) -> None:
+        self.metrics = Metrics(GENERATORS)
         self.shelf = Shelf()
         self.shelf.open.set()
         self.now_s = 0.0
@@ -95,11 +103,15 @@ class Desk:
             gap_s=gap_s,
             now_s=lambda: self.now_s,
             on_lost=lambda outbox, reason: self.lost.append((outbox.generation_id, reason)),
+            metrics=self.metrics,
         )
         self.working = asyncio.create_task(self.writer.run())
 
     def outbox(self, generation_id: str = "g", *, publish: bool = True, attempt: int = 1, **earlier: Any) -> Outbox:
-        return Outbox(self.writer, generation_id, attempt, publish=publish, **earlier)
+        claim = Claim(attempt, b"", 0.0, 0.0, None, earlier.get("earlier_text", ""), 0, 0, [])
+        meter = AttemptMeter(self.metrics.of("default"), claim, keeps=True)
+        options = {"max_reply_bytes": 1_000_000, **earlier}
+        return Outbox(self.writer, generation_id, attempt, publish=publish, meter=meter, **options)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(5):
@@ -448,3 +460,34 @@ async def test_top_tokens_stay_beside_their_tokens(desk: Desk):
     ((written,),) = desk.shelf.appends
     (chunk,) = written.events
     assert chunk["top_tokens"] == [[], [[3, "c", None, False]]]
+
+
+def counted(desk: Desk) -> float:
+    """The tokens that a scrape would see."""
+    value = desk.metrics.registry.get_sample_value("genqueue_completion_tokens_total", {"generator": "default"})
+    assert value is not None
+    return value
+
+
+async def test_tokens_are_counted_a_flush_at_a_time_and_once(desk):
+    outbox = desk.outbox(earlier_tokens=5)
+    push(outbox, "one", "two", "three")
+    assert counted(desk) == 0
+    await desk.until(lambda: desk.shelf.appends)
+    assert counted(desk) == 3
+    push(outbox, "four")
+    outbox.take()
+    outbox.measure()
+    assert counted(desk) == 4
+
+
+@pytest.mark.parametrize("gap_s", [0.0])
+async def test_an_outbox_knows_what_the_registry_has(desk):
+    outbox = desk.outbox(earlier_tokens=5)
+    assert outbox.written_tokens == 5
+    push(outbox, "one", "two")
+    await desk.until(lambda: outbox.written_tokens == 7)
+    desk.shelf.answers["g"] = "superseded"
+    push(outbox, "three")
+    await desk.until(lambda: desk.lost)
+    assert (outbox.completion_tokens, outbox.written_tokens) == (8, 7)

@@ -16,10 +16,14 @@ from genqueue.address import read_address
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.settings import Settings, load_settings
 from genqueue.store import Store
+from genqueue_worker import broker
 from genqueue_worker.broker import Consumer
 from genqueue_worker.control import revoke_means_cancel
 from genqueue_worker.engine import Engine
+from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.lease import LeaseKeeper
+from genqueue_worker.metrics import Now
+from genqueue_worker.monitor import Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +34,70 @@ class Runtime:
     """What a worker process runs beside Celery."""
 
     def __init__(self, settings: Settings) -> None:
-        self.engine = Engine(settings, on_change=self.follow)
-        self._leases = LeaseKeeper(settings, self.engine.owner, self.engine.held, self.engine.lose, self.engine.servers)
+        self.settings = settings
+        self.engine = engine = Engine(settings, on_change=self.follow, look=self.look)
+        self._leases = LeaseKeeper(settings, engine.owner, engine.held, engine.lose, engine.servers, engine.metrics)
         self.consumer: Consumer | None = None
+        self._served: set[str] | None = None
+        self._is_draining = False
+        self._monitor: Monitor | None = None
+        if settings.monitor_port is not None:
+            probes = {"/livez": self.is_alive, "/readyz": self.is_ready}
+            self._monitor = Monitor(settings.monitor_host, settings.monitor_port, engine.metrics.registry, probes)
 
     def start(self) -> None:
-        """Start the loop and the lease thread."""
+        """Start the loop, the lease thread and what shows how they are."""
+        if self._monitor is not None:
+            self._monitor.start()
         self.engine.start()
         self._leases.start()
+
+    def announce(self) -> None:
+        """Log what is to be known of it, now that Celery has set logging up."""
+        if self._monitor is not None:
+            self._monitor.announce()
+
+    def consume(self, consumer: Consumer) -> None:
+        """Celery is ready to take messages."""
+        self.consumer = consumer
+        self._served = {name.removeprefix(keys.QUEUE_PREFIX) for name in consumer.app.amqp.queues.consume_from}
+        self.follow()
+
+    def drain(self) -> None:
+        """Celery takes no more work, and waits for what runs; after ``drain_s`` others go on with it."""
+        self._is_draining = True
+        self.engine.drain()
+
+    def is_alive(self) -> Verdict:
+        """What ``/livez`` answers."""
+        return liveness(
+            self._silent_s(),
+            redis_up_s=self._leases.redis_up_s,
+            redis_timeout_s=self.settings.redis_timeout_s,
+            is_draining=self._is_draining,
+        )
+
+    def is_ready(self) -> Verdict:
+        """What ``/readyz`` answers."""
+        servers = self.engine.servers()
+        return readiness(self._leases.redis_trouble, servers, self._served, is_draining=self._is_draining)
+
+    def look(self) -> Now:
+        """What a scrape of ``/metrics`` finds."""
+        swept = self._leases.swept
+        return Now(
+            in_flight=self.engine.in_flight(),
+            servers=self.engine.servers(),
+            queues=swept.queues if swept else None,
+            dead_letters=swept.dead_letters if swept else None,
+            silent_s=self._silent_s(),
+            is_redis_up=not self._leases.redis_trouble,
+            concurrency=self.consumer.pool.limit if self.consumer else None,
+            dropped=broker.dropped,
+        )
+
+    def _silent_s(self) -> dict[str, float]:
+        return {ENGINE: self.engine.pulse.age_s, CONSUMER: broker.pulse.age_s, LEASES: self._leases.pulse.age_s}
 
     def follow(self) -> None:
         """Have Celery consume the queues of those generators that have a server, and everybody know."""
@@ -46,9 +106,11 @@ class Runtime:
         self._leases.announce_soon()
 
     def stop(self) -> None:
-        """Stop both."""
+        """Stop them all."""
         self._leases.stop()
         self.engine.stop()
+        if self._monitor is not None:
+            self._monitor.stop()
 
 
 _runtime: Runtime | None = None
@@ -161,7 +223,10 @@ def _start(**_: Any) -> None:
     sys.setswitchinterval(0.0005)
     settings = worker_settings()
     _look_for_redis(settings)
-    _runtime = Runtime(settings)
+    try:
+        _runtime = Runtime(settings)
+    except ConfigError as error:
+        raise SystemExit(f"genqueue: {error}") from None
     try:
         _runtime.start()
     except Exception as error:  # Celery would log it and go on without an engine
@@ -185,18 +250,23 @@ def _look_for_redis(settings: Settings) -> None:
         store.close()
 
 
+@signals.celeryd_after_setup.connect
+def _announce(**_: Any) -> None:
+    if _runtime is not None:
+        _runtime.announce()
+
+
 @signals.worker_ready.connect
 def _consume(sender: Consumer, **_: Any) -> None:
     if _runtime is not None:
-        _runtime.consumer = sender
-        _runtime.follow()
+        _runtime.consume(sender)
 
 
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
-    """SIGTERM: Celery takes no more work and waits for what runs; after ``drain_s`` others go on with it."""
+    """SIGTERM."""
     if _runtime is not None:
-        _runtime.engine.drain()
+        _runtime.drain()
 
 
 @signals.task_revoked.connect

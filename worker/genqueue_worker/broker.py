@@ -27,12 +27,15 @@ from kombu.utils.json import dumps
 from genqueue.address import RedisAddress, read_address
 from genqueue.keys import QUEUE_PREFIX
 from genqueue.settings import load_settings
+from genqueue_worker.health import Pulse
 
 logger = logging.getLogger(__name__)
 
 _SENTINEL_TIMEOUT_S = 1.0
 """For each Sentinel that is asked, of which one at a time may be down."""
 
+pulse = Pulse()
+"""When Celery's consumer last came round, and could have taken a message."""
 dropped = 0
 """Entries of the queues that were no Celery message, since this process began."""
 
@@ -165,6 +168,7 @@ class Consumer(consumer.Consumer):
     """
 
     _EVENTS_EVERY_S = 0.1
+    _BEAT_S = 1.0
     _events_due_s = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -191,6 +195,12 @@ class Consumer(consumer.Consumer):
         for queue in self._left - self._unwanted:
             self._left.remove(queue)
             self.add_task_queue(queue)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Each time that the loop begins; its timers end with it."""
+        super().register_with_event_loop(hub)
+        pulse.beat()
+        hub.call_repeatedly(self._BEAT_S, pulse.beat)
 
     def ensure_connected(self, conn: Any) -> Any:
         """Look for a lost Redis once a second; stock Celery waits 2, 4, 6 … 30 s between looks."""

@@ -13,6 +13,7 @@ import random
 import socket
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -39,7 +40,18 @@ from genqueue_worker.continuation import (
     next_attempt,
 )
 from genqueue_worker.generators import Ending, TextGeneration
+from genqueue_worker.health import Pulse
+from genqueue_worker.metrics import (
+    DEFERRED,
+    HANDED_OVER,
+    RETRIED,
+    SUPERSEDED,
+    AttemptMeter,
+    Metrics,
+    Now,
+)
 from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, is_exhausted
+from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
 from genqueue_worker.writer import Outbox, Writer
@@ -53,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_GAP_S = 0.02
 _LEAVING_S = 0.1
-_HANDED_OVER = "handed over"
+_BEAT_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,7 @@ class NotOurs:
 class Run:
     """One attempt under way: its upstream call, and why it must stop if it must."""
 
+    generator: str
     attempt: int
     upstream: asyncio.Timeout
     lost: str | None = None
@@ -96,6 +109,7 @@ class Work:
     claim: Claim
     outbox: Outbox
     claimed_s: float
+    meter: AttemptMeter
 
 
 class Engine:
@@ -105,6 +119,11 @@ class Engine:
         settings: which generators, and the registry's dials.
         environ: where generators look up their tokens.
         on_change: told, on the loop, when a model server went down or came back.
+        look: what a scrape of :attr:`metrics` finds.
+
+    Attributes:
+        metrics: what it counts.
+        pulse: when the loop last came round.
     """
 
     def __init__(
@@ -112,11 +131,14 @@ class Engine:
         settings: Settings,
         environ: Mapping[str, str] = os.environ,
         on_change: Callable[[], None] = lambda: None,
+        look: Callable[[], Now] = Now,
     ) -> None:
         self.settings = settings
+        self.metrics = Metrics(settings.generators, look)
+        self.pulse = Pulse()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.generators = {
-            name: TextGeneration(Upstream(name, configured, environ, on_change))
+            name: TextGeneration(Upstream(name, configured, environ, on_change), self.metrics.of(name))
             for name, configured in settings.generators.items()
         }
         self._in_hand: set[str] = set()
@@ -167,13 +189,20 @@ class Engine:
         """The (generation id, attempt) pairs that run now; any thread may ask."""
         return [(generation_id, run.attempt) for generation_id, run in list(self._running.items())]
 
+    def in_flight(self) -> dict[str, int]:
+        """How many attempts run now, by generator; any thread may ask."""
+        return dict(Counter(run.generator for run in list(self._running.values())))
+
     @property
     def unavailable(self) -> set[str]:
         """The generators whose servers are all down; any thread may ask."""
         return {name for name, generator in self.generators.items() if not generator.upstream.is_available}
 
     def servers(self) -> dict[str, list[dict[str, Any]]]:
-        """For each generator its servers: ``address``, ``health``, ``running``, ``trouble``; any thread may ask."""
+        """For each generator ``address``, ``health``, ``running``, ``calls`` and ``trouble`` of its servers.
+
+        Any thread may ask.
+        """
         now_s = self._loop.time()
         return {
             name: [
@@ -181,6 +210,7 @@ class Engine:
                     "address": endpoint.address,
                     "health": endpoint.health(now_s),
                     "running": endpoint.running,
+                    "calls": endpoint.calls,
                     "trouble": endpoint.trouble,
                 }
                 for endpoint in generator.upstream.endpoints
@@ -245,8 +275,11 @@ class Engine:
         gives_up = isinstance(start, GiveUp) or is_exhausted(
             claim.failures, len(claim.errors), configured.settings.max_attempts
         )
+        if gives_up:
+            start = GiveUp()
         # Unless it begins anew, what earlier attempts made counts.
         keeps = gives_up or self._is_leaving or isinstance(start, Continue | Complete)
+        meter = AttemptMeter(self.metrics.of(generator), claim, keeps=keeps)
         outbox = Outbox(
             self._writer,
             generation_id,
@@ -254,17 +287,46 @@ class Engine:
             publish=request.stream,
             earlier_text=claim.text_so_far if keeps else "",
             earlier_tokens=claim.solid_tokens if keeps else 0,
+            max_reply_bytes=self.settings.max_reply_bytes,
+            meter=meter,
         )
-        work = Work(generation_id, generator, request, claim, outbox, self._loop.time())
+        work = Work(generation_id, generator, request, claim, outbox, self._loop.time(), meter)
         ends_s = None if claim.deadline_at is None else work.claimed_s + claim.deadline_at - claim.started_at
         upstream = asyncio.timeout_at(ends_s)
-        self._running[generation_id] = Run(claim.attempt, upstream)
+        self._running[generation_id] = Run(generator, claim.attempt, upstream)
+        way = SUPERSEDED
+        try:
+            ended = await self._run_attempt(work, start, parameters, upstream)
+            way = _way(ended)
+            return ended
+        except Exception:
+            way = "failed"
+            raise
+        finally:
+            del self._running[generation_id]
+            outbox.measure()
+            meter.ended(
+                way,
+                tokens=outbox.completion_tokens,
+                unwritten_tokens=outbox.completion_tokens - outbox.written_tokens,
+            )
+
+    async def _run_attempt(
+        self,
+        work: Work,
+        start: Begin | Continue | Complete | GiveUp,
+        parameters: dict[str, Any],
+        upstream: asyncio.Timeout,
+    ) -> Done | Ended | NotOurs:
+        """Make the call that ``start`` says, and write its end."""
+        claim, outbox, request = work.claim, work.outbox, work.request
+        configured = self.generators[work.generator]
         try:
             if self._is_leaving:  # the claim's answer came late
                 return await self._release(work, AT_ONCE, None)
-            if gives_up:
-                return await self._fail(work, _gave_up(claim))
             match start:
+                case GiveUp():
+                    return await self._fail(work, _gave_up(claim))
                 case Complete(finish_reason):
                     ending = Ending(None, finish_reason, None, None, {})
                 case Continue(prompt, rest, tail):
@@ -280,11 +342,13 @@ class Engine:
             return await self._finish(work, ending)
         except UpstreamError as error:
             return await self._failed(work, error.facts)
+        except ReplyTooLongError as error:
+            return await self._fail(work, outcome.rejection(str(error)))
         except TimeoutError:
-            lost = self._running[generation_id].lost
+            lost = self._running[work.generation_id].lost
             if lost is None:
                 return await self._fail(work, outcome.expired("while it ran"))
-            if lost == _HANDED_OVER:
+            if lost == HANDED_OVER:
                 return await self._release(work, AT_ONCE, None)
             self._writer.drop(outbox)
             return _not_ours(lost)
@@ -292,13 +356,11 @@ class Engine:
             # A defect of ours, or of a library: the generation ends with it, and Celery logs it.
             await self._fail(work, Outcome(error="failed", message=f"unexpected {type(error).__name__} in the worker"))
             raise
-        finally:
-            del self._running[generation_id]
 
     async def _adopt(self, generation_id: str, generator: str, foreign: dict[str, Any]) -> Ended | None:
         """Register a generation whose request came in the Celery message; None when it can go on."""
         try:
-            request = read_request({"generator": generator, **foreign})
+            request = read_request({"generator": generator, **foreign}, self.settings.bounds)
             if request.generator != generator:
                 raise InvalidRequestError(f"generator {request.generator!r} is not served from queue {generator!r}")
         except InvalidRequestError as error:
@@ -350,6 +412,8 @@ class Engine:
             prompt_tokens -= outbox.earlier_tokens
         if ending.completion_tokens is not None:
             completion_tokens = outbox.earlier_tokens + ending.completion_tokens
+            # What a chat streams is counted by its deltas, of which one may be several tokens.
+            work.meter.produced(max(0, completion_tokens - outbox.completion_tokens))
         meta = {
             "model": upstream.model(endpoint),
             "finish_reason": ending.finish_reason,
@@ -396,7 +460,9 @@ class Engine:
             owner=self.owner,
         )
         answer = await self._writer.last(work.outbox, call)
-        return _not_ours("released" if answer == "ok" else answer)
+        if answer != "ok":
+            return _not_ours(answer)
+        return NotOurs(RETRIED if failure else HANDED_OVER if self._is_leaving else DEFERRED)
 
     async def _fail(self, work: Work, reason: Outcome) -> Ended | NotOurs:
         claim = work.claim
@@ -422,7 +488,10 @@ class Engine:
         call = calls.finish(
             end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
         )
-        return await self._writer.last(outbox, call)
+        answer = await self._writer.last(outbox, call)
+        if answer == "ok" and end.outcome != outcome.CANCELLED:  # that is counted where it ran
+            self.metrics.ended(end.generator, end.outcome.error if end.outcome else "finished")
+        return answer
 
     def _timings(self, work: Work) -> Timings:
         """Until now; all by Redis's clock, since hosts' clocks may disagree."""
@@ -446,7 +515,7 @@ class Engine:
     def _hand_over(self) -> None:
         self._is_leaving = True
         for generation_id in list(self._running):
-            self._lose(generation_id, _HANDED_OVER)
+            self._lose(generation_id, HANDED_OVER)
 
     def _lose(self, generation_id: str, reason: str) -> None:
         run = self._running.get(generation_id)
@@ -482,11 +551,12 @@ class Engine:
             gap_s=_FLUSH_GAP_S,
             now_s=self._loop.time,
             on_lost=lambda outbox, reason: self._lose(outbox.generation_id, reason),
+            metrics=self.metrics,
         )
         transport = open_transport()
         await asyncio.gather(*(generator.warm_up() for generator in self.generators.values()))
         hub = LiveHub(settings.redis_url, settings.redis_timeout_s)
-        lasting = [self._writer.run(), self._hear_cancels(hub)]
+        lasting = [self._writer.run(), self._hear_cancels(hub), self._beat()]
         lasting += [generator.upstream.watch() for generator in self.generators.values()]
         helpers = [asyncio.create_task(work) for work in lasting]
         for helper in helpers:
@@ -500,6 +570,14 @@ class Engine:
         await hub.close()
         await transport.close()
         await self._store.close()
+
+    async def _beat(self) -> None:
+        """Show that the loop comes round, and how late."""
+        while True:
+            due_s = self._loop.time() + _BEAT_S
+            await asyncio.sleep(_BEAT_S)
+            self.metrics.loop_lag.observe(max(0.0, self._loop.time() - due_s))
+            self.pulse.beat()
 
     async def _hear_cancels(self, hub: LiveHub) -> None:
         """Cancel what this worker is told to; a notice that gets lost is made good by the lease's renewal."""
@@ -536,6 +614,17 @@ def _iso(epoch_s: float | None) -> str | None:
 
 def _now_iso() -> str:
     return datetime.now(UTC).isoformat()
+
+
+def _way(ended: Done | Ended | NotOurs) -> str:
+    """How an attempt ended, in the words of :mod:`genqueue_worker.metrics`."""
+    match ended:
+        case Done():
+            return "finished"
+        case Ended(reason):
+            return reason.error
+        case NotOurs(reason):
+            return reason if reason in {RETRIED, DEFERRED, HANDED_OVER} else SUPERSEDED
 
 
 def _not_ours(reason: str) -> Ended | NotOurs:

@@ -16,6 +16,7 @@ from genqueue.messages import GenerationRequest, Given, Token
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.endpoints import Endpoint
+from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, GeneratorMeter
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.serverless import CHATS, PROMPTS, find_provider
 from genqueue_worker.sink import Sink, Stopped
@@ -101,10 +102,12 @@ class TextGeneration:
 
     Args:
         upstream: its servers.
+        meter: told what calls take.
     """
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, meter: GeneratorMeter) -> None:
         self.upstream = upstream
+        self._meter = meter
         self.settings = upstream.settings
         self._known_tasks = set() if upstream.endpoints[0].url is None else {PROMPTS, CHATS}
 
@@ -125,6 +128,7 @@ class TextGeneration:
         Raises:
             UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
         """
+        meter = self._meter.call(TEXT_COMPLETION if isinstance(prompt, str) else CHAT)
 
         async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:
             task = PROMPTS if isinstance(prompt, str) else CHATS
@@ -134,7 +138,9 @@ class TextGeneration:
             between_s = self.settings.between_tokens_s
             is_one_shot = isinstance(prompt, str) and goes_one_shot(parameters)
             first_s = self.settings.first_token_s
-            silence = Silence(first_s + parameters["max_new_tokens"] * between_s if is_one_shot else first_s, between_s)
+            if is_one_shot:
+                first_s += parameters["max_new_tokens"] * between_s
+            silence = Silence(first_s, between_s, meter)
 
             async def pause() -> None:
                 if sink.is_congested:
@@ -156,9 +162,10 @@ class TextGeneration:
                         ending = await self._streamed(client, endpoint, prompt, parameters, sink)
                 except Stopped:
                     ending = Ending(None, "stop_sequence", None, None, {})
+            meter.used(ending.prompt_tokens, ending.completion_tokens)
             return replace(ending, endpoint=endpoint)
 
-        return await self.upstream.call(make, sink)
+        return await self.upstream.call(make, sink, meter)
 
     async def _streamed(
         self, client: AsyncInferenceClient, endpoint: Endpoint, prompt: str, parameters: dict[str, Any], sink: Sink

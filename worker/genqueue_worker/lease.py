@@ -12,15 +12,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genqueue import calls, outcome
+from genqueue.calls import Swept
 from genqueue.errors import StoreError
 from genqueue.places import places
 from genqueue.settings import Settings
-from genqueue.store import Store
+from genqueue.store import Store, T
+from genqueue_worker.health import Pulse
+from genqueue_worker.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _ANNOUNCE_S = 10.0
 _FORGOTTEN_S = 30.0
+_STALE_AFTER = 2.0
+"""In leases: Redis is asked three times in one."""
 
 
 class LeaseKeeper:
@@ -37,6 +42,10 @@ class LeaseKeeper:
         held: the (generation id, attempt) pairs to renew.
         on_lost: told (id, reason) for what the registry no longer counts as this worker's.
         servers: for each generator what is known of its servers, to announce.
+        metrics: told of each round trip.
+
+    Attributes:
+        pulse: when a round, or a call in one, last ended.
     """
 
     def __init__(
@@ -46,7 +55,14 @@ class LeaseKeeper:
         held: Callable[[], list[tuple[str, int]]],
         on_lost: Callable[[str, str], None],
         servers: Callable[[], dict[str, list[dict[str, Any]]]],
+        metrics: Metrics,
     ) -> None:
+        self._metrics = metrics
+        self.pulse = Pulse()
+        self._answered = Pulse()
+        self._came_back = Pulse()
+        self._trouble = "not asked yet"
+        self._swept: tuple[Pulse, Swept] | None = None
         self._settings = settings
         self._owner = owner
         self._held = held
@@ -55,7 +71,6 @@ class LeaseKeeper:
         self._store = Store(settings.redis_url, settings.redis_timeout_s)
         self._stopped = threading.Event()
         self._announced_s: float | None = None
-        self._sweeps_from_s = time.monotonic() + settings.lease_s
         self._thread = threading.Thread(target=self._keep, name="genqueue-leases", daemon=True)
 
     def start(self) -> None:
@@ -74,6 +89,41 @@ class LeaseKeeper:
         """Something that is announced has changed; any thread may say so."""
         self._announced_s = None
 
+    @property
+    def redis_trouble(self) -> str:
+        """Why Redis is not to be counted on; "" if it answers.  Any thread may ask."""
+        silent_s = self._answered.age_s
+        if not self._trouble and silent_s > _STALE_AFTER * self._settings.lease_s + self._settings.redis_timeout_s:
+            return f"no answer for {silent_s:.1f} s"
+        return self._trouble
+
+    @property
+    def redis_up_s(self) -> float:
+        """For how long Redis has answered; 0 while it does not.  Any thread may ask."""
+        return 0.0 if self.redis_trouble else self._came_back.age_s
+
+    @property
+    def swept(self) -> Swept | None:
+        """What the last sweep was told; None once that is old.  Any thread may ask."""
+        if self._swept is None or self._swept[0].age_s > _STALE_AFTER * self._settings.lease_s:
+            return None
+        return self._swept[1]
+
+    def _run(self, call: calls.Call[T]) -> T:
+        try:
+            with self._metrics.round_trip(call):
+                answer = self._store.run(call)
+        except StoreError as error:
+            self._trouble = str(error)
+            raise
+        finally:
+            self.pulse.beat()
+        if self._trouble:
+            self._came_back.beat()
+        self._trouble = ""
+        self._answered.beat()
+        return answer
+
     def _keep(self) -> None:
         away = False
         while not self._stopped.is_set():
@@ -87,7 +137,7 @@ class LeaseKeeper:
                     logger.warning("leases cannot be renewed: %s", error)
                 away = True
                 self._announced_s = None  # it may come back empty
-                self._sweeps_from_s = time.monotonic() + self._settings.lease_s
+            self.pulse.beat()
             self._stopped.wait(self._settings.lease_s / 3)
 
     def _round(self) -> None:
@@ -99,27 +149,29 @@ class LeaseKeeper:
             self._announced_s = time.monotonic()
             where = {name: places(generator) for name, generator in self._settings.generators.items()}
             keep_s = self._settings.keep_s
-            self._store.run(
+            self._run(
                 calls.announce(facts, self._owner, self._servers(), worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where)
             )
         held = self._held()
         if held:
             settings = self._settings
             renewal = calls.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
-            for generation_id, reason in self._store.run(renewal).items():
+            for generation_id, reason in self._run(renewal).items():
                 self._on_lost(generation_id, reason)
-        if time.monotonic() >= self._sweeps_from_s:
-            self._sweep()
+        self._sweep()
 
     def _sweep(self) -> None:
         settings = self._settings
-        found = self._store.run(calls.sweep(list(settings.generators), keep_s=settings.keep_s))
+        swept = self._run(calls.sweep(list(settings.generators), lease_s=settings.lease_s, keep_s=settings.keep_s))
+        self._swept, found = (Pulse(), swept), swept.found
         if found.astray:
             logger.info("rang again for %d generations that nobody looked after", len(found.astray))
         for overdue in found.expired:
             end = outcome.overdue(overdue, date_done=datetime.now(UTC).isoformat())
-            self._store.run(
+            answer = self._run(
                 calls.finish(
                     end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
                 )
             )
+            if answer == "ok":
+                self._metrics.ended(overdue.generator, "expired")

@@ -6,6 +6,7 @@ whose fault it is.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from http import HTTPStatus
 
 from genqueue.messages import Outcome
 
@@ -98,6 +99,20 @@ def fault_of(facts: UpstreamFacts) -> Fault:
         if facts.message.startswith(words):
             return fault
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
+
+
+_STATUSES = frozenset(HTTPStatus)
+_OWN_TYPES = {"timeout", "transport", "unreached"}
+
+
+def error_class(facts: UpstreamFacts) -> str:
+    """An error's class as OpenTelemetry's ``error.type`` has it: one of few words, whatever the server wrote.
+
+    A type that we know, else the HTTP status, else ``_OTHER``.
+    """
+    if facts.error_type is not None and (facts.error_type in _BY_TYPE or facts.error_type in _OWN_TYPES):
+        return facts.error_type
+    return str(facts.status) if facts.status in _STATUSES else "_OTHER"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,10 @@ class Stopped(Exception):
     """Raised by a sink that wants no more tokens: the text is complete, though its server would go on."""
 
 
+class ReplyTooLongError(Exception):
+    """Raised by a sink that may take no more."""
+
+
 class Sink(Protocol):
     """Takes tokens as they come; :class:`genqueue_worker.writer.Outbox` is one."""
 
@@ -24,10 +28,10 @@ class Sink(Protocol):
         """Whether whoever pushes should wait for :meth:`relief`."""
 
     def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
-        """Take one token and the text that it adds; may raise Stopped."""
+        """Take one token and the text that it adds; may raise Stopped or ReplyTooLongError."""
 
     def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
-        """Take what one event of a chat adds; its server does not name the token.  May raise Stopped."""
+        """Take what one event of a chat adds; its server does not name the token.  May raise the same."""
 
     def close(self) -> None:
         """Nothing more will be pushed: what is there goes out with the end."""

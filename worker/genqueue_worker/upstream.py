@@ -28,7 +28,8 @@ from genqueue.places import without_secrets
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
-from genqueue_worker.policy import Fault, UpstreamFacts, fault_of
+from genqueue_worker.metrics import CallMeter
+from genqueue_worker.policy import Fault, UpstreamFacts, error_class, fault_of
 from genqueue_worker.serverless import examine
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -46,13 +47,15 @@ class Silence:
     """Ends a block of code with UpstreamError once its server has said nothing for too long.
 
     A timeout that each token pushed back would cost more than the token: this one looks only
-    when it might be due.
+    when it might be due.  ``meter`` is told when the server says something.
     """
 
-    def __init__(self, first_token_s: float, between_tokens_s: float) -> None:
+    def __init__(self, first_token_s: float, between_tokens_s: float, meter: CallMeter) -> None:
         self._first_s = first_token_s
         self._between_s = between_tokens_s
         self._heard_s: float | None = None
+        self._began_s = 0.0
+        self._meter = meter
         self._is_paused = False
         self._loop = asyncio.get_running_loop()
         self._due: asyncio.TimerHandle | None = None
@@ -61,7 +64,8 @@ class Silence:
     @asynccontextmanager
     async def limited(self) -> AsyncIterator[None]:
         """The block."""
-        self._arm(self._loop.time() + self._first_s)
+        self._began_s = self._loop.time()
+        self._arm(self._began_s + self._first_s)
         try:
             async with self._timeout:
                 yield
@@ -80,10 +84,12 @@ class Silence:
 
     def heard(self) -> None:
         """The server said something."""
-        is_first = self._heard_s is None
-        self._heard_s = self._loop.time()
-        if is_first:
+        before_s, self._heard_s = self._heard_s, self._loop.time()
+        if before_s is None:
+            self._meter.first_chunk.observe(self._heard_s - self._began_s)
             self._arm(self._heard_s + self._between_s)
+        else:
+            self._meter.gaps.observe(self._heard_s - before_s)
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -93,7 +99,7 @@ class Silence:
             yield
         finally:
             self._is_paused = False
-            self.heard()
+            self._heard_s = self._loop.time()
 
     def _arm(self, when_s: float) -> None:
         if self._due is not None:
@@ -167,12 +173,15 @@ class Upstream:
         """Whether another call could be made at once: somebody is up and need not rest."""
         return any_up(self.endpoints, asyncio.get_running_loop().time())
 
-    async def call(self, make: Callable[[AsyncInferenceClient, Endpoint], Awaitable[T]], sink: Sink) -> T:
+    async def call(
+        self, make: Callable[[AsyncInferenceClient, Endpoint], Awaitable[T]], sink: Sink, meter: CallMeter
+    ) -> T:
         """Make one call on the least busy server; on the next one where nothing listens, once it is awake.
 
         Args:
             make: makes the call.
             sink: told when the server has to wake up.
+            meter: told how each call ended.
 
         Raises:
             UpstreamError: the server refused, failed, fell silent or broke off, or none can be reached.
@@ -188,15 +197,20 @@ class Upstream:
                 continue
             endpoint.running += 1
             endpoint.calls += 1
+            began_s, ended_with = loop.time(), "cancelled"
             try:
                 async with self.client() as client:
                     answer = await make(client, endpoint)
                 endpoint.succeeded()
+                ended_with = ""
                 return answer
             except Exception as error:
+                ended_with = type(error).__name__
                 facts = error.facts if isinstance(error, UpstreamError) else facts_of(error)
                 if facts is None:
                     raise
+                ended_with = error_class(facts)
+                meter.failed(endpoint, facts)
                 if may_wake and facts.status == 503 and facts.error_type is None:
                     endpoint.is_waking = True
                     continue
@@ -205,6 +219,7 @@ class Upstream:
                     raise UpstreamError(judged) from error
             finally:
                 endpoint.running -= 1
+                meter.ended(loop.time() - began_s, ended_with)
         troubles = "; ".join(f"{endpoint.address}: {endpoint.trouble}" for endpoint in self.endpoints)
         raise UpstreamError(
             UpstreamFacts(

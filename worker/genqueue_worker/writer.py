@@ -17,6 +17,8 @@ from genqueue.calls import Call, Flush, said
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue.store import T
+from genqueue_worker.metrics import AttemptMeter, Metrics
+from genqueue_worker.sink import ReplyTooLongError
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class Outbox:
         first_text_s: loop time of the first text; None before.
         is_congested: whether the producer of tokens should wait (:meth:`relief`).
         number: of the last flush that was taken.
+        written_tokens: how many of ``completion_tokens`` the registry has.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class Outbox:
         publish: bool,
         earlier_text: str = "",
         earlier_tokens: int = 0,
+        max_reply_bytes: int,
+        meter: AttemptMeter,
     ) -> None:
         self.generation_id = generation_id
         self.attempt = attempt
@@ -68,8 +73,14 @@ class Outbox:
         self.completion_tokens = earlier_tokens
         self.solid_tokens = earlier_tokens
         self.earlier_tokens = earlier_tokens
+        self.written_tokens = earlier_tokens
         self.first_text_s: float | None = None
         self.is_congested = False
+        self._reply_bytes = len(earlier_text)
+        self._max_reply_bytes = max_reply_bytes
+        self._began_s = writer.now_s()
+        self._meter = meter
+        self._metered_tokens = earlier_tokens
         self._writer = writer
         self.number = 0
         self._kept: deque[Flush] = deque(maxlen=_KEPT_FLUSHES)
@@ -126,9 +137,11 @@ class Outbox:
             self._text.append("")  # an end of its own, as the end token is one where tokens are named
         if reasoning:
             self._begin()
+            self._reply_bytes += len(reasoning)
             self._reasoning.append(reasoning if reasoning.isascii() else _encodable(reasoning))
         for call in tool_calls:
             self._begin()
+            self._reply_bytes += len(call.arguments)
             self._add_tool_call(call)
         if tool_calls or not (text + reasoning).isspace():
             self.solid_tokens = self.completion_tokens
@@ -164,6 +177,7 @@ class Outbox:
 
     def take(self) -> Flush:
         """Everything since the last take, as one flush."""
+        self.measure()
         bodies, self._bodies = self._bodies, []
         text = "".join(self._text)
         reasoning = "".join(self._reasoning)
@@ -187,8 +201,14 @@ class Outbox:
         if self.is_congested:
             self.is_congested = False
             self._relieved.set()
+        self._reply_bytes += sum(map(len, bodies))
         self._kept.append(flush)
         return flush
+
+    def measure(self) -> None:
+        """Count the tokens that came since this was last asked for."""
+        self._meter.produced(self.completion_tokens - self._metered_tokens)
+        self._metered_tokens = self.completion_tokens
 
     def since(self, number: int) -> list[Flush]:
         """The flushes behind ``number``; [] where they are no longer all kept."""
@@ -201,6 +221,8 @@ class Outbox:
         return self._mark == "first" and self.publish
 
     def _came(self, waiting: int) -> None:
+        if self._reply_bytes > self._max_reply_bytes:
+            raise ReplyTooLongError(f"reply: has more than {self._max_reply_bytes} bytes, which is max_reply_bytes")
         if waiting >= _CONGESTION_TOKENS:
             self.is_congested = True
             self._relieved.clear()
@@ -209,10 +231,12 @@ class Outbox:
     def _begin(self) -> None:
         if self.first_text_s is None:
             self.first_text_s = self._writer.now_s()
+            self._meter.first_text(self.first_text_s - self._began_s)
             self._mark = self._mark or "first"
 
     def _add_text(self, text: str) -> None:
         self._begin()
+        self._reply_bytes += len(text)
         self.parts.append(text)
         self._text.append(text)
 
@@ -236,6 +260,7 @@ class Writer:
         gap_s: the least time between two flushes, unless a first text is waiting.
         now_s: the loop's clock.
         on_lost: told (outbox, reason) when the registry refuses an attempt's events.
+        metrics: told of each round trip.
     """
 
     def __init__(
@@ -247,7 +272,9 @@ class Writer:
         gap_s: float,
         now_s: Callable[[], float],
         on_lost: Callable[[Outbox, str], None],
+        metrics: Metrics,
     ) -> None:
+        self._metrics = metrics
         self.now_s = now_s
         self._store = store
         self._owner = owner
@@ -326,8 +353,10 @@ class Writer:
             for index, (outbox, answer) in enumerate(zip(outboxes.values(), answers, strict=True)):
                 if _is_behind(answer):
                     answers[index] = await self._again(outbox, answer, up_to=outbox.number)
-        for outbox, answer in zip(outboxes.values(), answers, strict=True):
-            if answer != "ok":
+        for outbox, flush, answer in zip(outboxes.values(), flushes, answers, strict=True):
+            if answer == "ok":
+                outbox.written_tokens = flush.completion_tokens
+            else:
                 self.drop(outbox)
                 self._on_lost(outbox, answer)
 
@@ -356,7 +385,8 @@ class Writer:
         """Send until Redis answers; every call of the writer may be sent twice."""
         while True:
             try:
-                return await self._store.run(call)
+                with self._metrics.round_trip(call):
+                    return await self._store.run(call)
             except RedisUnavailableError as error:
                 logger.warning("events wait: %s", error)
             except StoreError as error:

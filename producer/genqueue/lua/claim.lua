@@ -4,9 +4,9 @@ local deadlines, delayed, rung, newest_claimed = KEYS[6], KEYS[7], KEYS[8], KEYS
 local id, generator, owner, lease_s, keep_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local may_start, live = ARGV[6], ARGV[7]
 
-local state, attempt, seq, request, submitted_at, deadline_at, home, solid_tokens, holder, started_at, failures, errors, priority = unpack(
+local state, attempt, seq, request, submitted_at, deadline_at, home, solid_tokens, holder, started_at, failures, errors, priority, tokens = unpack(
   redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'generator',
-    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority'))
+    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens'))
 if not state then
   redis.call('ZREM', waiting, id)
   return {'gone'}
@@ -15,7 +15,8 @@ if home ~= generator then return {'elsewhere', home} end
 if not is_one_of(state, may_start) then return {state} end
 local function claimed()
   return {'claimed', tonumber(attempt), request, submitted_at, started_at, deadline_at or '',
-    redis.call('GET', text) or '', tonumber(solid_tokens or 0), tonumber(failures or 0), errors or ''}
+    redis.call('GET', text) or '', tonumber(solid_tokens or 0), tonumber(failures or 0), errors or '',
+    tonumber(tokens or 0)}
 end
 local time = now()
 if state == 'running' then

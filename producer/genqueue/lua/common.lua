@@ -46,9 +46,9 @@ end
 -- Where a generation stands in its queue: priority first, then the time of submission in units
 -- of 10 us, fine enough to keep one caller's order. Nine times 3e14 and a time until the year
 -- 2065 are whole numbers that a double holds exactly.
-local PLACES_PER_S = 1e5
+local PLACES_PER_S, PLACES_PER_PRIORITY = 1e5, 3e14
 local function place_in_queue(priority, submitted_s)
-  return string.format('%.0f', tonumber(priority) * 3e14 + math.floor(tonumber(submitted_s) * PLACES_PER_S))
+  return string.format('%.0f', tonumber(priority) * PLACES_PER_PRIORITY + math.floor(tonumber(submitted_s) * PLACES_PER_S))
 end
 
 local function is_one_of(state, states)

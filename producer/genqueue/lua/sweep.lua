@@ -1,14 +1,16 @@
 -- Find what nobody looks after, and ring for it: running generations whose lease ran out and
 -- delayed ones that are due wait in their queues from now on; waiting ones may have lost their
 -- doorbell (their list is empty, or younger ones were claimed). Answers the ids that were rung for,
--- and what passed its deadline, for the caller to end.
+-- what passed its deadline, for the caller to end, of each generator how many wait and how long the
+-- oldest has been waiting, and how many dead letters there are.
 -- What is found leaves the place where it was found, or stands there later: so it is one sweeper's
 -- only, and hides nothing, even if no worker can claim it.
-local leases, delayed, deadlines, rung = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local leases, delayed, deadlines, rung, dead, swept = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local limit, end_limit, grace_s, look_again_s = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local keep_s, priorities, running, queued, may_expire, template = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9], ARGV[10]
-local generation_prefix, waiting_prefix, claimed_prefix = ARGV[11], ARGV[12], ARGV[13]
-local queue_prefix, separator, FIRST_GENERATOR = ARGV[14], ARGV[15], 16
+local lease_s, keep_s, priorities = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local running, queued, may_expire, template = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local generation_prefix, waiting_prefix, claimed_prefix = ARGV[12], ARGV[13], ARGV[14]
+local queue_prefix, separator, FIRST_GENERATOR = ARGV[15], ARGV[16], 17
 local time = now()
 local time_ms = milliseconds(time)
 local rings = {}
@@ -56,7 +58,13 @@ local function wait_again(set, expected)
   end
 end
 
-wait_again(leases, running)
+-- After a time without any sweep Redis was away, or all workers were: leases that ran out meanwhile say nothing of
+-- who held them. This may be the first call after it, sent before it, and their renewals come right behind.
+local swept_at, leases_from = unpack(redis.call('HMGET', swept, 'at', 'leases_from'))
+if time - tonumber(swept_at or 0) > lease_s * 2 / 3 then leases_from = stamp(time + lease_s) end
+redis.call('HSET', swept, 'at', stamp(time), 'leases_from', leases_from or '0')
+keep(swept, keep_s)
+if time >= tonumber(leases_from or 0) then wait_again(leases, running) end
 wait_again(delayed, queued)
 
 local expired = {}
@@ -71,6 +79,19 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIM
   end
 end
 
+-- Seconds since the oldest of a queue was submitted. It stands first among its priority.
+local function oldest_wait_s(waiting)
+  local oldest_s, from_place = time, '-inf'
+  while true do
+    local _, place = unpack(redis.call('ZRANGEBYSCORE', waiting, from_place, '+inf', 'WITHSCORES', 'LIMIT', 0, 1))
+    if not place then return time - oldest_s end
+    local priority = math.floor(tonumber(place) / PLACES_PER_PRIORITY)
+    oldest_s = math.min(oldest_s, (tonumber(place) - priority * PLACES_PER_PRIORITY) / PLACES_PER_S)
+    from_place = place_in_queue(priority + 1, 0)
+  end
+end
+
+local queues = {}
 for index = FIRST_GENERATOR, #ARGV do
   local generator = ARGV[index]
   local waiting, claimed = waiting_prefix .. generator, redis.call('HGETALL', claimed_prefix .. generator)
@@ -110,6 +131,7 @@ for index = FIRST_GENERATOR, #ARGV do
       end
     end
   end
+  queues[#queues + 1] = {redis.call('ZCARD', waiting), stamp(oldest_wait_s(waiting))}
 end
 
 -- Each goes to the front of its list: the oldest goes last, and is first.
@@ -121,4 +143,4 @@ for index, each in ipairs(rings) do
 end
 redis.call('ZREMRANGEBYSCORE', rung, '-inf', milliseconds(time - tonumber(keep_s))) -- of what is gone
 keep(rung, keep_s)
-return {ids, expired}
+return {ids, expired, queues, redis.call('ZCARD', dead)}
