@@ -46,6 +46,10 @@ _SWEEP_GRACE_S = 1.0
 """How long a doorbell may be on its way to a claim."""
 _LOOK_AGAIN_S = 3.0
 """When another sweeper may look after what one has rung for, or was to end."""
+_OVERDUE_S = 10.0
+"""After so long a sweeper that lives would have found it."""
+_COUNT_LIMIT = 2000
+"""Running generations, and dead letters, up to which an overview says whose they are."""
 
 T_co = TypeVar("T_co", covariant=True)
 _Plain = str | bytes | int | float
@@ -216,6 +220,60 @@ class WorkerStatus:
     name: str
     announced_at: float
     generators: dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """One generator's queue.
+
+    Attributes:
+        waiting: accepted generations that no worker has claimed; a backoff's are not among them.
+        max_queue_depth: the limit that a worker announced; None if none did for ``keep_s``.
+        oldest_wait_s: since when the first submitted of them waits; None if none does.
+        doorbells: Celery messages in its lists; beside ``waiting`` those of plain Celery
+            producers, and of generations that ended before a worker took the message.
+        running: None where there are too many to tell whose they are; so is ``dead``.
+        dead: dead letters.
+        workers: how many announced lately that they serve it.
+        api_type: as a worker announced it.
+    """
+
+    generator: str
+    waiting: int
+    max_queue_depth: int | None
+    oldest_wait_s: float | None
+    doorbells: int
+    running: int | None
+    dead: int | None
+    workers: int
+    api_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everything at a glance, of one moment.
+
+    Attributes:
+        at: epoch seconds of Redis's clock.
+        queues: of every generator that is known, by name.
+        workers: those that announced themselves in the last 30 s.
+        running: generations that a worker holds, or held when it died.
+        running_overdue: those whose lease ran out more than 10 s ago: no worker looks after them.
+        delayed: generations that wait for their next attempt.
+        delayed_overdue: those that were due more than 10 s ago.
+        dead: dead letters.
+        unreadable: keys that could not be read, and Redis's words.
+    """
+
+    at: float
+    queues: list[QueueStatus]
+    workers: list[WorkerStatus]
+    running: int
+    running_overdue: int
+    delayed: int
+    delayed_overdue: int
+    dead: int
+    unreadable: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -696,11 +754,99 @@ def retire(owner: str) -> Call[None]:
 def read_workers() -> Call[list[WorkerStatus]]:
     """The workers that announced themselves lately, by name."""
 
-    def decode(answer: dict[bytes, bytes]) -> list[WorkerStatus]:
-        found = [WorkerStatus(name=_text(owner), **from_json(about)) for owner, about in answer.items()]
-        return sorted(found, key=lambda worker: worker.name)
+    return Call(("HGETALL", keys.WORKERS), _workers)
 
-    return Call(("HGETALL", keys.WORKERS), decode)
+
+def _workers(answer: dict[bytes, bytes]) -> list[WorkerStatus]:
+    found = [WorkerStatus(name=_text(owner), **from_json(about)) for owner, about in answer.items()]
+    return sorted(found, key=lambda worker: worker.name)
+
+
+def overview(generators: Sequence[str]) -> Call[Overview]:
+    """Queues, workers and generators: those that were announced, and ``generators``; changes nothing."""
+
+    def decode(answer: list[Any]) -> Overview:
+        at, announced, about_workers, rows, counts, unreadable = answer
+        workers = _workers(_pairs(about_workers))
+        facts = {_text(name): from_json(fact) for name, fact in _pairs(announced).items()}
+        queues = []
+        for name, waiting, oldest_wait_s, doorbells, running, dead in rows:
+            generator = _text(name)
+            fact = facts.get(generator, {})
+            queues.append(
+                QueueStatus(
+                    generator=generator,
+                    waiting=waiting,
+                    max_queue_depth=fact.get("max_queue_depth"),
+                    oldest_wait_s=float(oldest_wait_s) if oldest_wait_s else None,
+                    doorbells=doorbells,
+                    running=None if running < 0 else running,
+                    dead=None if dead < 0 else dead,
+                    workers=sum(generator in worker.generators for worker in workers),
+                    api_type=fact.get("api_type"),
+                )
+            )
+        running, running_overdue, delayed, delayed_overdue, dead = counts
+        return Overview(
+            at=float(at),
+            queues=sorted(queues, key=lambda queue: queue.generator),
+            workers=workers,
+            running=running,
+            running_overdue=running_overdue,
+            delayed=delayed,
+            delayed_overdue=delayed_overdue,
+            dead=dead,
+            unreadable={_text(key): _text(words) for key, words in _pairs(unreadable).items()},
+        )
+
+    arguments: tuple[str | int | float, ...] = (
+        keys.generation(""),
+        keys.waiting(""),
+        keys.queue(""),
+        keys.PRIORITY_SEPARATOR,
+        len(keys.PRIORITIES),
+        _OVERDUE_S,
+        _COUNT_LIMIT,
+        *generators,
+    )
+    key_list = [keys.LEASES, keys.DELAYED, keys.DEAD, keys.GENERATORS, keys.WORKERS]
+    return _scripted("overview", key_list, arguments, decode)
+
+
+def hello() -> Call[dict[str, str]]:
+    """``server``, ``version``, ``mode`` and ``role``, which even a user with the fewest rights may see."""
+    return Call(("HELLO", "2"), lambda answer: {_text(key): _text(value) for key, value in _pairs(answer).items()})
+
+
+def clock() -> Call[float]:
+    """Epoch seconds of Redis's clock."""
+    return Call(("TIME",), lambda answer: int(answer[0]) + int(answer[1]) / 1e6)
+
+
+def info() -> Call[dict[str, str]]:
+    """What Redis says of itself: version, memory, persistence, replication and what else it counts."""
+
+    def decode(answer: Any) -> dict[str, str]:
+        if isinstance(answer, dict):  # redis-py takes it apart
+            return {_text(key): _text(value) for key, value in answer.items()}
+        lines = _text(answer).splitlines()
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    return Call(("INFO",), decode)
+
+
+def snapshot_rules() -> Call[str]:
+    """``save``: after how many seconds and changes Redis writes a snapshot; "" for never."""
+
+    def decode(answer: Any) -> str:
+        pairs = answer if isinstance(answer, dict) else _pairs(answer)
+        return next((_text(value) for key, value in pairs.items() if _text(key) == "save"), "")
+
+    return Call(("CONFIG", "GET", "save"), decode)
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[Event]]:

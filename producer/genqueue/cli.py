@@ -6,28 +6,34 @@ line there and one of :class:`ExitCode`.  The commands of the worker and ops pac
 producer without those packages' dependencies can use the rest.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from genqueue import errors
+from genqueue import errors, glance
+from genqueue.calls import Overview
 from genqueue.client import Generation, GenerationClient
 from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError, LogExpiredError
+from genqueue.glance import CONTROL, one_line
 from genqueue.lifecycle import State
 from genqueue.messages import Chunk, GenerationResult, Reset
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class ExitCode(IntEnum):
@@ -57,7 +63,7 @@ class ExitCode(IntEnum):
 
 _MEANINGS = {
     ExitCode.OK: "done; also when whoever read our output has left",
-    ExitCode.FAILURE: "something unexpected, or a part of the demo did not start",
+    ExitCode.FAILURE: "something unexpected, a finding of doctor, or a part of the demo did not start",
     ExitCode.USAGE: "the command line cannot be understood",
     ExitCode.CONFIG: "a setting cannot work, or an extra is not installed",
     ExitCode.INVALID_REQUEST: "the request cannot run as it is; nothing was queued",
@@ -99,9 +105,6 @@ _CONTRIBUTED = {
 
 # The class itself is typer's secret: older ones take it from click, newer ones bring their own.
 _UsageError: Any = typer.BadParameter.__base__
-
-# What a terminal would obey rather than show.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def exit_code(error: GenqueueError) -> ExitCode:
@@ -200,14 +203,19 @@ def status(
     generation_id: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="As submit printed it.", show_default=False)
     ] = None,
-    workers: Annotated[bool, typer.Option("--workers", help="The workers and their model servers instead.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    workers: Annotated[bool, typer.Option("--workers", help="The workers and their model servers only.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Queues and workers again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="With --watch: how often.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON; with --watch one line each time.")] = False,
 ) -> None:
-    """Say where a generation is, or which workers run and how their model servers are."""
-    if workers == (generation_id is not None):
-        raise typer.BadParameter("either the ID of a generation or --workers")
-    if generation_id is None:
+    """Say where a generation is; without an ID, how the queues and workers are."""
+    if (generation_id is not None) + workers + watch > 1:
+        raise typer.BadParameter("either the ID of a generation, --workers or --watch")
+    if workers:
         _print_workers(as_json)
+        return
+    if generation_id is None:
+        _print_overview(as_json, every if watch else None)
         return
     with GenerationClient() as client:
         found = client.generation(generation_id).status()
@@ -239,6 +247,39 @@ def cancel(generation_id: GenerationId) -> None:
     _say(f"cancelled generation {generation_id}")
 
 
+class _Role(StrEnum):
+    PRODUCER = "producer"
+    WORKER = "worker"
+    FLOWER = "flower"
+
+
+@app.command()
+def doctor(
+    role: Annotated[
+        _Role | None,
+        typer.Option(
+            help="Whose rights in Redis are tried; a worker's if generators are configured, else a producer's."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
+) -> None:
+    """Check settings, Redis, queues, workers and endpoints, and say what to do; exit code 1 if something has failed."""
+    from genqueue import checkup  # submit need not wait for it
+    from genqueue.doctor import has_failed
+
+    findings = checkup.examine(role.value if role else None)
+    failed = has_failed(findings)
+    if as_json:
+        _write(json.dumps({"ok": not failed, "findings": [asdict(one) for one in findings]}), end="\n")
+    else:
+        for one in findings:
+            _write(f"{one.level:<5} {one_line(one.what)}: {one_line(one.seen)}", end="\n")
+            if one.do:
+                _write(f"      -> {one_line(one.do)}", end="\n")
+    if failed:
+        raise typer.Exit(ExitCode.FAILURE)
+
+
 dead = typer.Typer(no_args_is_help=True, help="What failed for good: look at it, try it again, or drop it.")
 app.add_typer(dead, name="dead")
 
@@ -264,7 +305,7 @@ def dead_list(
         else:
             ended = datetime.fromtimestamp(letter.ended_at, UTC).isoformat(timespec="seconds")
             figures = f"attempts {letter.attempts}, tokens {letter.completion_tokens}"
-            _write(f"{letter.id}  {ended}  {letter.generator}  {figures}: {_one_line(letter.message)}", end="\n")
+            _write(f"{letter.id}  {ended}  {letter.generator}  {figures}: {one_line(letter.message)}", end="\n")
     if len(letters) > limit:
         _say(f"there are more; these are the newest {limit} (--limit)")
 
@@ -298,9 +339,9 @@ def dead_show(
         whole = {**facts, **own, "errors": found.errors, "timings": found.timings}
         _write(json.dumps(whole, ensure_ascii=False), end="\n")
     else:
-        facts["message"] = _one_line(found.letter.message)
+        facts["message"] = one_line(found.letter.message)
         facts["partial_text"] = json.dumps(found.partial_text, ensure_ascii=False)
-        ended_by = {f"error of attempt {one['attempt']}": _one_line(one["message"]) for one in found.errors}
+        ended_by = {f"error of attempt {one['attempt']}": one_line(one["message"]) for one in found.errors}
         _print_facts({**facts, **ended_by, **found.timings})
 
 
@@ -354,9 +395,61 @@ def _print_workers(as_json: bool) -> None:
         for generator, servers in worker.generators.items():
             for server in servers:
                 line = f"{worker.name:<32} {generator:<16} {server['health']:<6} {server['running']:>4} running  "
-                _write(f"{line}{server['address']}  {_one_line(server['trouble'])}".rstrip(), end="\n")
+                _write(f"{line}{server['address']}  {one_line(server['trouble'])}".rstrip(), end="\n")
     if not found:
         _say("no worker has announced itself in the last 30 s")
+
+
+def _print_overview(as_json: bool, every_s: float | None) -> None:
+    """Once, or every ``every_s`` until Ctrl-C; who watches is told when Redis goes away, and watches on."""
+    from rich.console import Console  # 50 ms that submit need not wait for
+
+    # What is no terminal has no width: tables are not squeezed into one.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+
+    def show(found: Overview) -> None:
+        if as_json:
+            _put(json.dumps(glance.as_json(found)) + "\n")
+            return
+        with console.capture() as shown:
+            console.print(glance.as_tables(found))
+        _put(shown.get())
+
+    with GenerationClient() as client:
+        found = client.overview()
+        if every_s is None:
+            show(found)
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            if console.is_terminal and not as_json:
+                _watch_live(client, found, console, every_s)
+            while True:
+                show(found)
+                time.sleep(every_s)
+                found = _next_overview(client, every_s)
+
+
+def _watch_live(client: GenerationClient, found: Overview, console: "Console", every_s: float) -> NoReturn:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(glance.as_tables(found), console=console, auto_refresh=False) as screen:
+        while True:
+            time.sleep(every_s)
+            try:
+                screen.update(glance.as_tables(client.overview()), refresh=True)
+            except errors.RedisUnavailableError as error:
+                screen.update(Text(one_line(str(error))), refresh=True)
+
+
+def _next_overview(client: GenerationClient, every_s: float) -> Overview:
+    """The next one that Redis answers; that it does not is said on stderr."""
+    while True:
+        try:
+            return client.overview()
+        except errors.RedisUnavailableError as error:
+            _say(str(error))
+            time.sleep(every_s)
 
 
 @contextmanager
@@ -482,10 +575,12 @@ def _json_object(raw: str | None) -> dict[str, Any]:
 
 def _write(text: str, end: str = "") -> None:
     """Put text on stdout at once; what would steer a terminal does not reach one."""
-    if sys.stdout.isatty():
-        text = _CONTROL.sub("�", text)
+    _put((CONTROL.sub("�", text) if sys.stdout.isatty() else text) + end)
+
+
+def _put(text: str) -> None:
     try:
-        typer.echo(text + end, nl=False)
+        typer.echo(text, nl=False)
     except BrokenPipeError:
         # Python flushes stdout once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -499,11 +594,7 @@ def _end_line(last: str) -> None:
 
 def _say(message: str) -> None:
     """One line on stderr."""
-    typer.echo(f"genqueue: {_one_line(message)}", err=True)
-
-
-def _one_line(message: str) -> str:
-    return _CONTROL.sub(" ", " ".join(message.split()))
+    typer.echo(f"genqueue: {one_line(message)}", err=True)
 
 
 def _add(entry: EntryPoint) -> None:

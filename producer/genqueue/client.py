@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from genqueue import calls, keys, plans
-from genqueue.calls import Accepted, Call, WorkerStatus
+from genqueue.calls import Accepted, Call, Overview, WorkerStatus
 from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
 from genqueue.messages import Bounds, Chunk, Event, GenerationRequest, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
@@ -342,6 +342,10 @@ class GenerationClient(_Submits[Generation]):
         """The workers that run, and how the servers of their generators are; of the last 30 s."""
         return self._store.run(calls.read_workers())
 
+    def overview(self) -> Overview:
+        """Queues, workers and counts at one moment, in one round trip."""
+        return self._store.run(calls.overview(list(self.settings.generators)))
+
     def close(self) -> None:
         """Close the connections."""
         self._resources.close()
@@ -523,6 +527,11 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         """As :meth:`GenerationClient.workers`."""
         self._stay_on_loop()
         return await self._store.run(calls.read_workers())
+
+    async def overview(self) -> Overview:
+        """As :meth:`GenerationClient.overview`."""
+        self._stay_on_loop()
+        return await self._store.run(calls.overview(list(self.settings.generators)))
 
     async def close(self) -> None:
         """Close the connections."""

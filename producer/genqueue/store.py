@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import redis
@@ -160,6 +160,47 @@ class Store:
                 raise
             self._redis.connection_pool.disconnect(inuse_connections=False)
             raise redis.ConnectionError(str(error)) from error
+
+    def ask(self, call: Call[T]) -> T | None:
+        """As :meth:`run`; None where Redis refuses, as to a user without the right, or where a command is hidden."""
+        try:
+            return self.run(call)
+        except RedisUnavailableError:
+            raise
+        except StoreError:
+            return None
+
+    def refused(self, queued: Sequence[Sequence[str]], live: Sequence[Sequence[str]]) -> list[int] | None:
+        """Which commands our user may not say, by number, ``live`` after ``queued``; None if not even MULTI.
+
+        Redis looks at rights when it puts a command into a transaction, and ours is discarded: nothing
+        runs.  Those of ``live`` (subscriptions, which may stand in none) are said, on a connection
+        that then ends.
+        """
+        pool: Any = self._redis.connection_pool
+        connection = pool.get_connection()
+        try:
+
+            def may(command: Sequence[str]) -> bool:
+                connection.send_command(*command)
+                try:
+                    connection.read_response()
+                except redis.exceptions.NoPermissionError:
+                    return False
+                except redis.ResponseError:  # out of memory, read only …: not for lack of rights
+                    pass
+                return True
+
+            if not may(("MULTI",)):
+                return None
+            found = [index for index, command in enumerate(queued) if not may(command)]
+            may(("DISCARD",))
+            return found + [index for index, command in enumerate(live, len(queued)) if not may(command)]
+        except redis.RedisError as error:
+            raise _translate(self._address, error) from error
+        finally:
+            connection.disconnect()
+            pool.release(connection)
 
     def close(self) -> None:
         """Close every connection."""

@@ -181,6 +181,68 @@ def test_tail_of_a_text_whose_log_is_gone_prints_it_whole(genqueue, ask, db):
     assert genqueue("tail", generation_id, "--from-seq", 2).returncode == ExitCode.NOT_FOUND
 
 
+def test_status_without_an_id_shows_queues_and_workers_at_a_glance(genqueue, ask, worker, standin):
+    running = submitted(genqueue, ask(tokens=400, itl_s=0.05))
+    try:
+        for _ in range(100):
+            found = json.loads(genqueue("status", "--json").stdout)
+            (queue,) = [queue for queue in found["queues"] if queue["generator"] == "default"]
+            if queue["running"]:
+                break
+        assert queue["running"] >= 1
+        assert (queue["waiting"], queue["oldest_wait_s"], queue["workers"]) == (0, None, 1)
+        assert queue["max_queue_depth"] == 10_000
+        assert [f":{worker.process.pid}:" in each["name"] for each in found["workers"]] == [True]
+        shown = genqueue("status")
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert re.search(r"^default +0 of 10000 +[1-9]", shown.stdout, re.MULTILINE)
+        assert standin.url in shown.stdout
+        assert "\x1b" not in shown.stdout
+    finally:
+        genqueue("cancel", running)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["tables", "json"])
+def test_status_watch_shows_one_after_another_until_ctrl_c(start, options):
+    process = start("status", "--watch", *options)
+    shown = [process.stdout.readline() for _ in range(2 if options else 60)]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+    assert process.stderr.read() == b""
+    if options:
+        first, second = map(json.loads, shown)
+        assert 0.5 < second["at"] - first["at"] < 10
+    else:
+        assert sum(line.startswith(b"queue ") for line in shown) >= 2
+
+
+def test_status_watch_repaints_a_terminal_and_leaves_it_whole(start):
+    leader, follower = pty.openpty()
+    process = start("status", "--watch", stdout=follower, stderr=follower)
+    os.close(follower)
+    shown = b""
+    while shown.count(b"waiting 0") < 2:
+        shown += os.read(leader, 4096)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # EIO: the other side has closed
+        while read := os.read(leader, 4096):
+            shown += read
+    os.close(leader)
+    assert process.wait(10) == 0
+    assert b"Traceback" not in shown
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")  # the cursor is back
+
+
+def test_status_watch_outlives_a_redis_that_restarts(start):
+    with local_redis() as server:
+        process = start("status", "--watch", "--json", GENQUEUE_REDIS_URL=server.url, GENQUEUE_REDIS_TIMEOUT_S="1")
+        assert json.loads(process.stdout.readline())["queues"] == []
+        server.stop()
+        assert b"no answer from Redis" in process.stderr.readline()
+        server.start()
+        assert json.loads(process.stdout.readline())["queues"] == []
+
+
 def test_status_says_where_a_generation_is(genqueue, ask):
     generation_id = submitted(genqueue, ask(), "--priority", 3)
     genqueue("tail", generation_id)

@@ -241,7 +241,7 @@ def test_the_shell_shows_workers_and_their_servers(servers, hosts, closed_port, 
     gone = shell("--workers")
     assert (gone.returncode, gone.stdout) == (0, "")
     assert "no worker" in gone.stderr
-    assert shell().returncode == 2
+    assert shell("--workers", "--watch").returncode == 2
 
 
 def test_another_generator_of_the_same_worker_is_served_on(servers, launch_worker, real_redis, ask, eventually):

@@ -1,0 +1,391 @@
+"""What is wrong, out of what was gathered, and what to do about it.
+
+Pure: :mod:`genqueue.checkup` gathers the facts.  Also here, because both sides need it: which
+commands each role gives Redis (``RIGHTS``), in a form that changes nothing (``trials``).  No
+finding shows a password, a token, or an address with one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from genqueue import keys
+from genqueue.calls import Overview, QueueStatus, WorkerStatus
+from genqueue.glance import duration
+from genqueue.settings import Settings
+
+Role = Literal["producer", "worker", "flower"]
+Level = Literal["ok", "warn", "fail"]
+
+OLDEST_REDIS = (6, 2)
+SKEW_LIMIT_S = 1.0
+"""Timings of a result mix the clocks of hosts and Redis; leases and deadlines are Redis's alone."""
+STUCK_S = 30.0
+"""After so long a waiting generation without a doorbell should have been rung for ten times."""
+NEARLY_FULL = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: ``what``, what was ``seen``, and what to ``do``, "" if nothing."""
+
+    level: Level
+    what: str
+    seen: str
+    do: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A command that a role needs on keys of one kind: ``grant`` is what lets a user of Redis do it."""
+
+    command: tuple[str, ...]
+    grant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was gathered; None where Redis did not let us see it.
+
+    Attributes:
+        hello: server, version, mode and role, as HELLO says.
+        info: the fields of INFO; None if refused.
+        save: the snapshot rules of ``CONFIG GET save``; None if refused.
+        refused: the trials that Redis refused for lack of rights; None if trying itself was refused.
+        clock_ahead_s: this host's clock less Redis's; true to ``clock_bound_s``.
+        overview: queues and workers; None if refused, and ``overview_error`` says why.
+        unreachable: addresses of the settings to which this host cannot connect, and why.
+        missing_tokens: for each generator the variables of its token, none of which is set.
+    """
+
+    hello: Mapping[str, str]
+    info: Mapping[str, str] | None
+    save: str | None
+    refused: Sequence[Trial] | None
+    clock_ahead_s: float
+    clock_bound_s: float
+    overview: Overview | None
+    overview_error: str = ""
+    unreachable: Mapping[str, str] = field(default_factory=dict)
+    missing_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+_ID = "{id}"
+_RECORD = "genqueue:generation:*"
+_SETS = ("genqueue:waiting:*", keys.DEADLINES, keys.DELAYED, keys.LEASES, keys.RUNG, keys.DEAD)
+_RESULTS = "celery-task-meta-*"
+_LISTS = "generate.*"
+_BINDINGS = "_kombu.binding*"
+_MAILBOXES = ("*.celery.pidbox*", "celeryev.*")
+_CHANNELS = ("genqueue:generation:*:live", keys.SILENT, "genqueue:worker:*", _RESULTS)
+_EVENTS = ("/{db}.celery.pidbox", "/{db}.celeryev/*", "/{db}.celeryev/worker.*")
+_CONTROL = "sadd srem smembers scard exists pexpire del zadd zrem zscore zrangebyscore"
+
+# role -> (commands, patterns of keys) as ops/redis/users.acl grants them; a test compares the two.
+RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
+    "producer": (
+        ("eval evalsha", ("genqueue:*", _LISTS, _RESULTS)),
+        ("exists hget hmget hset hdel get append del xadd xrange expire ttl", (_RECORD,)),
+        ("zadd zrem zrank zcard zscore zrevrange zrange zrangebyscore zcount zremrangebyscore expire ttl", _SETS),
+        ("get set", ("genqueue:idempotency:*", _RESULTS)),
+        ("hget hkeys hgetall", (keys.GENERATORS, keys.WORKERS, keys.PLACES)),
+        ("lpush llen", (_LISTS,)),
+        ("sadd smembers exists", (_BINDINGS,)),
+        ("mget del", (_RESULTS,)),
+    ),
+    "worker": (
+        ("eval evalsha", ("genqueue:*", _LISTS, _RESULTS, _BINDINGS)),
+        (
+            "exists hget hmget hgetall hset hdel hincrby get append del xadd xrange expire ttl",
+            (_RECORD, "genqueue:claimed:*", keys.GENERATORS, keys.WORKERS, keys.PLACES, keys.SWEPT),
+        ),
+        ("hkeys", (keys.GENERATORS,)),
+        ("zadd zrem zcard zscore zmscore zrangebyscore zremrangebyscore expire ttl", _SETS),
+        ("get set setex", (_RESULTS,)),
+        ("lpush rpush brpop llen lrange", (_LISTS,)),
+        (_CONTROL, (_BINDINGS,)),
+        ("llen lpush brpop exists del pexpire", _MAILBOXES),
+    ),
+    "flower": (
+        ("eval evalsha", (_BINDINGS,)),
+        (_CONTROL, (_BINDINGS,)),
+        ("llen lpush brpop exists del pexpire", _MAILBOXES),
+    ),
+}
+CHANNELS: Mapping[Role, Sequence[str]] = {
+    "producer": _CHANNELS,
+    "worker": ("genqueue:*", _RESULTS, *_EVENTS),
+    "flower": _EVENTS,
+}
+
+# What follows the key so that Redis takes the command for one.
+_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        [
+            "hget",
+            "hdel",
+            "append",
+            "expire",
+            "pexpire",
+            "zrem",
+            "zrank",
+            "zscore",
+            "zmscore",
+            "sadd",
+            "srem",
+            "lpush",
+            "rpush",
+        ],
+        ("1",),
+    ),
+    **dict.fromkeys(
+        ["zrevrange", "zrange", "lrange", "zcount", "zrangebyscore", "zremrangebyscore", "hincrby"], ("1", "0")
+    ),
+    **{"hset": ("1", "1"), "hmget": ("1",), "set": ("1",), "setex": ("1", "1"), "zadd": ("1", "1"), "brpop": ("1",)},
+    **{"xadd": ("*", "1", "1"), "xrange": ("-", "+")},
+}
+_CONNECTION = (("TIME",), ("PING",), ("SCRIPT", "EXISTS", "0" * 40))
+
+
+def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], list[Trial]]:
+    """What a role says to Redis: (what may be queued in a transaction and discarded, subscriptions).
+
+    Keys that are one generation's or generator's are a scratch one's; those that all share are
+    themselves, so only a transaction that is discarded may hold these commands.
+    """
+    queued = [Trial(command, f"+{'|'.join(word.lower() for word in command[:2])}") for command in _CONNECTION]
+    for commands, patterns in RIGHTS[role]:
+        for pattern in patterns:
+            # Of pieces of a name all are the scratch id: *.celery.pidbox*
+            key = pattern.replace("*", scratch_id)
+            for name in commands.split():
+                if name in {"eval", "evalsha"}:
+                    code = "return 1" if name == "eval" else "0" * 40
+                    queued.append(Trial((name.upper(), code, "1", key), f"(+{name} ~{pattern})"))
+                else:
+                    queued.append(Trial((name.upper(), key, *_ARGUMENTS.get(name, ())), f"(+{name} ~{pattern})"))
+    live = []
+    for pattern in CHANNELS[role]:
+        channel = pattern.replace("{db}", str(database))
+        queued.append(Trial(("PUBLISH", channel.replace("*", scratch_id), ""), f"+publish &{channel}"))
+        live.append(Trial(("SUBSCRIBE", channel.replace("*", scratch_id)), f"+subscribe &{channel}"))
+    return queued, live
+
+
+def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Finding]:
+    """Every finding, in the order in which to read them."""
+    found = [
+        *_server(facts),
+        *_rights(role, facts, user),
+        _clock(facts),
+        *(
+            Finding(
+                "fail", f"token of {name!r}", "no variable holds it", f"set {' or '.join(variables)} for the worker"
+            )
+            for name, variables in facts.missing_tokens.items()
+        ),
+        *(
+            Finding("fail", f"endpoint {address}", f"not reached from here: {why}", "start it, or mend its address")
+            for address, why in facts.unreachable.items()
+        ),
+    ]
+    if facts.overview is None:
+        if role == "flower":
+            return found  # it neither may nor needs to see them
+        return [*found, Finding("fail", "queues and workers", facts.overview_error, "see the findings above")]
+    return [*found, *_queues(facts.overview), *_workers(facts.overview), *_agreement(settings, facts.overview)]
+
+
+def has_failed(findings: Sequence[Finding]) -> bool:
+    """Whether something has to be mended."""
+    return any(finding.level == "fail" for finding in findings)
+
+
+def _hidden(what: str, commands: str) -> Finding:
+    return Finding(
+        "warn", what, "not allowed to see", f"look once as a user of Redis who may say {commands}, or ask who runs it"
+    )
+
+
+def _server(facts: Facts) -> list[Finding]:
+    found = []
+    version = facts.hello.get("version", "")
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    name = f"{facts.hello.get('server', 'redis')} {version or 'of no known version'}"
+    if numbers >= OLDEST_REDIS:
+        found.append(Finding("ok", "version", name))
+    else:
+        found.append(Finding("fail", "version", name, "use Redis 6.2 or newer, or Valkey"))
+    if facts.hello.get("mode") == "cluster":
+        do = "use a Redis without cluster mode: one for each group of generators (docs/deploy.md)"
+        found.append(Finding("fail", "mode", "cluster", do))
+    if facts.hello.get("role", "master") != "master":
+        found.append(
+            Finding(
+                "fail", "role", facts.hello["role"], "name the master in redis_url, or its Sentinels (docs/deploy.md)"
+            )
+        )
+    if facts.info is None:
+        return [*found, _hidden("eviction, memory, persistence", "INFO")]
+    return [*found, *_memory(facts.info), *_persistence(facts.info, facts.save)]
+
+
+def _memory(info: Mapping[str, str]) -> list[Finding]:
+    found = []
+    policy = info.get("maxmemory_policy")
+    if policy is None:
+        found.append(_hidden("eviction", "INFO memory"))
+    elif policy == "noeviction":
+        found.append(Finding("ok", "eviction", policy))
+    else:
+        do = "CONFIG SET maxmemory-policy noeviction: every other throws accepted generations away"
+        found.append(Finding("fail", "eviction", policy, do))
+    used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    seen = f"{used / 1e6:.0f} MB used" + (f" of {most / 1e6:.0f} MB" if most else ", no limit")
+    if most and used >= most:
+        found.append(Finding("fail", "memory", seen, "raise maxmemory, or lower log_ttl_s and result_ttl_s"))
+    elif most and used >= NEARLY_FULL * most:
+        found.append(Finding("warn", "memory", seen, "raise maxmemory, or lower log_ttl_s and result_ttl_s"))
+    elif most:
+        found.append(Finding("ok", "memory", seen))
+    else:
+        found.append(
+            Finding("warn", "memory", seen, "set maxmemory: at a limit Redis refuses, without one it is killed")
+        )
+    return found
+
+
+def _persistence(info: Mapping[str, str], save: str | None) -> list[Finding]:
+    found = []
+    if info.get("aof_enabled") is None:
+        found.append(_hidden("persistence", "INFO persistence"))
+    elif info["aof_enabled"] == "1":
+        found.append(Finding("ok", "persistence", "appendonly yes"))
+    elif save is None:
+        found.append(_hidden("persistence (appendonly no; snapshots?)", "CONFIG GET save"))
+    elif save:
+        seen = f"appendonly no, snapshots {save!r}"
+        found.append(
+            Finding("warn", "persistence", seen, "CONFIG SET appendonly yes: a crash loses what no snapshot has")
+        )
+    else:
+        found.append(
+            Finding(
+                "fail", "persistence", "appendonly no, no snapshots", "CONFIG SET appendonly yes: a restart loses all"
+            )
+        )
+    for name, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "last snapshot")):
+        if info.get(name, "ok") != "ok":
+            found.append(Finding("fail", what, info[name], "look into Redis's log: its disk may be full"))
+    return found
+
+
+def _rights(role: Role, facts: Facts, user: str) -> list[Finding]:
+    if facts.refused is None:
+        do = f"ACL SETUSER {user} +multi +exec +discard: Celery needs them too"
+        return [Finding("fail", f"rights of a {role}", f"{user} may not say MULTI", do)]
+    if not facts.refused:
+        return [Finding("ok", f"rights of a {role}", f"{user} may say every command")]
+    return [
+        Finding(
+            "fail",
+            f"rights of a {role}",
+            f"{user} may not say {' '.join(trial.command[:2])}",
+            f"ACL SETUSER {user} {trial.grant} (ops/redis/users.acl has all of them)",
+        )
+        for trial in facts.refused
+    ]
+
+
+def _clock(facts: Facts) -> Finding:
+    ahead = facts.clock_ahead_s
+    seen = (
+        f"this host is {abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} Redis (±{facts.clock_bound_s:.3f} s)"
+    )
+    if abs(ahead) - facts.clock_bound_s > SKEW_LIMIT_S:
+        return Finding(
+            "warn", "clock", seen, "have chrony or systemd-timesyncd set both clocks: timings are off by as much"
+        )
+    return Finding("ok", "clock", seen)
+
+
+def _queues(found: Overview) -> list[Finding]:
+    findings = [
+        Finding(
+            "fail",
+            f"key {key!r}",
+            f"cannot be read: {words}",
+            "if it is of a wrong type, whose is it? else see the rights",
+        )
+        for key, words in found.unreadable.items()
+    ]
+    for count, what in ((found.running_overdue, "running"), (found.delayed_overdue, "delayed")):
+        if count:
+            seen = f"{count} that no worker has looked after for 10 s"
+            findings.append(Finding("fail", what, seen, "start a worker: any worker takes them up again"))
+    for queue in found.queues:
+        findings += _queue(queue)
+    if found.dead:
+        do = "genqueue dead list says why; genqueue dead retry, or drop"
+        findings.append(Finding("warn", "dead letters", str(found.dead), do))
+    if all(finding.level == "ok" for finding in findings):
+        findings.append(Finding("ok", "queues", f"{len(found.queues)} known, none is stuck"))
+    return findings
+
+
+def _queue(queue: QueueStatus) -> list[Finding]:
+    what, found = f"queue {queue.generator!r}", []
+    oldest = queue.oldest_wait_s or 0.0
+    if queue.waiting and not queue.workers:
+        seen = f"{queue.waiting} wait, the oldest for {duration(oldest)}; no worker serves it"
+        found.append(Finding("fail", what, seen, f"start a worker whose settings name generator {queue.generator!r}"))
+    elif queue.waiting and not queue.doorbells and oldest > STUCK_S:
+        seen = f"{queue.waiting} wait for up to {duration(oldest)}, and no doorbell is in its list"
+        do = "are its workers' endpoints up, and do they log 'sweep'? restart the workers"
+        found.append(Finding("fail", what, seen, do))
+    limit = queue.max_queue_depth
+    if limit is not None and limit >= 0 and queue.waiting >= limit * NEARLY_FULL and queue.waiting:
+        level: Level = "fail" if queue.waiting >= limit else "warn"
+        do = "add workers, or raise max_queue_depth; submit refuses what is above it"
+        found.append(Finding(level, what, f"{queue.waiting} wait, limit {limit}", do))
+    return found
+
+
+def _workers(found: Overview) -> list[Finding]:
+    if not found.workers:
+        return [Finding("fail", "workers", "none in the last 30 s", "start one: genqueue worker")]
+    findings = [Finding("ok", "workers", f"{len(found.workers)} in the last 30 s")]
+    up = {(name, server["health"]) for worker in found.workers for name, server in _servers(worker)}
+    for worker in found.workers:
+        for name, server in _servers(worker):
+            if server["health"] == "up":
+                continue
+            # Another that is up takes the work.
+            level: Level = "warn" if server["health"] != "down" or (name, "up") in up else "fail"
+            seen = f"{server['health']} at {worker.name}" + (f": {server['trouble']}" if server["trouble"] else "")
+            do = "look at that model server; its worker goes on by itself when it answers"
+            findings.append(Finding(level, f"endpoint {server['address']} of {name!r}", seen, do))
+    return findings
+
+
+def _servers(worker: WorkerStatus) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, server) for name, servers in worker.generators.items() for server in servers]
+
+
+def _agreement(settings: Settings, found: Overview) -> list[Finding]:
+    """What these settings and those of the workers disagree on."""
+    findings = []
+    for queue in found.queues:
+        ours = settings.generators.get(queue.generator)
+        if ours is None:
+            continue
+        what = f"generator {queue.generator!r}"
+        if found.workers and not queue.workers and not queue.waiting:
+            do = "start a worker with it, or take it out of these settings"
+            findings.append(Finding("warn", what, "no worker serves it", do))
+        for name in ("api_type", "max_queue_depth"):
+            theirs, own = getattr(queue, name), getattr(ours, name)
+            if theirs is not None and theirs != own:
+                do = "give both the same settings; a worker's count"
+                findings.append(Finding("warn", what, f"{name} is {own} here and {theirs} at the worker", do))
+    return findings

@@ -1,0 +1,118 @@
+"""``genqueue doctor`` as a process, at Redis servers that lack something."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import redis
+
+from genqueue import doctor
+from genqueue.store import Store
+from genqueue_ops.local_redis import local_redis
+
+from .roles import as_role, guarded_redis, password
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    with guarded_redis(tmp_path_factory.mktemp("doctor")) as server:
+        if as_role(server.url, "worker") == server.url:
+            pytest.skip(f"these rules need Redis 7, here is {server.kind}")
+        yield server
+        with redis.Redis.from_url(server.url) as operator:
+            operator.acl_log_reset()
+
+
+def run_doctor(url, *options, cwd, **changed):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("GENQUEUE_", "HF_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "genqueue", "doctor", *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=cwd,
+        env={**kept, "GENQUEUE_REDIS_URL": url, **changed},
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def levels(done):
+    return {one["what"]: one["level"] for one in json.loads(done.stdout)["findings"]}
+
+
+@pytest.mark.parametrize("role", ["producer", "worker", "flower"])
+def test_each_role_has_the_rights_it_needs_and_what_it_may_not_see_is_no_failure(guarded, role, tmp_path):
+    with redis.Redis.from_url(guarded.url) as operator:
+        before = operator.dbsize()
+        done = run_doctor(as_role(guarded.url, role), "--role", role, "--json", cwd=tmp_path)
+        assert operator.dbsize() == before
+    found = levels(done)
+    assert found[f"rights of a {role}"] == "ok"
+    assert found["version"] == "ok"
+    assert found["eviction, memory, persistence"] == "warn"
+    assert password(role) not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("role", ["producer", "worker", "flower"])
+def test_every_command_that_a_role_lacks_is_found(guarded, role):
+    queued, live = doctor.trials(role, "doctor-test", 0)
+    names = sorted({trial.command[0].lower() for trial in [*queued, *live]} - {"script"})
+    commands = [*queued, *live]
+    with redis.Redis.from_url(guarded.url) as operator:
+        before = operator.dbsize()
+        for name in names:
+            operator.execute_command("ACL", "SETUSER", "lame", "reset", "on", "nopass", "~*", "&*", "+@all", f"-{name}")
+            store = Store(guarded.url.replace("://", "://lame:x@"), 5.0)
+            try:
+                refused = store.refused([one.command for one in queued], [one.command for one in live])
+            finally:
+                store.close()
+            assert refused is not None
+            assert {commands[index].command[0].lower() for index in refused} == {name}
+        assert operator.dbsize() == before
+        operator.acl_deluser("lame")
+
+
+def test_a_redis_that_forgets_and_evicts_is_a_failure(tmp_path):
+    with local_redis() as server, redis.Redis.from_url(server.url) as operator:
+        operator.config_set("maxmemory-policy", "allkeys-lru")
+        operator.config_set("save", "")
+        done = run_doctor(server.url, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "fail  eviction: allkeys-lru\n      -> CONFIG SET maxmemory-policy noeviction" in done.stdout
+        found = levels(run_doctor(server.url, "--json", cwd=tmp_path))
+        assert (found["eviction"], found["persistence"], found["workers"]) == ("fail", "fail", "fail")
+
+
+def test_no_redis_and_no_settings_are_findings(closed_port, tmp_path):
+    done = run_doctor(f"redis://u:secret@127.0.0.1:{closed_port}/0", "--json", cwd=tmp_path)
+    assert (done.returncode, levels(done)["redis"]) == (1, "fail")
+    assert "secret" not in done.stdout + done.stderr
+    done = run_doctor("http://u:secret@127.0.0.1", "--json", cwd=tmp_path)
+    assert (done.returncode, levels(done)) == (1, {"settings": "fail"})
+    assert "secret" not in done.stdout + done.stderr
+
+
+def test_with_a_worker_all_is_well(worker, tmp_path):
+    done = run_doctor(worker.producer_url, "--json", cwd=tmp_path)
+    found = levels(done)
+    assert (found["workers"], found["rights of a producer"], found["redis"]) == ("ok", "ok", "ok")
+    with redis.Redis.from_url(re.sub("//.*@", "//", worker.producer_url)) as operator:
+        operator.acl_log_reset()  # of INFO and CONFIG GET, which it may not see
+
+
+def test_a_producer_alone_can_run_it(tmp_path, closed_port):
+    code = (
+        "import sys\nfor name in ('celery', 'huggingface_hub', 'kombu', 'genqueue_worker'): sys.modules[name] = None\n"
+        "sys.argv = ['genqueue', 'doctor']\nfrom genqueue.cli import main\nmain()"
+    )
+    kept = {**os.environ, "GENQUEUE_REDIS_URL": f"redis://127.0.0.1:{closed_port}/0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=kept, cwd=tmp_path, timeout=60
+    )
+    assert done.returncode == 1
+    assert "fail  redis: no answer from Redis" in done.stdout

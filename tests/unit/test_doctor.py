@@ -1,0 +1,130 @@
+"""What ``genqueue doctor`` makes of what was gathered."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from genqueue import doctor
+from genqueue.calls import Overview, QueueStatus, WorkerStatus
+from genqueue.doctor import Facts, Trial
+from genqueue.settings import Settings
+
+RULES = Path(__file__).parents[2] / "ops/redis/users.acl"
+QUEUE = QueueStatus("chat", 0, 100, None, 0, 0, 0, 1, "text_generation_inference")
+SERVER = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}
+WORKER = WorkerStatus("host:1:a", 990.0, {"chat": [SERVER]})
+OVERVIEW = Overview(1000.0, [QUEUE], [WORKER], 0, 0, 0, 0, 0, {})
+INFO = {"maxmemory_policy": "noeviction", "used_memory": "10", "maxmemory": "100", "aof_enabled": "1"}
+HELLO = {"server": "redis", "version": "7.0.15", "mode": "standalone", "role": "master"}
+WELL = Facts(HELLO, INFO, "", (), 0.01, 0.001, OVERVIEW)
+
+
+def judged(**changed):
+    settings = Settings(redis_url="redis://127.0.0.1/0", generators=changed.pop("generators", {}))
+    return doctor.judge(settings, changed.pop("role", "producer"), dataclasses.replace(WELL, **changed), "someone")
+
+
+def trouble(**changed):
+    return [(one.level, one.what) for one in judged(**changed) if one.level != "ok"]
+
+
+def overview(queue=None, **changed):
+    if queue is not None:
+        changed["queues"] = [dataclasses.replace(QUEUE, **queue)]
+    return {"overview": dataclasses.replace(OVERVIEW, **changed)}
+
+
+def server(*healths):
+    servers = [{**SERVER, "address": f"http://{number}", "health": health} for number, health in enumerate(healths)]
+    return overview(workers=[WorkerStatus("w", 990.0, {"chat": servers})])
+
+
+def test_where_all_is_well_nothing_is_to_be_done():
+    assert trouble() == []
+    assert [one.do for one in judged()] == [""] * len(judged())
+    assert not doctor.has_failed(judged())
+
+
+GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "http://a"}, "max_queue_depth": 100}
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({"hello": {**HELLO, "version": "6.0.16"}}, [("fail", "version")], id="old"),
+        pytest.param({"hello": {**HELLO, "version": "6.2.0"}}, [], id="just-new-enough"),
+        pytest.param({"hello": {**HELLO, "version": "10.0.1"}}, [], id="two-figures"),
+        pytest.param({"hello": {**HELLO, "mode": "cluster"}}, [("fail", "mode")], id="cluster"),
+        pytest.param({"hello": {**HELLO, "role": "replica"}}, [("fail", "role")], id="replica"),
+        pytest.param({"info": None}, [("warn", "eviction, memory, persistence")], id="hidden"),
+        pytest.param({"info": {**INFO, "maxmemory_policy": "allkeys-lru"}}, [("fail", "eviction")], id="evicts"),
+        pytest.param({"info": {**INFO, "maxmemory": "0"}}, [("warn", "memory")], id="no-limit"),
+        pytest.param({"info": {**INFO, "used_memory": "80"}}, [("warn", "memory")], id="nearly-full"),
+        pytest.param({"info": {**INFO, "used_memory": "100"}}, [("fail", "memory")], id="full"),
+        pytest.param({"info": {**INFO, "aof_enabled": "0"}}, [("fail", "persistence")], id="forgets"),
+        pytest.param({"info": {**INFO, "aof_enabled": "0"}, "save": "60 1"}, [("warn", "persistence")], id="snapshots"),
+        pytest.param(
+            {"info": {**INFO, "aof_enabled": "0"}, "save": None},
+            [("warn", "persistence (appendonly no; snapshots?)")],
+            id="snapshots-hidden",
+        ),
+        pytest.param(
+            {"info": {**INFO, "aof_last_write_status": "err"}}, [("fail", "append-only file")], id="disk-full"
+        ),
+        pytest.param({"refused": None}, [("fail", "rights of a producer")], id="no-multi"),
+        pytest.param({"clock_ahead_s": -1.5}, [("warn", "clock")], id="clock-behind"),
+        pytest.param({"clock_ahead_s": 1.5, "clock_bound_s": 0.6}, [], id="clock-perhaps"),
+        pytest.param({"missing_tokens": {"chat": ("HF_TOKEN",)}}, [("fail", "token of 'chat'")], id="no-token"),
+        pytest.param({"unreachable": {"http://a:80": "refused"}}, [("fail", "endpoint http://a:80")], id="unreachable"),
+        pytest.param({"overview": None, "overview_error": "x"}, [("fail", "queues and workers")], id="no-overview"),
+        pytest.param({"overview": None, "role": "flower"}, [], id="flower-needs-none"),
+        pytest.param(overview({"waiting": 1, "workers": 0, "doorbells": 1}), [("fail", "queue 'chat'")], id="unserved"),
+        pytest.param(overview({"waiting": 1, "oldest_wait_s": 31.0}), [("fail", "queue 'chat'")], id="lost-doorbell"),
+        pytest.param(overview({"waiting": 1, "oldest_wait_s": 29.0}), [], id="rung-soon"),
+        pytest.param(overview({"waiting": 80, "doorbells": 80}), [("warn", "queue 'chat'")], id="nearly-at-limit"),
+        pytest.param(overview({"waiting": 100, "doorbells": 100}), [("fail", "queue 'chat'")], id="at-limit"),
+        pytest.param(overview({"waiting": 100, "doorbells": 9, "max_queue_depth": -1}), [], id="no-depth-limit"),
+        pytest.param(overview(running_overdue=1), [("fail", "running")], id="abandoned"),
+        pytest.param(overview(delayed_overdue=1), [("fail", "delayed")], id="not-taken-up"),
+        pytest.param(overview(dead=2), [("warn", "dead letters")], id="dead-letters"),
+        pytest.param(overview(unreadable={"k": "WRONGTYPE"}), [("fail", "key 'k'")], id="wrong-type"),
+        pytest.param(overview(workers=[]), [("fail", "workers")], id="no-worker"),
+        pytest.param(server("up", "down"), [("warn", "endpoint http://1 of 'chat'")], id="one-down"),
+        pytest.param(server("down"), [("fail", "endpoint http://0 of 'chat'")], id="all-down"),
+        pytest.param(server("rests"), [("warn", "endpoint http://0 of 'chat'")], id="rests"),
+        pytest.param({"generators": {"chat": GENERATOR}}, [], id="settings-agree"),
+        pytest.param(
+            {"generators": {"chat": {**GENERATOR, "max_queue_depth": 7}}},
+            [("warn", "generator 'chat'")],
+            id="settings-differ",
+        ),
+    ],
+)
+def test_each_trouble_is_one_finding_that_says_what_to_do(changed, expected):
+    assert trouble(**changed) == expected
+    found = judged(**changed)
+    assert all(one.do for one in found if one.level != "ok")
+    assert doctor.has_failed(found) == any(level == "fail" for level, _ in expected)
+
+
+def test_what_was_refused_is_named_with_the_rule_that_grants_it():
+    refused = [Trial(("HSET", "genqueue:generators", "1"), "(+hset ~genqueue:generators)")]
+    (found,) = [one for one in judged(refused=refused) if one.level != "ok"]
+    assert found.seen == "someone may not say HSET genqueue:generators"
+    assert found.do.startswith("ACL SETUSER someone (+hset ~genqueue:generators)")
+
+
+@pytest.mark.parametrize("role", ["producer", "worker", "flower"])
+def test_the_rights_that_are_tried_are_those_that_the_users_have(role):
+    (line,) = [line for line in RULES.read_text().splitlines() if line.startswith(f"user genqueue-{role} ")]
+    granted = set()
+    for selector in re.findall(r"\(([^)]*)\)", line):
+        words = selector.split()
+        patterns = [word[1:] for word in words if word.startswith("~")]
+        granted |= {(word[1:], pattern) for word in words if word.startswith("+") for pattern in patterns}
+    tried = {(name, key) for names, patterns in doctor.RIGHTS[role] for name in names.split() for key in patterns}
+    assert tried == granted
+    channels = {word[1:] for word in re.sub(r"\([^)]*\)", "", line).split() if word.startswith("&")}
+    assert {channel.replace("{db}", "0") for channel in doctor.CHANNELS[role]} == channels
