@@ -97,7 +97,7 @@ RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
         ("eval evalsha", ("genqueue:*", _LISTS, _RESULTS, _BINDINGS)),
         (
             "exists hget hmget hgetall hset hdel hincrby get append del xadd xrange expire ttl",
-            (_RECORD, "genqueue:claimed:*", keys.GENERATORS, keys.WORKERS, keys.PLACES, keys.SWEPT),
+            (_RECORD, keys.newest_claimed("*"), keys.GENERATORS, keys.WORKERS, keys.PLACES, keys.SWEPT),
         ),
         ("hkeys", (keys.GENERATORS,)),
         ("zadd zrem zcard zscore zmscore zrangebyscore zremrangebyscore expire ttl", _SETS),
