@@ -68,7 +68,6 @@ def refusals(operator: "redis.Redis[Any]") -> list[str]:
 
 def as_role(url: str, role: Role) -> str:
     """The address with the role's credentials, if that Redis has such a user."""
-    address = urlsplit(url)
-    if address.port not in _guarded_ports or "@" in address.netloc:
+    if "+sentinel" in url or (address := urlsplit(url)).port not in _guarded_ports or "@" in address.netloc:
         return url
     return url.replace("://", f"://genqueue-{role}:{password(role)}@", 1)
