@@ -71,30 +71,30 @@ class Facts:
 
 
 _ID = "{id}"
-_RECORD = "genqueue:generation:*"
-_SETS = ("genqueue:waiting:*", keys.DEADLINES, keys.DELAYED, keys.LEASES, keys.RUNG, keys.DEAD)
-_RESULTS = "celery-task-meta-*"
-_LISTS = "generate.*"
+_RECORD = keys.generation("*")
+_SETS = (keys.waiting("*"), keys.DEADLINES, keys.DELAYED, keys.LEASES, keys.RUNG, keys.DEAD)
+_RESULTS = keys.result("*")
+_LISTS = keys.queue("*")
 _BINDINGS = "_kombu.binding*"
 _MAILBOXES = ("*.celery.pidbox*", "celeryev.*")
-_CHANNELS = ("genqueue:generation:*:live", keys.SILENT, "genqueue:worker:*", _RESULTS)
+_CHANNELS = (keys.live("*"), keys.SILENT, keys.worker("*"), _RESULTS)
 _EVENTS = ("/{db}.celery.pidbox", "/{db}.celeryev/*", "/{db}.celeryev/worker.*")
 _CONTROL = "sadd srem smembers scard exists pexpire del zadd zrem zscore zrangebyscore"
 
 # role -> (commands, patterns of keys) as ops/redis/users.acl grants them; a test compares the two.
 RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
     "producer": (
-        ("eval evalsha", ("genqueue:*", _LISTS, _RESULTS)),
+        ("eval evalsha", (keys.EVERY, _LISTS, _RESULTS)),
         ("exists hget hmget hset hdel get append del xadd xrange expire ttl", (_RECORD,)),
         ("zadd zrem zrank zcard zscore zrevrange zrange zrangebyscore zcount zremrangebyscore expire ttl", _SETS),
-        ("get set", ("genqueue:idempotency:*", _RESULTS)),
+        ("get set", (keys.idempotency("*"), _RESULTS)),
         ("hget hkeys hgetall", (keys.GENERATORS, keys.WORKERS, keys.PLACES)),
         ("lpush llen", (_LISTS,)),
         ("sadd smembers exists", (_BINDINGS,)),
         ("mget del", (_RESULTS,)),
     ),
     "worker": (
-        ("eval evalsha", ("genqueue:*", _LISTS, _RESULTS, _BINDINGS)),
+        ("eval evalsha", (keys.EVERY, _LISTS, _RESULTS, _BINDINGS)),
         (
             "exists hget hmget hgetall hset hdel hincrby get append del xadd xrange expire ttl",
             (_RECORD, keys.newest_claimed("*"), keys.GENERATORS, keys.WORKERS, keys.PLACES, keys.SWEPT),
@@ -114,7 +114,7 @@ RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
 }
 CHANNELS: Mapping[Role, Sequence[str]] = {
     "producer": _CHANNELS,
-    "worker": ("genqueue:*", _RESULTS, *_EVENTS),
+    "worker": (keys.EVERY, _RESULTS, *_EVENTS),
     "flower": _EVENTS,
 }
 

@@ -38,6 +38,8 @@ itself, 1 to 9 have the suffix that kombu's Redis transport gives them
 (``kombu.transport.redis.Channel.sep``).
 """
 
+EVERY = "genqueue:*"
+"""The pattern of all keys and channels that are not Celery's."""
 PRIORITIES = range(10)
 PRIORITY_SEPARATOR = "\x06\x16"
 QUEUE_PREFIX = "generate."
