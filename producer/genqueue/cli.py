@@ -7,7 +7,6 @@ producer without those packages' dependencies can use the rest.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -100,6 +99,7 @@ _CONTRIBUTED = {
     "demo": ("Redis, a model, a worker and a prompt, here and now.", "ops"),
     "bench": ("Measure what the queue adds.", "ops"),
     "chaos": ("Break every part under load, and check every text.", "ops"),
+    "flower": ("Watch workers and generations in a browser.", "monitor"),
     "tgi-standin": ("Serve TGI's protocol without a GPU.", "ops"),
 }
 
@@ -326,11 +326,12 @@ def dead_show(
     if with_prompt and not as_json:
         _write(prompt)
         return
+    characters, sha256 = found.request.digest()
     facts = {
         **asdict(found.letter),
         "state": State.FAILED,
-        "prompt_characters": len(prompt),
-        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest(),
+        "prompt_characters": characters,
+        "prompt_sha256": sha256,
         "prompt_tokens": found.usage["prompt_tokens"],
         "partial_text": found.partial_text,
     }

@@ -110,6 +110,7 @@ RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
         ("eval evalsha", (_BINDINGS,)),
         (_CONTROL, (_BINDINGS,)),
         ("llen lpush brpop exists del pexpire", _MAILBOXES),
+        ("llen", (_LISTS,)),
     ),
 }
 CHANNELS: Mapping[Role, Sequence[str]] = {

@@ -144,6 +144,12 @@ class GenerationRequest(BaseModel):
         """What the model is given, as its server takes it."""
         return self.prompt or [message.model_dump(mode="json", exclude_none=True) for message in self.messages or ()]
 
+    def digest(self) -> tuple[int, str]:
+        """(characters, SHA-256 as hex) of what the model is given: enough to know it again, too little to read it."""
+        given = self.given
+        text = given if isinstance(given, str) else to_json(given).decode()
+        return len(text), hashlib.sha256(text.encode()).hexdigest()
+
     def to_wire(self) -> bytes:
         """The request as JSON, without the fields that were not given."""
         return self.model_dump_json(exclude_unset=True, exclude_none=True).encode()

@@ -37,7 +37,7 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine = engine = Engine(settings, on_change=self.follow, look=self.look)
+        self.engine = engine = Engine(settings, on_change=self.follow, look=self.look, show=self.show)
         self._leases = LeaseKeeper(settings, engine.owner, engine.held, engine.lose, engine.servers, engine.metrics)
         self.consumer: Consumer | None = None
         self._served: set[str] | None = None
@@ -58,6 +58,12 @@ class Runtime:
         """Log what is to be known of it, now that Celery has set logging up."""
         if self._monitor is not None:
             self._monitor.announce()
+
+    def show(self, generation_id: str, facts: dict[str, Any]) -> None:
+        """Tell Flower more of a generation than Celery does; any thread may."""
+        events: Any = self.consumer and self.consumer.event_dispatcher
+        if events:
+            events.send("task-started", uuid=generation_id, **facts)
 
     def consume(self, consumer: Consumer) -> None:
         """Celery is ready to take messages."""

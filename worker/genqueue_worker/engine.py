@@ -52,7 +52,7 @@ from genqueue_worker.metrics import (
     Now,
 )
 from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, error_class, is_exhausted
-from genqueue_worker.report import IGNORED, Report
+from genqueue_worker.report import IGNORED, Report, Show, show_nobody
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
@@ -123,6 +123,7 @@ class Engine:
         environ: where generators look up their tokens.
         on_change: told, on the loop, when a model server went down or came back.
         look: what a scrape of :attr:`metrics` finds.
+        show: told more of a generation as it becomes known.
 
     Attributes:
         metrics: what it counts.
@@ -135,8 +136,10 @@ class Engine:
         environ: Mapping[str, str] = os.environ,
         on_change: Callable[[], None] = lambda: None,
         look: Callable[[], Now] = Now,
+        show: Show = show_nobody,
     ) -> None:
         self.settings = settings
+        self._show = show
         self.metrics = Metrics(settings.generators, look)
         self.pulse = Pulse()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -176,7 +179,7 @@ class Engine:
                 sender does not know this library; the generation is then registered first.
             traceparent: what such a message says of the span that sent it, valid or not.
         """
-        report = Report(generation_id, generator, self.owner)
+        report = Report(generation_id, generator, self.owner, self._show)
         way, reason = SUPERSEDED, None
         try:
             ended = self._call(self._generate(report, foreign, valid_traceparent(traceparent)))
@@ -324,7 +327,7 @@ class Engine:
         self._running[generation_id] = Run(generator, claim.attempt, upstream)
         way = SUPERSEDED
         try:
-            with report.attempt(claim):
+            with report.attempt(claim, request):
                 ended = await self._run_attempt(work, start, parameters, upstream)
             way = _way(ended)
             return ended

@@ -1,4 +1,4 @@
-"""Tell how each attempt went: one log line, and one span where somebody traces.
+"""Tell how each attempt went: one log line, what Flower shows, and one span where somebody traces.
 
 Both say what is known, and nothing in the words of a server or of a request: these may quote a
 prompt.  Who wants the words asks for the generation (``genqueue status``).
@@ -6,11 +6,12 @@ prompt.  Who wants the words asks for the generation (``genqueue status``).
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from genqueue.calls import Claim
 from genqueue.keys import queue
+from genqueue.messages import GenerationRequest
 from genqueue.timing import Timings
 from genqueue.tracing import attributes_of, context_of, fail, messaging, open_tracer
 from genqueue_worker.logs import where_raised
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 logger = logging.getLogger(__name__)
+
+Show = Callable[[str, dict[str, Any]], None]
+"""Told the id of a generation that has an attempt, and more of what is known of it, for Flower."""
+
+
+def show_nobody(generation_id: str, facts: dict[str, Any]) -> None:
+    """Where there is no Flower to tell."""
+
 
 IGNORED = "ignored"
 """A doorbell of which no attempt came, and which ended nothing."""
@@ -41,12 +50,13 @@ class Report:
         facts: what else to say of the end: tokens, finish_reason, timings.
     """
 
-    def __init__(self, generation_id: str, generator: str, owner: str) -> None:
+    def __init__(self, generation_id: str, generator: str, owner: str, show: Show = show_nobody) -> None:
         self.generation_id = generation_id
         self.generator = generator
         self.error_type: str | None = None
         self.facts: dict[str, Any] = {}
         self._owner = owner
+        self._show = show
         self._attempt: int | None = None
         self._stack: str | None = None
         self._span: Span | None = None
@@ -57,9 +67,19 @@ class Report:
         return self._attempt is not None
 
     @contextlib.contextmanager
-    def attempt(self, claim: Claim) -> Iterator[None]:
+    def attempt(self, claim: Claim, request: GenerationRequest) -> Iterator[None]:
         """The block is the attempt: a span of its own, the child of the submit's and the parent of the calls in it."""
         self._attempt = claim.attempt
+        size, digest = request.digest()
+        self._show(
+            self.generation_id,
+            {
+                "generator": self.generator,
+                "attempt": claim.attempt,
+                "queue_wait_s": round(max(0.0, claim.started_at - claim.submitted_at), 3),
+                "prompt": f"{size} characters, sha256 {digest[:16]}",
+            },
+        )
         tracer = open_tracer()
         if tracer is None:
             yield
@@ -121,6 +141,9 @@ class Report:
             }
         )
         logger.log(_LEVELS.get(way, logging.INFO), way, extra={"outcome": way, **facts})
+        if self.has_attempt:
+            known = {name: round(value, 3) if isinstance(value, float) else value for name, value in self.facts.items()}
+            self._show(self.generation_id, {"outcome": way, **attributes_of(known)})
 
     def _end_span(self, way: str) -> dict[str, str]:
         if self._span is None:
