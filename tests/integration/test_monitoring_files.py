@@ -54,7 +54,7 @@ def scrape():
         append([], keep_s=60, owner="me"),
         claim("id", "default", owner="me", lease_s=3.0, keep_s=60),
         renew(held, lease_s=3.0, keep_s=60, owner="me"),
-        sweep(["default"], keep_s=60),
+        sweep(["default"], lease_s=3.0, keep_s=60),
         announce({}, "me", {}, worker_s=30.0, keep_s=60),
     ):
         with metrics.round_trip(done):
