@@ -75,7 +75,8 @@ TEXT = {
     "sampling": _text(SHORT, **SAMPLED, **BARE),
     "the best of two": _text(LONG, best_of=2, do_sample=True, max_new_tokens=5, **BARE),
     "nothing": _text(EMPTY, **BARE),
-    "refused": _text(SHORT, temperature=-1.0),
+    "refused": _text(SHORT, top_p=1.0),
+    "out of range": _text(SHORT, temperature=-1.0),
     "no prompt": _text(""),
     "with the prompt, unasked": _text(SHORT),
     "stream, to the length": _text(LONG, "init", max_new_tokens=5),
@@ -85,7 +86,7 @@ TEXT = {
     "stream, characters of several tokens": _text(SPLIT, "init", max_new_tokens=9),
     "stream, stop words": _text(LONG, "init", {"stop_words": [" its"]}),
     "stream, sampling": _text(LONG, "init", **SAMPLED, max_new_tokens=5),
-    "stream, refused": _text(SHORT, "init", temperature=-1.0),
+    "stream, refused": _text(SHORT, "init", top_p=1.0),
     "stream, with the prompt": _text(LONG, "init", max_new_tokens=5, return_full_text=True),
     "stream, ends with a special token": _text(SHORT, "init"),
     "stream, nothing": _text(EMPTY, "init"),
@@ -115,7 +116,8 @@ CHAT = {
     "tools that are not used": _chat(SHORT, init={"tools": True}),
     "tools that are called": _chat(CALLING, init={"tools": True}),
     "awaited": _chat(SO_FAR, awaited=True),
-    "refused": _chat(SHORT, temperature=-1.0),
+    "refused": _chat(SHORT, top_p=1.0),
+    "out of range": _chat(SHORT, temperature=-1.0),
     "stream, ends with a special token": _chat(SHORT, "init"),
     "stream, ends in a word": _chat(ENDS_IN_A_WORD, "init"),
     "stream, to the length": _chat(LONG, "run", max_tokens=5),
@@ -124,7 +126,7 @@ CHAT = {
     "stream, stop words": _chat(LONG, "init", {"stop_words": ["0004"]}),
     "stream, nothing": _chat(EMPTY, "init"),
     "stream, awaited": _chat(SO_FAR, "init", awaited=True),
-    "stream, refused": _chat(SHORT, "init", temperature=-1.0),
+    "stream, refused": _chat(SHORT, "init", top_p=1.0),
 }
 """Of ``HuggingFaceAPIChatGenerator``; a message is its role and its text."""
 

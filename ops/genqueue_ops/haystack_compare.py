@@ -73,9 +73,12 @@ def _without_prompt(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _in_our_words(outcome: Outcome) -> Outcome:
-    assert "error" in outcome, outcome
-    return {"error": "prompt: String should have at least 1 character"}
+def _in_our_words(words: str) -> Callable[[Outcome], Outcome]:
+    def put_right(outcome: Outcome) -> Outcome:
+        assert "error" in outcome, outcome
+        return {"error": words}
+
+    return put_right
 
 
 def _with_special_end(tokens: int, prompt_tokens: int, chunks: list[Any], reply: str) -> Outcome:
@@ -110,16 +113,24 @@ def _with_model(outcome: Outcome) -> Outcome:
 
 
 def _refused(outcome: Outcome) -> Outcome:
-    assert "`temperature` must be strictly positive" in outcome["error"], outcome
-    return {"error": "Input validation error: `temperature` must be strictly positive"}
+    words = "Input validation error: `top_p` must be > 0.0 and < 1.0"
+    assert words in outcome["error"], outcome
+    return {"error": words}
 
+
+_OUT_OF_RANGE = "generation_kwargs.temperature: Input should be greater than or equal to 0"
 
 _PUT_RIGHT: dict[str, tuple[str, Callable[[Outcome], Outcome]]] = {
     "text: with the prompt, unasked": (
         "whether a reply begins with the prompt depends on the server, and on whether it streams",
         _without_prompt,
     ),
-    "text: no prompt": ("said in our words, before anything is queued", _in_our_words),
+    "text: no prompt": (
+        "said in our words, before anything is queued",
+        _in_our_words("prompt: String should have at least 1 character"),
+    ),
+    "text: out of range": ("said in our words, before anything is queued", _in_our_words(_OUT_OF_RANGE)),
+    "chat: out of range": ("said in our words, before anything is queued", _in_our_words(_OUT_OF_RANGE)),
     "text: stream, ends with a special token": (
         "finish_reason and completion_tokens are lost with a special last token",
         lambda outcome: _with_special_end(7, 17, outcome["chunks"], outcome["result"]["replies"][0]),
