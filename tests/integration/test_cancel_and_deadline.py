@@ -218,10 +218,8 @@ def test_the_deadline_covers_the_first_token(client, ask, standin, eventually):
 def test_the_deadline_covers_the_queue(single, held, ask, standin):
     prompt = ask()
     generation = single.submit(prompt, generator="single", deadline_s=0.3)
-    with pytest.raises(ResultTimeoutError):
-        generation.result(timeout_s=0.5)
-    held.cancel()  # only now does a worker look at it
-    error = assert_expired(generation, prompt)
+    error = assert_expired(generation, prompt)  # a sweeper's doing: the worker's one place is still taken
+    assert held.status().state == "running"
     assert "in the queue" in str(error)
     assert error.attempts == 0
     assert standin.requests(prompt) == []
