@@ -9,6 +9,7 @@ is the stand-in's.  The words of refusals are those that users of the real ones 
 import asyncio
 import contextlib
 import re
+import socket
 import ssl
 import threading
 
@@ -353,6 +354,15 @@ def test_each_model_is_checked_at_the_start_and_said_once_while_others_are_serve
     (status,) = client.workers()
     assert "gated" in status.generators["gated"][0]["trouble"]
     assert status.generators["ours"][0]["trouble"] == ""
+
+
+def test_a_hub_that_does_not_answer_keeps_nobody_from_ending(launch_worker, queue_redis, environ, eventually):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        url = queue_redis.url.removesuffix("/0") + "/7"
+        worker = launch_worker({"ours": generators()["ours"]}, url, environ={**environ, "HF_ENDPOINT": hub})
+        with silent.accept()[0]:  # it was asked
+            assert worker.end(within_s=10) == 0
 
 
 def test_a_hub_that_cannot_be_reached_keeps_nobody_from_starting(

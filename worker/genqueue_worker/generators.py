@@ -18,7 +18,7 @@ from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, GeneratorMeter
 from genqueue_worker.policy import UpstreamFacts, error_class
-from genqueue_worker.serverless import CHATS, PROMPTS, find_provider
+from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.tracing import ended, open_call
 from genqueue_worker.transport import Exchange, UpstreamError, exchange
@@ -135,7 +135,8 @@ class TextGeneration:
         async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:
             task = PROMPTS if isinstance(prompt, str) else CHATS
             if task not in self._known_tasks:
-                await asyncio.to_thread(find_provider, self.settings.api_params, self.upstream.token, task)
+                params, token = self.settings.api_params, self.upstream.token
+                await asked(lambda: find_provider(params, token, task), params.model)
                 self._known_tasks.add(task)
             between_s = self.settings.between_tokens_s
             is_one_shot = isinstance(prompt, str) and goes_one_shot(parameters)

@@ -1,12 +1,16 @@
 """What the Hub says of a serverless model: whether it is there, whether we may use it, and for what.
 
-huggingface_hub asks the Hub with blocking calls: so are these, for a thread.  What they find
-is an :class:`~genqueue_worker.transport.UpstreamError` in words that name the model.
+huggingface_hub asks the Hub with blocking calls that have no limit of time: so are these, for
+:func:`asked`.  What they find is an :class:`~genqueue_worker.transport.UpstreamError` in words that name the model.
 """
 
+import asyncio
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TypeVar
 
 import httpx2
 from huggingface_hub import HfApi
@@ -21,6 +25,35 @@ logger = logging.getLogger(__name__)
 
 PROMPTS, CHATS = "text-generation", "conversational"
 """The Hub's words for what a generator can be asked."""
+
+_PATIENCE_S = 60.0
+
+T = TypeVar("T")
+
+
+async def asked(question: Callable[[], T], model: str | None) -> T:
+    """The answer to a question about ``model``, asked in a thread that keeps no worker from ending.
+
+    Raises:
+        UpstreamError: as the question does, or there is no answer within 60 s.
+    """
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        answer.set_running_or_notify_cancel()
+        try:
+            answer.set_result(question())
+        except Exception as error:
+            answer.set_exception(error)
+
+    # Not to_thread: before a process ends it waits for the threads of its executors.
+    threading.Thread(target=ask, name="genqueue-hub", daemon=True).start()
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            return await asyncio.wrap_future(answer)
+    except TimeoutError:
+        words = f"Model {model}: the Hub does not answer within {_PATIENCE_S:g} s"
+        raise UpstreamError(UpstreamFacts(words, error_type="transport")) from None
 
 
 def find_provider(params: ApiParams, token: str | None, task: str) -> None:
@@ -42,29 +75,17 @@ def find_provider(params: ApiParams, token: str | None, task: str) -> None:
             )
 
 
-def examine(name: str, params: ApiParams, token: str | None) -> str:
+async def examine(name: str, params: ApiParams, token: str | None) -> str:
     """Ask the Hub about one generator's model and say in the log what its callers would else find out.
 
     Returns:
         What is wrong; "" if it can be used, or if the Hub cannot be asked.
     """
-    assert params.model is not None
-    refused: dict[str, str] = {}
     try:
-        with _hub_errors(params.model):
-            HfApi().auth_check(params.model, token=token)
-        for task in (PROMPTS, CHATS):
-            try:
-                find_provider(params, token, task)
-            except UpstreamError as error:
-                if error.facts.error_type != "validation":
-                    raise
-                refused[task] = error.facts.message
+        refused = await asked(lambda: _refusals(params, token), params.model)
     except UpstreamError as error:
-        if error.facts.error_type != "validation":
-            logger.info("generator %r is not checked: %s", name, error.facts.message)
-            return ""
-        refused = dict.fromkeys((PROMPTS, CHATS), error.facts.message)
+        logger.info("generator %r is not checked: %s", name, error.facts.message)
+        return ""
     if len(refused) == 2:
         problem = " ".join(dict.fromkeys(refused.values()))
         logger.error("generator %r: %s", name, problem)
@@ -72,6 +93,27 @@ def examine(name: str, params: ApiParams, token: str | None) -> str:
     if PROMPTS in refused:
         logger.warning("generator %r serves chats only, as most serverless models do: %s", name, refused[PROMPTS])
     return ""
+
+
+def _refusals(params: ApiParams, token: str | None) -> dict[str, str]:
+    """Which of PROMPTS and CHATS the model cannot be asked, and why not."""
+    assert params.model is not None
+    refused: dict[str, str] = {}
+    try:
+        with _hub_errors(params.model):
+            HfApi().auth_check(params.model, token=token)
+    except UpstreamError as error:
+        if error.facts.error_type != "validation":
+            raise
+        return dict.fromkeys((PROMPTS, CHATS), error.facts.message)
+    for task in (PROMPTS, CHATS):
+        try:
+            find_provider(params, token, task)
+        except UpstreamError as error:
+            if error.facts.error_type != "validation":
+                raise
+            refused[task] = error.facts.message
+    return refused
 
 
 @contextmanager

@@ -241,7 +241,7 @@ class Upstream:
             await asyncio.gather(*(self._look_after(endpoint) for endpoint in self.endpoints))
         if self.settings.api_type == "serverless_inference_api":
             endpoint, params = self.endpoints[0], self.settings.api_params
-            endpoint.trouble = await asyncio.to_thread(examine, self.name, params, self.token)
+            endpoint.trouble = await examine(self.name, params, self.token)
             self._on_change()
         while True:
             await self._went_down.wait()
