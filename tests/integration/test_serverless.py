@@ -8,6 +8,7 @@ is the stand-in's.  The words of refusals are those that users of the real ones 
 
 import asyncio
 import contextlib
+import json
 import re
 import socket
 import ssl
@@ -49,11 +50,13 @@ class HuggingFace:
     Attributes:
         url: the Hub's address, and the proxy's.
         seen: (method, path) of what came, oldest first, and for the router's the headers.
+        bodies: what was asked of the provider's route for texts.
         lets_go: set when the Hub may answer for ``our/slow``.
     """
 
     def __init__(self, standin_url, authority):
         self.seen = []
+        self.bodies = []
         self.lets_go = threading.Event()
         self._standin_url = standin_url
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -67,6 +70,7 @@ class HuggingFace:
         router.router.add_post("/hf-inference/models/{owner}/{name}", self._generate)
         router.router.add_post("/v1/chat/completions", self._chat)
         router.router.add_post("/together/v1/chat/completions", self._chat)
+        router.router.add_post("/together/v1/completions", self._complete)
         ports = []
         async with contextlib.AsyncExitStack() as opened:
             for app, context in ((hub, None), (router, self._context)):
@@ -145,6 +149,23 @@ class HuggingFace:
             )
         return await self._pass_on(request, "/v1/chat/completions", body)
 
+    async def _complete(self, request):
+        """What the stand-in says to the prompt, in OpenAI's dialect."""
+        body = await request.json()
+        if refusal := self._refused(request, body["model"]):
+            return refusal
+        self.bodies.append(body)
+        parameters = {"max_new_tokens": body["max_tokens"], "stop": body.get("stop", []), "details": True}
+        asked = {"inputs": body["prompt"], "parameters": parameters}
+        async with self._session.post(self._standin_url + "/generate_stream", json=asked) as answer:
+            response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            await response.prepare(request)
+            async for line in answer.content:
+                for event in completion_events(json.loads(line[5:])) if line.startswith(b"data:") else ():
+                    await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+            await response.write(b"data: [DONE]\n\n")
+            return response
+
     def _refused(self, request, model):
         self.seen.append((request.method, request.path, request.headers.copy()))
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
@@ -173,6 +194,22 @@ class HuggingFace:
         there, thither = await asyncio.open_connection("127.0.0.1", self._router_port)
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await asyncio.gather(_pour(reader, thither), _pour(there, writer))
+
+
+def completion_events(event):
+    """TGI's stream event as an OpenAI-compatible server would put it."""
+    if "error" in event:
+        return [{"error": {"message": event["error"], "type": event["error_type"], "code": 500}}]
+    token, details = event["token"], event["details"]
+    choice = {"index": 0, "text": "" if token["special"] else token["text"], "logprobs": None, "finish_reason": None}
+    if details is None:
+        return [{"object": "text_completion", "choices": [choice]}]
+    reason = "length" if details["finish_reason"] == "length" else "stop"
+    usage = {"prompt_tokens": details["input_length"], "completion_tokens": details["generated_tokens"]}
+    return [
+        {"object": "text_completion", "choices": [{**choice, "finish_reason": reason}], "usage": None},
+        {"object": "text_completion", "choices": [], "usage": usage},
+    ]
 
 
 async def _pour(reader, writer):
@@ -224,7 +261,7 @@ def generators():
         "ours": model("our/model", provider="hf-inference", bill_to="our-company"),
         "anybodys": model("our/chats"),
         "together": model("our/chats", provider="together"),
-        "dialect": model("our/texts", provider="together"),
+        "texts": model("our/texts", provider="together"),
         "pictures": model("our/pictures", provider="hf-inference"),
         "gated": model("our/gated", provider="hf-inference"),
         "typo": model("our/mdoel", provider="hf-inference"),
@@ -292,13 +329,36 @@ def test_a_chat_goes_to_whoever_serves_the_model(client, hugging_face, ask, gene
     assert [called for called, _ in calls_of(hugging_face, start)] == [path]
 
 
+def test_a_prompt_of_a_provider_streams_too(client, hugging_face, ask):
+    start, prompt = len(hugging_face.seen), ask(tokens=300, itl_s=0.005)
+    kwargs = {"max_new_tokens": 8, "decoder_input_details": True}
+    generation = client.submit(prompt, generator="texts", generation_kwargs=kwargs, stop_words=["never there"])
+    chunks = [chunk.text for chunk in generation.stream() if chunk.text]
+    assert "".join(chunks) == prompt.beginning(8) and len(chunks) > 1
+    (meta,) = generation.result().meta
+    assert (meta["model"], meta["finish_reason"], meta["usage"]["completion_tokens"]) == ("our/texts", "length", 8)
+    assert meta["usage"]["prompt_tokens"] > 0
+    assert [called for called, _ in calls_of(hugging_face, start)] == ["/together/v1/completions"]
+    body = hugging_face.bodies[-1]
+    assert (body["model"], body["stop"], body["max_tokens"]) == ("together/its-own-name", ["never there"], 8)
+    assert body.keys().isdisjoint({"details", "return_full_text", "decoder_input_details"})
+
+
+@pytest.mark.parametrize("kind", ["error", "cut"])
+def test_a_prompt_of_a_provider_goes_on_where_it_broke_off(client, ask, kind):
+    prompt = ask(tokens=9, faults=[{"kind": kind, "after_tokens": 5, "times": 1}])
+    generation = client.submit(prompt, generator="texts")
+    assert "".join(chunk.text for chunk in generation.stream()) == prompt.answer
+    assert "resumed" in [event.type for event in generation.events()]
+    assert generation.result().replies == [prompt.answer]
+
+
 REFUSALS = [
     ("typo", "prompt", "Model our/mdoel is not on the Hub, or it is private"),
     ("pictures", "prompt", "'our/pictures' doesn't support task 'text-generation'"),
     ("pictures", "chat", "'our/pictures' doesn't support task 'conversational'"),
     ("anybodys", "prompt", "our/chats is not supported for task text-generation.*Supported task: conversational"),
     ("together", "prompt", "our/chats is not supported for task text-generation.*Supported task: conversational"),
-    ("dialect", "prompt", "our/texts is served for text generation by 'together', in a dialect"),
     ("chat-typo", "chat", "The requested model 'our/mdoel' is not supported by any provider"),
     ("nobodys", "chat", "Provider 'no-such' not supported"),
     ("elsewhere", "chat", "our/model is not supported by provider groq"),
@@ -325,7 +385,6 @@ def test_each_model_is_checked_at_the_start_and_said_once_while_others_are_serve
         "typo": "error.*Model our/mdoel is not on the Hub",
         "chat-typo": "error.*Model our/mdoel is not on the Hub",
         "gated": "error.*Model our/gated is gated, and the token has no access",
-        "dialect": "error.*a dialect.*our/texts is not supported for task conversational",
         "pictures": "error.*'our/pictures' doesn't support task",
         "nobodys": "error.*Provider 'no-such' not supported",
         "elsewhere": "error.*our/model is not supported by provider groq",

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from genqueue.messages import GenerationRequest, Given, Token
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import ChatAnswer, chat_parameters
+from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, GeneratorMeter
 from genqueue_worker.policy import UpstreamFacts, error_class
@@ -110,7 +111,7 @@ class TextGeneration:
         self.upstream = upstream
         self._meter = meter
         self.settings = upstream.settings
-        self._known_tasks = set() if upstream.endpoints[0].url is None else {PROMPTS, CHATS}
+        self._providers: dict[str, str] = {}
 
     async def warm_up(self) -> None:
         """Pay for huggingface_hub's lazy imports before a caller has to; makes no call."""
@@ -133,13 +134,9 @@ class TextGeneration:
         meter = self._meter.call(operation)
 
         async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:
-            task = PROMPTS if isinstance(prompt, str) else CHATS
-            if task not in self._known_tasks:
-                params, token = self.settings.api_params, self.upstream.token
-                await asked(lambda: find_provider(params, token, task), params.model)
-                self._known_tasks.add(task)
+            speaks_tgi = endpoint.url is not None or await self._provider(prompt) == "hf-inference"
             between_s = self.settings.between_tokens_s
-            is_one_shot = isinstance(prompt, str) and goes_one_shot(parameters)
+            is_one_shot = isinstance(prompt, str) and speaks_tgi and goes_one_shot(parameters)
             first_s = self.settings.first_token_s
             if is_one_shot:
                 first_s += parameters["max_new_tokens"] * between_s
@@ -155,18 +152,14 @@ class TextGeneration:
             call = open_call(operation, named, endpoint.url, self.upstream.name, parameters, streams=not is_one_shot)
             with ended(call, _error_type):
                 into = call.listen(prompt, sink)
-                answer = ChatAnswer(into)
-                told = Exchange(
-                    (lambda data: take_token(data, into)) if isinstance(prompt, str) else answer.take,
-                    pause,
-                    silence.heard,
-                    traceparent=call.traceparent,
-                )
+                told = Exchange(lambda data: take_token(data, into), pause, silence.heard, traceparent=call.traceparent)
                 exchange.set(told)
                 async with silence.limited():
                     try:
                         if not isinstance(prompt, str):
-                            ending = await self._chat(client, endpoint, prompt, parameters, answer)
+                            ending = await self._chat(client, endpoint, prompt, parameters, into, told)
+                        elif not speaks_tgi:
+                            ending = await self._completed(client, prompt, parameters, into, told)
                         elif is_one_shot:
                             ending = await self._one_shot(client, endpoint, prompt, parameters, into, told)
                         else:
@@ -178,6 +171,14 @@ class TextGeneration:
             return replace(ending, endpoint=endpoint)
 
         return await self.upstream.call(make, sink, meter)
+
+    async def _provider(self, prompt: Given) -> str:
+        """Who serves the model for what is asked of it."""
+        task = PROMPTS if isinstance(prompt, str) else CHATS
+        if task not in self._providers:
+            params, token = self.settings.api_params, self.upstream.token
+            self._providers[task] = await asked(lambda: find_provider(params, token, task), params.model)
+        return self._providers[task]
 
     async def _streamed(
         self, client: AsyncInferenceClient, endpoint: Endpoint, prompt: str, parameters: dict[str, Any], sink: Sink
@@ -203,9 +204,7 @@ class TextGeneration:
                     completion_tokens=details.generated_tokens if details else None,
                     extra={"seed": details.seed} if details and details.seed is not None else {},
                 )
-        raise UpstreamError(
-            UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
-        )
+        raise _broke_off()
 
     async def _chat(
         self,
@@ -213,8 +212,11 @@ class TextGeneration:
         endpoint: Endpoint,
         messages: list[dict[str, Any]],
         parameters: dict[str, Any],
-        answer: ChatAnswer,
+        sink: Sink,
+        told: Exchange,
     ) -> Ending:
+        answer = ChatAnswer(sink)
+        told.on_data = answer.take
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.
         model = self.settings.api_params.model
@@ -224,17 +226,19 @@ class TextGeneration:
         options = {"stream": True, "stream_options": {"include_usage": True}}
         async for output in await complete(messages, model=named, **options, **parameters):
             answer.read(output)
-        if not answer.is_complete:
-            raise UpstreamError(
-                UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
-            )
-        return Ending(
-            generated_text=None,
-            finish_reason=answer.finish_reason,
-            prompt_tokens=answer.usage.get("prompt_tokens"),
-            completion_tokens=answer.usage.get("completion_tokens"),
-            extra=answer.extra,
-        )
+        return _ending(answer, answer.extra)
+
+    async def _completed(
+        self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink, told: Exchange
+    ) -> Ending:
+        answer = CompletionAnswer(sink)
+        told.on_data, told.more_fields = answer.take, more_fields(parameters)
+        where = self.settings.api_params.model
+        async for _ in await client.text_generation(
+            prompt, model=where, stream=True, **completion_parameters(parameters)
+        ):
+            raise UpstreamError(UpstreamFacts("an event is none of OpenAI's completions", error_type="generation"))
+        return _ending(answer, {})
 
     async def _one_shot(
         self,
@@ -271,6 +275,25 @@ class TextGeneration:
             completion_tokens=details.generated_tokens if details else None,
             extra=extra,
         )
+
+
+def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> Ending:
+    """The end of a stream whose answer was read here."""
+    if not answer.is_complete:
+        raise _broke_off()
+    return Ending(
+        generated_text=None,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.usage.get("prompt_tokens"),
+        completion_tokens=answer.usage.get("completion_tokens"),
+        extra=extra,
+    )
+
+
+def _broke_off() -> UpstreamError:
+    return UpstreamError(
+        UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
+    )
 
 
 def _error_type(error: BaseException) -> str:

@@ -56,8 +56,11 @@ async def asked(question: Callable[[], T], model: str | None) -> T:
         raise UpstreamError(UpstreamFacts(words, error_type="transport")) from None
 
 
-def find_provider(params: ApiParams, token: str | None, task: str) -> None:
+def find_provider(params: ApiParams, token: str | None, task: str) -> str:
     """Let huggingface_hub look up who serves the model for ``task``; once found, it remembers.
+
+    Returns:
+        The provider's name.
 
     Raises:
         UpstreamError: nobody does, or the Hub cannot be asked.
@@ -67,12 +70,7 @@ def find_provider(params: ApiParams, token: str | None, task: str) -> None:
         helper.prepare_request(
             inputs="" if task == PROMPTS else [], parameters={}, headers={}, model=params.model, api_key=token
         )
-        if task == PROMPTS and helper.provider != "hf-inference":
-            raise ValueError(
-                f"Model {params.model} is served for text generation by {helper.provider!r}, "
-                "in a dialect that huggingface_hub cannot stream. Use chats (submit_chat), "
-                "or a provider that speaks TGI's: 'hf-inference', or an address of your own."
-            )
+    return str(helper.provider)
 
 
 async def examine(name: str, params: ApiParams, token: str | None) -> str:

@@ -16,7 +16,7 @@ import asyncio
 import contextvars
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +25,7 @@ import aiohttp
 import httpx2
 import yarl
 from huggingface_hub import set_async_client_factory
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from genqueue_worker.policy import UpstreamFacts
 
@@ -63,6 +63,7 @@ class Exchange:
             connection alive is none.
         headers: the response's ``x-*`` headers, lower case; filled in when they come.
         traceparent: of the span that the server's own are to be children of, if there is one.
+        more_fields: what the request's JSON says besides what huggingface_hub put there.
     """
 
     on_data: Callable[[bytes], bool]
@@ -70,6 +71,7 @@ class Exchange:
     heard: Callable[[], None] = _unheard
     headers: dict[str, str] = field(default_factory=dict)
     traceparent: str | None = None
+    more_fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 exchange: contextvars.ContextVar[Exchange] = contextvars.ContextVar("exchange")
@@ -174,30 +176,34 @@ class Transport(httpx2.AsyncBaseTransport):
         assert isinstance(request.stream, httpx2.AsyncByteStream)
         limits: dict[str, Any] = request.extensions.get("timeout", {})
         headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw]
+        body = b"".join([part async for part in request.stream])
         told = exchange.get(None)
         if told is not None and told.traceparent is not None:
             headers.append(("traceparent", told.traceparent))
+        if told is not None and told.more_fields and request.method == "POST":
+            body = to_json({**from_json(body), **told.more_fields})
+            headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
         with _as_httpx2(request):
             upstream = await self._session.request(
                 request.method,
                 # httpx2 has made a header of the address's user and password already.
                 yarl.URL(str(request.url.copy_with(userinfo=b"")), encoded=True),
-                data=b"".join([part async for part in request.stream]),
+                data=body,
                 headers=headers,
                 allow_redirects=False,  # httpx2 does
                 proxy=self._proxy(request.url),
                 timeout=aiohttp.ClientTimeout(sock_connect=limits.get("connect"), sock_read=limits.get("read")),
             )
-        body = _Body(upstream)
+        answer = _Body(upstream)
         return _Response(
             upstream.status,
             headers=upstream.raw_headers,
-            stream=body,
+            stream=answer,
             request=request,
             extensions={
                 "http_version": b"HTTP/1.1",
                 "reason_phrase": (upstream.reason or "").encode("latin-1", "replace"),
-                "genqueue_body": body,
+                "genqueue_body": answer,
             },
         )
 
