@@ -293,6 +293,46 @@ def test_one_question_wakes_an_endpoint_for_all_that_wait(servers, hosts, ask, r
     eventually(lambda: fleet.health(fleet.workers[0]) == ["up"])
 
 
+def test_each_server_that_sleeps_wakes_up_and_is_asked_again(servers, hosts, ask, eventually):
+    first, second = servers
+    for server in servers:
+        server.script(asleep_s=1.0)
+    fleet = hosts([[first.url, second.url]], **ENDPOINT)
+    generations = [fleet.client.submit(ask()) for _ in range(6)]
+    for generation in generations:
+        generation.result(timeout_s=20)
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["up", "up"])
+    results = [generation.result(timeout_s=20) for generation in [fleet.client.submit(ask()) for _ in range(8)]]
+    assert {result.meta[0]["endpoint"] for result in results} == {first.url, second.url}
+
+
+@pytest.mark.parametrize("places", [1, 6])
+def test_who_waits_for_a_server_to_wake_up_leaves_places_to_others(
+    servers, real_redis, launch_worker, ask, read, eventually, places
+):
+    asleep, awake = servers
+    asleep.script(asleep_s=6.0)
+    generators = {
+        "asleep": {**ENDPOINT, "api_params": {"url": asleep.url}},
+        "awake": {"api_type": TGI, "api_params": {"url": awake.url}},
+    }
+    with local_redis() as redis_server:
+        worker = launch_worker(generators, redis_server.url, "-c", str(places))
+        with GenerationClient(Settings(redis_url=redis_server.url, generators={})) as client:
+            sleepers = [
+                (prompt, read(client.submit(prompt, generator="asleep"))) for prompt in (ask() for _ in range(9))
+            ]
+            eventually(lambda: any(reading.came("waking", 1) for _, reading in sleepers))
+            for _ in range(3):
+                prompt = ask()
+                assert client.submit(prompt, generator="awake").result(timeout_s=5).replies == [prompt.answer]
+            assert {reading.generation.status().state for _, reading in sleepers} <= {"queued", "running"}
+            for prompt, reading in sleepers:
+                assert reading.text() == prompt.answer
+                assert reading.generation.result(timeout_s=5).meta[0]["usage"]["completion_tokens"] > 0
+        assert worker.end() == 0
+
+
 def test_the_deadline_and_a_cancel_rule_while_an_endpoint_wakes_up(servers, hosts, ask, read, eventually):
     server, _ = servers
     server.script(asleep_s=60.0)

@@ -47,7 +47,7 @@ class Queue:
     """Where one component's prompts go; connects when it is first used.
 
     A generation is cancelled when its caller is interrupted or its callback raises: without a
-    queue the server would have seen the connection close.
+    queue the server would have seen the connection close.  One that has ended stays as it is.
 
     Args:
         target: which generator the component means.
@@ -94,8 +94,6 @@ class Queue:
             if reader is not None and callback is not None:
                 for chunk in reader.end(result):
                     callback(chunk)
-        except GenqueueError:
-            raise
         except BaseException:
             with contextlib.suppress(GenqueueError):
                 generation.cancel()
@@ -119,8 +117,6 @@ class Queue:
                 result: GenerationResult = await generation.result()
                 if reader is not None and callback is not None:
                     await _show(reader.end(result), callback)
-            except GenqueueError:
-                raise
             except BaseException:
                 with contextlib.suppress(GenqueueError):
                     await generation.cancel()
