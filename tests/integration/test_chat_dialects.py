@@ -199,6 +199,22 @@ async def test_parallel_tool_calls_are_kept_apart(chat):
     assert ending.finish_reason == "tool_calls"
 
 
+@pytest.mark.parametrize("second", [0, 1, None], ids=["same-index", "next-index", "no-index"])
+async def test_calls_with_ids_and_names_of_their_own_are_calls_of_their_own(chat, second):
+    _, ending = await chat(
+        delta(tool_calls=[piece(0, "call-a", "f", '{"x":')]),
+        delta(tool_calls=[piece(0, arguments="0}")]),
+        delta(tool_calls=[piece(second, "call-b", "g", '{"x":')]),
+        delta(tool_calls=[piece(second, arguments="1}")]),
+        delta("tool_calls"),
+        DONE,
+    )
+    functions = [
+        (call["id"], call["function"]["name"], call["function"]["arguments"]) for call in ending.extra["tool_calls"]
+    ]
+    assert functions == [("call-a", "f", '{"x":0}'), ("call-b", "g", '{"x":1}')]
+
+
 @pytest.mark.parametrize(
     "events",
     [

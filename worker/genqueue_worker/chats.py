@@ -71,6 +71,7 @@ class ChatAnswer:
         self._reasoning: list[str] = []
         self._calls: list[ToolCallDelta] = []
         self._told: dict[int, tuple[str | None, str | None]] = {}
+        self._places: dict[int, int] = {}
         self._logprobs: list[dict[str, Any]] = []
 
     def take(self, data: bytes) -> bool:
@@ -143,6 +144,12 @@ class ChatAnswer:
         index, call_id, name = call.get("index"), call.get("id") or None, function.get("name") or None
         if index is None:  # one with an id is another call
             index = len(self._told) if call_id or not self._told else max(self._told)
+        else:
+            told = self._places.get(index, index)
+            if name and call_id and self._told.get(told, (None, None))[0] not in {None, call_id}:
+                told = max(self._told) + 1  # some engines give every call the same index
+            self._places[index] = told
+            index = told
         arguments = function.get("arguments") or ""
         if not isinstance(arguments, str):
             arguments = to_json(arguments).decode()
