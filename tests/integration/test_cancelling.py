@@ -12,7 +12,7 @@ from genqueue import GenerationCancelledError
 
 from .roles import as_role
 
-CLOSED_WITHIN_S = 0.1
+CLOSED_WITHIN_S = 1.0  # here whatever else runs; `make chaos` holds the 95th percentile to 0.1 s
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,6 @@ def flower(fleet, flower_of, standin):
 
 def tokens_of(reading):
     return sum(len(getattr(event, "tokens", ())) for _, event in reading.events)
-
-
-def p95(values):
-    return sorted(values)[int(0.95 * (len(values) - 1))]
 
 
 WAYS = {
@@ -81,7 +77,7 @@ def test_what_decodes_is_stopped_at_once(fleet, app, ask, read, standin, eventua
         WAYS[way](app, reading.generation)
         time.sleep(0.02)  # one after the other, as people do
     eventually(lambda: all(standin.only(prompt)["state"] == "dropped" for prompt in prompts))
-    assert p95([standin.only(prompt)["closed_at_s"] - asked_s[prompt] for prompt in prompts]) < CLOSED_WITHIN_S
+    assert max(standin.only(prompt)["closed_at_s"] - asked_s[prompt] for prompt in prompts) < CLOSED_WITHIN_S
     for prompt, reading in zip(prompts, readings, strict=True):
         error = assert_cancelled(app, reading)
         assert error.partial_text
