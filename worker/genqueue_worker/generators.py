@@ -5,7 +5,7 @@ makes the call, on the servers of :mod:`genqueue_worker.upstream`.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.endpoints import Endpoint
-from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, GeneratorMeter
+from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
 from genqueue_worker.policy import UpstreamFacts, error_class
 from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
@@ -99,6 +99,18 @@ def take_token(data: bytes, sink: Sink) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One call, as whoever makes it needs it."""
+
+    client: AsyncInferenceClient
+    endpoint: Endpoint
+    prompt: Any
+    parameters: dict[str, Any]
+    sink: Sink
+    told: Exchange
+
+
 class TextGeneration:
     """One generator's ``text_generation`` and ``chat_completion`` calls.
 
@@ -111,7 +123,7 @@ class TextGeneration:
         self.upstream = upstream
         self._meter = meter
         self.settings = upstream.settings
-        self._providers: dict[str, str] = {}
+        self._providers: dict[str, asyncio.Task[str]] = {}
 
     async def warm_up(self) -> None:
         """Pay for huggingface_hub's lazy imports before a caller has to; makes no call."""
@@ -130,72 +142,77 @@ class TextGeneration:
         Raises:
             UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
         """
-        operation = TEXT_COMPLETION if isinstance(prompt, str) else CHAT
-        meter = self._meter.call(operation)
+        meter = self._meter.call(TEXT_COMPLETION if isinstance(prompt, str) else CHAT)
 
         async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:
-            speaks_tgi = endpoint.url is not None or await self._provider(prompt) == "hf-inference"
-            between_s = self.settings.between_tokens_s
-            is_one_shot = isinstance(prompt, str) and speaks_tgi and goes_one_shot(parameters)
-            first_s = self.settings.first_token_s
-            if is_one_shot:
-                first_s += parameters["max_new_tokens"] * between_s
-            silence = Silence(first_s, between_s, meter)
-
-            async def pause() -> None:
-                if sink.is_congested:
-                    async with silence.paused():
-                        await sink.relief()
-
-            model = self.settings.api_params.model
-            named = model if model and "://" not in model else None
-            call = open_call(operation, named, endpoint.url, self.upstream.name, parameters, streams=not is_one_shot)
-            with ended(call, _error_type):
-                into = call.listen(prompt, sink)
-                told = Exchange(lambda data: take_token(data, into), pause, silence.heard, traceparent=call.traceparent)
-                exchange.set(told)
-                async with silence.limited():
-                    try:
-                        if not isinstance(prompt, str):
-                            ending = await self._chat(client, endpoint, prompt, parameters, into, told)
-                        elif not speaks_tgi:
-                            ending = await self._completed(client, prompt, parameters, into, told)
-                        elif is_one_shot:
-                            ending = await self._one_shot(client, endpoint, prompt, parameters, into, told)
-                        else:
-                            ending = await self._streamed(client, endpoint, prompt, parameters, into)
-                    except Stopped:
-                        ending = Ending(None, "stop_sequence", None, None, {})
-                call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
-            meter.used(ending.prompt_tokens, ending.completion_tokens)
-            return replace(ending, endpoint=endpoint)
+            return await self._make(client, endpoint, prompt, parameters, sink, meter)
 
         return await self.upstream.call(make, sink, meter)
 
-    async def _provider(self, prompt: Given) -> str:
-        """Who serves the model for what is asked of it."""
-        task = PROMPTS if isinstance(prompt, str) else CHATS
-        if task not in self._providers:
-            params, token = self.settings.api_params, self.upstream.token
-            self._providers[task] = await asked(lambda: find_provider(params, token, task), params.model)
-        return self._providers[task]
-
-    async def _streamed(
-        self, client: AsyncInferenceClient, endpoint: Endpoint, prompt: str, parameters: dict[str, Any], sink: Sink
+    async def _make(
+        self,
+        client: AsyncInferenceClient,
+        endpoint: Endpoint,
+        prompt: Given,
+        parameters: dict[str, Any],
+        sink: Sink,
+        meter: CallMeter,
     ) -> Ending:
+        """One call, within the limits of its silence, as a span of its own."""
+        settings = self.settings
+        operation, route = CHAT, self._chat
+        first_s, between_s = settings.first_token_s, settings.between_tokens_s
+        if isinstance(prompt, str):
+            operation, route = TEXT_COMPLETION, self._streamed
+            if endpoint.url is None and await self._provider(PROMPTS) != "hf-inference":
+                route = self._completed
+            elif goes_one_shot(parameters):
+                route = self._one_shot
+                first_s += parameters["max_new_tokens"] * between_s
+        elif endpoint.url is None:
+            await self._provider(CHATS)
+        silence = Silence(first_s, between_s, meter)
+
+        async def pause() -> None:
+            if sink.is_congested:
+                async with silence.paused():
+                    await sink.relief()
+
+        model = settings.api_params.model
+        named = model if model and "://" not in model else None
+        streams = route != self._one_shot
+        call = open_call(operation, named, endpoint.url, self.upstream.name, parameters, streams=streams)
+        with ended(call, _error_type):
+            into = call.listen(prompt, sink)
+            told = Exchange(lambda data: take_token(data, into), pause, silence.heard, traceparent=call.traceparent)
+            exchange.set(told)
+            async with silence.limited():
+                try:
+                    ending = await route(_Ask(client, endpoint, prompt, parameters, into, told))
+                except Stopped:
+                    ending = Ending(None, "stop_sequence", None, None, {})
+            call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
+        meter.used(ending.prompt_tokens, ending.completion_tokens)
+        return replace(ending, endpoint=endpoint)
+
+    async def _provider(self, task: str) -> str:
+        """Who serves a serverless model for ``task``; who asks meanwhile shares the question."""
+        asking = self._providers.get(task)
+        if asking is None or (asking.done() and (asking.cancelled() or asking.exception() is not None)):
+            params, token = self.settings.api_params, self.upstream.token
+            asking = asyncio.create_task(asked(lambda: find_provider(params, token, task), params.model))
+            self._providers[task] = asking
+        return await asyncio.shield(asking)
+
+    async def _streamed(self, ask: _Ask) -> Ending:
         # model= per call, not per client: huggingface_hub remembers trouble by this argument.
-        where = endpoint.url or self.settings.api_params.model
-        async for output in await client.text_generation(prompt, model=where, stream=True, **parameters):
+        where = ask.endpoint.url or self.settings.api_params.model
+        async for output in await ask.client.text_generation(ask.prompt, model=where, stream=True, **ask.parameters):
             # What take_token left over: events of another dialect, and the last one.
-            token, top = output.token, output.top_tokens
-            if token is not None:
-                sink.push(
-                    Token(token.id, token.text, token.logprob, token.special),
-                    "" if token.special else token.text,
-                    [Token(other.id, other.text, other.logprob, other.special) for other in top] if top else None,
-                )
+            if output.token is not None:
+                _push(ask.sink, output.token, output.top_tokens)
             if output.generated_text is not None:  # the native route's only end marker
-                sink.close()
+                ask.sink.close()
                 details = output.details
                 return Ending(
                     generated_text=output.generated_text,
@@ -206,58 +223,38 @@ class TextGeneration:
                 )
         raise _broke_off()
 
-    async def _chat(
-        self,
-        client: AsyncInferenceClient,
-        endpoint: Endpoint,
-        messages: list[dict[str, Any]],
-        parameters: dict[str, Any],
-        sink: Sink,
-        told: Exchange,
-    ) -> Ending:
-        answer = ChatAnswer(sink)
-        told.on_data = answer.take
+    async def _chat(self, ask: _Ask) -> Ending:
+        answer = ChatAnswer(ask.sink)
+        ask.told.on_data = answer.take
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.
         model = self.settings.api_params.model
-        client.model = endpoint.url or model
+        ask.client.model = ask.endpoint.url or model
         named = model if model and "://" not in model else "tgi"
-        complete: Any = client.chat_completion  # its types leave out what JSON allows
+        complete: Any = ask.client.chat_completion  # its types leave out what JSON allows
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        async for output in await complete(messages, model=named, **options, **parameters):
+        async for output in await complete(ask.prompt, model=named, **options, **ask.parameters):
             answer.read(output)
         return _ending(answer, answer.extra)
 
-    async def _completed(
-        self, client: AsyncInferenceClient, prompt: str, parameters: dict[str, Any], sink: Sink, told: Exchange
-    ) -> Ending:
-        answer = CompletionAnswer(sink)
-        told.on_data, told.more_fields = answer.take, more_fields(parameters)
+    async def _completed(self, ask: _Ask) -> Ending:
+        answer = CompletionAnswer(ask.sink)
+        ask.told.on_data, ask.told.more_fields = answer.take, more_fields(ask.parameters)
         where = self.settings.api_params.model
-        async for _ in await client.text_generation(
-            prompt, model=where, stream=True, **completion_parameters(parameters)
+        async for _ in await ask.client.text_generation(
+            ask.prompt, model=where, stream=True, **completion_parameters(ask.parameters)
         ):
             raise UpstreamError(UpstreamFacts("an event is none of OpenAI's completions", error_type="generation"))
         return _ending(answer, {})
 
-    async def _one_shot(
-        self,
-        client: AsyncInferenceClient,
-        endpoint: Endpoint,
-        prompt: str,
-        parameters: dict[str, Any],
-        sink: Sink,
-        told: Exchange,
-    ) -> Ending:
-        where = endpoint.url or self.settings.api_params.model
-        output = await client.text_generation(prompt, model=where, **parameters)
+    async def _one_shot(self, ask: _Ask) -> Ending:
+        where = ask.endpoint.url or self.settings.api_params.model
+        output = await ask.client.text_generation(ask.prompt, model=where, **ask.parameters)
         details = output.details
         extra: dict[str, Any] = {}
         if details is not None:
             for token in details.tokens:
-                sink.push(
-                    Token(token.id, token.text, token.logprob, token.special), "" if token.special else token.text
-                )
+                _push(ask.sink, token)
             if details.seed is not None:
                 extra["seed"] = details.seed
             if details.prefill:
@@ -267,7 +264,7 @@ class TextGeneration:
                     {"text": other.generated_text, "finish_reason": other.finish_reason}
                     for other in details.best_of_sequences
                 ]
-        prompt_tokens = told.headers.get("x-prompt-tokens", "")
+        prompt_tokens = ask.told.headers.get("x-prompt-tokens", "")
         return Ending(
             generated_text=output.generated_text,
             finish_reason=details.finish_reason if details else None,
@@ -275,6 +272,13 @@ class TextGeneration:
             completion_tokens=details.generated_tokens if details else None,
             extra=extra,
         )
+
+
+def _push(sink: Sink, token: Any, top_tokens: Iterable[Any] | None = None) -> None:
+    """Push a token that huggingface_hub has read, of either of its classes."""
+    top = [Token(other.id, other.text, other.logprob, other.special) for other in top_tokens or ()]
+    text = "" if token.special else token.text
+    sink.push(Token(token.id, token.text, token.logprob, token.special), text, top or None)
 
 
 def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> Ending:
