@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from genqueue.address import without_secrets
 from genqueue.settings import GeneratorSettings
 
 _PORTS = {"http": 80, "https": 443}
@@ -47,12 +48,6 @@ def places(generator: GeneratorSettings) -> list[str]:
 def at_place(wanted: str, places_of: Mapping[str, Collection[str]]) -> list[str]:
     """The names of the generators that call the place ``wanted``, in order."""
     return sorted(name for name, found in places_of.items() if wanted in found)
-
-
-def without_secrets(url: str) -> str:
-    """A url without user, password and query, fit for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def toml_for(api_type: str, api_params: Mapping[str, Any], token_env: Collection[str]) -> str:

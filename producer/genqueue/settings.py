@@ -3,7 +3,7 @@
 Order of precedence: arguments, ``GENQUEUE_*`` variables, the TOML file that
 ``GENQUEUE_CONFIG`` names (``./genqueue.toml`` if that exists), defaults.  Tokens are never
 in it: a generator names the environment variables that hold its token (``token_env``).
-Addresses and headers may hold credentials, so no ``repr`` shows them.
+Addresses and headers may hold credentials: no ``repr`` shows them, and a dump shows the rest of an address.
 """
 
 import os
@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -22,7 +31,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from genqueue.address import TLS_FILES, read_address
+from genqueue.address import TLS_FILES, read_address, without_secrets
 from genqueue.chat import ChatKwargs
 from genqueue.errors import ConfigError
 from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, StopWord, describe
@@ -58,6 +67,14 @@ class ApiParams(BaseModel):
         if len(set(value)) < len(value):
             raise ValueError("the same address twice")
         return tuple(map(_http_address, value))
+
+    @field_serializer("url")
+    def _url_without_secrets(self, value: str | None) -> str | None:
+        return None if value is None else without_secrets(value)
+
+    @field_serializer("urls")
+    def _urls_without_secrets(self, value: tuple[str, ...]) -> list[str]:
+        return [without_secrets(url) for url in value]
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -160,6 +177,10 @@ class Settings(BaseSettings):
     def bounds(self) -> Bounds:
         """How large a request may be."""
         return Bounds(self.max_prompt_bytes, self.max_request_bytes)
+
+    @field_serializer("redis_url")
+    def _without_secrets(self, value: str) -> str:
+        return without_secrets(value)
 
     @field_validator("redis_url")
     @classmethod

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from genqueue.places import without_secrets
+from genqueue.address import without_secrets
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose

@@ -9,8 +9,9 @@ from haystack.utils import Secret
 from haystack.utils.auth import SecretType
 from haystack.utils.url_validation import is_valid_http_url
 
+from genqueue.address import without_secrets
 from genqueue.errors import ConfigError
-from genqueue.places import at_place, place, toml_for, without_secrets
+from genqueue.places import at_place, place, toml_for
 from genqueue.settings import GeneratorSettings
 
 
