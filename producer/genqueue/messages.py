@@ -41,10 +41,11 @@ MAX_STOP_WORDS = 64
 
 
 class Bounds(NamedTuple):
-    """How large a request may be; :class:`genqueue.settings.Settings` has them by these names."""
+    """How large a request may be, and what it asks for; :class:`genqueue.settings.Settings` has them by these names."""
 
     max_prompt_bytes: int = 1_000_000
     max_request_bytes: int = 4_000_000
+    max_completion_tokens: int = 1_000_000
 
 
 DEFAULT_BOUNDS = Bounds()
@@ -144,6 +145,16 @@ class GenerationRequest(BaseModel):
         """What the model is given, as its server takes it."""
         return self.prompt or [message.model_dump(mode="json", exclude_none=True) for message in self.messages or ()]
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts of a chat's messages; images and what else they hold are none."""
+        contents = [message.content or "" for message in self.messages or ()]
+        return [
+            text
+            for content in contents
+            for text in ([content] if isinstance(content, str) else [part.text or "" for part in content])
+        ]
+
     def digest(self) -> tuple[int, str]:
         """(characters, SHA-256 as hex) of what the model is given: enough to know it again, too little to read it."""
         given = self.given
@@ -167,8 +178,8 @@ def read_request(fields: dict[str, Any], bounds: Bounds = DEFAULT_BOUNDS) -> Gen
             are known, of a size which bound it passes.
     """
     prompt = fields.get("prompt")
-    if isinstance(prompt, str) and len(prompt) > bounds.max_prompt_bytes // 4:
-        _check_size("prompt", len(prompt.encode("utf-8", "replace")), "max_prompt_bytes", bounds.max_prompt_bytes)
+    if isinstance(prompt, str):
+        _check_size("prompt", _size_bytes(prompt), "max_prompt_bytes", bounds.max_prompt_bytes)
     try:
         request = GenerationRequest.model_validate(fields)
     except ValidationError as error:
@@ -181,8 +192,19 @@ def read_request(fields: dict[str, Any], bounds: Bounds = DEFAULT_BOUNDS) -> Gen
                 f"{name}: holds what JSON cannot: half of a surrogate pair, or no value of JSON" for name in unsendable
             )
         )
+    _check_size("messages", sum(map(_size_bytes, request.texts)), "max_prompt_bytes", bounds.max_prompt_bytes)
     _check_size("request", len(request.to_wire()), "max_request_bytes", bounds.max_request_bytes)
+    for name in ("max_new_tokens", "max_tokens"):
+        tokens = getattr(request.generation_kwargs, name, None) or 0
+        if tokens > bounds.max_completion_tokens:
+            raise InvalidRequestError(
+                f"generation_kwargs.{name}: is {tokens}, max_completion_tokens is {bounds.max_completion_tokens}"
+            )
     return request
+
+
+def _size_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _check_size(what: str, size_bytes: int, bound: str, most_bytes: int) -> None:

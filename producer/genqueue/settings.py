@@ -169,14 +169,15 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "text", "json"] = "auto"
     max_prompt_bytes: int = Field(DEFAULT_BOUNDS.max_prompt_bytes, ge=1)
     max_request_bytes: int = Field(DEFAULT_BOUNDS.max_request_bytes, ge=1)
+    max_completion_tokens: int = Field(DEFAULT_BOUNDS.max_completion_tokens, ge=1)
     max_reply_bytes: int = Field(64_000_000, ge=1)
     monitor_port: int | None = Field(None, ge=0, le=65_535)
     monitor_host: str = "127.0.0.1"
 
     @property
     def bounds(self) -> Bounds:
-        """How large a request may be."""
-        return Bounds(self.max_prompt_bytes, self.max_request_bytes)
+        """How large a request may be, and what it asks for."""
+        return Bounds(self.max_prompt_bytes, self.max_request_bytes, self.max_completion_tokens)
 
     @field_serializer("redis_url")
     def _without_secrets(self, value: str) -> str:
