@@ -79,6 +79,13 @@ def test_an_idle_worker_ends_at_once(start_worker, own_db, tgi):
     assert "Traceback" not in worker.log
 
 
+def test_no_worker_is_sent_the_heartbeats_of_the_others(start_worker, own_db, tgi):
+    """By Celery's own command too, which would have every worker listen to every other."""
+    start_worker(tgi, own_db, "-c", "1")
+    with redis.Redis.from_url(own_db) as client:
+        assert client.publish("/4.celeryev/worker.heartbeat", "no event") == 0
+
+
 def test_flower_starts_with_our_app_and_shows_the_generation(start_worker, own_db, tgi, ask, eventually, flower_of):
     start_worker(tgi, own_db, "-c", "4", "-n", "flowered@%h")
     with flower_of(own_db, tgi) as flower, GenerationClient(Settings(redis_url=own_db, generators={})) as client:
