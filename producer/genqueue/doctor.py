@@ -100,6 +100,7 @@ RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
             (_RECORD, keys.newest_claimed("*"), keys.GENERATORS, keys.WORKERS, keys.PLACES, keys.SWEPT),
         ),
         ("hkeys", (keys.GENERATORS,)),
+        ("hrandfield", (keys.GENERATORS, keys.WORKERS, keys.PLACES)),
         ("zadd zrem zcard zscore zmscore zrangebyscore zremrangebyscore expire ttl", _SETS),
         ("get set setex", (_RESULTS,)),
         ("lpush rpush brpop llen lrange", (_LISTS,)),

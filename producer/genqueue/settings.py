@@ -163,6 +163,7 @@ class Settings(BaseSettings):
     generators: dict[str, GeneratorSettings] = {}
     lease_s: float = Field(3.0, gt=0, allow_inf_nan=False)
     drain_s: float = Field(20.0, ge=0, allow_inf_nan=False)
+    flush_gap_s: float = Field(0.02, ge=0, le=1, allow_inf_nan=False)
     log_ttl_s: int = Field(3600, ge=1)
     result_ttl_s: int = Field(86_400, ge=1)
     keep_s: int = Field(7 * 86_400, ge=60)

@@ -6,7 +6,7 @@ import pytest
 
 from genqueue import calls, keys
 
-from .conftest import KEEP_S
+from .conftest import KEEP_S, only_real_redis
 
 WORKER_S = 30.0
 UP = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}
@@ -78,3 +78,35 @@ def test_a_place_that_no_worker_called_for_an_hour_is_forgotten(registry):
     registry.raw.hset(keys.PLACES, mapping={"chat old": now_s - 3700, "chat recent": now_s - 3500})
     announce_places(registry, chat=["new"])
     assert registry.run(calls.known_places()) == {"chat": {"recent", "new"}}
+
+
+def worker(registry, name):
+    registry.run(calls.announce({}, name, {"chat": [UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
+
+
+def test_of_many_workers_those_that_are_silent_are_forgotten(registry):
+    long_ago = json.dumps({"announced_at": registry.now_ms / 1e3 - WORKER_S - 1, "generators": {}})
+    registry.raw.hset(keys.WORKERS, mapping={f"silent-{number}": long_ago for number in range(50)})
+    for number in range(50):
+        worker(registry, f"lives-{number}")
+    rounds = 0
+    while len(registry.raw.hkeys(keys.WORKERS)) > 50:
+        worker(registry, f"lives-{rounds % 50}")
+        rounds += 1
+        assert rounds < 2000
+    assert all(name.startswith(b"lives-") for name in registry.raw.hkeys(keys.WORKERS))
+
+
+@only_real_redis
+def test_announcing_costs_the_same_however_many_workers_there_are(registry):
+    def answer_us():
+        registry.raw.config_resetstat()
+        for _ in range(50):
+            worker(registry, "one")
+        return registry.raw.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]
+
+    worker(registry, "one")
+    alone_us = answer_us()
+    for number in range(2000):
+        worker(registry, f"other-{number}")
+    assert answer_us() < 10 * alone_us

@@ -107,6 +107,7 @@ def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected
         ),
         pytest.param("redis_timeout_s = 0", "redis_timeout_s: Input should be greater than 0", id="timeout-zero"),
         pytest.param("redis_timeout_s = inf", "redis_timeout_s: Input should be a finite number", id="timeout-inf"),
+        pytest.param("flush_gap_s = 1.1", "flush_gap_s: Input should be less than or equal to 1", id="gap-too-long"),
         pytest.param("lease_s = nan", "lease_s: Input should be", id="lease-nan"),
         pytest.param(
             "monitor_port = 65536", "monitor_port: Input should be less than or equal to 65535", id="port-high"

@@ -65,7 +65,6 @@ except ImportError:  # no wheel for this platform
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_GAP_S = 0.02
 _LEAVING_S = 0.1
 _BEAT_S = 0.25
 
@@ -600,7 +599,7 @@ class Engine:
             self._store,
             owner=self.owner,
             keep_s=settings.keep_s,
-            gap_s=_FLUSH_GAP_S,
+            gap_s=settings.flush_gap_s,
             now_s=self._loop.time,
             on_lost=lambda outbox, reason: self._lose(outbox.generation_id, reason),
             metrics=self.metrics,

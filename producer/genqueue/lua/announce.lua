@@ -1,13 +1,16 @@
 -- Make a worker, its generators and their places known, and forget workers that said nothing for
--- worker_s, places that no worker called for an hour, and generators that nobody announced for keep_s.
+-- worker_s, places that no worker called for an hour, and generators that nobody announced for keep_s: of
+-- each any LOOKED_AT, so that a thousand workers, who all announce, look at each other once a second and not at
+-- a hundred thousand.
 local generators, workers, places = KEYS[1], KEYS[2], KEYS[3]
 local keep_s, worker_s, owner, servers, time = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], now()
 
+local LOOKED_AT = 10
 local function forget(table_of, older_than_s)
-  local all = redis.call('HGETALL', table_of)
-  for index = 1, #all, 2 do
-    local announced_at = tonumber(all[index + 1]) or cjson.decode(all[index + 1]).announced_at
-    if announced_at < time - older_than_s then redis.call('HDEL', table_of, all[index]) end
+  local some = redis.call('HRANDFIELD', table_of, LOOKED_AT, 'WITHVALUES') or {} -- fakeredis has nil for none
+  for index = 1, #some, 2 do
+    local announced_at = tonumber(some[index + 1]) or cjson.decode(some[index + 1]).announced_at
+    if announced_at < time - older_than_s then redis.call('HDEL', table_of, some[index]) end
   end
   keep(table_of, math.ceil(older_than_s))
 end
