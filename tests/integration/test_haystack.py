@@ -16,7 +16,7 @@ from haystack.dataclasses import ChatMessage, ToolCall
 from haystack.tools.tool import Tool
 from haystack.utils import Secret
 
-from genqueue import ConfigError, GenerationRejectedError, InvalidRequestError, UnknownGeneratorError
+from genqueue import ConfigError, GenerationRejectedError, GenqueueError, InvalidRequestError, UnknownGeneratorError
 from genqueue.haystack import HFGenerationAPIType, HuggingFaceAPIChatGenerator, HuggingFaceAPIGenerator
 
 TGI, ENDPOINT, FREE = HFGenerationAPIType
@@ -187,14 +187,16 @@ def test_one_component_serves_one_loop_after_another(here, ask):
         assert asyncio.run(here.run_async(prompt))["replies"] == [prompt.answer]
 
 
-def test_a_callback_that_raises_ends_the_generation(here, ask, standin, eventually):
+@pytest.mark.parametrize("awaited", [False, True], ids=["run", "run_async"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GenqueueError("of another queue")], ids=["interrupt", "ours"])
+def test_a_callback_that_raises_ends_the_generation(here, ask, standin, eventually, error, awaited):
     prompt = ask(tokens=1000, itl_s=0.02)
 
     def callback(chunk):
-        raise KeyboardInterrupt
+        raise error
 
-    with pytest.raises(KeyboardInterrupt):
-        here.run(prompt, callback)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        asyncio.run(here.run_async(prompt, callback)) if awaited else here.run(prompt, callback)
     eventually(lambda: standin.only(prompt)["state"] == "dropped")
 
 
