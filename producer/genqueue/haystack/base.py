@@ -9,7 +9,8 @@ from haystack.dataclasses import StreamingCallbackT
 from haystack.tools import deserialize_tools_or_toolset_inplace
 from haystack.utils import Secret, deserialize_callable, serialize_callable
 
-from genqueue.haystack.queued import Queue
+from genqueue.haystack.chunks import Chunks
+from genqueue.haystack.queued import Queue, Shown
 from genqueue.haystack.target import HFGenerationAPIType, Placed, target_of
 
 
@@ -80,6 +81,14 @@ class HuggingFaceAPI:
     def close(self) -> None:
         """Close the connections; they come back with the next run."""
         self._queue.close()
+
+    def _shown(self, callback: StreamingCallbackT | None) -> Shown | None:
+        """How a run's chunks are shown; None if nobody wants them."""
+        return None if callback is None else Shown(self._chunks(), callback)
+
+    def _chunks(self) -> Chunks[Any]:
+        """The streaming chunks of one run."""
+        raise NotImplementedError
 
     def _more(self) -> dict[str, Any]:
         """What else :meth:`to_dict` says."""

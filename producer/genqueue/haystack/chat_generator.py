@@ -11,7 +11,9 @@ from haystack.utils import Secret
 from genqueue.haystack.base import HuggingFaceAPI, with_stop_words
 from genqueue.haystack.chat_chunks import ChatChunks
 from genqueue.haystack.chat_format import message_from, messages_for, tools_for
+from genqueue.haystack.queued import Shown
 from genqueue.haystack.target import HFGenerationAPIType
+from genqueue.messages import GenerationResult
 
 
 @component
@@ -85,10 +87,10 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
             RedisUnavailableError: within ``redis_timeout_s``.
         """
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=False)
-        chunks = ChatChunks(ComponentInfo.from_component(self), self._model) if callback is not None else None
+        shown = self._shown(callback)
         request = self._request(messages, generation_kwargs, tools)
-        result = self._queue.run("submit_chat", request, chunks, callback)
-        return {"replies": [message_from(result, self._model, chunks)]}
+        result = self._queue.run("submit_chat", request, shown)
+        return self._output(result, shown)
 
     @component.output_types(replies=list[ChatMessage])
     async def run_async(
@@ -100,10 +102,10 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
     ) -> dict[str, list[ChatMessage]]:
         """As :meth:`run`, awaited."""
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=True)
-        chunks = ChatChunks(ComponentInfo.from_component(self), self._model) if callback is not None else None
+        shown = self._shown(callback)
         request = self._request(messages, generation_kwargs, tools)
-        result = await self._queue.run_async("submit_chat", request, chunks, callback)
-        return {"replies": [message_from(result, self._model, chunks)]}
+        result = await self._queue.run_async("submit_chat", request, shown)
+        return self._output(result, shown)
 
     def _request(
         self, messages: list[ChatMessage] | str, generation_kwargs: dict[str, Any] | None, tools: ToolsType | None
@@ -117,6 +119,12 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
             "response_format": asked.pop("response_format", None),
             "generation_kwargs": asked,
         }
+
+    def _output(self, result: GenerationResult, shown: Shown | None) -> dict[str, list[ChatMessage]]:
+        return {"replies": [message_from(result, self._model, None if shown is None else shown.chunks.first_at)]}
+
+    def _chunks(self) -> ChatChunks:
+        return ChatChunks(ComponentInfo.from_component(self), self._model)
 
     def _more(self) -> dict[str, Any]:
         return {"tools": serialize_tools_or_toolset(self.tools)}

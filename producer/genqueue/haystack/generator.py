@@ -8,6 +8,7 @@ from haystack.dataclasses import ComponentInfo, StreamingCallbackT, select_strea
 from haystack.utils import Secret
 
 from genqueue.haystack.base import HuggingFaceAPI, with_stop_words
+from genqueue.haystack.queued import Shown
 from genqueue.haystack.target import HFGenerationAPIType
 from genqueue.haystack.text_chunks import TextChunks
 from genqueue.messages import GenerationResult
@@ -84,10 +85,10 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
             RedisUnavailableError: within ``redis_timeout_s``.
         """
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=False)
-        chunks = TextChunks(ComponentInfo.from_component(self)) if callback is not None else None
+        shown = self._shown(callback)
         asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        result = self._queue.run("submit", _request(prompt, asked), chunks, callback)
-        return self._output(result, chunks, prompt, asked)
+        result = self._queue.run("submit", _request(prompt, asked), shown)
+        return self._output(result, shown, prompt, asked)
 
     @component.output_types(replies=list[str], meta=list[dict[str, Any]])
     async def run_async(
@@ -98,13 +99,13 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
     ) -> dict[str, Any]:
         """As :meth:`run`, awaited."""
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=True)
-        chunks = TextChunks(ComponentInfo.from_component(self)) if callback is not None else None
+        shown = self._shown(callback)
         asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        result = await self._queue.run_async("submit", _request(prompt, asked), chunks, callback)
-        return self._output(result, chunks, prompt, asked)
+        result = await self._queue.run_async("submit", _request(prompt, asked), shown)
+        return self._output(result, shown, prompt, asked)
 
     def _output(
-        self, result: GenerationResult, chunks: TextChunks | None, prompt: str, asked: Mapping[str, Any]
+        self, result: GenerationResult, shown: Shown | None, prompt: str, asked: Mapping[str, Any]
     ) -> dict[str, Any]:
         found = result.meta[0]
         meta = {
@@ -112,10 +113,13 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
             "finish_reason": found["finish_reason"],
             "usage": {"completion_tokens": found["usage"]["completion_tokens"]},
         }
-        if chunks is not None:
-            return {"replies": result.replies, "meta": [{**meta, "completion_start_time": chunks.first_at}]}
+        if shown is not None:
+            return {"replies": result.replies, "meta": [{**meta, "completion_start_time": shown.chunks.first_at}]}
         prefix = prompt if asked.get("return_full_text") else ""
         return {"replies": [prefix + text for text in result.replies], "meta": [meta]}
+
+    def _chunks(self) -> TextChunks:
+        return TextChunks(ComponentInfo.from_component(self))
 
 
 def _request(prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,30 +9,41 @@ import inspect
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from haystack.dataclasses import StreamingCallbackT, StreamingChunk
 
-from genqueue import calls, keys, plans
 from genqueue.client import AsyncGenerationClient, GenerationClient
 from genqueue.errors import GenqueueError
+from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.target import Named, Placed
-from genqueue.messages import Event, GenerationResult
-from genqueue.places import places
-from genqueue.plans import Plan
-from genqueue.settings import Settings
+from genqueue.messages import GenerationResult
 
 Verb = Literal["submit", "submit_chat"]
 
 
-class Reader(Protocol):
-    """Makes streaming chunks of one generation's events."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How one generation is shown while it runs.
 
-    def feed(self, batch: Sequence[Event]) -> list[StreamingChunk]:
-        """What can be shown of events that came together; what came with the end waits for it."""
+    Attributes:
+        callback: is given each of ``chunks``; may be a coroutine function where it is awaited.
+    """
 
-    def end(self, result: GenerationResult) -> list[StreamingChunk]:
-        """What is left to show, with what only the result knows."""
+    chunks: Chunks[Any]
+    callback: StreamingCallbackT
+
+    def show(self, chunks: Sequence[StreamingChunk]) -> None:
+        """Call the callback."""
+        for chunk in chunks:
+            self.callback(chunk)
+
+    async def show_async(self, chunks: Sequence[StreamingChunk]) -> None:
+        """Call the callback, and await it if it has to be."""
+        for chunk in chunks:
+            shown = self.callback(chunk)
+            if inspect.isawaitable(shown):
+                await shown
 
 
 @dataclass(slots=True)
@@ -75,48 +86,39 @@ class Queue:
         if client is not None:
             client.close()
 
-    def run(
-        self, verb: Verb, arguments: dict[str, Any], reader: Reader | None, callback: StreamingCallbackT | None
-    ) -> GenerationResult:
-        """Queue ``client.<verb>(**arguments)``, show its chunks to ``callback`` if there is one, return its result."""
+    def run(self, verb: Verb, arguments: dict[str, Any], shown: Shown | None) -> GenerationResult:
+        """Queue ``client.<verb>(**arguments)``, show its chunks if they are to be shown, return its result."""
         client = self._connected()
         submit = getattr(client, verb)
-        generation = submit(**arguments, generator=self._find(client), stream=reader is not None)
+        generation = submit(**arguments, generator=self._find(client), stream=shown is not None)
         try:
-            if reader is not None and callback is not None:
-                with contextlib.closing(
-                    client._listen(generation, keys.live(generation.id), _batches(generation.id))
-                ) as batches:
+            if shown is not None:
+                with contextlib.closing(generation.batches()) as batches:
                     for batch in batches:
-                        for chunk in reader.feed(batch):
-                            callback(chunk)
+                        shown.show(shown.chunks.feed(batch))
             result: GenerationResult = generation.result()
-            if reader is not None and callback is not None:
-                for chunk in reader.end(result):
-                    callback(chunk)
+            if shown is not None:
+                shown.show(shown.chunks.end(result))
         except BaseException:
             with contextlib.suppress(GenqueueError):
                 generation.cancel()
             raise
         return result
 
-    async def run_async(
-        self, verb: Verb, arguments: dict[str, Any], reader: Reader | None, callback: StreamingCallbackT | None
-    ) -> GenerationResult:
-        """As :meth:`run`, awaited; ``callback`` may be either kind."""
+    async def run_async(self, verb: Verb, arguments: dict[str, Any], shown: Shown | None) -> GenerationResult:
+        """As :meth:`run`, awaited."""
         async with self._connected_here() as client:
             submit = getattr(client, verb)
             generator = await self._find_async(client)
-            generation = await submit(**arguments, generator=generator, stream=reader is not None)
+            generation = await submit(**arguments, generator=generator, stream=shown is not None)
             try:
-                if reader is not None and callback is not None:
-                    reading = client._listen(generation, keys.live(generation.id), _batches(generation.id))
-                    async with contextlib.aclosing(reading) as batches:
+                if shown is not None:
+                    async with contextlib.aclosing(generation.batches()) as batches:
                         async for batch in batches:
-                            await _show(reader.feed(batch), callback)
+                            await shown.show_async(shown.chunks.feed(batch))
                 result: GenerationResult = await generation.result()
-                if reader is not None and callback is not None:
-                    await _show(reader.end(result), callback)
+                if shown is not None:
+                    await shown.show_async(shown.chunks.end(result))
             except BaseException:
                 with contextlib.suppress(GenqueueError):
                     await generation.cancel()
@@ -144,28 +146,7 @@ class Queue:
                 await shared.client.close()
 
     def _find(self, client: GenerationClient) -> str:
-        if isinstance(self._target, Named):
-            return self._target.generator
-        return self._target.find(_places_of(client.settings, client._store.run(calls.known_places())))
+        return self._target.generator if isinstance(self._target, Named) else self._target.find(client.places())
 
     async def _find_async(self, client: AsyncGenerationClient) -> str:
-        if isinstance(self._target, Named):
-            return self._target.generator
-        return self._target.find(_places_of(client.settings, await client._store.run(calls.known_places())))
-
-
-def _batches(generation_id: str) -> Plan[list[Event]]:
-    return plans.in_batches(plans.follow(generation_id, 0))
-
-
-async def _show(chunks: Sequence[StreamingChunk], callback: StreamingCallbackT) -> None:
-    for chunk in chunks:
-        shown = callback(chunk)
-        if inspect.isawaitable(shown):
-            await shown
-
-
-def _places_of(settings: Settings, known: dict[str, set[str]]) -> dict[str, set[str]]:
-    """For each generator where its model is: as workers say, and the producer's own settings."""
-    own = {name: set(places(generator)) for name, generator in settings.generators.items()}
-    return {name: own.get(name, set()) | known.get(name, set()) for name in own.keys() | known.keys()}
+        return self._target.generator if isinstance(self._target, Named) else self._target.find(await client.places())

@@ -34,10 +34,6 @@ class Named:
         """Only the worker knows."""
         return None
 
-    def find(self, places_of: Mapping[str, Collection[str]]) -> str:
-        """The name; whether anybody serves it shows when it is asked."""
-        return self.generator
-
 
 @dataclass(frozen=True, slots=True)
 class Placed:
