@@ -80,8 +80,8 @@ class Placed:
                 known = ", ".join(sorted(places_of)) or "none (has a worker ever started on this Redis?)"
                 raise ConfigError(
                     f"no worker has a generator for {self.api_type} at {at}; known: {known}.\n"
-                    f"Add this to the workers' genqueue.toml under a name of your own, and restart them:\n\n"
-                    f"{toml_for(self.api_type, params, self.token_env)}\n"
+                    f"Add this to the workers' genqueue.toml under this name or one of your own, and restart them:\n\n"
+                    f"{toml_for(self.api_type, params, self.token_env, places_of.keys())}\n"
                 )
             case several:
                 raise ConfigError(
