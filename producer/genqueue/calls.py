@@ -981,7 +981,7 @@ def _errors(value: bytes) -> list[dict[str, Any]]:
 
 
 def known_places() -> Call[dict[str, set[str]]]:
-    """For each generator the places that workers called lately."""
+    """For each generator the places that its workers call or, while it has none, called when it had."""
 
     def decode(answer: dict[bytes, bytes]) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}

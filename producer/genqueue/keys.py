@@ -15,7 +15,7 @@ genqueue:dead                    zset     keep_s                  worker, client
 genqueue:claimed:<generator>     hash     keep_s                  worker            worker
 genqueue:idempotency:<key>       string   result_ttl_s            client            client
 genqueue:generators              hash     keep_s                  worker            client
-genqueue:places                  hash     1 h                     worker            client
+genqueue:places                  hash     keep_s                  worker            client
 genqueue:workers                 hash     30 s                    worker            client
 genqueue:worker:<owner>          channel  -                       cancel            worker
 generate.<generator>[sep<p>]     list     none (Celery's queue)   client, worker    worker (Celery)

@@ -70,14 +70,32 @@ def test_the_places_of_one_generator_add_up_over_its_workers(registry):
     announce_places(registry, chat=["one", "both"], code=["one"])
     announce_places(registry, chat=["two", "both"])
     assert registry.run(calls.known_places()) == {"chat": {"one", "two", "both"}, "code": {"one"}}
-    assert registry.raw.ttl(keys.PLACES) == pytest.approx(3600, abs=2)
+    assert registry.raw.ttl(keys.PLACES) == pytest.approx(KEEP_S, abs=2)
 
 
-def test_a_place_that_no_worker_called_for_an_hour_is_forgotten(registry):
+def called_before(registry, **ages_s):
+    """As if workers had called places ("chat_old": of chat the place old) so long ago."""
     now_s = registry.now_ms / 1e3
-    registry.raw.hset(keys.PLACES, mapping={"chat old": now_s - 3700, "chat recent": now_s - 3500})
+    registry.raw.hset(keys.PLACES, mapping={name.replace("_", " "): now_s - age_s for name, age_s in ages_s.items()})
+
+
+def test_while_nobody_serves_a_generator_its_places_stay_as_long_as_itself(registry):
+    called_before(registry, chat_old=KEEP_S + 1, chat_here=KEEP_S - 10)
+    announce_places(registry, code=["there"])
+    assert registry.run(calls.known_places()) == {"chat": {"here"}, "code": {"there"}}
+
+
+def test_a_place_that_its_generator_left_is_forgotten_after_an_hour(registry):
+    called_before(registry, chat_old=3700, chat_recent=3500)
     announce_places(registry, chat=["new"])
     assert registry.run(calls.known_places()) == {"chat": {"recent", "new"}}
+
+
+def test_a_place_whose_generator_has_another_name_now_is_forgotten_soon(registry):
+    called_before(registry, chat_here=WORKER_S + 1, chat_there=WORKER_S + 1, code_here=WORKER_S - 10)
+    announce_places(registry, talk=["here"])
+    # Who called it as "code" a moment ago may still run.
+    assert registry.run(calls.known_places()) == {"chat": {"there"}, "code": {"here"}, "talk": {"here"}}
 
 
 def worker(registry, name):
