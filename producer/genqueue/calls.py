@@ -980,6 +980,11 @@ def _errors(value: bytes) -> list[dict[str, Any]]:
     return found
 
 
+def known_generators() -> Call[set[str]]:
+    """The generators that workers announced."""
+    return Call(("HKEYS", keys.GENERATORS), lambda answer: {_text(name) for name in answer})
+
+
 def known_places() -> Call[dict[str, set[str]]]:
     """For each generator the places that its workers call or, while it has none, called when it had."""
 

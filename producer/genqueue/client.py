@@ -357,6 +357,10 @@ class GenerationClient(_Submits[Generation]):
         """Queues, workers and counts at one moment, in one round trip."""
         return self._store.run(calls.overview(list(self.settings.generators)))
 
+    def generators(self) -> set[str]:
+        """The names that :meth:`submit` takes: what workers announced, and the own settings."""
+        return self.settings.generators.keys() | self._store.run(calls.known_generators())
+
     def places(self) -> dict[str, set[str]]:
         """For each generator where its model is (:mod:`genqueue.places`), as workers and the own settings say."""
         return _places_of(self.settings, self._store.run(calls.known_places()))
@@ -552,6 +556,11 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         """As :meth:`GenerationClient.overview`."""
         self._stay_on_loop()
         return await self._store.run(calls.overview(list(self.settings.generators)))
+
+    async def generators(self) -> set[str]:
+        """As :meth:`GenerationClient.generators`."""
+        self._stay_on_loop()
+        return self.settings.generators.keys() | await self._store.run(calls.known_generators())
 
     async def places(self) -> dict[str, set[str]]:
         """As :meth:`GenerationClient.places`."""

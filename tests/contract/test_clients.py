@@ -103,6 +103,10 @@ class Reader:
         is_cancelled: bool = self._wait(self.client.generation(generation_id).cancel())
         return is_cancelled
 
+    def generators(self) -> set[str]:
+        found: set[str] = self._wait(self.client.generators())
+        return found
+
     def places(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = self._wait(self.client.places())
         return found
@@ -189,6 +193,12 @@ def test_batches_are_the_events_that_came_together(reader, writer):
     assert types == [["started"], ["chunk", "chunk"], ["finished"]]
     whole = reader.collect("batches", generation_id, 0, [])
     assert [event.type for batch in whole for event in batch] == ["started", "chunk", "chunk", "finished"]
+
+
+def test_the_generators_are_those_that_workers_announced_and_the_own_ones(reader, writer):
+    facts = {"other": {"max_queue_depth": 1}}
+    writer.run(calls.announce(facts, "host:1:a", {}, worker_s=30.0, keep_s=60))
+    assert reader.generators() == {"default", "other"}
 
 
 def test_where_a_model_is_is_known_of_workers_and_of_the_own_settings(reader, writer):

@@ -16,7 +16,14 @@ from haystack.dataclasses import ChatMessage, ToolCall
 from haystack.tools.tool import Tool
 from haystack.utils import Secret
 
-from genqueue import ConfigError, GenerationRejectedError, GenqueueError, InvalidRequestError, UnknownGeneratorError
+from genqueue import (
+    ConfigError,
+    GenerationRejectedError,
+    GenqueueError,
+    InvalidRequestError,
+    RedisUnavailableError,
+    UnknownGeneratorError,
+)
 from genqueue.haystack import HFGenerationAPIType, HuggingFaceAPIChatGenerator, HuggingFaceAPIGenerator
 
 TGI, ENDPOINT, FREE = HFGenerationAPIType
@@ -113,10 +120,26 @@ def test_a_place_that_several_generators_call_is_an_error_that_names_them(made, 
         made(TGI, {"url": f"{standin.url}/generate"}).run("x")
 
 
-def test_warming_up_says_at_the_start_what_a_run_would_say(made, here):
-    here.warm_up()
+def warm_up(component, awaited):
+    asyncio.run(component.warm_up_async()) if awaited else component.warm_up()
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["warm_up", "warm_up_async"])
+def test_warming_up_says_at_the_start_what_a_run_would_say(made, here, awaited):
+    warm_up(here, awaited)
+    warm_up(made(generator="here"), awaited)
     with pytest.raises(ConfigError):
-        made(TGI, {"url": "http://elsewhere"}).warm_up()
+        warm_up(made(TGI, {"url": "http://elsewhere"}), awaited)
+    with pytest.raises(UnknownGeneratorError, match="unknown generator 'gone'; known: here, tuned, twin-1, twin-2"):
+        warm_up(made(generator="gone"), awaited)
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["warm_up", "warm_up_async"])
+@pytest.mark.parametrize("where", [{"generator": "here"}, {"api_type": TGI, "api_params": {"url": "http://here"}}])
+def test_warming_up_says_that_redis_is_away(made, monkeypatch, closed_port, where, awaited):
+    monkeypatch.setenv("GENQUEUE_REDIS_URL", f"redis://127.0.0.1:{closed_port}/0")
+    with pytest.raises(RedisUnavailableError):
+        warm_up(made(**where), awaited)
 
 
 def test_what_cannot_run_is_refused(here, ask):

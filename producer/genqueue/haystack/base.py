@@ -73,10 +73,16 @@ class HuggingFaceAPI:
 
         Raises:
             ConfigError: no worker has one for this place; says what to add.
+            UnknownGeneratorError: no worker has one of this name; says which there are.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
         self._warm_up_tools()
         self._queue.warm_up()
+
+    async def warm_up_async(self) -> None:
+        """As :meth:`warm_up`; pipelines that are awaited call it on their loop."""
+        self._warm_up_tools()
+        await self._queue.warm_up_async()
 
     def close(self) -> None:
         """Close the connections; they come back with the next run."""

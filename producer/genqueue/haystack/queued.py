@@ -75,9 +75,22 @@ class Queue:
 
         Raises:
             ConfigError: the settings cannot work, or no worker has a generator for the place.
+            UnknownGeneratorError: no worker has one of this name.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
-        self._find(self._connected())
+        client = self._connected()
+        if isinstance(self._target, Named):
+            self._target.check(client.generators())
+        else:
+            self._target.find(client.places())
+
+    async def warm_up_async(self) -> None:
+        """As :meth:`warm_up`, without keeping the running loop waiting."""
+        async with self._connected_here() as client:
+            if isinstance(self._target, Named):
+                self._target.check(await client.generators())
+            else:
+                self._target.find(await client.places())
 
     def close(self) -> None:
         """Close the synchronous connections; they come back with the next use."""

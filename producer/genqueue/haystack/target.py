@@ -10,7 +10,7 @@ from haystack.utils.auth import SecretType
 from haystack.utils.url_validation import is_valid_http_url
 
 from genqueue.address import without_secrets
-from genqueue.errors import ConfigError
+from genqueue.errors import ConfigError, UnknownGeneratorError
 from genqueue.places import at_place, place, toml_for
 from genqueue.settings import GeneratorSettings
 
@@ -33,6 +33,15 @@ class Named:
     def model(self) -> None:
         """Only the worker knows."""
         return None
+
+    def check(self, known: Collection[str]) -> None:
+        """Whether it is one of the ``known`` generators.
+
+        Raises:
+            UnknownGeneratorError: it is none.
+        """
+        if self.generator not in known:
+            raise UnknownGeneratorError(self.generator, sorted(known))
 
 
 @dataclass(frozen=True, slots=True)
