@@ -235,10 +235,14 @@ class Generation:
         _check_count("from_seq", from_seq)
         return self._client._listen(self, keys.live(self.id), plans.follow(self.id, from_seq))
 
-    def batches(self, from_seq: int = 0) -> Generator[list[Event], None, None]:
-        """As :meth:`events`, but what came together is one list: the last chunk and the end do."""
+    def batches(self, from_seq: int = 0, timeout_s: float | None = None) -> Generator[list[Event], None, None]:
+        """As :meth:`events`, but what came together is one list: the last chunk and the end do.
+
+        They stop short after ``timeout_s``; None is no limit.
+        """
         _check_count("from_seq", from_seq)
-        return self._client._listen(self, keys.live(self.id), plans.in_batches(plans.follow(self.id, from_seq)))
+        steps: Plan[list[Event]] = plans.in_batches(plans.follow(self.id, from_seq))
+        return self._client._listen(self, keys.live(self.id), steps, _deadline(timeout_s))
 
     def stream(self, from_seq: int = 0) -> Iterator[Chunk]:
         """The chunks after number ``from_seq``, as they come; then the end, which may be an error.
@@ -470,10 +474,11 @@ class AsyncGeneration:
         _check_count("from_seq", from_seq)
         return self._client._listen(self, keys.live(self.id), plans.follow(self.id, from_seq))
 
-    def batches(self, from_seq: int = 0) -> AsyncGenerator[list[Event], None]:
+    def batches(self, from_seq: int = 0, timeout_s: float | None = None) -> AsyncGenerator[list[Event], None]:
         """As :meth:`Generation.batches`."""
         _check_count("from_seq", from_seq)
-        return self._client._listen(self, keys.live(self.id), plans.in_batches(plans.follow(self.id, from_seq)))
+        steps: Plan[list[Event]] = plans.in_batches(plans.follow(self.id, from_seq))
+        return self._client._listen(self, keys.live(self.id), steps, _deadline(timeout_s))
 
     def stream(self, from_seq: int = 0) -> AsyncIterator[Chunk]:
         """As :meth:`Generation.stream`."""

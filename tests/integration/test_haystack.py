@@ -18,6 +18,7 @@ from haystack.utils import Secret
 
 from genqueue import (
     ConfigError,
+    GenerationExpiredError,
     GenerationRejectedError,
     GenqueueError,
     InvalidRequestError,
@@ -236,6 +237,35 @@ async def test_a_run_that_is_cancelled_ends_the_generation(here, ask, standin):
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("awaited", [False, True], ids=["run", "run_async"])
+@pytest.mark.parametrize("kind", [HuggingFaceAPIGenerator, HuggingFaceAPIChatGenerator])
+def test_a_run_ends_at_its_deadline_with_what_there_is(made, standin, ask, eventually, kind, awaited):
+    where = {"api_type": TGI, "api_params": {"url": standin.url, "timeout": 60}}  # the worker has a timeout of its own
+    component, prompt = made(**where, deadline_s=1.0, kind=kind), ask(tokens=1000, itl_s=0.02)
+    standin.clear()
+    with pytest.raises(GenerationExpiredError) as expired:
+        asyncio.run(component.run_async(prompt)) if awaited else component.run(prompt)
+    assert expired.value.partial_text
+    eventually(lambda: [entry["state"] for entry in standin.requests()] == ["dropped"])
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["run", "run_async"])
+@pytest.mark.parametrize("callback", [None, print], ids=["whole", "stream"])
+def test_a_run_ends_at_its_deadline_where_no_worker_ends_it(fleet_of, made, monkeypatch, callback, awaited):
+    own = {"here": {"api_type": TGI, "api_params": {"url": "http://here"}}}
+    monkeypatch.setenv("GENQUEUE_GENERATORS", json.dumps(own))
+    monkeypatch.setattr("genqueue.haystack.queued._GRACE_S", 0.1)
+    with fleet_of(own) as nobody:
+        monkeypatch.setenv("GENQUEUE_REDIS_URL", nobody.producer_url)
+        component = made(generator="here", deadline_s=0.2)
+        with pytest.raises(GenerationExpiredError, match="no worker was there to end it"):
+            asyncio.run(component.run_async("x", callback)) if awaited else component.run("x", callback)
+        with redis.Redis.from_url(nobody.redis.url) as db:
+            (key,) = [key for key in db.keys("genqueue:generation:*") if key.count(b":") == 2]
+            assert db.hget(key, "state") == b"cancelled"
+        component.close()
+
+
 def test_a_worker_that_is_killed_leaves_no_seam(fleet_of, made, monkeypatch, ask, standin):
     prompt, shown = ask(tokens=60, itl_s=0.03), []
     with fleet_of({"here": {"api_type": TGI, "api_params": {"url": standin.url}}}, GENQUEUE_LEASE_S="1") as fleet:
@@ -289,8 +319,9 @@ def test_a_component_is_written_down_and_read_again(made, standin):
 
 
 def test_a_name_is_written_down_instead_of_a_place(made):
-    data = made(generator="tuned").to_dict()
+    data = made(generator="tuned", deadline_s=30.0).to_dict()
     assert {"api_type", "api_params"}.isdisjoint(data["init_parameters"])
+    assert data["init_parameters"]["deadline_s"] == 30.0
     assert HuggingFaceAPIGenerator.from_dict(data).to_dict() == data
 
 
@@ -374,11 +405,12 @@ def test_a_chats_callback_that_raises_ends_it(made, ask, standin, eventually):
 
 
 def test_a_chat_component_is_written_down_with_its_tools_and_read_again(made):
-    chat = made(generator="here", tools=[TOOL], stop_words=["stop"], kind=HuggingFaceAPIChatGenerator)
+    chat = made(generator="here", deadline_s=9.0, tools=[TOOL], stop_words=["stop"], kind=HuggingFaceAPIChatGenerator)
     data = chat.to_dict()
     assert data["type"] == "genqueue.haystack.chat_generator.HuggingFaceAPIChatGenerator"
     assert data["init_parameters"]["generation_kwargs"] == {"stop": ["stop"]}
     again = HuggingFaceAPIChatGenerator.from_dict(data)
+    assert again.deadline_s == 9.0
     assert [tool.name for tool in again.tools] == ["weather"]
     assert again.to_dict() == data
 

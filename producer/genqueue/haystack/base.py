@@ -29,6 +29,7 @@ class HuggingFaceAPI:
         generation_kwargs: dict[str, Any],
         streaming_callback: StreamingCallbackT | None,
         generator: str | None,
+        deadline_s: float | None,
     ) -> None:
         target = target_of(generator, api_type, api_params, token)
         self.api_type = target.api_type if isinstance(target, Placed) else None
@@ -37,6 +38,7 @@ class HuggingFaceAPI:
         self.generation_kwargs = generation_kwargs
         self.streaming_callback = streaming_callback
         self.generator = generator
+        self.deadline_s = deadline_s
         self._model = target.model
         self._queue = Queue(target)
 
@@ -49,9 +51,11 @@ class HuggingFaceAPI:
         where: dict[str, Any] = {"generator": self.generator}
         if self.generator is None:
             where = {"api_type": str(self.api_type), "api_params": self.api_params}
+        bound = {} if self.deadline_s is None else {"deadline_s": self.deadline_s}
         return default_to_dict(
             self,
             **where,
+            **bound,
             **self._more(),
             token=self.token.to_dict() if self.token else None,
             generation_kwargs=self.generation_kwargs,

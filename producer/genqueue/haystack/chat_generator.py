@@ -33,6 +33,7 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
         tools: what the model may call; with streaming too.
         generator: the name of a worker's generator, instead of ``api_type`` and ``api_params``; its own
             defaults then stand.
+        deadline_s: seconds within which a run must end, waiting in the queue included; None is no limit.
 
     Raises:
         ValueError: the arguments name no place, or a place and a generator, or two tools alike.
@@ -49,6 +50,7 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
         tools: ToolsType | None = None,
         *,
         generator: str | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         tools_for(flatten_tools_or_toolsets(tools))
         own = with_stop_words(generation_kwargs, "stop", stop_words)
@@ -56,7 +58,7 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
             own.setdefault("max_tokens", 512)
         elif not own["stop"]:
             del own["stop"]
-        self._keep(api_type, api_params, token, own, streaming_callback, generator)
+        self._keep(api_type, api_params, token, own, streaming_callback, generator, deadline_s)
         self.tools = tools
         self._tools_are_warm = False
 
@@ -83,6 +85,7 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
         Raises:
             ConfigError: no worker has a generator for this place; says what to add.
             InvalidRequestError: the request cannot run as it is; nothing was queued.
+            GenerationExpiredError: ``deadline_s`` passed; carries the partial text.
             GenerationError: how it ended, if not with an answer; carries the partial text.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
@@ -118,6 +121,7 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
             "tool_choice": asked.pop("tool_choice", None),
             "response_format": asked.pop("response_format", None),
             "generation_kwargs": asked,
+            "deadline_s": self.deadline_s,
         }
 
     def _output(self, result: GenerationResult, shown: Shown | None) -> dict[str, list[ChatMessage]]:

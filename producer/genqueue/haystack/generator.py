@@ -32,6 +32,7 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         streaming_callback: called with a :class:`haystack.dataclasses.StreamingChunk` for each token.
         generator: the name of a worker's generator, instead of ``api_type`` and ``api_params``; its own
             defaults then stand.
+        deadline_s: seconds within which a run must end, waiting in the queue included; None is no limit.
 
     Raises:
         ValueError: the arguments name no place, or a place and a generator.
@@ -47,13 +48,14 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         streaming_callback: StreamingCallbackT | None = None,
         *,
         generator: str | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         own = with_stop_words(generation_kwargs, "stop_sequences", stop_words)
         if generator is None:
             own.setdefault("max_new_tokens", 512)
         elif not own["stop_sequences"]:
             del own["stop_sequences"]
-        self._keep(api_type, api_params, token, own, streaming_callback, generator)
+        self._keep(api_type, api_params, token, own, streaming_callback, generator, deadline_s)
         if self.api_type is HFGenerationAPIType.SERVERLESS_INFERENCE_API:
             logger.warning(
                 "Most models of the Serverless Inference API are for chat only; if this one is, use "
@@ -81,13 +83,14 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         Raises:
             ConfigError: no worker has a generator for this place; says what to add.
             InvalidRequestError: the request cannot run as it is; nothing was queued.
+            GenerationExpiredError: ``deadline_s`` passed; carries the partial text.
             GenerationError: how it ended, if not with a reply; carries the partial text.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=False)
         shown = self._shown(callback)
         asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        result = self._queue.run("submit", _request(prompt, asked), shown)
+        result = self._queue.run("submit", self._request(prompt, asked), shown)
         return self._output(result, shown, prompt, asked)
 
     @component.output_types(replies=list[str], meta=list[dict[str, Any]])
@@ -101,8 +104,13 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=True)
         shown = self._shown(callback)
         asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        result = await self._queue.run_async("submit", _request(prompt, asked), shown)
+        result = await self._queue.run_async("submit", self._request(prompt, asked), shown)
         return self._output(result, shown, prompt, asked)
+
+    def _request(self, prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What is submitted; the prompt need not come back to be put before the reply."""
+        sent = {name: value for name, value in asked.items() if name != "return_full_text"}
+        return {"prompt": prompt, "generation_kwargs": sent, "deadline_s": self.deadline_s}
 
     def _output(
         self, result: GenerationResult, shown: Shown | None, prompt: str, asked: Mapping[str, Any]
@@ -120,8 +128,3 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
 
     def _chunks(self) -> TextChunks:
         return TextChunks(ComponentInfo.from_component(self))
-
-
-def _request(prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What is submitted; the prompt need not come back to be put before the reply."""
-    return {"prompt": prompt, "generation_kwargs": {k: v for k, v in asked.items() if k != "return_full_text"}}

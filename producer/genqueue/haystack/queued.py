@@ -7,19 +7,23 @@ import asyncio
 import contextlib
 import inspect
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from haystack.dataclasses import StreamingCallbackT, StreamingChunk
 
 from genqueue.client import AsyncGenerationClient, GenerationClient
-from genqueue.errors import GenqueueError
+from genqueue.errors import GenerationExpiredError, GenqueueError, ResultTimeoutError
 from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.target import Named, Placed
 from genqueue.messages import GenerationResult
 
 Verb = Literal["submit", "submit_chat"]
+
+_GRACE_S = 5.0
+"""So long after a deadline a worker, if there is one, has ended the generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,27 @@ class Shown:
             shown = self.callback(chunk)
             if inspect.isawaitable(shown):
                 await shown
+
+
+class _Patience:
+    """How long a run is waited for: a worker ends what is late, but there may be none."""
+
+    def __init__(self, deadline_s: float | None) -> None:
+        self._deadline_s = deadline_s
+        self._end_s = None if deadline_s is None else time.monotonic() + deadline_s + _GRACE_S
+
+    def left_s(self) -> float | None:
+        """Seconds from now; None is no limit."""
+        return None if self._end_s is None else max(0.0, self._end_s - time.monotonic())
+
+    @contextlib.contextmanager
+    def ends(self) -> Iterator[None]:
+        """What waited too long is late, whoever says so."""
+        try:
+            yield
+        except ResultTimeoutError as error:
+            words = f"its deadline of {self._deadline_s:g} s passed, and no worker was there to end it"
+            raise GenerationExpiredError(words) from error
 
 
 @dataclass(slots=True)
@@ -104,12 +129,14 @@ class Queue:
         client = self._connected()
         submit = getattr(client, verb)
         generation = submit(**arguments, generator=self._find(client), stream=shown is not None)
+        patience = _Patience(arguments["deadline_s"])
         try:
             if shown is not None:
-                with contextlib.closing(generation.batches()) as batches:
+                with contextlib.closing(generation.batches(timeout_s=patience.left_s())) as batches:
                     for batch in batches:
                         shown.show(shown.chunks.feed(batch))
-            result: GenerationResult = generation.result()
+            with patience.ends():
+                result: GenerationResult = generation.result(patience.left_s())
             if shown is not None:
                 shown.show(shown.chunks.end(result))
         except BaseException:
@@ -124,12 +151,14 @@ class Queue:
             submit = getattr(client, verb)
             generator = await self._find_async(client)
             generation = await submit(**arguments, generator=generator, stream=shown is not None)
+            patience = _Patience(arguments["deadline_s"])
             try:
                 if shown is not None:
-                    async with contextlib.aclosing(generation.batches()) as batches:
+                    async with contextlib.aclosing(generation.batches(timeout_s=patience.left_s())) as batches:
                         async for batch in batches:
                             await shown.show_async(shown.chunks.feed(batch))
-                result: GenerationResult = await generation.result()
+                with patience.ends():
+                    result: GenerationResult = await generation.result(patience.left_s())
                 if shown is not None:
                     await shown.show_async(shown.chunks.end(result))
             except BaseException:
