@@ -23,7 +23,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError, to_json
 
-from genqueue.chat import I32, U64, ChatKwargs, Message, ResponseFormat, Tool, ToolChoice
+from genqueue.chat import (
+    I32,
+    MAX_STOP_WORDS,
+    U64,
+    ChatKwargs,
+    Message,
+    ResponseFormat,
+    StopWord,
+    StopWords,
+    Tool,
+    ToolChoice,
+)
 from genqueue.errors import InvalidRequestError
 from genqueue.keys import PRIORITIES
 
@@ -34,10 +45,6 @@ GENERATOR_NAME = r"^[A-Za-z0-9._-]{1,64}$"
 
 Given = str | list[dict[str, Any]]
 """A prompt, or a chat's messages."""
-
-StopWord = Annotated[str, Field(min_length=1, max_length=1000)]
-"""An empty one would stop every text after its first token."""
-MAX_STOP_WORDS = 64
 
 
 class Bounds(NamedTuple):
@@ -80,8 +87,8 @@ class GenerationKwargs(BaseModel):
     repetition_penalty: float | None = Field(None, ge=0, le=100)
     return_full_text: Literal[False] | None = None
     seed: int | None = Field(None, ge=0, le=U64)
-    stop: list[StopWord] | None = Field(None, max_length=MAX_STOP_WORDS)
-    stop_sequences: list[StopWord] | None = Field(None, max_length=MAX_STOP_WORDS)
+    stop: StopWords | None = None
+    stop_sequences: StopWords | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_k: int | None = Field(None, ge=-1, le=I32)
     top_n_tokens: int | None = Field(None, ge=0, le=100)

@@ -32,9 +32,9 @@ from pydantic_settings import (
 )
 
 from genqueue.address import TLS_FILES, read_address, without_secrets
-from genqueue.chat import ChatKwargs
+from genqueue.chat import ChatKwargs, StopWord
 from genqueue.errors import ConfigError
-from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, StopWord, describe
+from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, describe
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 

@@ -336,6 +336,18 @@ def test_what_the_caller_passed_is_left_as_it_was(made, standin):
     assert kwargs == {"stop_sequences": ["one"]}
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [(HuggingFaceAPIGenerator, "stop_sequences"), (HuggingFaceAPIChatGenerator, "stop")]
+)
+def test_stop_words_are_a_list_or_a_tuple_and_no_string(made, kind, name):
+    component = made(generator="here", generation_kwargs={name: ("one",)}, stop_words=("two",), kind=kind)
+    assert component.generation_kwargs == {name: ["one", "two"]}
+    with pytest.raises(InvalidRequestError, match=f"generation_kwargs.{name}: Input should be a valid list"):
+        made(generator="here", generation_kwargs={name: "###"}, kind=kind)
+    with pytest.raises(InvalidRequestError, match="stop_words: Input should be a valid list"):
+        made(generator="here", stop_words="###", kind=kind)
+
+
 def test_serverless_models_come_with_a_warning(made, caplog):
     made(FREE, {"model": "HuggingFaceH4/zephyr-7b-beta"})
     assert "chat only" in caplog.text

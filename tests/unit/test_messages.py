@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from genqueue.chat import I32, U64, ChatKwargs
+from genqueue.chat import I32, MAX_STOP_WORDS, U64, ChatKwargs
 from genqueue.errors import InvalidRequestError
 from genqueue.messages import (
-    MAX_STOP_WORDS,
     Bounds,
     Chunk,
     Finished,
@@ -244,6 +243,15 @@ def test_every_number_of_the_kwargs_has_a_range(kind):
         for refused in (least - 1, most + 1):
             with pytest.raises(InvalidRequestError, match=rf"kwargs\.{name}: Input should be (less|greater) than"):
                 read_request({**given, "generation_kwargs": {name: refused}})
+
+
+@pytest.mark.parametrize(("kind", "name"), [("prompt", "stop"), ("prompt", "stop_sequences"), ("messages", "stop")])
+def test_a_tuple_of_stop_words_is_a_list_of_them_and_a_string_is_none(kind, name):
+    asked = {kind: "p" if kind == "prompt" else [{"role": "user", "content": "p"}]}
+    request = read_request({**asked, "generation_kwargs": {name: ("a", "b")}})
+    assert getattr(request.generation_kwargs, name) == ["a", "b"]
+    with pytest.raises(InvalidRequestError, match=rf"generation_kwargs\.{name}: Input should be a valid list"):
+        read_request({**asked, "generation_kwargs": {name: "###"}})
 
 
 def test_so_many_stop_words_and_so_long_ones_are_taken_and_no_more():

@@ -1,6 +1,6 @@
 """What both components have in common: where their prompts go, and how they are written down."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Self
 
@@ -9,6 +9,7 @@ from haystack.dataclasses import StreamingCallbackT
 from haystack.tools import deserialize_tools_or_toolset_inplace
 from haystack.utils import Secret, deserialize_callable, serialize_callable
 
+from genqueue.errors import InvalidRequestError
 from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.queued import Queue, Shown
 from genqueue.haystack.target import HFGenerationAPIType, Placed, target_of
@@ -109,8 +110,15 @@ class HuggingFaceAPI:
 
 
 def with_stop_words(
-    generation_kwargs: dict[str, Any] | None, name: str, stop_words: list[str] | None
+    generation_kwargs: dict[str, Any] | None, name: str, stop_words: Sequence[str] | None
 ) -> dict[str, Any]:
-    """``generation_kwargs`` with ``stop_words`` behind what they list under ``name``."""
+    """``generation_kwargs`` with ``stop_words`` behind what they list under ``name``.
+
+    Raises:
+        InvalidRequestError: either is one string, of which every letter would be a stop word.
+    """
     given = generation_kwargs or {}
+    for place, words in ((f"generation_kwargs.{name}", given.get(name)), ("stop_words", stop_words)):
+        if not isinstance(words, list | tuple | None):
+            raise InvalidRequestError(f"{place}: Input should be a valid list")
     return {**given, name: [*(given.get(name) or ()), *(stop_words or ())]}

@@ -36,6 +36,7 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
         deadline_s: seconds within which a run must end, waiting in the queue included; None is no limit.
 
     Raises:
+        InvalidRequestError: stop words are one string instead of a list.
         ValueError: the arguments name no place, or a place and a generator, or two tools alike.
     """
 
