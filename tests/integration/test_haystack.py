@@ -4,7 +4,9 @@ That their outputs are the original's is test_haystack_original.py's.
 """
 
 import asyncio
+import copy
 import json
+import pickle
 
 import pytest
 import redis
@@ -346,6 +348,16 @@ def test_stop_words_are_a_list_or_a_tuple_and_no_string(made, kind, name):
         made(generator="here", generation_kwargs={name: "###"}, kind=kind)
     with pytest.raises(InvalidRequestError, match="stop_words: Input should be a valid list"):
         made(generator="here", stop_words="###", kind=kind)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_component_can_be_copied_before_and_after_it_ran(made, ask, copied):
+    component = made(generator="here", generation_kwargs={"max_new_tokens": 20})
+    for _ in range(2):
+        again, prompt = copied(component), ask(tokens=4)
+        assert again.run(prompt)["replies"] == component.run(prompt)["replies"] == [prompt.answer]
+        assert again.to_dict() == component.to_dict()
+        again.close()
 
 
 def test_serverless_models_come_with_a_warning(made, caplog):

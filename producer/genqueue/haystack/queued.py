@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from haystack.dataclasses import StreamingCallbackT, StreamingChunk
 
@@ -94,6 +94,10 @@ class Queue:
         self._lock = threading.Lock()
         self._client: GenerationClient | None = None
         self._async_clients: dict[asyncio.AbstractEventLoop, _Shared] = {}
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Named | Placed]]:
+        """A copy connects for itself."""
+        return type(self), (self._target,)
 
     def warm_up(self) -> None:
         """Connect, and find the generator.
