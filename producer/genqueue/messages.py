@@ -7,6 +7,7 @@ clock.  How events are put in order is :mod:`genqueue.sequence`'s.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -310,7 +311,8 @@ class Chunk(_Event):
         top_tokens: for each token its alternatives, where ``top_n_tokens`` was asked for.
         reasoning: what the model of a chat thought; no part of the text.
         tool_calls: pieces of the calls that it makes, to be joined by their ``index``.
-        pieces: how many characters of ``text`` each event of the chat brought, where they were several.
+        pieces: how many characters of ``text`` each event of the server brought, where they were several and
+            it names no tokens.
         restarts: whether the text begins anew here: forget every chunk before.  Told by
             ``stream()``, whose readers do not see the event ``reset``.
     """
@@ -323,6 +325,11 @@ class Chunk(_Event):
     tool_calls: tuple[ToolCallDelta, ...] = ()
     pieces: tuple[int, ...] = ()
     restarts: bool = Field(False, exclude=True)
+
+    def texts(self) -> list[str]:
+        """``text`` in its ``pieces``."""
+        text = iter(self.text)
+        return ["".join(islice(text, size)) for size in self.pieces or (len(self.text),)]
 
     @model_serializer(mode="wrap")
     def _as_it_is_logged(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
