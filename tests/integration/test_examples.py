@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -79,6 +81,32 @@ def django_url(environ):
 
 def opened(url, data=None, **headers):
     return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30)
+
+
+@contextmanager
+def refused(status):
+    """A request that is answered with ``status``; gives a function that gives the answer's text."""
+    answer = []
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        yield lambda: answer[0]
+    with raised.value:
+        assert raised.value.code == status
+        answer.append(raised.value.read().decode())
+
+
+@contextmanager
+def full(fleet):
+    """While the generator takes nothing; its worker is kept from announcing otherwise."""
+    (worker,) = fleet.workers
+    worker.process.send_signal(signal.SIGSTOP)
+    with redis.Redis.from_url(fleet.redis.url) as db:
+        facts = db.hget("genqueue:generators", "default")
+        db.hset("genqueue:generators", "default", json.dumps({**json.loads(facts), "max_queue_depth": 0}))
+        try:
+            yield
+        finally:
+            db.hset("genqueue:generators", "default", facts)
+            worker.process.send_signal(signal.SIGCONT)
 
 
 def submit(url, prompt):
@@ -147,6 +175,7 @@ def test_a_browser_that_lost_its_connection_goes_on_behind_what_it_saw(fastapi_u
     seen = []
     with opened(url) as first:
         assert first.headers["content-type"].startswith("text/event-stream")
+        assert (first.headers["cache-control"], first.headers["x-accel-buffering"]) == ("no-cache", "no")
         for event in sse(first):
             seen.append(event)
             if len(seen) == 3:
@@ -156,7 +185,8 @@ def test_a_browser_that_lost_its_connection_goes_on_behind_what_it_saw(fastapi_u
     *chunks, end = seen
     assert "".join(data for _, _, data in chunks) == prompt.answer
     assert len({seq for _, seq, _ in chunks}) == len(chunks) >= 6
-    assert (end[0], end[2]["finish_reason"]) == ("end", "eos_token")
+    assert (end[0], end[2]) == ("end", {"finish_reason": "eos_token", "usage": end[2]["usage"]})
+    assert end[2]["usage"]["completion_tokens"] == 13
     with opened(url, **{"last-event-id": chunks[-1][1]}) as after_the_end:
         assert [kind for kind, _, _ in sse(after_the_end)] == ["end"]
 
@@ -172,11 +202,20 @@ def test_a_browser_is_told_of_a_text_that_begins_anew(fastapi_url, fleet, ask):
     assert generation.status().attempt == 2
 
 
-def test_a_generation_that_nobody_submitted_is_not_found(fastapi_url):
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        opened(f"{fastapi_url}/generations/none")
-    with refused.value:
-        assert refused.value.code == 404
+def test_a_browser_is_told_of_a_generation_that_nobody_submitted(fastapi_url):
+    with opened(f"{fastapi_url}/generations/none") as answer:
+        ((kind, _, end),) = sse(answer)
+    assert kind == "end"
+    assert "no generation none" in end["error"]
+
+
+def test_a_browser_is_told_what_cannot_be_taken(fastapi_url, fleet):
+    with refused(400) as words:
+        submit(fastapi_url, "")
+    assert "prompt: " in words()
+    with full(fleet), refused(503) as words:
+        submit(fastapi_url, "x")
+    assert "limit 0" in words()
 
 
 def test_the_django_view_streams(django_url, ask, standin):
@@ -196,9 +235,10 @@ def test_who_leaves_the_django_view_stops_the_model(django_url, ask, standin, ev
     eventually(lambda: standin.only(prompt)["state"] == "dropped")
 
 
-def test_the_django_view_says_what_it_cannot_take(django_url):
-    with pytest.raises(urllib.error.HTTPError) as refused:
+def test_the_django_view_says_what_it_cannot_take(django_url, fleet):
+    with refused(400) as words:
         opened(django_url, b"prompt=")
-    with refused.value:
-        assert refused.value.code == 400
-        assert b"prompt: " in refused.value.read()
+    assert "prompt: " in words()
+    with full(fleet), refused(503) as words:
+        opened(django_url, b"prompt=x")
+    assert "limit 0" in words()
