@@ -95,18 +95,26 @@ def refused(status):
 
 
 @contextmanager
-def full(fleet):
-    """While the generator takes nothing; its worker is kept from announcing otherwise."""
+def frozen(fleet):
+    """While the worker does nothing."""
     (worker,) = fleet.workers
     worker.process.send_signal(signal.SIGSTOP)
-    with redis.Redis.from_url(fleet.redis.url) as db:
+    try:
+        yield
+    finally:
+        worker.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def full(fleet):
+    """While the generator takes nothing; its worker is kept from announcing otherwise."""
+    with frozen(fleet), redis.Redis.from_url(fleet.redis.url) as db:
         facts = db.hget("genqueue:generators", "default")
         db.hset("genqueue:generators", "default", json.dumps({**json.loads(facts), "max_queue_depth": 0}))
         try:
             yield
         finally:
             db.hset("genqueue:generators", "default", facts)
-            worker.process.send_signal(signal.SIGCONT)
 
 
 def submit(url, prompt):
@@ -146,10 +154,26 @@ def test_the_celery_producer_knows_nothing_of_genqueue_and_gets_its_answers(run,
     assert re.fullmatch(expected, done.stdout)  # a text may have more than one line
 
 
-def test_the_celery_producer_is_told_what_went_wrong(run, ask):
-    done = run("celery_producer.py", ask(faults=[{"kind": "status", "status": 422, "body": "no such thing"}]))
+def test_the_celery_producer_is_told_what_went_wrong_and_gets_its_other_answers(run, ask):
+    wrong, right = ask(faults=[{"kind": "status", "status": 422, "body": "no such thing"}]), ask(tokens=5)
+    done = run("celery_producer.py", wrong, right)
     assert done.returncode == 1
     assert "no such thing" in done.stderr
+    assert right.answer in done.stdout
+
+
+def test_the_celery_producer_leaves_nothing_running_when_it_gives_up(run, ask, fleet, standin, tmp_path):
+    text = (EXAMPLES / "celery_producer.py").read_text(encoding="utf-8")
+    hurried = tmp_path / "celery_producer.py"
+    hurried.write_text(text.replace("timeout=130", "timeout=1.5").replace("expires=60.0", "expires=1.0"))
+    standin.clear()
+    with frozen(fleet):
+        done = run(hurried, ask(), ask())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does a worker run?" in done.stderr
+    # Behind them in the queue, so that they were looked at when this is answered.
+    assert fleet.client.submit(last := ask(), priority=9).result(30).replies == [last.answer]
+    assert standin.requests() == standin.requests(last)
 
 
 def test_the_haystack_pipeline_answers_from_what_it_found(run, standin):
