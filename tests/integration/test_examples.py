@@ -245,6 +245,7 @@ def test_a_browser_is_told_what_cannot_be_taken(fastapi_url, fleet):
 def test_the_django_view_streams(django_url, ask, standin):
     prompt = ask(tokens=6, itl_s=0.2)
     with opened(django_url, urllib.parse.urlencode({"prompt": prompt}).encode()) as answer:
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
         first = answer.read1()
         state = standin.only(prompt)["state"]
         rest = answer.read()
@@ -257,6 +258,21 @@ def test_who_leaves_the_django_view_stops_the_model(django_url, ask, standin, ev
     with opened(django_url, urllib.parse.urlencode({"prompt": prompt}).encode()) as answer:
         answer.read1()
     eventually(lambda: standin.only(prompt)["state"] == "dropped")
+
+
+def test_who_leaves_the_django_view_in_the_queue_stops_the_model_with_its_first_texts(
+    django_url, ask, standin, fleet, eventually
+):
+    prompt = ask(tokens=5000, itl_s=0.01)
+    place = urllib.parse.urlsplit(django_url)
+    asked = urllib.parse.urlencode({"prompt": prompt})
+    with frozen(fleet), socket.create_connection((place.hostname, place.port)) as client:
+        client.sendall(
+            f"POST / HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+            f"Content-Length: {len(asked)}\r\n\r\n{asked}".encode()
+        )
+        eventually(lambda: fleet.client.overview().queues[0].waiting == 1)
+    eventually(lambda: [entry["state"] for entry in standin.requests(prompt)] == ["dropped"])
 
 
 def test_the_django_view_says_what_it_cannot_take(django_url, fleet):
