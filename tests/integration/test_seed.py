@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/haystack.md").read_text(encoding="utf-8")
-SEED = ROOT.parent / "shared/reference/seed.md"
+ORIGINAL = (ROOT / "tests/fixtures/haystack/documentation.md").read_text(encoding="utf-8")
 THEIR_IMPORT = "from haystack.components.generators import HuggingFaceAPIGenerator"
 NEXT = "(the next example)"
 OUR_IMPORT = "from genqueue.haystack import HuggingFaceAPIGenerator"
@@ -79,9 +79,8 @@ def test_a_token_is_the_workers_own_and_goes_where_it_is_meant_for(outputs):
     assert sent == {None, "Bearer hf_canaryOfTheWorker"}
 
 
-@pytest.mark.skipif(not SEED.exists(), reason="the original's documentation is not beside this repository")
-@pytest.mark.parametrize("language", ["python", "shell"])
-def test_the_originals_examples_are_on_the_page_but_for_the_import(language):
-    theirs = [block.replace(THEIR_IMPORT, OUR_IMPORT) for block in blocks(SEED.read_text(encoding="utf-8"), language)]
-    assert theirs
+@pytest.mark.parametrize(("language", "count"), [("python", 4), ("shell", 1)])
+def test_the_originals_examples_are_on_the_page_but_for_the_import(language, count):
+    theirs = [block.replace(THEIR_IMPORT, OUR_IMPORT) for block in blocks(ORIGINAL, language)]
+    assert len(theirs) == count
     assert [block for block in blocks(PAGE, language) if block in theirs] == theirs
