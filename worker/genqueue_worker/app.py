@@ -73,6 +73,8 @@ class Runtime:
     def consume(self, consumer: Consumer) -> None:
         """Celery is ready to take messages."""
         self.consumer = consumer
+        # Who waits for a server that wakes up, for minutes maybe, shall not keep a generator of another one waiting.
+        self.engine.places = consumer.pool.limit // 2
         self._served = {name.removeprefix(keys.QUEUE_PREFIX) for name in consumer.app.amqp.queues.consume_from}
         self.follow()
 
@@ -124,7 +126,7 @@ class Runtime:
         return {ENGINE: self.engine.pulse.age_s, CONSUMER: broker.pulse.age_s, LEASES: self._leases.pulse.age_s}
 
     def follow(self) -> None:
-        """Have Celery consume the queues of those generators that have a server, and everybody know."""
+        """Have Celery consume the queues of those generators that can be asked, and everybody know."""
         if self.consumer is not None:
             self.consumer.leave({keys.queue(name) for name in self.engine.unavailable})
         self._leases.announce_soon()
