@@ -25,7 +25,7 @@ local function append_events(log, live, seq, attempt, bodies)
     seq = seq + 1
     events[index] = '{"seq":' .. seq .. ',"attempt":' .. attempt .. ',' .. body
     local written = redis.pcall('XADD', log, seq .. '-0', 'e', events[index])
-    local trouble = type(written) == 'table' and written.err
+    local trouble = type(written) == 'table' and written.err and tostring(written.err)
     if trouble and (string.find(trouble, 'XADD', 1, true) or string.find(trouble, 'WRONGTYPE', 1, true)) then
       -- Somebody else wrote under numbers that are ours to give. The log begins anew here: readers have what
       -- came before, or get the whole text at the end.
