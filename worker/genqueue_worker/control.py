@@ -12,12 +12,14 @@ from typing import Any
 from celery.utils.functional import maybe_list
 from celery.worker.control import Panel
 
+from genqueue.keys import names_a_generation
+
 
 def revoke_means_cancel(cancel: Callable[[Iterable[str]], None]) -> None:
     """Have the commands ``revoke`` and ``terminate`` call ``cancel`` with the ids."""
 
     def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **_: Any) -> dict[str, str]:
-        ids = sorted(set(maybe_list(task_id) or []))
+        ids = sorted({each for each in maybe_list(task_id) or [] if isinstance(each, str) and names_a_generation(each)})
         cancel(ids)
         return {"ok": f"cancelled: {', '.join(ids)}"}
 
