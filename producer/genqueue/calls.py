@@ -999,8 +999,12 @@ def queue_position(generation_id: str, generator: str) -> Call[int | None]:
 
 
 def _errors(value: bytes) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = from_json(b"[" + value + b"]")
-    return found
+    """What ended earlier attempts; what is no such thing was not written by a worker, and is passed over."""
+    try:
+        found: list[Any] = from_json(b"[" + value + b"]")
+    except ValueError:
+        return []
+    return [error for error in found if isinstance(error, dict) and isinstance(error.get("message"), str)]
 
 
 def known_generators() -> Call[set[str]]:
