@@ -5,6 +5,7 @@ The pictures of docs/ are made by these tests where GENQUEUE_PICTURES names a fo
 
 import base64
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -182,6 +184,35 @@ def test_the_phases_of_what_is_done_and_the_depth_of_queues_are_shown(flower, fl
     assert prompt not in page
     assert prompt.answer not in page
     assert "generate.default" in flower.get("/broker", user=USER)[1]
+
+
+def test_when_it_started_stays_and_nothing_is_left_prefetched(flower, fleet, ask, eventually):
+    """What workers tell besides is no event of Celery's that would be taken for another start."""
+
+    def info():
+        status, text = flower.get(f"/api/task/info/{generation.id}", user=USER)
+        return json.loads(text) if status == 200 else {}
+
+    def counted(name, **labels):
+        families = text_string_to_metric_families(flower.get("/metrics")[1])
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    starts = counted("flower_events_total", type="task-started")
+    generation = fleet.client.submit(ask(tokens=2000, itl_s=0.05))
+    running = eventually(lambda: (found := info()).get("prompt") and found)
+    assert running["state"] == "STARTED"
+    generation.cancel()
+    ended = eventually(lambda: (found := info()).get("outcome") and found["state"] == "REVOKED" and found)
+    assert ended["started"] == running["started"] < ended["revoked"]
+
+    generation = fleet.client.submit(ask(tokens=40, itl_s=0.01))
+    generation.result(timeout_s=10)
+    ended = eventually(lambda: (found := info()).get("state") == "SUCCESS" and found)
+    assert ended["completion_tokens"] == 41
+    assert ended["succeeded"] - ended["started"] > 0.3
+    assert counted("flower_events_total", type="task-started") - starts == 2
+    assert counted("flower_worker_prefetched_tasks") == 0
 
 
 def test_no_page_shows_a_password(flower, fleet, ask):

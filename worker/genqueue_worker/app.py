@@ -26,6 +26,7 @@ from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, 
 from genqueue_worker.lease import LeaseKeeper
 from genqueue_worker.metrics import Now
 from genqueue_worker.monitor import Monitor
+from genqueue_worker.report import FACTS
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Runtime:
         """Tell Flower more of a generation than Celery does; any thread may."""
         events: Any = self.consumer and self.consumer.event_dispatcher
         if events:
-            events.send("task-started", uuid=generation_id, **facts)
+            events.send(FACTS, uuid=generation_id, **facts)
 
     def consume(self, consumer: Consumer) -> None:
         """Celery is ready to take messages."""
