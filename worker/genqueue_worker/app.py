@@ -209,7 +209,7 @@ def _start(**_: Any) -> None:
     _look_for_redis(settings)
     try:
         _runtime = Runtime(settings)
-        _end_traces = tracing.set_up(_runtime.engine.owner)
+        _end_traces = tracing.set_up(_runtime.engine.owner, settings.generators)
     except ConfigError as error:
         raise SystemExit(f"genqueue: {error}") from None
     try:
