@@ -7,6 +7,7 @@ is used as it is: a task class with more fields, a list of columns, its own auth
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from celery.events.state import Task
 from flower.events import EventsState
+from flower.utils.authentication import validate_auth_option
 from flower.views.tasks import TASK_COLUMNS
 
 from genqueue.errors import ConfigError
@@ -31,6 +33,8 @@ COLUMNS = {
 TASKS_COLUMNS = "uuid,generator,state,received,queue_wait_s,ttft_s,completion_tokens,attempt,runtime,worker,prompt"
 _SAVE_EVERY_MS = 10_000
 _ANYBODY = "FLOWER_UNAUTHENTICATED_API"
+_LOGIN_ELSEWHERE = ("FLOWER_AUTH", "FLOWER_AUTH_PROVIDER", "FLOWER_OAUTH2_KEY", "FLOWER_OAUTH2_SECRET")
+_STRANGER = "nobody@invalid.example"
 
 
 class GenerationTask(Task):
@@ -60,17 +64,39 @@ def prepare(app: Any) -> None:
 
 
 def refusal(environ: Mapping[str, str], address: str) -> str | None:
-    """Why Flower must not start so; None if it may."""
+    """Why Flower must not start so; None if it may.
+
+    Args:
+        environ: Flower's settings, as its variables are called.
+        address: where it is to listen; "" is every interface.
+    """
     passwords = environ.get("FLOWER_BASIC_AUTH", "")
     if passwords and not all(all(pair.partition(":")[::2]) for pair in passwords.split(",")):
         return "FLOWER_BASIC_AUTH: must be user:password, or several of them with commas between"
-    is_open = not (passwords or environ.get("FLOWER_AUTH"))
+    pattern = environ.get("FLOWER_AUTH", "")
+    missing = [name for name in _LOGIN_ELSEWHERE if not environ.get(name)]
+    if 0 < len(missing) < len(_LOGIN_ELSEWHERE):
+        return f"{', '.join(missing)}: needed too, for a login with {', '.join(_LOGIN_ELSEWHERE)}"
+    if pattern and _is_too_wide(pattern):
+        return (
+            "FLOWER_AUTH: must be the addresses of those who may log in, with | between, or .*@ and a domain: "
+            f"this would fit {_STRANGER}, or nobody"
+        )
+    is_open = not (passwords or pattern)
     if is_open and not _is_loopback(address):
         return (
             f"address {address or 'of every interface'}: others can reach it, so FLOWER_BASIC_AUTH=user:password is "
             "needed, or FLOWER_AUTH and FLOWER_AUTH_PROVIDER with the FLOWER_OAUTH2_ variables; or --address 127.0.0.1"
         )
     return None
+
+
+def _is_too_wide(pattern: str) -> bool:
+    """Read as the regular expression that Flower's help calls it, too: its versions differ in how they match."""
+    try:
+        return not validate_auth_option(pattern) or re.search(pattern, _STRANGER) is not None
+    except re.error:
+        return True
 
 
 def _is_loopback(address: str) -> bool:
