@@ -18,8 +18,10 @@ from flower.events import EventsState
 from flower.utils.authentication import validate_auth_option
 from flower.views.tasks import TASK_COLUMNS
 
+from genqueue import calls
 from genqueue.errors import ConfigError
-from genqueue_worker.app import app
+from genqueue.settings import load_settings
+from genqueue_worker.app import app, look_for_redis
 
 COLUMNS = {
     "generator": "Generator",
@@ -30,8 +32,16 @@ COLUMNS = {
     "prompt": "Prompt",
 }
 """What Flower does not know of a task by itself, and what stands above it."""
-TASKS_COLUMNS = "uuid,generator,state,received,queue_wait_s,ttft_s,completion_tokens,attempt,runtime,worker,prompt"
-_SAVE_EVERY_MS = 10_000
+TASKS_COLUMNS = [
+    *("uuid", "generator", "state", "received", "queue_wait_s", "ttft_s", "completion_tokens", "attempt"),
+    *("runtime", "worker", "prompt"),
+]
+SETTINGS = {
+    "persistent": True,
+    "state_save_interval": 10_000,  # milliseconds
+    "tasks_columns": ",".join(TASKS_COLUMNS),
+}
+"""Flower's own, by its names for them; ``ops/flower.py`` has the same."""
 _ANYBODY = "FLOWER_UNAUTHENTICATED_API"
 _LOGIN_ELSEWHERE = ("FLOWER_AUTH", "FLOWER_AUTH_PROVIDER", "FLOWER_OAUTH2_KEY", "FLOWER_OAUTH2_SECRET")
 _STRANGER = "nobody@invalid.example"
@@ -133,20 +143,14 @@ def flower(
     os.environ.pop(_ANYBODY, None)
     if open_api:
         os.environ[_ANYBODY] = "true"
+    settings = load_settings()
     where = db or _state_folder() / "flower"
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--db {where}: {error.strerror}") from None
+    look_for_redis(settings, calls.clock())
     prepare(app)
-    app.start(
-        [
-            "flower",
-            f"--address={address}",
-            f"--port={port}",
-            f"--db={where}",
-            "--persistent=true",
-            f"--state_save_interval={_SAVE_EVERY_MS}",
-            f"--tasks_columns={TASKS_COLUMNS}",
-        ]
-    )
+    # No file of options: a flowerconfig.py that lies here could open what was just seen to be closed.
+    options = {"conf": os.devnull, "address": address, "port": port, "db": where, **SETTINGS}
+    app.start(["flower", *(f"--{name}={value}" for name, value in options.items())])

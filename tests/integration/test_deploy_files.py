@@ -132,6 +132,14 @@ def test_each_user_of_redis_has_a_password_of_its_own(services):
     assert len(set(given.values())) == 3
 
 
+def test_flower_has_nothing_that_it_does_not_need(services):
+    (volume,) = services["flower"]["volumes"]
+    assert "/data" in str(volume)
+    assert set(services["flower"]["environment"]) == {
+        *("GENQUEUE_REDIS_URL", "FLOWER_BASIC_AUTH", "FLOWER_ADDRESS", "FLOWER_DB")
+    }
+
+
 def pins(name: str) -> set[str]:
     return set(re.findall(r"^([\w.-]+==\S+)", (ROOT / "ops" / name).read_text(), re.MULTILINE))
 

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -27,8 +29,9 @@ from genqueue_ops.processes import Child
 
 from ..conftest import not_here
 from .conftest import clean_environment, toml_of
-from .roles import as_role, password
+from .roles import as_role, password, refusals
 
+ROOT = Path(__file__).parents[2]
 USER, SECRET = "watcher", "canary-flower-password"
 CHROMIUM = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
@@ -39,7 +42,7 @@ CHROMIUM = (
 class Flower:
     """``genqueue flower``, stopped and started again at the same place."""
 
-    def __init__(self, folder, redis_url, generators, **environ):
+    def __init__(self, folder, redis_url, generators, *, by=("-m", "genqueue", "flower"), **environ):
         (folder / "genqueue.toml").write_text(toml_of(generators))
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -52,13 +55,17 @@ class Flower:
         }
         command = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in settings.items())]
         command += ["sh", "-c", 'cd "$0" && exec "$@"', str(folder)]
-        command += [sys.executable, "-m", "genqueue", "flower", "--port", str(self.port)]
-        self.child = Child("Flower", command, folder / "flower.log")
+        self.command = [*command, sys.executable, *by, f"--port={self.port}"]
+        self.child = Child("Flower", self.command, folder / "flower.log")
 
     def start(self):
         self.child.start()
         self.child.wait_until(lambda logged: "Connected to" in logged, 30)
         return self
+
+    def run(self):
+        """To the end, which must come by itself."""
+        return subprocess.run(self.command, capture_output=True, text=True, timeout=60)
 
     def get(self, path, *, user=None, secret=SECRET):
         """(status, text) of a page."""
@@ -70,6 +77,17 @@ class Flower:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+
+def listeners(port):
+    """The addresses on which somebody listens at a port, as Linux has them."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    found = {row[1].partition(":") for row in rows if row[3] == "0A"}
+    return {
+        ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))
+        for address, _, at in found
+        if int(at, 16) == port
+    }
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +286,65 @@ def test_on_this_host_its_pages_may_be_open_its_api_is_not(fleet, generators, tm
         assert flower.get("/api/tasks")[0] == 401
     finally:
         flower.child.end()
+
+
+def test_what_lies_around_does_not_change_how_it_starts(fleet, generators, tmp_path):
+    (tmp_path / "flowerconfig.py").write_text("address, basic_auth, tasks_columns = '0.0.0.0', [], 'uuid'\n")
+    (tmp_path / "other.py").write_text("raise SystemExit('was read')\n")
+    flower = Flower(tmp_path, fleet.redis.url, generators, FLOWER_CONF=str(tmp_path / "other.py")).start()
+    try:
+        assert flower.get("/tasks")[0] == 401
+        assert "First token" in flower.get("/tasks", user=USER)[1]
+        assert listeners(flower.port) == {"127.0.0.1"}
+    finally:
+        flower.child.end()
+
+
+def test_it_needs_no_generators(fleet, tmp_path, ask, eventually):
+    flower = Flower(tmp_path, fleet.redis.url, {})
+    (tmp_path / "genqueue.toml").unlink()
+    flower.start()
+    try:
+        eventually(lambda: "generate.default" in flower.get("/broker", user=USER)[1])
+        generation = fleet.client.submit(ask(tokens=3))
+        generation.result(timeout_s=10)
+        eventually(lambda: "SUCCESS" in flower.get(f"/task/{generation.id}", user=USER)[1])
+    finally:
+        flower.child.end()
+
+
+def test_a_redis_that_refuses_it_ends_the_start(fleet, generators, tmp_path):
+    wrong = as_role(fleet.redis.url, "flower").replace(password("flower"), "canary-of-another")
+    done = Flower(tmp_path, fleet.redis.url, generators, GENQUEUE_REDIS_URL=wrong).run()
+    assert done.returncode == ExitCode.REDIS
+    (line,) = done.stderr.splitlines()
+    assert re.match("genqueue: Redis at .* refuses the credentials", line)
+    assert "canary" not in done.stdout + done.stderr
+    with redis.Redis.from_url(fleet.redis.url) as operator:
+        assert [refused.split(" ")[:2] for refused in refusals(operator)] == [["genqueue-flower", "auth"]]
+        operator.acl_log_reset()  # meant, and no other's
+
+
+BY_CELERY = ("-m", "celery", "-A", "genqueue_worker.app", "flower", f"--conf={ROOT / 'ops/flower.py'}")
+
+
+def test_by_celerys_own_command_it_is_the_same(fleet, tmp_path):
+    flower = Flower(tmp_path, fleet.redis.url, {}, by=BY_CELERY).start()
+    try:
+        assert listeners(flower.port) == {"127.0.0.1"}
+        assert flower.get("/tasks")[0] == 401
+        assert "First token" in flower.get("/tasks", user=USER)[1]
+    finally:
+        flower.child.end()
+
+
+@pytest.mark.parametrize(("argument", "environ"), [((), {"FLOWER_ADDRESS": "0.0.0.0"}), (("--address=0.0.0.0",), {})])
+def test_nor_does_that_start_open_where_others_reach_it(fleet, tmp_path, argument, environ):
+    by = (*BY_CELERY, *argument)
+    done = Flower(tmp_path, fleet.redis.url, {}, by=by, FLOWER_BASIC_AUTH="", **environ).run()
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("genqueue: address 0.0.0.0: others can reach it")
+    assert "Traceback" not in done.stderr
 
 
 def test_where_it_cannot_remember_it_does_not_start(tmp_path):

@@ -165,10 +165,9 @@ def worker_settings() -> Settings:
 @app.add_defaults
 def _configuration() -> dict[str, Any]:
     try:
-        settings = worker_settings()
+        return celery_configuration(load_settings())  # without generators: Flower needs none
     except ConfigError as error:
         raise SystemExit(f"genqueue: {error}") from None
-    return celery_configuration(settings)
 
 
 @signals.celeryd_init.connect
@@ -205,12 +204,12 @@ def _start(**_: Any) -> None:
     # Celery's thread makes short round trips while the engine's works without a pause: at
     # Python's 5 ms it would wait for the interpreter longer than for Redis, each time.
     sys.setswitchinterval(0.0005)
-    settings = worker_settings()
-    _look_for_redis(settings)
     try:
+        settings = worker_settings()
+        look_for_redis(settings, calls.read_workers())
         _runtime = Runtime(settings)
         _end_traces = tracing.set_up(_runtime.engine.owner, settings.generators)
-    except ConfigError as error:
+    except (ConfigError, StoreError) as error:
         raise SystemExit(f"genqueue: {error}") from None
     try:
         _runtime.start()
@@ -219,18 +218,23 @@ def _start(**_: Any) -> None:
     revoke_means_cancel(_runtime.engine.cancel)
 
 
-def _look_for_redis(settings: Settings) -> None:
+def look_for_redis(settings: Settings, question: calls.Call[Any]) -> None:
     """A Redis that is away may come; one that refuses our credentials, or whose certificate we refuse, ends the start.
 
-    Celery would say so once a second for ever.
+    Celery, and Flower, would say so once a second for ever.
+
+    Args:
+        settings: where it is.
+        question: what whoever starts may ask.
+
+    Raises:
+        StoreError: it refuses, or we do.
     """
     store = Store(settings.redis_url, settings.redis_timeout_s)
     try:
-        store.run(calls.read_workers())
+        store.run(question)
     except RedisUnavailableError as error:
         logger.warning("starting all the same: %s", error)
-    except StoreError as error:
-        raise SystemExit(f"genqueue: {error}") from None
     finally:
         store.close()
 

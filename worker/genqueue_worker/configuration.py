@@ -54,6 +54,9 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "task_queues": [
             Queue(keys.queue(name), Exchange(keys.queue(name)), keys.queue(name)) for name in settings.generators
         ],
+        # Until it knows of a worker's queues, Flower's Broker tab asks for this one too; Celery's "celery" is none that
+        # its user may look at.
+        "task_default_queue": keys.queue("default"),
         "worker_consumer": Consumer,  # publishes task events in batches
         "worker_pool": "threads",  # a task waits for the engine's loop; a process each would be waste
         "worker_concurrency": 256,  # generations at once; the model server batches them
