@@ -265,6 +265,19 @@ def test_a_pod_that_ends_has_time_to_drain_and_keeps_its_model_server_meanwhile(
     assert values["GENQUEUE_MONITOR_PORT"] == str(worker["ports"][0]["containerPort"])
 
 
+def test_no_container_has_more_rights_than_it_needs():
+    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+    (worker,), (tgi,) = pod["containers"], pod["initContainers"]
+    for container in (worker, tgi):
+        allowed = container["securityContext"]
+        assert allowed["allowPrivilegeEscalation"] is False
+        assert allowed["capabilities"]["drop"] == ["ALL"]
+        assert allowed["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert worker["securityContext"]["runAsNonRoot"] is worker["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "add" not in worker["securityContext"]["capabilities"]
+    assert tgi["securityContext"]["capabilities"]["add"] == ["NET_BIND_SERVICE"]  # it listens on port 80
+
+
 def test_everything_selects_the_same_pods():
     found = manifests()
     labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
