@@ -4,6 +4,7 @@ The pictures of docs/ are made by these tests where GENQUEUE_PICTURES names a fo
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -17,22 +18,28 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
+from flower.urls import handlers
 from prometheus_client.parser import text_string_to_metric_families
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from tornado.web import RequestHandler, url
 
-from genqueue import GenerationCancelledError
+from genqueue import GenerationCancelledError, GenerationError
 from genqueue.cli import ExitCode
 from genqueue_ops.local_redis import free_port
 from genqueue_ops.processes import Child
+from genqueue_ops.tgi_standin.chat import render
+from genqueue_ops.tgi_standin.prose import tag_of
 
 from ..conftest import not_here
-from .conftest import clean_environment, toml_of
+from .conftest import TOKENS, clean_environment, toml_of
 from .roles import as_role, password, refusals
 
 ROOT = Path(__file__).parents[2]
 USER, SECRET = "watcher", "canary-flower-password"
+IN_SETTINGS = ("canary-of-header", "canary-of-address", "canary-of-query")
 CHROMIUM = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync --window-size=1920,640"
@@ -91,20 +98,30 @@ def listeners(port):
 
 
 @pytest.fixture(scope="module")
-def generators(standin):
-    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}
+def generators(standin, closed_port):
+    tgi, (header, user, key) = "text_generation_inference", IN_SETTINGS
+    silent = f"http://user:{user}@127.0.0.1:{closed_port}/?key={key}"
+    return {
+        "default": {
+            "api_type": tgi,
+            "api_params": {"url": standin.url, "headers": {"x-key": header}},
+            "token_env": ["STANDIN_KEY"],
+            "max_attempts": 1,
+        },
+        "silent": {"api_type": tgi, "api_params": {"url": silent}},
+    }
 
 
 @pytest.fixture(scope="module")
 def fleet(fleet_of, generators):
-    with fleet_of(generators) as opened:
+    with fleet_of(generators, **TOKENS) as opened:
         opened.staff(1)
         yield opened
 
 
 @pytest.fixture(scope="module")
 def flower(fleet, generators, tmp_path_factory):
-    started = Flower(tmp_path_factory.mktemp("flower"), fleet.redis.url, generators).start()
+    started = Flower(tmp_path_factory.mktemp("flower"), fleet.redis.url, generators, **TOKENS).start()
     yield started
     started.child.end()
 
@@ -122,6 +139,10 @@ def browser(tmp_path_factory):
     driver.set_page_load_timeout(30)
     yield driver
     driver.quit()
+
+
+def sha256_of(prompt):
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def picture(browser, name):
@@ -161,8 +182,7 @@ def test_a_running_generation_is_seen_terminated_and_seen_cancelled(
     assert row["generator"] == "default"
     assert row["attempt"] == "1"
     assert float(row["queue_wait_s"]) < 10
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
-    assert row["prompt"] == f"{len(prompt)} characters, sha256 {digest}"
+    assert row["prompt"] == f"{len(prompt)} characters, sha256 {sha256_of(prompt)}"
     picture(browser, "flower-tasks.png")
 
     browser.get(f"{flower.url}/task/{reading.generation.id}")
@@ -233,16 +253,100 @@ def test_when_it_started_stays_and_nothing_is_left_prefetched(flower, fleet, ask
     assert counted("flower_worker_prefetched_tasks") == 0
 
 
-def test_no_page_shows_a_password(flower, fleet, ask):
-    fleet.client.submit(ask()).result(timeout_s=10)
-    (worker,) = fleet.workers
-    pages = ["/", "/workers", "/tasks", "/broker", "/api/workers?refresh=1", "/api/tasks", "/metrics"]
-    pages += [f"/worker/{name}" for name in ("celery@" + os.uname().nodename,)]
-    shown = "".join(flower.get(path, user=USER)[1] for path in pages) + flower.child.log.read_text()
-    assert worker.process.poll() is None
-    assert "generate.default" in shown
-    for secret in (SECRET, *(password(role) for role in ("producer", "worker", "flower"))):
-        assert secret not in shown
+def addresses(worker, ids):
+    """By the pattern of its route, each address of Flower's that shows something of a worker and of tasks."""
+    table = "?draw=1&start=0&length=500&search[value]=&order[0][column]=0&order[0][dir]=desc&columns[0][data]=received"
+    return {
+        "/": ["/"],
+        "/workers": ["/workers", "/workers?json=1&refresh=1"],
+        "/worker/(.+)": [f"/worker/{worker}"],
+        "/task/(.+)": [f"/task/{task}" for task in ids],
+        "/tasks": ["/tasks"],
+        "/tasks/datatable": [f"/tasks/datatable{table}"],
+        "/broker": ["/broker"],
+        "/api/workers": ["/api/workers?refresh=1", "/api/workers"],
+        "/api/tasks": ["/api/tasks"],
+        "/api/task/types": ["/api/task/types"],
+        "/api/queues/length": ["/api/queues/length"],
+        "/api/task/info/(.*)": [f"/api/task/info/{task}" for task in ids],
+        "/api/task/result/(.+)": [f"/api/task/result/{task}" for task in ids],
+        "/metrics": ["/metrics"],
+        "/healthcheck": ["/healthcheck"],
+    }
+
+
+def answered_routes():
+    """The patterns of those that answer GET, but for what is the same for everybody."""
+    routes = [(each.regex.pattern.rstrip("$"), each.target) if isinstance(each, url) else each for each in handlers]
+    found = {route[0] for route in routes if route[1].get is not RequestHandler.get}
+    return found - {"/login/?", "/logout", "/static/(.*)", ".*"}
+
+
+def test_nothing_that_flower_shows_or_logs_holds_a_secret_a_prompt_or_a_reply(flower, fleet, ask, read, eventually):
+    prompts, chats, ids = [], [], []
+
+    def prompt(**script):
+        prompts.append(ask(**script))
+        return prompts[-1]
+
+    def ended(generation):
+        ids.append(generation.id)
+        with contextlib.suppress(GenerationError):
+            generation.result(timeout_s=20)
+
+    client = fleet.client
+    ended(client.submit(prompt()))
+    ended(client.submit(prompt(), generation_kwargs={"top_p": 1.0}))
+    words = prompt()  # a server's error that quotes the prompt
+    fault = {"kind": "status", "status": 422, "body": json.dumps({"error": f"not {words[:60]}"})}
+    ended(client.submit(prompt(faults=[fault])))
+    chats.append(prompt(tokens=9, reasoning=3))
+    ended(client.submit_chat([{"role": "user", "content": chats[-1]}]))
+    cancelled = read(client.submit(prompt(tokens=5000, itl_s=0.02)))
+    eventually(lambda: len(cancelled.events) > 5)
+    cancelled.generation.cancel()
+    ended(cancelled.generation)
+    # What a plain Celery producer sends holds its prompt.
+    with Celery("plain", broker=fleet.producer_url, backend=fleet.producer_url, set_as_current=False) as app:
+        for task, more in (
+            ("genqueue.generate", {}),
+            ("genqueue.generate", {"max": 1}),
+            ("genqueue.generat", {}),
+        ):
+            sent = app.send_task(task, kwargs={"prompt": prompt(), **more}, queue="generate.default")
+            with contextlib.suppress(Exception):
+                sent.get(timeout=10)
+            assert sent.ready()
+            ids.append(sent.id)
+    running = read(client.submit(prompt(tokens=5000, itl_s=0.02)))
+    eventually(lambda: len(running.events) > 5)
+    ids.append(running.generation.id)
+    alien = sent.id  # it is no task, so Flower hears nothing of it
+    known = "celery@" + os.uname().nodename
+    for path in (f"/task/{task}" for task in ids if task != alien):
+        eventually(lambda path=path: flower.get(path, user=USER)[0] == 200)
+    eventually(lambda: running.generation.id in flower.get(f"/worker/{known}", user=USER)[1])
+
+    asked = addresses(known, ids)
+    assert asked.keys() == answered_routes()
+    answers = {path: flower.get(path, user=USER) for paths in asked.values() for path in paths}
+    running.generation.cancel()
+    shown = "".join(text for _, text in answers.values()) + flower.child.log.read_text()
+    assert all(task in shown for task in ids if task != alien)
+    refused = {path for path, (status, _) in answers.items() if status != 200}
+    assert {path for path in refused if "/result/" not in path and alien not in path} == set()
+    assert sha256_of(prompts[0]) in shown
+    passwords = [SECRET, *map(password, ("producer", "worker", "flower"))]
+    assert [secret for secret in (*passwords, *TOKENS.values(), *IN_SETTINGS) if secret in shown] == []
+    texts = [render([{"role": "user", "content": chat}]) for chat in chats]
+    canaries = [re.search("[0-9a-f]{32}", each)[0] for each in prompts]
+    canaries += [tag_of(each) + "-" for each in [*prompts, *texts]]
+    assert [word for word in canaries if word in shown] == []
+    # Results it may not even read.
+    assert {path for paths in asked.values() for path in paths if "/result/" in path} <= refused
+    with redis.Redis.from_url(fleet.redis.url) as operator:
+        assert all(" key celery-task-meta-" in entry for entry in refusals(operator))
+        operator.acl_log_reset()
 
 
 def test_what_it_saw_it_knows_after_a_restart(fleet, generators, tmp_path, ask, eventually):
