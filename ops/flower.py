@@ -1,11 +1,22 @@
-"""Flower's settings for who starts it by hand: celery -A genqueue_worker.app flower --conf=ops/flower.py
+"""Flower's settings for Celery's own command: celery -A genqueue_worker.app flower --conf=ops/flower.py
 
-``genqueue flower`` is the same, and sees to it that it is not open to others.
+They are those of ``genqueue flower``, which needs no file; like it this listens on 127.0.0.1 if nothing is said, and
+does not start open where others can reach it.
 """
 
-from genqueue_ops.flower import TASKS_COLUMNS, prepare
+from tornado.options import options
+
+from genqueue_ops.flower import SETTINGS, prepare, refusal
 from genqueue_worker.app import app
 
 prepare(app)
-tasks_columns = TASKS_COLUMNS
-persistent = True
+address = options.address or "127.0.0.1"
+_given = {
+    f"FLOWER_{name.upper()}": ",".join(value) if isinstance(value, list) else value
+    for name, value in options.items()
+    if name in {"basic_auth", "auth", "auth_provider", "oauth2_key", "oauth2_secret"} and value
+}
+_refused = refusal(_given, address)
+if _refused is not None:
+    raise SystemExit(f"genqueue: {_refused}")
+globals().update(SETTINGS)

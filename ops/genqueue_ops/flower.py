@@ -7,6 +7,7 @@ is used as it is: a task class with more fields, a list of columns, its own auth
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,13 @@ from typing import Annotated, Any
 import typer
 from celery.events.state import Task
 from flower.events import EventsState
+from flower.utils.authentication import validate_auth_option
 from flower.views.tasks import TASK_COLUMNS
 
+from genqueue import calls
 from genqueue.errors import ConfigError
-from genqueue_worker.app import app
+from genqueue.settings import load_settings
+from genqueue_worker.app import app, look_for_redis
 
 COLUMNS = {
     "generator": "Generator",
@@ -28,9 +32,19 @@ COLUMNS = {
     "prompt": "Prompt",
 }
 """What Flower does not know of a task by itself, and what stands above it."""
-TASKS_COLUMNS = "uuid,generator,state,received,queue_wait_s,ttft_s,completion_tokens,attempt,runtime,worker,prompt"
-_SAVE_EVERY_MS = 10_000
+TASKS_COLUMNS = [
+    *("uuid", "generator", "state", "received", "queue_wait_s", "ttft_s", "completion_tokens", "attempt"),
+    *("runtime", "worker", "prompt"),
+]
+SETTINGS = {
+    "persistent": True,
+    "state_save_interval": 10_000,  # milliseconds
+    "tasks_columns": ",".join(TASKS_COLUMNS),
+}
+"""Flower's own, by its names for them; ``ops/flower.py`` has the same."""
 _ANYBODY = "FLOWER_UNAUTHENTICATED_API"
+_LOGIN_ELSEWHERE = ("FLOWER_AUTH", "FLOWER_AUTH_PROVIDER", "FLOWER_OAUTH2_KEY", "FLOWER_OAUTH2_SECRET")
+_STRANGER = "nobody@invalid.example"
 
 
 class GenerationTask(Task):
@@ -60,17 +74,39 @@ def prepare(app: Any) -> None:
 
 
 def refusal(environ: Mapping[str, str], address: str) -> str | None:
-    """Why Flower must not start so; None if it may."""
+    """Why Flower must not start so; None if it may.
+
+    Args:
+        environ: Flower's settings, as its variables are called.
+        address: where it is to listen; "" is every interface.
+    """
     passwords = environ.get("FLOWER_BASIC_AUTH", "")
     if passwords and not all(all(pair.partition(":")[::2]) for pair in passwords.split(",")):
         return "FLOWER_BASIC_AUTH: must be user:password, or several of them with commas between"
-    is_open = not (passwords or environ.get("FLOWER_AUTH"))
+    pattern = environ.get("FLOWER_AUTH", "")
+    missing = [name for name in _LOGIN_ELSEWHERE if not environ.get(name)]
+    if 0 < len(missing) < len(_LOGIN_ELSEWHERE):
+        return f"{', '.join(missing)}: needed too, for a login with {', '.join(_LOGIN_ELSEWHERE)}"
+    if pattern and _is_too_wide(pattern):
+        return (
+            "FLOWER_AUTH: must be the addresses of those who may log in, with | between, or .*@ and a domain: "
+            f"this would fit {_STRANGER}, or nobody"
+        )
+    is_open = not (passwords or pattern)
     if is_open and not _is_loopback(address):
         return (
             f"address {address or 'of every interface'}: others can reach it, so FLOWER_BASIC_AUTH=user:password is "
             "needed, or FLOWER_AUTH and FLOWER_AUTH_PROVIDER with the FLOWER_OAUTH2_ variables; or --address 127.0.0.1"
         )
     return None
+
+
+def _is_too_wide(pattern: str) -> bool:
+    """Read as the regular expression that Flower's help calls it, too: its versions differ in how they match."""
+    try:
+        return not validate_auth_option(pattern) or re.search(pattern, _STRANGER) is not None
+    except re.error:
+        return True
 
 
 def _is_loopback(address: str) -> bool:
@@ -107,20 +143,14 @@ def flower(
     os.environ.pop(_ANYBODY, None)
     if open_api:
         os.environ[_ANYBODY] = "true"
+    settings = load_settings()
     where = db or _state_folder() / "flower"
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--db {where}: {error.strerror}") from None
+    look_for_redis(settings, calls.clock())
     prepare(app)
-    app.start(
-        [
-            "flower",
-            f"--address={address}",
-            f"--port={port}",
-            f"--db={where}",
-            "--persistent=true",
-            f"--state_save_interval={_SAVE_EVERY_MS}",
-            f"--tasks_columns={TASKS_COLUMNS}",
-        ]
-    )
+    # No file of options: a flowerconfig.py that lies here could open what was just seen to be closed.
+    options = {"conf": os.devnull, "address": address, "port": port, "db": where, **SETTINGS}
+    app.start(["flower", *(f"--{name}={value}" for name, value in options.items())])

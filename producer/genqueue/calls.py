@@ -132,9 +132,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class NotClaimed:
-    """Why not: "held", "gone", "elsewhere", "expired", or the final state."""
+    """Why not: "held", "gone", "elsewhere", "expired", or the final state.
+
+    Attributes:
+        is_untold: whether it was cancelled while nobody ran it, and nobody has been answered so before.
+    """
 
     reason: str
+    is_untold: bool = False
 
 
 class Said(NamedTuple):
@@ -350,14 +355,15 @@ def _refuse(name: str, generator: str, words: list[str]) -> NoReturn:
 def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, keep_s: int) -> Call[Claim | NotClaimed]:
     """Take a generation: attempt + 1, owner, lease and the ``started`` event, atomically.
 
-    A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed.
+    A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed; one that was
+    cancelled while nobody ran it answers the first who asks that it is untold.
     The same owner asking twice gets the same attempt twice.
     """
 
     def decode(answer: list[Any]) -> Claim | NotClaimed:
         reason = _text(answer[0])
         if reason != "claimed":
-            return NotClaimed(reason)
+            return NotClaimed(reason, is_untold=answer[1:] == [b"untold"])
         _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, *rest = answer
         errors, tokens, traceparent = rest
         said_so_far = _heard(so_far)

@@ -12,7 +12,7 @@ from genqueue import keys
 from genqueue.doorbell import doorbell_message
 from genqueue.settings import load_settings
 from genqueue_worker import broker
-from genqueue_worker.app import celery_configuration
+from genqueue_worker.configuration import celery_configuration
 
 GENERATORS = {"default": {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}}
 

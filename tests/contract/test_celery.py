@@ -14,7 +14,7 @@ from genqueue import errors, keys
 from genqueue.doorbell import doorbell_message
 from genqueue.messages import TASK_NAME
 from genqueue.settings import load_settings
-from genqueue_worker.app import celery_configuration
+from genqueue_worker.configuration import celery_configuration
 
 GENERATORS = {"default": {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}}
 

@@ -151,3 +151,24 @@ def test_a_claim_marks_how_far_the_queue_was_served(registry):
     registry.claim(first)  # an older one takes nothing back
     assert float(registry.raw.hget(keys.newest_claimed("default"), "5")) == places[1]
     assert registry.raw.ttl(keys.newest_claimed("default")) == pytest.approx(KEEP_S, abs=2)
+
+
+def test_a_cancel_in_the_queue_is_news_to_the_first_who_comes(registry):
+    generation_id = registry.submit()
+    registry.finish(registry.cancelled(generation_id))
+    assert registry.claim(generation_id) == NotClaimed("cancelled", is_untold=True)
+    assert registry.claim(generation_id) == NotClaimed("cancelled")
+
+
+def test_a_cancel_of_what_runs_is_no_news_to_who_comes_later(registry):
+    generation_id = registry.running()
+    registry.finish(registry.cancelled(generation_id))
+    assert registry.claim(generation_id, "worker-2") == NotClaimed("cancelled")
+
+
+def test_a_cancel_of_what_lost_its_worker_is_news_again(registry):
+    generation_id = registry.running()
+    registry.lose_lease(generation_id)
+    registry.sweep("default")
+    registry.finish(registry.cancelled(generation_id))
+    assert registry.claim(generation_id, "worker-2") == NotClaimed("cancelled", is_untold=True)

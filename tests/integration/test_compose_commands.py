@@ -1,10 +1,13 @@
 """The commands of docker-compose.yml, run by hand where there is no Docker: each service's own, to the letter."""
 
+import base64
 import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +26,8 @@ from genqueue_ops.processes import Child
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 ROLES = ("producer", "worker", "flower")
-ACL = """# A comment, and an empty line.
-
-user default off
-user genqueue-producer reset on ~* &* +@all -@dangerous
-user genqueue-worker reset on ~* &* +@all
-user genqueue-flower reset on ~* &* +@read +@connection"""
+# The users of this project, and one who may look into that Redis.
+ACL = (ROOT / "ops/redis/users.acl").read_text() + "\nuser operator on ~* &* +@all\n"
 
 
 def password(role: str) -> str:
@@ -79,6 +78,7 @@ def compose_redis(tmp_path_factory, real_redis) -> Iterator[int]:
     start = Start(tmp_path_factory.mktemp("redis"), ACL)
     for role in ROLES[:2]:
         start.environ[f"GENQUEUE_{role.upper()}_PASSWORD"] = password(role)
+    start.environ["OPERATOR_PASSWORD"] = password("operator")
     (start.folder / "secrets" / "genqueue-flower").write_text(password("flower") + "\n")
     port = free_port()
     arguments = [str(start.folder) if word == "/data" else word for word in command("redis")]
@@ -93,7 +93,8 @@ def compose_redis(tmp_path_factory, real_redis) -> Iterator[int]:
 
 def connect(port: int, role: str, secret: str | None = None) -> redis.Redis:
     once = Retry(NoBackoff(), 0)
-    return redis.Redis(port=port, username=f"genqueue-{role}", password=secret or password(role), retry=once)
+    name = role if role == "operator" else f"genqueue-{role}"
+    return redis.Redis(port=port, username=name, decode_responses=True, password=secret or password(role), retry=once)
 
 
 def test_redis_has_the_users_and_their_passwords_and_keeps_everything(compose_redis):
@@ -107,15 +108,11 @@ def test_redis_has_the_users_and_their_passwords_and_keeps_everything(compose_re
         pytest.raises(redis.exceptions.AuthenticationError),
     ):
         client.ping()
-    with connect(compose_redis, "worker") as client:
-        clients = {each["user"] for each in client.client_list()}
-        assert clients == {"genqueue-worker"}
+    with connect(compose_redis, "operator") as client:
+        assert {each["user"] for each in client.client_list()} == {"operator"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert client.config_get("maxmemory") == {"maxmemory": str(2 << 30)}
-        users = {line.decode().split()[1]: line.decode() for line in client.execute_command("ACL", "LIST")}
-    assert "-@dangerous" in users["genqueue-producer"]
-    assert " off " in users["default"]
     assert not Path("canary").exists()
 
 
@@ -134,39 +131,91 @@ def test_redis_does_not_start_with_a_user_that_anybody_could_be(tmp_path, acl, w
     assert "Redis version" not in done.stdout
 
 
-def test_the_users_of_this_project_can_be_given_passwords(tmp_path, real_redis):
-    rules = ROOT / "ops/redis/users.acl"
-    start = Start(tmp_path, rules.read_text() if rules.exists() else ACL)
+def test_each_user_has_the_rights_of_this_project_and_no_more(compose_redis):
+    with connect(compose_redis, "operator") as client:
+        users = {line.split()[1]: line for line in client.execute_command("ACL", "LIST")}
+    assert set(users) == {"default", "operator", *(f"genqueue-{role}" for role in ROLES)}
+    assert " off " in users["default"]
     for role in ROLES:
-        start.environ[f"GENQUEUE_{role.upper()}_PASSWORD"] = "x"
-    done = start.run()
-    assert " to accept connections" in done.stdout, done
-    rendered = (tmp_path / "rendered.acl").read_text().splitlines()
-    assert {line.split()[1] for line in rendered} >= {f"genqueue-{role}" for role in ROLES}
+        with connect(compose_redis, role) as client, pytest.raises(redis.exceptions.NoPermissionError):
+            client.config_get("maxmemory")
+    with connect(compose_redis, "operator") as client:
+        client.acl_log_reset()  # those were meant; in the next test nobody is refused anything
 
 
-def test_worker_and_standin_run_with_the_commands_of_compose(compose_redis, tmp_path, eventually):
-    assert SERVICES["worker"]["environment"]["GENQUEUE_REDIS_URL"].startswith("redis://genqueue-worker:")
-    secret = "".join(f"%{byte:02x}" for byte in password("worker").encode())
-    url = f"redis://genqueue-worker:{secret}@127.0.0.1:{compose_redis}/0"
-    port = free_port()
-    standin = [word if word != "80" else str(port) for word in command("standin")]
+def address(role: str, port: int) -> str:
+    secret = "".join(f"%{byte:02x}" for byte in password(role).encode())
+    return f"redis://genqueue-{role}:{secret}@127.0.0.1:{port}/0"
+
+
+def settings_of(name: str, port: int, **own: str) -> dict[str, str]:
+    """A service's environment with what Compose's variables and volumes are here."""
+    given = {key: str(value) for key, value in SERVICES[name]["environment"].items()}
+    assert given["GENQUEUE_REDIS_URL"].startswith(f"redis://genqueue-{name}:${{")
+    given["GENQUEUE_REDIS_URL"] = address(name, port)
+    return {key: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for key, value in (given | own).items()}
+
+
+def started(name: str, folder: Path, words: list[str], settings: dict[str, str]) -> Child:
+    own = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HF_HOME": str(folder), "TERM": "dumb"}
+    clean = ["/usr/bin/env", "-i", *(f"{key}={value}" for key, value in (own | settings).items())]
+    child = Child(name, [*clean, str(Path(sys.executable).with_name("genqueue")), *words], folder / f"{name}.log")
+    child.start()
+    return child
+
+
+def is_well(name: str, inside: int, outside: int) -> bool:
+    """What the service's own health check says, asking the port that is its here."""
+    kind, *words = SERVICES[name]["healthcheck"]["test"]
+    assert kind == "CMD"
+    assert f":{inside}/" in words[-1]
+    words = [word.replace(f":{inside}/", f":{outside}/") for word in words]
+    environ = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    return subprocess.run(words, env=environ, capture_output=True, timeout=20, check=False).returncode == 0
+
+
+def test_worker_standin_and_flower_run_with_the_commands_of_compose(compose_redis, tmp_path, eventually):
+    standin, monitor, flower = free_port(), free_port(), free_port()
     config = tmp_path / "genqueue.toml"
-    config.write_text((ROOT / "ops/genqueue.toml").read_text().replace("http://tgi:80", f"http://127.0.0.1:{port}"))
-    genqueue = Path(sys.executable).with_name("genqueue")
-    settings = {"GENQUEUE_REDIS_URL": url, "GENQUEUE_CONFIG": str(config), "HF_HOME": str(tmp_path), "TERM": "dumb"}
-    clean = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in settings.items())]
-    children = [
-        Child("stand-in", [*clean, str(genqueue), *standin], tmp_path / "standin.log"),
-        Child("worker", [*clean, str(genqueue), *command("worker")], tmp_path / "worker.log"),
-    ]
+    config.write_text((ROOT / "ops/genqueue.toml").read_text().replace("http://tgi:80", f"http://127.0.0.1:{standin}"))
+    (tmp_path / "flower").mkdir()
+    children: list[Child] = []
     try:
-        for child in children:
-            child.start()
-        with GenerationClient(Settings(redis_url=url, generators={})) as client:
+        words = [word if word != "80" else str(standin) for word in command("standin")]
+        children.append(started("standin", tmp_path, words, {}))
+        settings = settings_of("worker", compose_redis, GENQUEUE_CONFIG=str(config), GENQUEUE_MONITOR_PORT=str(monitor))
+        children.append(started("worker", tmp_path, command("worker"), settings))
+        settings = settings_of(
+            "flower",
+            compose_redis,
+            FLOWER_PORT=str(flower),
+            FLOWER_DB=str(tmp_path / "flower" / "db"),
+            FLOWER_BASIC_AUTH="user:password",
+        )
+        children.append(started("flower", tmp_path / "flower", command("flower"), settings))
+        eventually(lambda: is_well("standin", 80, standin), within_s=30)
+        eventually(lambda: is_well("worker", 9464, monitor), within_s=30)
+        eventually(lambda: is_well("flower", 5555, flower), within_s=30)
+        with GenerationClient(Settings(redis_url=address("producer", compose_redis), generators={})) as client:
             eventually(client.workers, within_s=30)
             generation = client.submit("Hello", generation_kwargs={"max_new_tokens": 5})
             assert len(generation.result(timeout_s=30).replies[0]) > 0
+        seen = urllib.request.Request(f"http://127.0.0.1:{flower}/task/{generation.id}")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(seen, timeout=10)
+        seen.add_header("Authorization", "Basic " + base64.b64encode(b"user:password").decode())
+        eventually(lambda: "SUCCESS" in page(seen), within_s=15)
+        with connect(compose_redis, "operator") as client:
+            assert [one for one in client.acl_log() if one["reason"] != "auth"] == []
     finally:
         for child in reversed(children):
             child.end(within_s=30)
+
+
+def page(request: urllib.request.Request) -> str:
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+    except urllib.error.HTTPError as error:  # it does not know that task yet
+        return str(error)

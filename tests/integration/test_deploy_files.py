@@ -5,6 +5,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,14 @@ def test_each_user_of_redis_has_a_password_of_its_own(services):
     assert len(set(given.values())) == 3
 
 
+def test_flower_has_nothing_that_it_does_not_need(services):
+    (volume,) = services["flower"]["volumes"]
+    assert "/data" in str(volume)
+    assert set(services["flower"]["environment"]) == {
+        *("GENQUEUE_REDIS_URL", "FLOWER_BASIC_AUTH", "FLOWER_ADDRESS", "FLOWER_DB")
+    }
+
+
 def pins(name: str) -> set[str]:
     return set(re.findall(r"^([\w.-]+==\S+)", (ROOT / "ops" / name).read_text(), re.MULTILINE))
 
@@ -151,6 +161,48 @@ def test_the_image_is_not_roots_and_carries_nothing_it_was_built_with():
     assert int(instructions["USER"].partition(":")[0]) > 0
     assert "RUN" not in instructions
     assert instructions["COPY"] == "--from=build /opt/genqueue /opt/genqueue"
+
+
+def runs() -> list[str]:
+    """The commands with which the image is built."""
+    return re.findall(r"^RUN (.*)", (ROOT / "ops/Dockerfile").read_text().replace("\\\n", " "), re.MULTILINE)
+
+
+def test_nothing_comes_into_the_image_that_is_not_pinned_by_its_hash():
+    fetches = [words for run in runs() for words in run.split("&&") if re.search(r"\bpip\b.* (install|wheel)\b", words)]
+    assert len(fetches) == 4
+    for words in fetches:
+        assert "--require-hashes" in words or {"--no-index", "--no-deps"} <= set(words.split())
+    assert all("--no-build-isolation" in words for words in fetches if " wheel " in words)
+    build = pins("build-requirements.txt")
+    assert build <= pins("requirements.txt")
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert {re.match(r"[\w-]+", name)[0] for name in needed} <= {pin.partition("==")[0] for pin in build}  # type: ignore[index]
+
+
+def test_every_image_is_named_by_its_whole_version(services):
+    dockerfile = (ROOT / "ops/Dockerfile").read_text()
+    assert not dockerfile.startswith("# syntax")  # an image too
+    (ours,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)", dockerfile, re.MULTILINE)
+    assert {words.split()[0] for words in re.findall(r"^FROM (.*)", dockerfile, re.MULTILINE)} == {"${PYTHON_IMAGE}"}
+    (tgi,) = manifests()["Deployment"]["spec"]["template"]["spec"]["initContainers"]
+    named = [ours, tgi["image"], *(service["image"] for name, service in services.items() if name not in OURS)]
+    assert [image for image in named if not re.search(r":v?\d+\.\d+\.\d+", image)] == []
+    assert services["tgi"]["image"] == tgi["image"]
+
+
+def test_the_image_is_built_without_asking_an_index_for_what_builds_it(tmp_path):
+    """Its last command, to the letter but for the folders; its pinned tools are those of this environment."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", "producer", "worker", "ops/genqueue_ops"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, tmp_path / "src" / name)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "opt/genqueue"], check=True, timeout=60)
+    command = re.sub(r"(?<![\w.])/(?=opt|dist|data)", f"{tmp_path}/", runs()[-1])
+    command = re.sub(r"\bpip (?=--python|wheel)", f"{sys.executable} -m pip --disable-pip-version-check ", command)
+    done = subprocess.run(["sh", "-ec", command], cwd=tmp_path / "src", capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "opt/genqueue/bin/genqueue").exists()
 
 
 def test_docker_is_sent_what_the_dockerfile_copies_and_no_more():
@@ -211,6 +263,19 @@ def test_a_pod_that_ends_has_time_to_drain_and_keeps_its_model_server_meanwhile(
     assert {worker[probe]["httpGet"]["path"] for probe in ("livenessProbe", "startupProbe")} == {"/livez"}
     assert worker["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert values["GENQUEUE_MONITOR_PORT"] == str(worker["ports"][0]["containerPort"])
+
+
+def test_no_container_has_more_rights_than_it_needs():
+    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+    (worker,), (tgi,) = pod["containers"], pod["initContainers"]
+    for container in (worker, tgi):
+        allowed = container["securityContext"]
+        assert allowed["allowPrivilegeEscalation"] is False
+        assert allowed["capabilities"]["drop"] == ["ALL"]
+        assert allowed["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert worker["securityContext"]["runAsNonRoot"] is worker["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "add" not in worker["securityContext"]["capabilities"]
+    assert tgi["securityContext"]["capabilities"]["add"] == ["NET_BIND_SERVICE"]  # it listens on port 80
 
 
 def test_everything_selects_the_same_pods():

@@ -4,8 +4,11 @@ The pictures of docs/ are made by these tests where GENQUEUE_PICTURES names a fo
 """
 
 import base64
+import contextlib
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,20 +17,29 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import redis
+from celery import Celery
+from flower.urls import handlers
+from prometheus_client.parser import text_string_to_metric_families
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from tornado.web import RequestHandler, url
 
-from genqueue import GenerationCancelledError
+from genqueue import GenerationCancelledError, GenerationError
 from genqueue.cli import ExitCode
 from genqueue_ops.local_redis import free_port
 from genqueue_ops.processes import Child
+from genqueue_ops.tgi_standin.chat import render
+from genqueue_ops.tgi_standin.prose import tag_of
 
 from ..conftest import not_here
-from .conftest import clean_environment, toml_of
-from .roles import as_role, password
+from .conftest import TOKENS, clean_environment, toml_of
+from .roles import as_role, password, refusals
 
+ROOT = Path(__file__).parents[2]
 USER, SECRET = "watcher", "canary-flower-password"
+IN_SETTINGS = ("canary-of-header", "canary-of-address", "canary-of-query")
 CHROMIUM = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync --window-size=1920,640"
@@ -37,7 +49,7 @@ CHROMIUM = (
 class Flower:
     """``genqueue flower``, stopped and started again at the same place."""
 
-    def __init__(self, folder, redis_url, generators, **environ):
+    def __init__(self, folder, redis_url, generators, *, by=("-m", "genqueue", "flower"), **environ):
         (folder / "genqueue.toml").write_text(toml_of(generators))
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -50,13 +62,17 @@ class Flower:
         }
         command = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in settings.items())]
         command += ["sh", "-c", 'cd "$0" && exec "$@"', str(folder)]
-        command += [sys.executable, "-m", "genqueue", "flower", "--port", str(self.port)]
-        self.child = Child("Flower", command, folder / "flower.log")
+        self.command = [*command, sys.executable, *by, f"--port={self.port}"]
+        self.child = Child("Flower", self.command, folder / "flower.log")
 
     def start(self):
         self.child.start()
         self.child.wait_until(lambda logged: "Connected to" in logged, 30)
         return self
+
+    def run(self):
+        """To the end, which must come by itself."""
+        return subprocess.run(self.command, capture_output=True, text=True, timeout=60)
 
     def get(self, path, *, user=None, secret=SECRET):
         """(status, text) of a page."""
@@ -70,21 +86,42 @@ class Flower:
             return error.code, error.read().decode()
 
 
+def listeners(port):
+    """The addresses on which somebody listens at a port, as Linux has them."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    found = {row[1].partition(":") for row in rows if row[3] == "0A"}
+    return {
+        ".".join(str(byte) for byte in reversed(bytes.fromhex(address)))
+        for address, _, at in found
+        if int(at, 16) == port
+    }
+
+
 @pytest.fixture(scope="module")
-def generators(standin):
-    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}
+def generators(standin, closed_port):
+    tgi, (header, user, key) = "text_generation_inference", IN_SETTINGS
+    silent = f"http://user:{user}@127.0.0.1:{closed_port}/?key={key}"
+    return {
+        "default": {
+            "api_type": tgi,
+            "api_params": {"url": standin.url, "headers": {"x-key": header}},
+            "token_env": ["STANDIN_KEY"],
+            "max_attempts": 1,
+        },
+        "silent": {"api_type": tgi, "api_params": {"url": silent}},
+    }
 
 
 @pytest.fixture(scope="module")
 def fleet(fleet_of, generators):
-    with fleet_of(generators) as opened:
+    with fleet_of(generators, **TOKENS) as opened:
         opened.staff(1)
         yield opened
 
 
 @pytest.fixture(scope="module")
 def flower(fleet, generators, tmp_path_factory):
-    started = Flower(tmp_path_factory.mktemp("flower"), fleet.redis.url, generators).start()
+    started = Flower(tmp_path_factory.mktemp("flower"), fleet.redis.url, generators, **TOKENS).start()
     yield started
     started.child.end()
 
@@ -102,6 +139,10 @@ def browser(tmp_path_factory):
     driver.set_page_load_timeout(30)
     yield driver
     driver.quit()
+
+
+def sha256_of(prompt):
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
 def picture(browser, name):
@@ -141,8 +182,7 @@ def test_a_running_generation_is_seen_terminated_and_seen_cancelled(
     assert row["generator"] == "default"
     assert row["attempt"] == "1"
     assert float(row["queue_wait_s"]) < 10
-    digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
-    assert row["prompt"] == f"{len(prompt)} characters, sha256 {digest}"
+    assert row["prompt"] == f"{len(prompt)} characters, sha256 {sha256_of(prompt)}"
     picture(browser, "flower-tasks.png")
 
     browser.get(f"{flower.url}/task/{reading.generation.id}")
@@ -184,16 +224,129 @@ def test_the_phases_of_what_is_done_and_the_depth_of_queues_are_shown(flower, fl
     assert "generate.default" in flower.get("/broker", user=USER)[1]
 
 
-def test_no_page_shows_a_password(flower, fleet, ask):
-    fleet.client.submit(ask()).result(timeout_s=10)
-    (worker,) = fleet.workers
-    pages = ["/", "/workers", "/tasks", "/broker", "/api/workers?refresh=1", "/api/tasks", "/metrics"]
-    pages += [f"/worker/{name}" for name in ("celery@" + os.uname().nodename,)]
-    shown = "".join(flower.get(path, user=USER)[1] for path in pages) + flower.child.log.read_text()
-    assert worker.process.poll() is None
-    assert "generate.default" in shown
-    for secret in (SECRET, *(password(role) for role in ("producer", "worker", "flower"))):
-        assert secret not in shown
+def test_when_it_started_stays_and_nothing_is_left_prefetched(flower, fleet, ask, eventually):
+    """What workers tell besides is no event of Celery's that would be taken for another start."""
+
+    def info():
+        status, text = flower.get(f"/api/task/info/{generation.id}", user=USER)
+        return json.loads(text) if status == 200 else {}
+
+    def counted(name, **labels):
+        families = text_string_to_metric_families(flower.get("/metrics")[1])
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    starts = counted("flower_events_total", type="task-started")
+    generation = fleet.client.submit(ask(tokens=2000, itl_s=0.05))
+    running = eventually(lambda: (found := info()).get("prompt") and found)
+    assert running["state"] == "STARTED"
+    generation.cancel()
+    ended = eventually(lambda: (found := info()).get("outcome") and found["state"] == "REVOKED" and found)
+    assert ended["started"] == running["started"] < ended["revoked"]
+
+    generation = fleet.client.submit(ask(tokens=40, itl_s=0.01))
+    generation.result(timeout_s=10)
+    ended = eventually(lambda: (found := info()).get("state") == "SUCCESS" and found)
+    assert ended["completion_tokens"] == 41
+    assert ended["succeeded"] - ended["started"] > 0.3
+    assert counted("flower_events_total", type="task-started") - starts == 2
+    assert counted("flower_worker_prefetched_tasks") == 0
+
+
+def addresses(worker, ids):
+    """By the pattern of its route, each address of Flower's that shows something of a worker and of tasks."""
+    table = "?draw=1&start=0&length=500&search[value]=&order[0][column]=0&order[0][dir]=desc&columns[0][data]=received"
+    return {
+        "/": ["/"],
+        "/workers": ["/workers", "/workers?json=1&refresh=1"],
+        "/worker/(.+)": [f"/worker/{worker}"],
+        "/task/(.+)": [f"/task/{task}" for task in ids],
+        "/tasks": ["/tasks"],
+        "/tasks/datatable": [f"/tasks/datatable{table}"],
+        "/broker": ["/broker"],
+        "/api/workers": ["/api/workers?refresh=1", "/api/workers"],
+        "/api/tasks": ["/api/tasks"],
+        "/api/task/types": ["/api/task/types"],
+        "/api/queues/length": ["/api/queues/length"],
+        "/api/task/info/(.*)": [f"/api/task/info/{task}" for task in ids],
+        "/api/task/result/(.+)": [f"/api/task/result/{task}" for task in ids],
+        "/metrics": ["/metrics"],
+        "/healthcheck": ["/healthcheck"],
+    }
+
+
+def answered_routes():
+    """The patterns of those that answer GET, but for what is the same for everybody."""
+    routes = [(each.regex.pattern.rstrip("$"), each.target) if isinstance(each, url) else each for each in handlers]
+    found = {route[0] for route in routes if route[1].get is not RequestHandler.get}
+    return found - {"/login/?", "/logout", "/static/(.*)", ".*"}
+
+
+def test_nothing_that_flower_shows_or_logs_holds_a_secret_a_prompt_or_a_reply(flower, fleet, ask, read, eventually):
+    prompts, chats, ids = [], [], []
+
+    def prompt(**script):
+        prompts.append(ask(**script))
+        return prompts[-1]
+
+    def ended(generation):
+        ids.append(generation.id)
+        with contextlib.suppress(GenerationError):
+            generation.result(timeout_s=20)
+
+    client = fleet.client
+    ended(client.submit(prompt()))
+    ended(client.submit(prompt(), generation_kwargs={"top_p": 1.0}))
+    words = prompt()  # a server's error that quotes the prompt
+    fault = {"kind": "status", "status": 422, "body": json.dumps({"error": f"not {words[:60]}"})}
+    ended(client.submit(prompt(faults=[fault])))
+    chats.append(prompt(tokens=9, reasoning=3))
+    ended(client.submit_chat([{"role": "user", "content": chats[-1]}]))
+    cancelled = read(client.submit(prompt(tokens=5000, itl_s=0.02)))
+    eventually(lambda: len(cancelled.events) > 5)
+    cancelled.generation.cancel()
+    ended(cancelled.generation)
+    # What a plain Celery producer sends holds its prompt.
+    with Celery("plain", broker=fleet.producer_url, backend=fleet.producer_url, set_as_current=False) as app:
+        for task, more in (
+            ("genqueue.generate", {}),
+            ("genqueue.generate", {"max": 1}),
+            ("genqueue.generat", {}),
+        ):
+            sent = app.send_task(task, kwargs={"prompt": prompt(), **more}, queue="generate.default")
+            with contextlib.suppress(Exception):
+                sent.get(timeout=10)
+            assert sent.ready()
+            ids.append(sent.id)
+    running = read(client.submit(prompt(tokens=5000, itl_s=0.02)))
+    eventually(lambda: len(running.events) > 5)
+    ids.append(running.generation.id)
+    alien = sent.id  # it is no task, so Flower hears nothing of it
+    known = "celery@" + os.uname().nodename
+    for path in (f"/task/{task}" for task in ids if task != alien):
+        eventually(lambda path=path: flower.get(path, user=USER)[0] == 200)
+    eventually(lambda: running.generation.id in flower.get(f"/worker/{known}", user=USER)[1])
+
+    asked = addresses(known, ids)
+    assert asked.keys() == answered_routes()
+    answers = {path: flower.get(path, user=USER) for paths in asked.values() for path in paths}
+    running.generation.cancel()
+    shown = "".join(text for _, text in answers.values()) + flower.child.log.read_text()
+    assert all(task in shown for task in ids if task != alien)
+    refused = {path for path, (status, _) in answers.items() if status != 200}
+    assert {path for path in refused if "/result/" not in path and alien not in path} == set()
+    assert sha256_of(prompts[0]) in shown
+    passwords = [SECRET, *map(password, ("producer", "worker", "flower"))]
+    assert [secret for secret in (*passwords, *TOKENS.values(), *IN_SETTINGS) if secret in shown] == []
+    texts = [render([{"role": "user", "content": chat}]) for chat in chats]
+    canaries = [re.search("[0-9a-f]{32}", each)[0] for each in prompts]
+    canaries += [tag_of(each) + "-" for each in [*prompts, *texts]]
+    assert [word for word in canaries if word in shown] == []
+    # Results it may not even read.
+    assert {path for paths in asked.values() for path in paths if "/result/" in path} <= refused
+    with redis.Redis.from_url(fleet.redis.url) as operator:
+        assert all(" key celery-task-meta-" in entry for entry in refusals(operator))
+        operator.acl_log_reset()
 
 
 def test_what_it_saw_it_knows_after_a_restart(fleet, generators, tmp_path, ask, eventually):
@@ -237,6 +390,65 @@ def test_on_this_host_its_pages_may_be_open_its_api_is_not(fleet, generators, tm
         assert flower.get("/api/tasks")[0] == 401
     finally:
         flower.child.end()
+
+
+def test_what_lies_around_does_not_change_how_it_starts(fleet, generators, tmp_path):
+    (tmp_path / "flowerconfig.py").write_text("address, basic_auth, tasks_columns = '0.0.0.0', [], 'uuid'\n")
+    (tmp_path / "other.py").write_text("raise SystemExit('was read')\n")
+    flower = Flower(tmp_path, fleet.redis.url, generators, FLOWER_CONF=str(tmp_path / "other.py")).start()
+    try:
+        assert flower.get("/tasks")[0] == 401
+        assert "First token" in flower.get("/tasks", user=USER)[1]
+        assert listeners(flower.port) == {"127.0.0.1"}
+    finally:
+        flower.child.end()
+
+
+def test_it_needs_no_generators(fleet, tmp_path, ask, eventually):
+    flower = Flower(tmp_path, fleet.redis.url, {})
+    (tmp_path / "genqueue.toml").unlink()
+    flower.start()
+    try:
+        eventually(lambda: "generate.default" in flower.get("/broker", user=USER)[1])
+        generation = fleet.client.submit(ask(tokens=3))
+        generation.result(timeout_s=10)
+        eventually(lambda: "SUCCESS" in flower.get(f"/task/{generation.id}", user=USER)[1])
+    finally:
+        flower.child.end()
+
+
+def test_a_redis_that_refuses_it_ends_the_start(fleet, generators, tmp_path):
+    wrong = as_role(fleet.redis.url, "flower").replace(password("flower"), "canary-of-another")
+    done = Flower(tmp_path, fleet.redis.url, generators, GENQUEUE_REDIS_URL=wrong).run()
+    assert done.returncode == ExitCode.REDIS
+    (line,) = done.stderr.splitlines()
+    assert re.match("genqueue: Redis at .* refuses the credentials", line)
+    assert "canary" not in done.stdout + done.stderr
+    with redis.Redis.from_url(fleet.redis.url) as operator:
+        assert [refused.split(" ")[:2] for refused in refusals(operator)] == [["genqueue-flower", "auth"]]
+        operator.acl_log_reset()  # meant, and no other's
+
+
+BY_CELERY = ("-m", "celery", "-A", "genqueue_worker.app", "flower", f"--conf={ROOT / 'ops/flower.py'}")
+
+
+def test_by_celerys_own_command_it_is_the_same(fleet, tmp_path):
+    flower = Flower(tmp_path, fleet.redis.url, {}, by=BY_CELERY).start()
+    try:
+        assert listeners(flower.port) == {"127.0.0.1"}
+        assert flower.get("/tasks")[0] == 401
+        assert "First token" in flower.get("/tasks", user=USER)[1]
+    finally:
+        flower.child.end()
+
+
+@pytest.mark.parametrize(("argument", "environ"), [((), {"FLOWER_ADDRESS": "0.0.0.0"}), (("--address=0.0.0.0",), {})])
+def test_nor_does_that_start_open_where_others_reach_it(fleet, tmp_path, argument, environ):
+    by = (*BY_CELERY, *argument)
+    done = Flower(tmp_path, fleet.redis.url, {}, by=by, FLOWER_BASIC_AUTH="", **environ).run()
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].startswith("genqueue: address 0.0.0.0: others can reach it")
+    assert "Traceback" not in done.stderr
 
 
 def test_where_it_cannot_remember_it_does_not_start(tmp_path):

@@ -9,9 +9,13 @@ import urllib.error
 import urllib.request
 
 import pytest
+import redis
+from celery import Celery
 from prometheus_client.parser import text_string_to_metric_families
 
 from genqueue import GenerationClient, GenerationError, Settings
+from genqueue.doorbell import doorbell_message
+from genqueue.keys import doorbell
 from genqueue_ops.local_redis import local_redis
 
 from .conftest import running_standin
@@ -363,3 +367,51 @@ def test_a_port_that_is_taken_ends_the_start(launch_worker, own_redis, served, e
 
 def test_a_worker_listens_nowhere_unless_it_is_told_to(worker):
     assert "metrics and probes" not in worker.log
+
+
+# --- what is cancelled before it runs --------------------------------------------------------------------
+
+
+def told(worker, generation):
+    return [line["outcome"] for line in worker.outcomes(generation.id)]
+
+
+def test_a_cancel_in_the_queue_is_counted_and_logged_once(fleet_of, served, ask, eventually):
+    """By the worker that comes to its doorbell, of which there may be several."""
+    with fleet_of({"default": served["default"]}, GENQUEUE_MONITOR_PORT="0") as fleet:
+        generation = fleet.client.submit(ask())
+        assert generation.cancel()
+        (worker,) = fleet.staff(1)
+        monitored = Monitored(worker, eventually)
+        eventually(lambda: told(worker, generation) == ["cancelled"])
+        (line,) = worker.outcomes(generation.id)
+        assert (line["generator"], line["level"], line.get("attempt")) == ("default", "info", None)
+        with redis.Redis.from_url(fleet.redis.url) as db:
+            db.lpush(doorbell("default", 5), doorbell_message(generation.id, "default", 5))
+        fleet.client.submit(ask()).result(timeout_s=20)  # came behind it
+        value = monitored.scrape()
+        assert value("genqueue_generations_total", generator="default", outcome="cancelled") == 1
+        assert value("genqueue_attempts_total", ended="cancelled") == 0
+        assert told(worker, generation) == ["cancelled"]
+
+
+def test_a_cancel_of_what_runs_is_counted_by_who_ran_it_alone(monitored, own_redis, asker, ask, eventually):
+    before = monitored.scrape()
+    generation = asker.submit(ask(tokens=5000, itl_s=0.02))
+    eventually(lambda: generation.status().completion_tokens > 2)
+    generation.cancel()
+    eventually(lambda: told(monitored.worker, generation) == ["cancelled"])
+    with redis.Redis.from_url(own_redis.url) as db:
+        db.lpush(doorbell("default", 5), doorbell_message(generation.id, "default", 5))
+    asker.submit(ask()).result(timeout_s=20)
+    assert monitored.grows(before, "genqueue_generations_total", generator="default", outcome="cancelled") == 1
+    assert told(monitored.worker, generation) == ["cancelled"]
+
+
+def test_a_message_that_expires_is_counted_and_logged_once(monitored, own_redis, ask, eventually):
+    """Celery revokes it by itself, and no task of ours sees it."""
+    before = monitored.scrape()
+    with Celery("plain", broker=own_redis.url, set_as_current=False) as app:
+        late = app.send_task("genqueue.generate", kwargs={"prompt": ask()}, queue="generate.default", expires=-5)
+    eventually(lambda: told(monitored.worker, late) == ["cancelled"])
+    assert monitored.grows(before, "genqueue_generations_total", generator="default", outcome="cancelled") == 1

@@ -158,7 +158,7 @@ def test_one_trace_from_the_producer_through_the_queue_to_the_call_and_back(
     host, port = standin.url.removeprefix("http://").split(":")
     assert said == {
         "gen_ai.operation.name": "text_completion",
-        "gen_ai.provider.name": "huggingface",
+        "gen_ai.provider.name": "hugging_face",
         "gen_ai.request.model": "our/model",
         "gen_ai.request.stream": True,
         "gen_ai.request.max_tokens": 6,

@@ -90,3 +90,41 @@ with tracing.sending("default", "id") as traceparent:
 def test_only_an_application_that_set_up_a_provider_is_traced(code):
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+SPANS_OF_CALLS = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+exporter, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+
+from genqueue.settings import GeneratorSettings
+from genqueue_worker.metrics import Metrics
+from genqueue_worker.tracing import open_call, set_up
+given = {
+    "own": {"api_type": "text_generation_inference", "api_params": {"url": "http://tgi"}},
+    "hub": {"api_type": "serverless_inference_api", "api_params": {"model": "m", "provider": "cerebras"}},
+    "auto": {"api_type": "serverless_inference_api", "api_params": {"model": "m"}},
+}
+generators = {name: GeneratorSettings.model_validate(settings) for name, settings in given.items()}
+set_up("me", generators, {})
+metrics = Metrics(generators)
+for name in generators:
+    open_call("chat", "m", None, name, {}, streams=True).end(None)
+    metrics.of(name).call("chat").ended(1.0)
+spans = {span.attributes["genqueue.generator"]: span.attributes["gen_ai.provider.name"]
+         for span in exporter.get_finished_spans()}
+(durations,) = [family for family in metrics.registry.collect() if family.name.endswith("operation_duration_seconds")]
+counted = {sample.labels["generator"]: sample.labels["gen_ai_provider_name"] for sample in durations.samples}
+assert spans == counted == {"own": "hugging_face", "hub": "cerebras", "auto": "hugging_face"}, (spans, counted)
+"""
+
+
+def test_spans_and_metrics_name_the_same_provider():
+    done = subprocess.run(
+        [sys.executable, "-c", SPANS_OF_CALLS], timeout=60, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -12,21 +12,21 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
-from kombu import Exchange, Queue
 
 from genqueue import calls, keys
-from genqueue.address import read_address
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.settings import Settings, load_settings
 from genqueue.store import Store
 from genqueue_worker import broker, logs, tracing
 from genqueue_worker.broker import Consumer
+from genqueue_worker.configuration import celery_configuration
 from genqueue_worker.control import revoke_means_cancel
 from genqueue_worker.engine import Engine
 from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.lease import LeaseKeeper
 from genqueue_worker.metrics import Now
 from genqueue_worker.monitor import Monitor
+from genqueue_worker.report import FACTS
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Runtime:
         """Tell Flower more of a generation than Celery does; any thread may."""
         events: Any = self.consumer and self.consumer.event_dispatcher
         if events:
-            events.send("task-started", uuid=generation_id, **facts)
+            events.send(FACTS, uuid=generation_id, **facts)
 
     def consume(self, consumer: Consumer) -> None:
         """Celery is ready to take messages."""
@@ -165,76 +165,9 @@ def worker_settings() -> Settings:
 @app.add_defaults
 def _configuration() -> dict[str, Any]:
     try:
-        settings = worker_settings()
+        return celery_configuration(load_settings())  # without generators: Flower needs none
     except ConfigError as error:
         raise SystemExit(f"genqueue: {error}") from None
-    return celery_configuration(settings)
-
-
-def celery_addresses(redis_url: str) -> dict[str, Any]:
-    """Where Celery finds its broker and its results, in its words."""
-    address = read_address(redis_url)
-    # Survives garbage in a queue.  By name: a class is not JSON, which `inspect stats` must be.
-    transport, results = "genqueue_worker.broker:Transport", ""
-    scheme = "rediss" if address.tls else "redis"
-    if address.master is not None:
-        transport, scheme = "genqueue_worker.broker:SentinelTransport", "sentinel"
-        results = "genqueue_worker.broker:SentinelBackend+"
-    return {
-        "broker_url": address.url(scheme),
-        "result_backend": results + address.url(scheme),
-        "broker_transport": transport,
-        "broker_use_ssl": address.tls and dict(address.tls),
-        "redis_backend_use_ssl": address.tls and dict(address.tls),
-    }
-
-
-def celery_configuration(settings: Settings) -> dict[str, Any]:
-    """Every Celery dial that is not left alone, with its reason."""
-    name = read_address(settings.redis_url).master
-    master = {} if name is None else {"master_name": name}
-    return {
-        **celery_addresses(settings.redis_url),
-        "broker_transport_options": {
-            "priority_steps": list(keys.PRIORITIES),  # ten exact levels, as producers ring them
-            "sep": keys.PRIORITY_SEPARATOR,
-            "queue_order_strategy": "round_robin",  # no generator starves another of the same worker
-            # A message is only a doorbell: the registry knows what was not claimed.  Without the
-            # broker's own bookkeeping there is no restored duplicate, and four round trips less.
-            "ack_emulation": False,
-            # A Redis that is frozen, or whose host is gone, would be waited for without end, and its successor
-            # behind Sentinels not be found.  A BRPOP without an answer is given up after 6 to 11 s.
-            "socket_timeout": settings.redis_timeout_s,
-            "socket_connect_timeout": settings.redis_timeout_s,
-            "health_check_interval": 5,
-            **master,  # Flower asks for it
-        },
-        "result_backend_transport_options": master,
-        "broker_connection_retry_on_startup": True,  # a worker may start before its Redis
-        "broker_connection_max_retries": None,  # and outlive it
-        "task_queues": [
-            Queue(keys.queue(name), Exchange(keys.queue(name)), keys.queue(name)) for name in settings.generators
-        ],
-        "worker_consumer": Consumer,  # publishes task events in batches
-        "worker_pool": "threads",  # a task waits for the engine's loop; a process each would be waste
-        "worker_concurrency": 256,  # generations at once; the model server batches them
-        # Acked when received: genqueue's registry, not the broker, knows what is unfinished, and
-        # late acks run a task twice after every lost connection (celery/celery#5935 and others).
-        "task_acks_late": False,
-        # Take no message before a thread is free for it, so that other hosts can.
-        "worker_prefetch_multiplier": 1,
-        "worker_disable_prefetch": True,
-        # Nobody else's serializer: unpickling a message is running its sender's code.
-        "task_serializer": "json",
-        "result_serializer": "json",
-        "accept_content": ["json"],
-        "result_accept_content": ["json"],
-        "result_expires": settings.result_ttl_s,  # Celery's own writes live as long as ours
-        "result_backend_thread_safe": True,  # one backend for all threads, else two connections each
-        "task_track_started": False,  # the log says `started`; a write a task saved
-        "worker_send_task_events": True,  # Flower
-        "worker_redirect_stdouts": False,  # what a library prints is no log line of ours
-    }
 
 
 @signals.celeryd_init.connect
@@ -271,12 +204,12 @@ def _start(**_: Any) -> None:
     # Celery's thread makes short round trips while the engine's works without a pause: at
     # Python's 5 ms it would wait for the interpreter longer than for Redis, each time.
     sys.setswitchinterval(0.0005)
-    settings = worker_settings()
-    _look_for_redis(settings)
     try:
+        settings = worker_settings()
+        look_for_redis(settings, calls.read_workers())
         _runtime = Runtime(settings)
-        _end_traces = tracing.set_up(_runtime.engine.owner)
-    except ConfigError as error:
+        _end_traces = tracing.set_up(_runtime.engine.owner, settings.generators)
+    except (ConfigError, StoreError) as error:
         raise SystemExit(f"genqueue: {error}") from None
     try:
         _runtime.start()
@@ -285,18 +218,23 @@ def _start(**_: Any) -> None:
     revoke_means_cancel(_runtime.engine.cancel)
 
 
-def _look_for_redis(settings: Settings) -> None:
+def look_for_redis(settings: Settings, question: calls.Call[Any]) -> None:
     """A Redis that is away may come; one that refuses our credentials, or whose certificate we refuse, ends the start.
 
-    Celery would say so once a second for ever.
+    Celery, and Flower, would say so once a second for ever.
+
+    Args:
+        settings: where it is.
+        question: what whoever starts may ask.
+
+    Raises:
+        StoreError: it refuses, or we do.
     """
     store = Store(settings.redis_url, settings.redis_timeout_s)
     try:
-        store.run(calls.read_workers())
+        store.run(question)
     except RedisUnavailableError as error:
         logger.warning("starting all the same: %s", error)
-    except StoreError as error:
-        raise SystemExit(f"genqueue: {error}") from None
     finally:
         store.close()
 

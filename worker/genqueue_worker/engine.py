@@ -308,7 +308,7 @@ class Engine:
         if isinstance(claim, NotClaimed):
             if claim.reason == "expired":
                 return await self._refuse(generation_id, generator, outcome.expired("before an attempt could begin"))
-            return _not_ours(claim.reason)
+            return self._not_claimed(generator, claim)
         try:
             request = GenerationRequest.model_validate_json(claim.request)
         except ValidationError as error:
@@ -441,6 +441,10 @@ class Engine:
     async def _expire_message(self, generation_id: str, generator: str) -> None:
         end = outcome.cancelled(generation_id, generator, date_done=_now_iso())
         answer = await self._end(None, replace(end, stillborn=True))
+        if answer == "ok":  # no claim can begin it any more
+            claim = await self._claim(generation_id, generator)
+            if not isinstance(claim, NotClaimed) or isinstance(self._not_claimed(generator, claim), NotOurs):
+                answer = "cancelled"
         self._tell_stillborn(generation_id, generator, "cancelled", answer)
 
     def _tell_stillborn(self, generation_id: str, generator: str, way: str, answer: str) -> None:
@@ -473,6 +477,13 @@ class Engine:
         return await self._writer.insist(
             calls.claim(generation_id, generator, owner=self.owner, lease_s=settings.lease_s, keep_s=settings.keep_s)
         )
+
+    def _not_claimed(self, generator: str, found: NotClaimed) -> Ended | NotOurs:
+        """What came of a doorbell that led to no attempt; a cancel is told by one, or by who ran what was cancelled."""
+        if found.reason != "cancelled" or not found.is_untold:
+            return NotOurs(found.reason)
+        self.metrics.ended(generator, found.reason)
+        return Ended(outcome.CANCELLED)
 
     async def _finish(self, work: Work, ending: Ending) -> Done | Ended | NotOurs:
         claim, outbox, upstream = work.claim, work.outbox, self.generators[work.generator].upstream
@@ -571,7 +582,7 @@ class Engine:
             end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
         )
         answer = await self._writer.last(outbox, call)
-        if answer == "ok" and end.outcome != outcome.CANCELLED:  # that is counted where it ran
+        if answer == "ok" and end.outcome != outcome.CANCELLED:  # that is counted where it ran, or was to
             self.metrics.ended(end.generator, end.outcome.error if end.outcome else "finished")
         return answer
 

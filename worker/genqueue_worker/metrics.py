@@ -48,8 +48,6 @@ WAIT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 90
 _LAG_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROUND_TRIP_S = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
-PROVIDER = "hugging_face"
-"""``gen_ai.provider.name`` of a server that we reach by its address; the conventions know no name for it."""
 TEXT_COMPLETION, CHAT = "text_completion", "chat"
 
 OUTCOMES = ("finished", "rejected", "failed", "expired", "cancelled")
@@ -59,6 +57,15 @@ RESTARTED, REPEATED = "restarted", "repeated"
 """Why tokens had to be generated again, by an attempt that began anew or went on."""
 
 _GEN_AI = ("generator", "gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+
+
+def provider_of(settings: GeneratorSettings) -> str:
+    """``gen_ai.provider.name`` of a generator's calls, in metrics and in spans.
+
+    Of a serverless one it is the provider that it names.  For Hugging Face, and servers of one's own, the
+    conventions list no value (opentelemetry-semantic-conventions 0.66b2); this one is spelt like theirs.
+    """
+    return settings.api_params.provider or "hugging_face"
 
 
 class Gaps:
@@ -118,7 +125,7 @@ class GeneratorMeter:
 
     def __init__(self, metrics: "Metrics", name: str, settings: GeneratorSettings) -> None:
         self._metrics = metrics
-        self._values = (name, settings.api_params.provider or PROVIDER, settings.api_params.model or "")
+        self._values = (name, provider_of(settings), settings.api_params.model or "")
         self._calls: dict[str, CallMeter] = {}
         self.queue_wait = metrics.queue_wait.labels(name)
         self.first_text = metrics.first_text.labels(name)

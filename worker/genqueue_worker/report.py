@@ -29,6 +29,13 @@ def show_nobody(generation_id: str, facts: dict[str, Any]) -> None:
     """Where there is no Flower to tell."""
 
 
+FACTS = "task-pending"
+"""The event that brings them: of all types the one that changes no task's state, nor when it began or ended.
+
+Whoever listens takes a type that Celery does not have for a state of the task's, and PENDING is the state that gives
+way to every other.
+"""
+
 IGNORED = "ignored"
 """A doorbell of which no attempt came, and which ended nothing."""
 _LEVELS = {

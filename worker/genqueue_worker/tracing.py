@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 
 from genqueue.errors import ConfigError
 from genqueue.messages import Given, Token, ToolCallDelta
+from genqueue.settings import GeneratorSettings
 from genqueue.tracing import attributes_of, fail, open_tracer, traceparent_of
+from genqueue_worker.metrics import provider_of
 from genqueue_worker.sink import Sink
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PROVIDER = "huggingface"
 _FLUSH_S = 5.0
 """How long a worker that ends waits for its last spans to leave."""
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -41,6 +42,8 @@ _PARAMETERS = {
     "presence_penalty": "presence_penalty",
 }
 """Of a call's parameters those that have a name in OpenTelemetry and hold no text."""
+_providers: dict[str, str] = {}
+"""``gen_ai.provider.name`` of each generator of this process; :func:`set_up` knows them."""
 
 
 def exporters(environ: Mapping[str, str]) -> list[str]:
@@ -56,8 +59,15 @@ def exporters(environ: Mapping[str, str]) -> list[str]:
     return [otlp if name == "otlp" else name for name in names if name not in {"", "none"}]
 
 
-def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], None]:
+def set_up(
+    owner: str, generators: Mapping[str, GeneratorSettings], environ: Mapping[str, str] = os.environ
+) -> Callable[[], None]:
     """Have spans exported as the environment says, unless somebody (``opentelemetry-instrument``) saw to it already.
+
+    Args:
+        owner: who this worker is.
+        generators: those that it serves.
+        environ: OpenTelemetry's variables.
 
     Returns:
         What sends the last spans, within 5 s; to be called at the end.
@@ -65,6 +75,7 @@ def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], 
     Raises:
         ConfigError: an exporter is named that is not installed.
     """
+    _providers.update((name, provider_of(settings)) for name, settings in generators.items())
     names = exporters(environ)
     if not names:
         return lambda: None
@@ -204,7 +215,7 @@ def open_call(
     attributes = attributes_of(
         {
             "gen_ai.operation.name": operation,
-            "gen_ai.provider.name": _PROVIDER,
+            "gen_ai.provider.name": _providers.get(generator),
             "gen_ai.request.model": model,
             "gen_ai.request.stream": streams,
             "server.address": server.hostname,

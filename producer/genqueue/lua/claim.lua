@@ -12,7 +12,10 @@ if not state then
   return {'gone'}
 end
 if home ~= generator then return {'elsewhere', home} end
-if not is_one_of(state, may_start) then return {state} end
+if not is_one_of(state, may_start) then
+  if redis.call('HDEL', generation, 'untold') == 1 then return {state, 'untold'} end
+  return {state}
+end
 local function claimed()
   return {'claimed', tonumber(attempt), request, submitted_at, started_at, deadline_at or '',
     redis.call('GET', text) or '', tonumber(solid_tokens or 0), tonumber(failures or 0), errors or '',

@@ -34,6 +34,8 @@ local time = now()
 redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(time), 'outcome', outcome)
 if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(time)) end
 if mark == 'reset' then redis.call('DEL', text) end
+-- Nobody runs it who would tell of its cancel: the first of its doorbells does.
+if final == 'cancelled' and not redis.call('ZSCORE', leases, id) then redis.call('HSET', generation, 'untold', 1) end
 if completion_tokens ~= '' then redis.call('HSET', generation, 'completion_tokens', completion_tokens) end
 for _, place in ipairs({waiting, leases, deadlines, delayed, rung}) do redis.call('ZREM', place, id) end
 redis.call('EXPIRE', log, log_ttl_s)
