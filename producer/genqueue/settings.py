@@ -77,6 +77,11 @@ class ApiParams(BaseModel):
         return [without_secrets(url) for url in value]
 
     @property
+    def named_model(self) -> str | None:
+        """The model's name; None where only an address is known."""
+        return self.model if self.model and "://" not in self.model else None
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """Every url; () where a model id takes its place."""
         return (self.url,) if self.url else self.urls

@@ -28,10 +28,17 @@ STUCK_ENGINE_S, STUCK_CONSUMER_S = 13.0, 15.0
 class Monitored:
     """A worker's HTTP server."""
 
-    def __init__(self, worker, eventually):
+    def __init__(self, worker, eventually, orders):
         self.worker = worker
+        self._orders = orders
         found = eventually(lambda: re.search(r"metrics and probes: (http://127\.0\.0\.1:\d+)/metrics", worker.log))
         self.url = found[1]
+
+    def hold_up(self, part, seconds):
+        """Have a part of the worker do nothing for so long."""
+        written = self._orders / "order"
+        written.write_text(str(seconds))
+        written.rename(self._orders / part)
 
     def get(self, path):
         """(status, body)"""
@@ -83,25 +90,33 @@ def monitored(launch_worker, own_redis, served, eventually, tmp_path_factory):
     folder = tmp_path_factory.mktemp("modules")
     (folder / "holdup.py").write_text(
         textwrap.dedent("""
+            import threading
             import time
+            from pathlib import Path
 
             from genqueue_worker import app
 
+            HOLDUPS = {
+                "engine": lambda seconds: app.engine()._loop.call_soon_threadsafe(time.sleep, seconds),
+                "consumer": lambda seconds: app._runtime.consumer.call_soon(time.sleep, seconds),
+            }
 
-            @app.app.task(name="holdup.engine")
-            def engine(seconds):
-                app.engine()._loop.call_soon_threadsafe(time.sleep, seconds)
+            def follow():
+                while True:
+                    for name, hold_up in HOLDUPS.items():
+                        order = Path(__file__).with_name(name)
+                        if order.exists():
+                            hold_up(float(order.read_text()))
+                            order.unlink()
+                    time.sleep(0.05)
 
-
-            @app.app.task(name="holdup.consumer")
-            def consumer(seconds):
-                app._runtime.consumer.call_soon(time.sleep, seconds)
+            threading.Thread(target=follow, daemon=True).start()
             """)
     )
     environ = {"GENQUEUE_MONITOR_PORT": "0", "GENQUEUE_REDIS_TIMEOUT_S": "0.5", "PYTHONPATH": str(folder)}
     worker = launch_worker(served, own_redis.url, "-c", "32", "--include", "holdup", environ=environ)
     try:
-        yield Monitored(worker, eventually)
+        yield Monitored(worker, eventually, folder)
     finally:
         worker.end()
 
@@ -283,13 +298,9 @@ def test_what_is_no_probe_is_not_found(monitored):
     assert (status, "/livez" in body) == (404, True)
 
 
-def test_whose_engine_and_whose_consumer_are_stuck_is_not_alive(monitored, own_redis, eventually):
-    from celery import Celery
-
-    app = Celery("plain", broker=own_redis.url, set_as_current=False)
-    app.send_task("holdup.engine", [STUCK_ENGINE_S], queue="generate.default")
-    app.send_task("holdup.consumer", [STUCK_CONSUMER_S], queue="generate.default")
-    app.close()
+def test_whose_engine_and_whose_consumer_are_stuck_is_not_alive(monitored, eventually):
+    monitored.hold_up("engine", STUCK_ENGINE_S)
+    monitored.hold_up("consumer", STUCK_CONSUMER_S)
     seen = {}
 
     def both():

@@ -103,17 +103,16 @@ trace.set_tracer_provider(provider)
 
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.metrics import Metrics
-from genqueue_worker.tracing import open_call, set_up
+from genqueue_worker.tracing import open_call
 given = {
     "own": {"api_type": "text_generation_inference", "api_params": {"url": "http://tgi"}},
     "hub": {"api_type": "serverless_inference_api", "api_params": {"model": "m", "provider": "cerebras"}},
     "auto": {"api_type": "serverless_inference_api", "api_params": {"model": "m"}},
 }
 generators = {name: GeneratorSettings.model_validate(settings) for name, settings in given.items()}
-set_up("me", generators, {})
 metrics = Metrics(generators)
-for name in generators:
-    open_call("chat", "m", None, name, {}, streams=True).end(None)
+for name, settings in generators.items():
+    open_call("chat", None, name, settings, {}, streams=True).end(None)
     metrics.of(name).call("chat").ended(1.0)
 spans = {span.attributes["genqueue.generator"]: span.attributes["gen_ai.provider.name"]
          for span in exporter.get_finished_spans()}

@@ -208,7 +208,7 @@ def _start(**_: Any) -> None:
         settings = worker_settings()
         look_for_redis(settings, calls.read_workers())
         _runtime = Runtime(settings)
-        _end_traces = tracing.set_up(_runtime.engine.owner, settings.generators)
+        _end_traces = tracing.set_up(_runtime.engine.owner)
     except (ConfigError, StoreError) as error:
         raise SystemExit(f"genqueue: {error}") from None
     try:

@@ -178,10 +178,8 @@ class TextGeneration:
                 async with silence.paused():
                     await sink.relief()
 
-        model = settings.api_params.model
-        named = model if model and "://" not in model else None
         streams = route != self._one_shot
-        call = open_call(operation, named, endpoint.url, self.upstream.name, parameters, streams=streams)
+        call = open_call(operation, endpoint.url, self.upstream.name, settings, parameters, streams=streams)
         with ended(call, _error_type):
             into = call.listen(prompt, sink)
             told = Exchange(lambda data: take_token(data, into), pause, silence.heard, traceparent=call.traceparent)
@@ -228,9 +226,9 @@ class TextGeneration:
         ask.told.on_data = answer.take
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.
-        model = self.settings.api_params.model
-        ask.client.model = ask.endpoint.url or model
-        named = model if model and "://" not in model else "tgi"
+        params = self.settings.api_params
+        ask.client.model = ask.endpoint.url or params.model
+        named = params.named_model or "tgi"
         complete: Any = ask.client.chat_completion  # its types leave out what JSON allows
         options = {"stream": True, "stream_options": {"include_usage": True}}
         async for output in await complete(ask.prompt, model=named, **options, **ask.parameters):

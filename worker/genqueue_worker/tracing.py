@@ -42,8 +42,6 @@ _PARAMETERS = {
     "presence_penalty": "presence_penalty",
 }
 """Of a call's parameters those that have a name in OpenTelemetry and hold no text."""
-_providers: dict[str, str] = {}
-"""``gen_ai.provider.name`` of each generator of this process; :func:`set_up` knows them."""
 
 
 def exporters(environ: Mapping[str, str]) -> list[str]:
@@ -59,9 +57,7 @@ def exporters(environ: Mapping[str, str]) -> list[str]:
     return [otlp if name == "otlp" else name for name in names if name not in {"", "none"}]
 
 
-def set_up(
-    owner: str, generators: Mapping[str, GeneratorSettings], environ: Mapping[str, str] = os.environ
-) -> Callable[[], None]:
+def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], None]:
     """Have spans exported as the environment says, unless somebody (``opentelemetry-instrument``) saw to it already.
 
     Args:
@@ -75,7 +71,6 @@ def set_up(
     Raises:
         ConfigError: an exporter is named that is not installed.
     """
-    _providers.update((name, provider_of(settings)) for name, settings in generators.items())
     names = exporters(environ)
     if not names:
         return lambda: None
@@ -191,15 +186,21 @@ _NO_CALL = Call()
 
 
 def open_call(
-    operation: str, model: str | None, url: str | None, generator: str, parameters: Mapping[str, Any], *, streams: bool
+    operation: str,
+    url: str | None,
+    generator: str,
+    settings: GeneratorSettings,
+    parameters: Mapping[str, Any],
+    *,
+    streams: bool,
 ) -> Call:
     """A call begins, as the child of whatever span is current.
 
     Args:
         operation: ``text_completion`` or ``chat``.
-        model: its name; None where only an address is known.
         url: the server's; None where a provider chooses it.
         generator: whose call.
+        settings: the generator's.
         parameters: what the client is called with.
         streams: whether the server sends token by token.
     """
@@ -208,14 +209,14 @@ def open_call(
         return _NO_CALL
     from opentelemetry.trace import SpanKind
 
-    server = urlsplit(url or "")
+    server, model = urlsplit(url or ""), settings.api_params.named_model
     known = {
         f"gen_ai.request.{name}": parameters.get(given) for given, name in _PARAMETERS.items() if given in parameters
     }
     attributes = attributes_of(
         {
             "gen_ai.operation.name": operation,
-            "gen_ai.provider.name": _providers.get(generator),
+            "gen_ai.provider.name": provider_of(settings),
             "gen_ai.request.model": model,
             "gen_ai.request.stream": streams,
             "server.address": server.hostname,
