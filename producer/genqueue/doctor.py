@@ -100,7 +100,7 @@ RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
             (_RECORD, keys.newest_claimed("*"), keys.GENERATORS, keys.WORKERS, keys.PLACES, keys.SWEPT),
         ),
         ("hkeys", (keys.GENERATORS,)),
-        ("zadd zrem zcard zscore zmscore zrangebyscore zremrangebyscore expire ttl", _SETS),
+        ("zadd zrem zcard zscore zmscore zrange zrangebyscore zcount zremrangebyscore expire ttl", _SETS),
         ("get set setex", (_RESULTS,)),
         ("lpush rpush brpop llen lrange", (_LISTS,)),
         (_CONTROL, (_BINDINGS,)),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ from genqueue import doctor
 from genqueue.store import Store
 from genqueue_ops.local_redis import local_redis
 
-from .roles import as_role, guarded_redis, password
+from .roles import as_role, guarded_redis, password, refusals
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,19 @@ def guarded(tmp_path_factory):
         if as_role(server.url, "worker") == server.url:
             pytest.skip(f"these rules need Redis 7, here is {server.kind}")
         yield server
-        with redis.Redis.from_url(server.url) as operator:
-            operator.acl_log_reset()
+        forgive_what_doctor_asks_in_vain(server)
+
+
+def forgive_what_doctor_asks_in_vain(server):
+    """That a role may not say INFO and CONFIG is no fault; whatever else it was refused is."""
+    with redis.Redis.from_url(server.url) as operator:
+        others = [
+            one
+            for one in refusals(operator)
+            if one.split()[2] not in {"info", "config|get"} and not one.startswith("lame ")
+        ]
+        operator.acl_log_reset()
+    assert others == []
 
 
 def run_doctor(url, *options, cwd, **changed):
@@ -54,6 +64,8 @@ def test_each_role_has_the_rights_it_needs_and_what_it_may_not_see_is_no_failure
     assert found[f"rights of a {role}"] == "ok"
     assert found["version"] == "ok"
     assert found["eviction, memory, persistence"] == "warn"
+    no_worker = {"workers"} if role != "flower" else set()
+    assert {what for what, level in found.items() if level == "fail"} == no_worker
     assert password(role) not in done.stdout + done.stderr
 
 
@@ -97,12 +109,11 @@ def test_no_redis_and_no_settings_are_findings(closed_port, tmp_path):
     assert "secret" not in done.stdout + done.stderr
 
 
-def test_with_a_worker_all_is_well(worker, tmp_path):
+def test_with_a_worker_all_is_well(worker, queue_redis, tmp_path):
     done = run_doctor(worker.producer_url, "--json", cwd=tmp_path)
     found = levels(done)
     assert (found["workers"], found["rights of a producer"], found["redis"]) == ("ok", "ok", "ok")
-    with redis.Redis.from_url(re.sub("//.*@", "//", worker.producer_url)) as operator:
-        operator.acl_log_reset()  # of INFO and CONFIG GET, which it may not see
+    forgive_what_doctor_asks_in_vain(queue_redis)
 
 
 def test_a_producer_alone_can_run_it(tmp_path, closed_port):
