@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from genqueue import calls, doctor
 from genqueue.address import read_address
-from genqueue.doctor import Facts, Finding, Role
+from genqueue.doctor import Facts, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
+from genqueue.rights import Role, trials
 from genqueue.settings import Settings, load_settings
 from genqueue.store import Store
 
@@ -56,7 +57,7 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
         raise
     except StoreError as error:
         overview_error = str(error)
-    queued, live = doctor.trials(role, f"doctor-{uuid.uuid4().hex}", database)
+    queued, live = trials(role, f"doctor-{uuid.uuid4().hex}", database)
     refused = store.refused([trial.command for trial in queued], [trial.command for trial in live])
     whole = [*queued, *live]
     return Facts(

@@ -1,20 +1,18 @@
 """What is wrong, out of what was gathered, and what to do about it.
 
-Pure: :mod:`genqueue.checkup` gathers the facts.  Also here, because both sides need it: which
-commands each role gives Redis (``RIGHTS``), in a form that changes nothing (``trials``).  No
-finding shows a password, a token, or an address with one.
+Pure: :mod:`genqueue.checkup` gathers the facts.  No finding shows a password, a token, or an
+address with one.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from genqueue import keys
 from genqueue.calls import Overview, QueueStatus, WorkerStatus
 from genqueue.glance import duration
+from genqueue.rights import Role, Trial
 from genqueue.settings import Settings
 
-Role = Literal["producer", "worker", "flower"]
 Level = Literal["ok", "warn", "fail"]
 
 OLDEST_REDIS = (6, 2)
@@ -33,14 +31,6 @@ class Finding:
     what: str
     seen: str
     do: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A command that a role needs on keys of one kind: ``grant`` is what lets a user of Redis do it."""
-
-    command: tuple[str, ...]
-    grant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,109 +58,6 @@ class Facts:
     overview_error: str = ""
     unreachable: Mapping[str, str] = field(default_factory=dict)
     missing_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-_ID = "{id}"
-_RECORD = keys.generation("*")
-_SETS = (keys.waiting("*"), keys.DEADLINES, keys.DELAYED, keys.LEASES, keys.RUNG, keys.DEAD)
-_RESULTS = keys.result("*")
-_LISTS = keys.queue("*")
-_BINDINGS = "_kombu.binding*"
-_MAILBOXES = ("*.celery.pidbox*", "celeryev.*")
-_CHANNELS = (keys.live("*"), keys.SILENT, keys.worker("*"), _RESULTS)
-_EVENTS = ("/{db}.celery.pidbox", "/{db}.celeryev/*", "/{db}.celeryev/worker.*")
-_CONTROL = "sadd srem smembers scard exists pexpire del zadd zrem zscore zrangebyscore"
-
-# role -> (commands, patterns of keys) as ops/redis/users.acl grants them; a test compares the two.
-RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
-    "producer": (
-        ("eval evalsha", (keys.EVERY, _LISTS, _RESULTS)),
-        ("exists hget hmget hset hdel get append del xadd xrange expire ttl", (_RECORD,)),
-        ("zadd zrem zrank zcard zscore zrevrange zrange zrangebyscore zcount zremrangebyscore expire ttl", _SETS),
-        ("get set", (keys.idempotency("*"), _RESULTS)),
-        ("hget hkeys hgetall", (keys.GENERATORS, keys.WORKERS, keys.PLACES)),
-        ("lpush llen", (_LISTS,)),
-        ("sadd smembers exists", (_BINDINGS,)),
-        ("mget del", (_RESULTS,)),
-    ),
-    "worker": (
-        ("eval evalsha", (keys.EVERY, _LISTS, _RESULTS, _BINDINGS)),
-        (
-            "exists hget hmget hgetall hset hdel hincrby get append del xadd xrange expire ttl",
-            (_RECORD, keys.newest_claimed("*"), keys.GENERATORS, keys.WORKERS, keys.PLACES, keys.SWEPT),
-        ),
-        ("hkeys", (keys.GENERATORS,)),
-        ("zadd zrem zcard zscore zmscore zrange zrangebyscore zcount zremrangebyscore expire ttl", _SETS),
-        ("get set setex", (_RESULTS,)),
-        ("lpush rpush brpop llen lrange", (_LISTS,)),
-        (_CONTROL, (_BINDINGS,)),
-        ("llen lpush brpop exists del pexpire", _MAILBOXES),
-    ),
-    "flower": (
-        ("eval evalsha", (_BINDINGS,)),
-        (_CONTROL, (_BINDINGS,)),
-        ("llen lpush brpop exists del pexpire", _MAILBOXES),
-        ("llen", (_LISTS,)),
-    ),
-}
-CHANNELS: Mapping[Role, Sequence[str]] = {
-    "producer": _CHANNELS,
-    "worker": (keys.EVERY, _RESULTS, *_EVENTS),
-    "flower": _EVENTS,
-}
-
-# What follows the key so that Redis takes the command for one.
-_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        [
-            "hget",
-            "hdel",
-            "append",
-            "expire",
-            "pexpire",
-            "zrem",
-            "zrank",
-            "zscore",
-            "zmscore",
-            "sadd",
-            "srem",
-            "lpush",
-            "rpush",
-        ],
-        ("1",),
-    ),
-    **dict.fromkeys(
-        ["zrevrange", "zrange", "lrange", "zcount", "zrangebyscore", "zremrangebyscore", "hincrby"], ("1", "0")
-    ),
-    **{"hset": ("1", "1"), "hmget": ("1",), "set": ("1",), "setex": ("1", "1"), "zadd": ("1", "1"), "brpop": ("1",)},
-    **{"xadd": ("*", "1", "1"), "xrange": ("-", "+")},
-}
-_CONNECTION = (("TIME",), ("PING",), ("SCRIPT", "EXISTS", "0" * 40))
-
-
-def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], list[Trial]]:
-    """What a role says to Redis: (what may be queued in a transaction and discarded, subscriptions).
-
-    Keys that are one generation's or generator's are a scratch one's; those that all share are
-    themselves, so only a transaction that is discarded may hold these commands.
-    """
-    queued = [Trial(command, f"+{'|'.join(word.lower() for word in command[:2])}") for command in _CONNECTION]
-    for commands, patterns in RIGHTS[role]:
-        for pattern in patterns:
-            # Of pieces of a name all are the scratch id: *.celery.pidbox*
-            key = pattern.replace("*", scratch_id)
-            for name in commands.split():
-                if name in {"eval", "evalsha"}:
-                    code = "return 1" if name == "eval" else "0" * 40
-                    queued.append(Trial((name.upper(), code, "1", key), f"(+{name} ~{pattern})"))
-                else:
-                    queued.append(Trial((name.upper(), key, *_ARGUMENTS.get(name, ())), f"(+{name} ~{pattern})"))
-    live = []
-    for pattern in CHANNELS[role]:
-        channel = pattern.replace("{db}", str(database))
-        queued.append(Trial(("PUBLISH", channel.replace("*", scratch_id), ""), f"+publish &{channel}"))
-        live.append(Trial(("SUBSCRIBE", channel.replace("*", scratch_id)), f"+subscribe &{channel}"))
-    return queued, live
 
 
 def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Finding]:
@@ -287,15 +174,23 @@ def _rights(role: Role, facts: Facts, user: str) -> list[Finding]:
         return [Finding("fail", f"rights of a {role}", f"{user} may not say MULTI", do)]
     if not facts.refused:
         return [Finding("ok", f"rights of a {role}", f"{user} may say every command")]
-    return [
-        Finding(
-            "fail",
-            f"rights of a {role}",
-            f"{user} may not say {' '.join(trial.command[:2])}",
-            f"ACL SETUSER {user} {trial.grant} (ops/redis/users.acl has all of them)",
-        )
-        for trial in facts.refused
-    ]
+    by_command: dict[str, list[str]] = {}
+    for trial in facts.refused:
+        by_command.setdefault(trial.right, []).append(trial.on)
+    return [_lacking(role, user, right, [on for on in found if on]) for right, found in by_command.items()]
+
+
+def _lacking(role: Role, user: str, right: str, on: Sequence[str]) -> Finding:
+    where = f" on {' '.join(one[1:] for one in on)}" if on else ""
+    words = [f"+{right}", *on]
+    # In quotes for a shell; keys need a selector of their own, or the user's other commands would have them too.
+    rule = f"'({' '.join(words)})'" if any(one.startswith("~") for one in on) else " ".join(f"'{one}'" for one in words)
+    return Finding(
+        "fail",
+        f"rights of a {role}",
+        f"{user} may not say {right.upper().replace('|', ' ')}{where}",
+        f"ACL SETUSER {user} {rule} (ops/redis/users.acl has all of them)",
+    )
 
 
 def _clock(facts: Facts) -> Finding:

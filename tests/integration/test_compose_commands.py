@@ -27,7 +27,9 @@ ACL = """# A comment, and an empty line.
 
 user default off
 user genqueue-producer reset on ~* &* +@all -@dangerous
-user genqueue-worker reset on ~* &* +@all
+user genqueue-worker reset on
+  ~* &*
+  +@all
 user genqueue-flower reset on ~* &* +@read +@connection"""
 
 
@@ -124,6 +126,7 @@ def test_redis_has_the_users_and_their_passwords_and_keeps_everything(compose_re
     [
         pytest.param("user genqueue-worker reset on ~* +@all", "GENQUEUE_WORKER_PASSWORD", id="no-password"),
         pytest.param("users genqueue-worker on", "no user", id="no-user"),
+        pytest.param("  +@all\nuser default off", "no user", id="nobodys-rules"),
         pytest.param("user a$(id) on", "the user's name may have", id="name"),
     ],
 )
