@@ -5,7 +5,7 @@
 # For each user but `default` the password is taken from the secret file /run/secrets/NAME, else from
 # the variable that is the name in capitals, with _ for -, and _PASSWORD behind it
 # (genqueue-worker: GENQUEUE_WORKER_PASSWORD).  Redis is given its SHA-256, behind the user's rules.
-# A user without a password ends the start.
+# A user without a password ends the start; only genqueue-operator is left out then.
 set -eu
 umask 077
 
@@ -42,11 +42,12 @@ write_user() {
     eval "password=\${$variable:-}"
   fi
   unset "$variable"
-  if [ -z "$password" ]; then
+  if [ -n "$password" ]; then
+    printf '%s #%s\n' "$1" "$(printf %s "$password" | sha256sum | cut -d ' ' -f 1)"
+  elif [ "$name" != genqueue-operator ]; then
     echo "start.sh: no password for the Redis user $name: set $variable, or give the secret $secrets/$name" >&2
     exit 1
   fi
-  printf '%s #%s\n' "$1" "$(printf %s "$password" | sha256sum | cut -d ' ' -f 1)"
   unset password
 }
 

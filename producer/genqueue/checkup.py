@@ -14,7 +14,7 @@ from genqueue import calls, doctor
 from genqueue.address import read_address
 from genqueue.doctor import Facts, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
-from genqueue.rights import Role, trials
+from genqueue.rights import COMMANDS, Role, trials
 from genqueue.settings import Settings, load_settings
 from genqueue.store import Store
 
@@ -22,13 +22,13 @@ _CONNECT_S = 3.0
 
 
 def examine(role: Role | None) -> list[Finding]:
-    """All findings; without a role that of a worker where the settings name generators, else of a producer."""
+    """All findings; without a role that of our user, where it is one of ours, else a worker's if it has generators."""
     try:
         settings = load_settings()
     except ConfigError as error:
         return [Finding("fail", "settings", str(error), "mend that key; README.md, Configuration, has all of them")]
-    chosen: Role = role or ("worker" if settings.generators else "producer")
     address = read_address(settings.redis_url)
+    chosen = role or _role_of(address.username) or ("worker" if settings.generators else "producer")
     names = ", ".join(sorted(settings.generators)) or "none"
     known = [Finding("ok", "settings", f"as a {chosen}; generators: {names}")]
     store = Store(settings.redis_url, settings.redis_timeout_s)
@@ -42,6 +42,10 @@ def examine(role: Role | None) -> list[Finding]:
         store.close()
     known.append(Finding("ok", "redis", f"answers at {address.name}"))
     return known + doctor.judge(settings, chosen, facts, address.username or "default")
+
+
+def _role_of(user: str | None) -> Role | None:
+    return next((role for role in COMMANDS if user == f"genqueue-{role}"), None)
 
 
 def _gather(store: Store, settings: Settings, role: Role, database: int) -> Facts:

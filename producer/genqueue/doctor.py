@@ -90,9 +90,8 @@ def has_failed(findings: Sequence[Finding]) -> bool:
 
 
 def _hidden(what: str, commands: str) -> Finding:
-    return Finding(
-        "warn", what, "not allowed to see", f"look once as a user of Redis who may say {commands}, or ask who runs it"
-    )
+    do = f"run this once as genqueue-operator, who may say {commands} (docs/deploy.md), or ask who runs Redis"
+    return Finding("warn", what, "not allowed to see", do)
 
 
 def _server(facts: Facts) -> list[Finding]:
@@ -169,25 +168,26 @@ def _persistence(info: Mapping[str, str], save: str | None) -> list[Finding]:
 
 
 def _rights(role: Role, facts: Facts, user: str) -> list[Finding]:
+    what = f"rights of {'an' if role == 'operator' else 'a'} {role}"
     if facts.refused is None:
         do = f"ACL SETUSER {user} +multi +exec +discard: Celery needs them too"
-        return [Finding("fail", f"rights of a {role}", f"{user} may not say MULTI", do)]
+        return [Finding("fail", what, f"{user} may not say MULTI", do)]
     if not facts.refused:
-        return [Finding("ok", f"rights of a {role}", f"{user} may say every command")]
+        return [Finding("ok", what, f"{user} may say every command")]
     by_command: dict[str, list[str]] = {}
     for trial in facts.refused:
         by_command.setdefault(trial.right, []).append(trial.on)
-    return [_lacking(role, user, right, [on for on in found if on]) for right, found in by_command.items()]
+    return [_lacking(what, user, right, [on for on in found if on]) for right, found in by_command.items()]
 
 
-def _lacking(role: Role, user: str, right: str, on: Sequence[str]) -> Finding:
+def _lacking(what: str, user: str, right: str, on: Sequence[str]) -> Finding:
     where = f" on {' '.join(one[1:] for one in on)}" if on else ""
     words = [f"+{right}", *on]
     # In quotes for a shell; keys need a selector of their own, or the user's other commands would have them too.
     rule = f"'({' '.join(words)})'" if any(one.startswith("~") for one in on) else " ".join(f"'{one}'" for one in words)
     return Finding(
         "fail",
-        f"rights of a {role}",
+        what,
         f"{user} may not say {right.upper().replace('|', ' ')}{where}",
         f"ACL SETUSER {user} {rule} (ops/redis/users.acl has all of them)",
     )

@@ -15,7 +15,7 @@ from typing import Literal
 
 from genqueue import keys
 
-Role = Literal["producer", "worker", "flower"]
+Role = Literal["producer", "worker", "flower", "operator"]
 Selectors = Sequence[tuple[str, Sequence[str]]]
 """(commands, patterns of keys); all keys of one command must be in one selector."""
 
@@ -61,6 +61,16 @@ OURS: Mapping[Role, Selectors] = {
         ("set", (_RESULT,)),
     ),
     "flower": (),
+    "operator": (
+        ("eval evalsha", (keys.EVERY,)),
+        ("hget", (_GENERATION,)),
+        ("zcard zrangebyscore", (_WAITING,)),
+        ("zcard zcount zrange", (keys.LEASES,)),
+        ("zcard zcount", (keys.DELAYED,)),
+        ("zcard zrange", (keys.DEAD,)),
+        ("hgetall", (keys.GENERATORS, keys.WORKERS)),
+        ("llen", (_LIST,)),
+    ),
 }
 CELERYS: Mapping[Role, Selectors] = {
     "producer": (  # one that sends the task by Celery, and reads results so
@@ -79,11 +89,13 @@ CELERYS: Mapping[Role, Selectors] = {
         ("llen lpush brpop exists del pexpire", _MAILBOXES),
         ("llen", (_LIST,)),
     ),
+    "operator": (),
 }
 CHANNELS: Mapping[Role, Sequence[str]] = {
     "producer": (keys.live("*"), keys.SILENT, keys.worker("*"), _RESULT),
     "worker": (keys.EVERY, _RESULT, *_EVENTS),
     "flower": _EVENTS,
+    "operator": (),
 }
 
 _CONNECTION = (
@@ -94,6 +106,8 @@ COMMANDS: Mapping[Role, str] = {
     "producer": f"{_CONNECTION} subscribe unsubscribe publish",
     "worker": f"{_CONNECTION} subscribe unsubscribe psubscribe punsubscribe publish",
     "flower": f"{_CONNECTION} subscribe unsubscribe psubscribe punsubscribe publish",
+    # CONFIG GET shows Redis's own passwords: this one is whoever runs it.
+    "operator": f"{_CONNECTION} info config|get acl|log client|list slowlog|get",
 }
 """What has no key."""
 
@@ -104,6 +118,11 @@ _ALONE = {
     "client": "ID",
     "script|load": "return",
     "script|exists": "0" * 40,
+    "info": "",
+    "config|get": "save",
+    "acl|log": "0",
+    "client|list": "",
+    "slowlog|get": "0",
 }
 _BEHIND_KEY = {
     "append": "1",
@@ -188,6 +207,7 @@ _HEAD = """\
 # user, and makes one line of each user's.  A script needs the right to name its keys, which the selector with eval
 # gives; each command inside it is checked again, against the selectors that hold the command.
 # /0. in the names of Celery's channels is the number of the database: change it with that of the url.
+# There is a genqueue-operator only where it is given a password.
 
 user default off
 """

@@ -15,7 +15,7 @@ import redis
 
 from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
 
-Role = Literal["producer", "worker", "flower"]
+Role = Literal["producer", "worker", "flower", "operator"]
 RULES = Path(__file__).parents[2] / "ops/redis/users.acl"
 _guarded_ports: set[int] = set()
 

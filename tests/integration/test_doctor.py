@@ -69,7 +69,34 @@ def test_each_role_has_the_rights_it_needs_and_what_it_may_not_see_is_no_failure
     assert password(role) not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("role", ["producer", "worker", "flower"])
+def test_an_operator_sees_what_the_others_may_not(guarded, tmp_path):
+    with redis.Redis.from_url(guarded.url) as operator:
+        operator.rpush("generate.chat", "work")
+        operator.zadd("genqueue:waiting:chat", {"id": 1})
+        operator.hset("genqueue:generators", "chat", '{"max_queue_depth": 1}')
+        url = as_role(guarded.url, "operator")
+        found = levels(run_doctor(url, "--json", cwd=tmp_path))
+        status = subprocess.run(
+            [sys.executable, "-m", "genqueue", "status", "--json"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "GENQUEUE_REDIS_URL": url},
+            timeout=60,
+        )
+        operator.flushdb()
+    assert found["rights of an operator"] == "ok"
+    assert {"eviction", "memory", "persistence"} <= set(found)
+    (queue,) = json.loads(status.stdout)["queues"]
+    assert (queue["generator"], queue["waiting"], queue["doorbells"]) == ("chat", 1, 1)
+
+
+def test_the_role_is_that_of_the_user_if_nothing_else_is_said(guarded, tmp_path):
+    found = levels(run_doctor(as_role(guarded.url, "flower"), "--json", cwd=tmp_path))
+    assert found["rights of a flower"] == "ok"
+
+
+@pytest.mark.parametrize("role", ["producer", "worker", "flower", "operator"])
 def test_every_command_that_a_role_lacks_is_found(guarded, role):
     queued, live = trials(role, "doctor-test", 0)
     names = sorted({trial.command[0].lower() for trial in [*queued, *live]})
