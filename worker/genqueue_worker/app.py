@@ -19,7 +19,7 @@ from genqueue.settings import Settings, load_settings
 from genqueue.store import Store
 from genqueue_worker import broker, logs, tracing
 from genqueue_worker.broker import Consumer
-from genqueue_worker.control import revoke_means_cancel
+from genqueue_worker.control import Task, revoke_means_cancel
 from genqueue_worker.engine import Engine
 from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.lease import LeaseKeeper
@@ -29,7 +29,7 @@ from genqueue_worker.report import Report
 
 logger = logging.getLogger(__name__)
 
-app = Celery("genqueue", include=["genqueue_worker.tasks"], set_as_current=False)
+app = Celery("genqueue", include=["genqueue_worker.tasks"], set_as_current=False, task_cls=Task)
 
 
 class Runtime:
