@@ -107,7 +107,7 @@ COMMANDS: Mapping[Role, str] = {
     "worker": f"{_CONNECTION} subscribe unsubscribe psubscribe punsubscribe publish",
     "flower": f"{_CONNECTION} subscribe unsubscribe psubscribe punsubscribe publish",
     # CONFIG GET shows Redis's own passwords: this one is whoever runs it.
-    "operator": f"{_CONNECTION} info config|get acl|log client|list slowlog|get",
+    "operator": f"{_CONNECTION} info config|get acl|log client|list slowlog|get script|kill",
 }
 """What has no key."""
 
@@ -123,6 +123,7 @@ _ALONE = {
     "acl|log": "0",
     "client|list": "",
     "slowlog|get": "0",
+    "script|kill": "",
 }
 _BEHIND_KEY = {
     "append": "1",
