@@ -34,29 +34,46 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointSeen:
+    """A model server as this host sees it.
+
+    Attributes:
+        address: scheme, host and port.
+        trouble: why there is no connection; "" if there is one.
+        status: of its answer to ``/health``; None if what came was no HTTP, or nothing.
+        is_asked: whether it was asked for that.
+    """
+
+    address: str
+    trouble: str = ""
+    status: int | None = None
+    is_asked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What was gathered; None where Redis did not let us see it.
 
     Attributes:
-        hello: server, version, mode and role, as HELLO says.
+        hello: server, version, mode and role, as HELLO says; None where it is no command.
         info: the fields of INFO; None if refused.
         save: the snapshot rules of ``CONFIG GET save``; None if refused.
         refused: the trials that Redis refused for lack of rights; None if trying itself was refused.
-        clock_ahead_s: this host's clock less Redis's; true to ``clock_bound_s``.
+        clock_ahead_s: this host's clock less Redis's, true to ``clock_bound_s``; None if refused.
         overview: queues and workers; None if refused, and ``overview_error`` says why.
-        unreachable: addresses of the settings to which this host cannot connect, and why.
+        endpoints: the model servers of the settings.
         missing_tokens: for each generator the variables of its token, none of which is set.
     """
 
-    hello: Mapping[str, str]
+    hello: Mapping[str, str] | None
     info: Mapping[str, str] | None
     save: str | None
     refused: Sequence[Trial] | None
-    clock_ahead_s: float
+    clock_ahead_s: float | None
     clock_bound_s: float
     overview: Overview | None
     overview_error: str = ""
-    unreachable: Mapping[str, str] = field(default_factory=dict)
+    endpoints: Sequence[EndpointSeen] = ()
     missing_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
@@ -65,17 +82,14 @@ def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Findi
     found = [
         *_server(facts),
         *_rights(role, facts, user),
-        _clock(facts),
+        *_clock(facts),
         *(
             Finding(
                 "fail", f"token of {name!r}", "no variable holds it", f"set {' or '.join(variables)} for the worker"
             )
             for name, variables in facts.missing_tokens.items()
         ),
-        *(
-            Finding("fail", f"endpoint {address}", f"not reached from here: {why}", "start it, or mend its address")
-            for address, why in facts.unreachable.items()
-        ),
+        *map(_endpoint, facts.endpoints),
     ]
     if facts.overview is None:
         if role == "flower":
@@ -96,21 +110,24 @@ def _hidden(what: str, commands: str) -> Finding:
 
 def _server(facts: Facts) -> list[Finding]:
     found = []
-    version = facts.hello.get("version", "")
+    hello = facts.hello or {}
+    version = hello.get("version") or (facts.info or {}).get("redis_version", "")
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    name = f"{facts.hello.get('server', 'redis')} {version or 'of no known version'}"
+    name = f"{hello.get('server', 'redis')} {version or 'of no known version'}"
     if numbers >= OLDEST_REDIS:
         found.append(Finding("ok", "version", name))
+    elif facts.hello is None and not version:
+        found.append(
+            Finding("fail", "version", name, "Redis before 6 has no HELLO: use 6.2 or newer, and leave it its name")
+        )
     else:
         found.append(Finding("fail", "version", name, "use Redis 6.2 or newer, or Valkey"))
-    if facts.hello.get("mode") == "cluster":
+    if hello.get("mode") == "cluster":
         do = "use a Redis without cluster mode: one for each group of generators (docs/deploy.md)"
         found.append(Finding("fail", "mode", "cluster", do))
-    if facts.hello.get("role", "master") != "master":
+    if hello.get("role", "master") != "master":
         found.append(
-            Finding(
-                "fail", "role", facts.hello["role"], "name the master in redis_url, or its Sentinels (docs/deploy.md)"
-            )
+            Finding("fail", "role", hello["role"], "name the master in redis_url, or its Sentinels (docs/deploy.md)")
         )
     if facts.info is None:
         return [*found, _hidden("eviction, memory, persistence", "INFO")]
@@ -193,16 +210,41 @@ def _lacking(what: str, user: str, right: str, on: Sequence[str]) -> Finding:
     )
 
 
-def _clock(facts: Facts) -> Finding:
+def _clock(facts: Facts) -> list[Finding]:
     ahead = facts.clock_ahead_s
+    if ahead is None:
+        return []  # the rights say so
     seen = (
         f"this host is {abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} Redis (±{facts.clock_bound_s:.3f} s)"
     )
-    if abs(ahead) - facts.clock_bound_s > SKEW_LIMIT_S:
+    if abs(ahead) - facts.clock_bound_s <= SKEW_LIMIT_S:
+        return [Finding("ok", "clock", seen)]
+    do = "have chrony or systemd-timesyncd set both clocks: timings are off by as much"
+    return [Finding("warn", "clock", seen, do)]
+
+
+def _endpoint(seen: EndpointSeen) -> Finding:
+    what, status = f"endpoint {seen.address}", seen.status
+    if seen.trouble:
+        return Finding("fail", what, f"not reached from here: {seen.trouble}", "start it, or mend its address")
+    if not seen.is_asked:
+        return Finding("ok", what, "connected, and not asked for /health, which could wake it at a cost")
+    if status is None:
         return Finding(
-            "warn", "clock", seen, "have chrony or systemd-timesyncd set both clocks: timings are off by as much"
+            "fail", what, "no HTTP answer to /health", "mend its address: what listens there is no model server"
         )
-    return Finding("ok", "clock", seen)
+    found = f"answers /health with {status}"
+    if status >= 500:
+        return Finding("fail", what, found, "look into its log: its model is still loading, or cannot answer")
+    if status in {401, 403}:
+        return Finding("warn", what, found, "see that the worker has its token: token_env, or api_params.headers")
+    if status >= 400:
+        return Finding(
+            "warn", what, found, "is that address a Text Generation Inference's? workers will call it all the same"
+        )
+    if status >= 300:
+        return Finding("fail", what, found, "name the address to which it leads: a redirect is not followed")
+    return Finding("ok", what, found)
 
 
 def _queues(found: Overview) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import redis
 
 from genqueue.rights import trials
 from genqueue.store import Store
-from genqueue_ops.local_redis import local_redis
+from genqueue_ops.local_redis import find_redis_server, free_port, local_redis
+from genqueue_ops.processes import Child
 
 from .roles import as_role, guarded_redis, password, refusals
 
@@ -114,6 +116,63 @@ def test_every_command_that_a_role_lacks_is_found(guarded, role):
             assert {commands[index].command[0].lower() for index in refused} == {name}
         assert operator.dbsize() == before
         operator.acl_deluser("lame")
+
+
+def test_a_forbidden_time_is_a_lack_of_rights_and_no_matter_of_credentials(tmp_path):
+    with local_redis() as server, redis.Redis.from_url(server.url) as operator:
+        operator.acl_setuser("lame", enabled=True, nopass=True, commands=["+@all", "-time"], keys=["*"], channels=["*"])
+        done = run_doctor(server.url.replace("://", "://lame:x@"), "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)["findings"]
+    assert [one["seen"] for one in found if one["what"] == "rights of a producer"] == ["lame may not say TIME"]
+    assert levels(done)["redis"] == "ok"
+
+
+def test_a_redis_that_has_no_hello_is_looked_at_all_the_same(tmp_path):
+    """No rule can forbid HELLO, but it may have been given another name; before 6.0 there was none."""
+    port = free_port()
+    command = [
+        find_redis_server().program,
+        "--port",
+        str(port),
+        "--dir",
+        str(tmp_path),
+        "--rename-command",
+        "HELLO",
+        "",
+    ]
+    child = Child("redis", command, tmp_path / "log")
+    child.start()
+    try:
+        child.wait_until(lambda logged: "Ready to accept connections" in logged, 15)
+        found = levels(run_doctor(f"redis://127.0.0.1:{port}", "--json", cwd=tmp_path))
+    finally:
+        child.end()
+    assert (found["redis"], found["version"], found["rights of a producer"]) == ("ok", "ok", "ok")
+
+
+def test_model_servers_are_asked_how_they_are(guarded, standin, closed_port, tmp_path):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        sleeping = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        redis_port = guarded.url.rsplit(":", 1)[1].partition("/")[0]
+        (tmp_path / "genqueue.toml").write_text(
+            "[generators.default]\n"
+            'api_type = "text_generation_inference"\n'
+            f'api_params.urls = ["{standin.url}/", "http://127.0.0.1:{redis_port}", "http://127.0.0.1:{closed_port}"]\n'
+            '[generators.paid]\napi_type = "inference_endpoints"\n'
+            f'api_params.url = "{sleeping}"\n'
+        )
+        done = run_doctor(as_role(guarded.url, "worker"), "--json", cwd=tmp_path, HF_TOKEN="canary-token")
+        asked, _ = silent.accept()
+        assert asked.recv(100) == b""  # connected to, and not asked: that may wake a paid one
+        asked.close()
+    found = {one["what"]: (one["level"], one["seen"]) for one in json.loads(done.stdout)["findings"]}
+    assert found[f"endpoint {standin.url}"] == ("ok", "answers /health with 200")
+    assert found[f"endpoint http://127.0.0.1:{redis_port}"] == ("fail", "no HTTP answer to /health")
+    assert found[f"endpoint http://127.0.0.1:{closed_port}"] == ("fail", "not reached from here: Connection refused")
+    assert found[f"endpoint {sleeping}"][0] == "ok"
+    assert "canary" not in done.stdout + done.stderr
 
 
 def test_a_redis_that_forgets_and_evicts_is_a_failure(tmp_path):

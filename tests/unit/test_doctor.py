@@ -6,7 +6,7 @@ import pytest
 
 from genqueue import doctor
 from genqueue.calls import Overview, QueueStatus, WorkerStatus
-from genqueue.doctor import Facts
+from genqueue.doctor import EndpointSeen, Facts
 from genqueue.rights import Trial
 from genqueue.settings import Settings
 
@@ -39,6 +39,15 @@ def server(*healths):
     return overview(workers=[WorkerStatus("w", 990.0, {"chat": servers})])
 
 
+def endpoint(**seen):
+    return {"endpoints": [EndpointSeen("http://a:80", **seen)]}
+
+
+def test_an_old_redis_is_told_what_is_needed():
+    found = next(one for one in judged(hello={**HELLO, "version": "6.0.16"}) if one.what == "version")
+    assert (found.seen, found.do) == ("redis 6.0.16", "use Redis 6.2 or newer, or Valkey")
+
+
 def test_where_all_is_well_nothing_is_to_be_done():
     assert trouble() == []
     assert [one.do for one in judged()] == [""] * len(judged())
@@ -53,6 +62,11 @@ GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "htt
     [
         pytest.param({"hello": {**HELLO, "version": "6.0.16"}}, [("fail", "version")], id="old"),
         pytest.param({"hello": {**HELLO, "version": "6.2.0"}}, [], id="just-new-enough"),
+        pytest.param({"hello": None}, [("fail", "version")], id="no-hello"),
+        pytest.param(
+            {"hello": None, "info": {**INFO, "redis_version": "5.0.14"}}, [("fail", "version")], id="very-old"
+        ),
+        pytest.param({"hello": None, "info": {**INFO, "redis_version": "7.0.15"}}, [], id="hello-renamed"),
         pytest.param({"hello": {**HELLO, "version": "10.0.1"}}, [], id="two-figures"),
         pytest.param({"hello": {**HELLO, "mode": "cluster"}}, [("fail", "mode")], id="cluster"),
         pytest.param({"hello": {**HELLO, "role": "replica"}}, [("fail", "role")], id="replica"),
@@ -73,9 +87,17 @@ GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "htt
         ),
         pytest.param({"refused": None}, [("fail", "rights of a producer")], id="no-multi"),
         pytest.param({"clock_ahead_s": -1.5}, [("warn", "clock")], id="clock-behind"),
+        pytest.param({"clock_ahead_s": None}, [], id="clock-hidden"),
         pytest.param({"clock_ahead_s": 1.5, "clock_bound_s": 0.6}, [], id="clock-perhaps"),
         pytest.param({"missing_tokens": {"chat": ("HF_TOKEN",)}}, [("fail", "token of 'chat'")], id="no-token"),
-        pytest.param({"unreachable": {"http://a:80": "refused"}}, [("fail", "endpoint http://a:80")], id="unreachable"),
+        pytest.param(endpoint(trouble="refused"), [("fail", "endpoint http://a:80")], id="unreachable"),
+        pytest.param(endpoint(status=200), [], id="well"),
+        pytest.param(endpoint(is_asked=False), [], id="not-asked"),
+        pytest.param(endpoint(), [("fail", "endpoint http://a:80")], id="no-http"),
+        pytest.param(endpoint(status=307), [("fail", "endpoint http://a:80")], id="redirect"),
+        pytest.param(endpoint(status=401), [("warn", "endpoint http://a:80")], id="wants-a-token"),
+        pytest.param(endpoint(status=404), [("warn", "endpoint http://a:80")], id="no-health"),
+        pytest.param(endpoint(status=503), [("fail", "endpoint http://a:80")], id="unhealthy"),
         pytest.param({"overview": None, "overview_error": "x"}, [("fail", "queues and workers")], id="no-overview"),
         pytest.param({"overview": None, "role": "flower"}, [], id="flower-needs-none"),
         pytest.param(overview({"waiting": 1, "workers": 0, "doorbells": 1}), [("fail", "queue 'chat'")], id="unserved"),
