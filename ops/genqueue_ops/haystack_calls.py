@@ -14,8 +14,10 @@ import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from haystack.dataclasses import ChatMessage
+from haystack.components.generators.utils import print_streaming_chunk
+from haystack.dataclasses import ChatMessage, ImageContent
 from haystack.tools.tool import Tool
+from haystack.utils import Secret
 
 TEXT_MODULES = {"original": "haystack.components.generators", "ours": "genqueue.haystack"}
 CHAT_MODULES = {"original": "haystack.components.generators.chat", "ours": "genqueue.haystack"}
@@ -34,6 +36,7 @@ EMPTY = prompt("Say nothing", tokens=0)
 SPLIT = prompt("Stars", tokens=12, split_characters=True)
 CALLING = prompt("What is the weather", tokens=6, calls_tools=True)
 SLOW = prompt("Slowly now", tokens=4, itl_s=0.05, special=False)
+THINKING = prompt("How many legs has a cat?", tokens=8, special=False, reasoning=3, reasoning_name="reasoning")
 SAMPLED: dict[str, Any] = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "seed": 7, "do_sample": True}
 BARE: dict[str, Any] = {"return_full_text": False}
 
@@ -43,7 +46,7 @@ class Case:
     """One call.
 
     Attributes:
-        init, run: arguments of the constructor and of ``run``.
+        init, run: arguments of the constructor and of ``run``; a token and tools are only named in them.
         streams: "" for a call without callback, else who is given one: "init" or "run".
         awaited: whether it is ``run_async``.
     """
@@ -57,6 +60,8 @@ class Case:
 def _text(text: str, streams: str = "", init: dict[str, Any] | None = None, **kwargs: Any) -> Case:
     return Case(init or {}, {"prompt": text, **({"generation_kwargs": kwargs} if kwargs else {})}, streams)
 
+
+ENDPOINT = {"api_type": "inference_endpoints", "token": "hf_canaryOfTheCalls"}
 
 TEXT = {
     "ends by itself": _text(SHORT, **BARE),
@@ -79,6 +84,8 @@ TEXT = {
     "out of range": _text(SHORT, temperature=-1.0),
     "no prompt": _text(""),
     "with the prompt, unasked": _text(SHORT),
+    "an Inference Endpoint": _text(SHORT, init=ENDPOINT, **BARE),
+    "stream, an Inference Endpoint": _text(ENDS_IN_A_WORD, "init", ENDPOINT),
     "stream, to the length": _text(LONG, "init", max_new_tokens=5),
     "stream, callback of the run": _text(LONG, "run", max_new_tokens=5),
     "stream, ends in a word": _text(ENDS_IN_A_WORD, "init"),
@@ -94,6 +101,7 @@ TEXT = {
 """Of ``HuggingFaceAPIGenerator``."""
 
 SYSTEM = ["system", "You are brief."]
+PICTURE = ["user", SHORT, ImageContent("iVBORw0KGgo=", "image/png", validation=False)]
 SO_FAR = [SYSTEM, ["user", "Hello"], ["assistant", "Hi, how can I help?"], ["user", SHORT]]
 
 
@@ -116,6 +124,9 @@ CHAT = {
     "tools that are not used": _chat(SHORT, init={"tools": True}),
     "tools that are called": _chat(CALLING, init={"tools": True}),
     "awaited": _chat(SO_FAR, awaited=True),
+    "a picture": _chat([SYSTEM, PICTURE]),
+    "thoughts": _chat(THINKING),
+    "an Inference Endpoint": _chat(SHORT, init=ENDPOINT),
     "refused": _chat(SHORT, top_p=1.0),
     "out of range": _chat(SHORT, temperature=-1.0),
     "stream, ends with a special token": _chat(SHORT, "init"),
@@ -125,10 +136,28 @@ CHAT = {
     "stream, 200 tokens": _chat(LONG, "init", max_tokens=200),
     "stream, stop words": _chat(LONG, "init", {"stop_words": ["0004"]}),
     "stream, nothing": _chat(EMPTY, "init"),
+    "stream, a picture": _chat([SYSTEM, PICTURE], "init"),
+    "stream, thoughts": _chat(THINKING, "init"),
+    "stream, an Inference Endpoint": _chat(ENDS_IN_A_WORD, "init", ENDPOINT),
     "stream, awaited": _chat(SO_FAR, "init", awaited=True),
     "stream, refused": _chat(SHORT, "init", top_p=1.0),
 }
-"""Of ``HuggingFaceAPIChatGenerator``; a message is its role and its text."""
+"""Of ``HuggingFaceAPIChatGenerator``; a message is its role and its parts."""
+
+WRITTEN: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "with arguments": {
+        "generation_kwargs": {"temperature": 0.5},
+        "stop_words": ["one", "two"],
+        "streaming_callback": print_streaming_chunk,
+    },
+    "an Inference Endpoint": {
+        "api_type": "inference_endpoints",
+        "api_params": {"url": "https://endpoint", "timeout": 60, "headers": {"x-team": "blue"}},
+        "token": Secret.from_env_var("A_TOKEN", strict=False),
+    },
+}
+"""Arguments of components that are written down."""
 
 CONSTRUCTORS: dict[str, dict[str, Any]] = {
     "api_type unknown": {"api_type": "carrier_pigeon", "api_params": {}},
@@ -148,6 +177,10 @@ def main(which: str, url: str) -> dict[str, Any]:
         outcomes[f"text: {name}"] = outcome(text, case, url)
     for name, case in CHAT.items():
         outcomes[f"chat: {name}"] = outcome(chat, case, url)
+    for name, arguments in WRITTEN.items():
+        outcomes[f"text written: {name}"] = written(text, arguments)
+        outcomes[f"chat written: {name}"] = written(chat, arguments)
+    outcomes["text written: a token"] = written(text, {"token": Secret.from_token("hf_canaryOfTheCalls")})
     for name, arguments in CONSTRUCTORS.items():
         outcomes[f"text constructor: {name}"] = refusal(text, arguments)
         outcomes[f"chat constructor: {name}"] = refusal(chat, arguments)
@@ -176,25 +209,50 @@ def outcome(component: Any, case: Case, url: str) -> dict[str, Any]:
 
     run = dict(case.run)
     if isinstance(run.get("messages"), list):
-        run["messages"] = [
-            ChatMessage.from_dict({"role": role, "content": [{"text": text}]}) for role, text in run["messages"]
-        ]
+        run["messages"] = [message(*one) for one in run["messages"]]
     given = {"streaming_callback": callback if case.awaited else chunks.append}
+    init = {"api_type": "text_generation_inference", "api_params": {"url": url}, **case.init}
+    if "tools" in init:
+        init["tools"] = [tool()]
+    if "token" in init:
+        init["token"] = Secret.from_token(init["token"])
     try:
-        made = component(
-            api_type="text_generation_inference",
-            api_params={"url": url},
-            **{**case.init, **({"tools": [tool()]} if "tools" in case.init else {})},
-            **(given if case.streams == "init" else {}),
-        )
+        made = component(**init, **(given if case.streams == "init" else {}))
         arguments = {**run, **(given if case.streams == "run" else {})}
         result = asyncio.run(made.run_async(**arguments)) if case.awaited else made.run(**arguments)
     except Exception as error:
         return {"error": str(error)}
     found = {"result": result}
     if case.streams:
-        found["chunks"] = [chunk_of(chunk) for chunk in chunks]
+        found["chunks"] = joined([chunk_of(chunk) for chunk in chunks])
     return {name: shown(part, url) for name, part in found.items()}
+
+
+def message(role: str, *parts: Any) -> ChatMessage:
+    """A message of texts and images."""
+    if role == "user":
+        return ChatMessage.from_user(content_parts=list(parts))
+    return ChatMessage.from_dict({"role": role, "content": [{"text": text} for text in parts]})
+
+
+def joined(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The chunks with thoughts that follow each other in one: a queue may have joined them."""
+    found: list[dict[str, Any]] = []
+    for chunk in chunks:
+        if chunk["reasoning"] and found and found[-1]["reasoning"]:
+            found[-1]["reasoning"]["reasoning_text"] += chunk["reasoning"]["reasoning_text"]
+        else:
+            found.append(chunk)
+    return found
+
+
+def written(component: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A component's ``to_dict``, its type without the module; or why there is none."""
+    try:
+        data = component(**{**WHERE, **arguments}).to_dict()
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"written": shown({**data, "type": data["type"].rpartition(".")[2]}, "")}
 
 
 def refusal(component: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +278,7 @@ def shown(value: Any, url: str) -> Any:
         return [shown(part, url) for part in value]
     if hasattr(value, "to_dict"):
         return shown(value.to_dict(), url)
-    return value.replace(url, "<url>") if isinstance(value, str) else value
+    return value.replace(url, "<url>") if url and isinstance(value, str) else value
 
 
 if __name__ == "__main__":

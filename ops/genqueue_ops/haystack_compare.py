@@ -179,8 +179,9 @@ def main(
         standin = started(opened, folder, ["tgi-standin"], "listening on ")
         url = standin.logged().partition("listening on ")[2].split()[0]
         (folder / "genqueue.toml").write_text(
-            f'redis_url = "{redis_url}"\n[generators.default]\n'
-            f'api_type = "text_generation_inference"\napi_params = {{ url = "{url}" }}\n'
+            f'redis_url = "{redis_url}"\n'
+            f'[generators.own]\napi_type = "text_generation_inference"\napi_params = {{ url = "{url}" }}\n'
+            f'[generators.paid]\napi_type = "inference_endpoints"\napi_params = {{ url = "{url}" }}\n'
         )
         started(opened, folder, ["worker"], " ready.")
         original = calls(python, "original", url)

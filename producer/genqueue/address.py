@@ -6,16 +6,16 @@
     rediss+sentinel://…                                                    TLS to the Sentinels too
 
 The query holds TLS options (``TLS_OPTIONS``), ``sentinel_username`` and ``sentinel_password``
-(what the Sentinels ask for; the user and password before the ``@`` are Redis's), and
-options of redis-py (``client_name``).  Pure: whether the files of a certificate can be read
-is for :mod:`genqueue.settings` to see.  No error shows any part of the address but names of options.
+(what the Sentinels ask for; the user and password before the ``@`` are Redis's), and nothing
+else: what redis-py would take beside them, kombu does not.  Pure: whether the files of a certificate can
+be read is for :mod:`genqueue.settings` to see.  No error shows any part of the address but names of options.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 _SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
 _CERTIFICATE_CHECKS = ("required", "optional", "none")
@@ -32,7 +32,6 @@ class RedisAddress:
     Attributes:
         nodes: (host, port) of the one Redis, or of each Sentinel.
         master: what the Sentinels call the Redis to be used; None without Sentinels.
-        options: what the query says, TLS options and credentials of the Sentinels left out.
         tls: ``TLS_OPTIONS`` as redis-py takes them; None without TLS.
     """
 
@@ -43,7 +42,6 @@ class RedisAddress:
     password: str | None = field(repr=False)
     sentinel_username: str | None
     sentinel_password: str | None = field(repr=False)
-    options: Mapping[str, str] = field(repr=False)
     tls: Mapping[str, Any] | None
 
     @property
@@ -53,12 +51,11 @@ class RedisAddress:
         return hosts if self.master is None else f"{self.master} (Sentinels {hosts})"
 
     def url(self, scheme: str) -> str:
-        """The address of the first node in one of Celery's schemes: credentials and database, no query but options."""
+        """The address of the first node in one of Celery's schemes: credentials and database, no query."""
         host, port = self.nodes[0]
         user, secret = quote(self.username or "", safe=""), quote(self.password or "", safe="")
         credentials = f"{user}:{secret}@" if user or secret else ""
-        query = f"?{urlencode(self.options)}" if self.options else ""
-        return f"{scheme}://{credentials}{f'[{host}]' if ':' in host else host}:{port}/{self.database}{query}"
+        return f"{scheme}://{credentials}{f'[{host}]' if ':' in host else host}:{port}/{self.database}"
 
 
 def read_address(url: str) -> RedisAddress:
@@ -88,6 +85,12 @@ def read_address(url: str) -> RedisAddress:
     if not has_sentinels and (sentinel_username or sentinel_password):
         raise ValueError("sentinel_username and sentinel_password are for redis+sentinel:// addresses")
     given = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
+    if options:
+        known = ", ".join((*TLS_OPTIONS, "sentinel_username", "sentinel_password"))
+        raise ValueError(
+            f"{', '.join(sorted(options))}: no option of an address; known: {known} "
+            "(user and password stand before the @, the database is the path)"
+        )
     return RedisAddress(
         nodes=nodes,
         master=master,
@@ -96,9 +99,14 @@ def read_address(url: str) -> RedisAddress:
         password=unquote(password) or None,
         sentinel_username=sentinel_username,
         sentinel_password=sentinel_password,
-        options=options,
         tls=_tls(given, scheme.startswith("rediss")),
     )
+
+
+def without_secrets(url: str) -> str:
+    """Any url without user, password and query, fit for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _node(text: str, default_port: int) -> tuple[str, int]:

@@ -46,6 +46,8 @@ _SWEEP_GRACE_S = 1.0
 """How long a doorbell may be on its way to a claim."""
 _LOOK_AGAIN_S = 3.0
 """When another sweeper may look after what one has rung for, or was to end."""
+_TURNS = 12.0
+"""In a lease's length a queue is looked through so often at most, by all sweepers together: four times a second."""
 _OVERDUE_S = 10.0
 """After so long a sweeper that lives would have found it."""
 _COUNT_LIMIT = 2000
@@ -657,7 +659,8 @@ class Swept:
 def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swept]:
     """Look for generations that nobody looks after and ring for them; one round trip however many there are.
 
-    Leases, delays and deadlines are everybody's, lost doorbells are looked for in ``generators``.  After a time
+    Leases, delays and deadlines are everybody's, lost doorbells are looked for in those of ``generators`` in which
+    nobody just did.  After a time
     without any sweep Redis was away, or all workers were: no lease is taken for ``lease_s`` then, within
     which whoever lives renews its own.
     """
@@ -691,6 +694,7 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
         keys.newest_claimed(""),
         keys.queue(""),
         keys.PRIORITY_SEPARATOR,
+        lease_s / _TURNS,
         *generators,
     )
     key_list = [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.DEAD, keys.SWEPT]
@@ -976,8 +980,13 @@ def _errors(value: bytes) -> list[dict[str, Any]]:
     return found
 
 
+def known_generators() -> Call[set[str]]:
+    """The generators that workers announced."""
+    return Call(("HKEYS", keys.GENERATORS), lambda answer: {_text(name) for name in answer})
+
+
 def known_places() -> Call[dict[str, set[str]]]:
-    """For each generator the places that workers called lately."""
+    """For each generator the places that its workers call or, while it has none, called when it had."""
 
     def decode(answer: dict[bytes, bytes]) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}

@@ -16,6 +16,19 @@ _OURS = frozenset({"messages", "model", "response_format", "stream", "stream_opt
 """What ``extra_body`` may not set: how a server is called is the worker's business."""
 
 
+StopWord = Annotated[str, Field(min_length=1, max_length=1000)]
+"""An empty one would stop every text after its first token."""
+MAX_STOP_WORDS = 64
+
+
+def _list_of(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+StopWords = Annotated[list[StopWord], Field(max_length=MAX_STOP_WORDS), BeforeValidator(_list_of)]
+"""A tuple will do where a list is wanted: as JSON they are the same."""
+
+
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -158,7 +171,7 @@ class ChatKwargs(BaseModel):
     n: Literal[1] | None = None
     presence_penalty: float | None = Field(None, ge=-100, le=100)
     seed: int | None = Field(None, ge=0, le=U64)
-    stop: list[Annotated[str, Field(min_length=1, max_length=1000)]] | None = Field(None, max_length=64)
+    stop: StopWords | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     tool_prompt: str | None = None
     top_logprobs: int | None = Field(None, ge=0, le=100)

@@ -21,6 +21,7 @@ from genqueue.calls import Accepted, Call, Overview, WorkerStatus
 from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
 from genqueue.messages import Bounds, Chunk, Event, GenerationRequest, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
+from genqueue.places import places
 from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan
 from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
@@ -106,6 +107,11 @@ def _retry(generation_id: str, settings: Settings) -> Plan[str]:
         keep_s=settings.keep_s,
         result_ttl_s=settings.result_ttl_s,
     )
+
+
+def _places_of(settings: Settings, known: dict[str, set[str]]) -> dict[str, set[str]]:
+    own = {name: set(places(generator)) for name, generator in settings.generators.items()}
+    return {name: own.get(name, set()) | known.get(name, set()) for name in own.keys() | known.keys()}
 
 
 class _Submits(Generic[HandleT]):
@@ -229,6 +235,15 @@ class Generation:
         _check_count("from_seq", from_seq)
         return self._client._listen(self, keys.live(self.id), plans.follow(self.id, from_seq))
 
+    def batches(self, from_seq: int = 0, timeout_s: float | None = None) -> Generator[list[Event], None, None]:
+        """As :meth:`events`, but what came together is one list: the last chunk and the end do.
+
+        They stop short after ``timeout_s``; None is no limit.
+        """
+        _check_count("from_seq", from_seq)
+        steps: Plan[list[Event]] = plans.in_batches(plans.follow(self.id, from_seq))
+        return self._client._listen(self, keys.live(self.id), steps, _deadline(timeout_s))
+
     def stream(self, from_seq: int = 0) -> Iterator[Chunk]:
         """The chunks after number ``from_seq``, as they come; then the end, which may be an error.
 
@@ -346,6 +361,14 @@ class GenerationClient(_Submits[Generation]):
         """Queues, workers and counts at one moment, in one round trip."""
         return self._store.run(calls.overview(list(self.settings.generators)))
 
+    def generators(self) -> set[str]:
+        """The names that :meth:`submit` takes: what workers announced, and the own settings."""
+        return self.settings.generators.keys() | self._store.run(calls.known_generators())
+
+    def places(self) -> dict[str, set[str]]:
+        """For each generator where its model is (:mod:`genqueue.places`), as workers and the own settings say."""
+        return _places_of(self.settings, self._store.run(calls.known_places()))
+
     def close(self) -> None:
         """Close the connections."""
         self._resources.close()
@@ -451,6 +474,12 @@ class AsyncGeneration:
         _check_count("from_seq", from_seq)
         return self._client._listen(self, keys.live(self.id), plans.follow(self.id, from_seq))
 
+    def batches(self, from_seq: int = 0, timeout_s: float | None = None) -> AsyncGenerator[list[Event], None]:
+        """As :meth:`Generation.batches`."""
+        _check_count("from_seq", from_seq)
+        steps: Plan[list[Event]] = plans.in_batches(plans.follow(self.id, from_seq))
+        return self._client._listen(self, keys.live(self.id), steps, _deadline(timeout_s))
+
     def stream(self, from_seq: int = 0) -> AsyncIterator[Chunk]:
         """As :meth:`Generation.stream`."""
         _check_count("from_seq", from_seq)
@@ -532,6 +561,16 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         """As :meth:`GenerationClient.overview`."""
         self._stay_on_loop()
         return await self._store.run(calls.overview(list(self.settings.generators)))
+
+    async def generators(self) -> set[str]:
+        """As :meth:`GenerationClient.generators`."""
+        self._stay_on_loop()
+        return self.settings.generators.keys() | await self._store.run(calls.known_generators())
+
+    async def places(self) -> dict[str, set[str]]:
+        """As :meth:`GenerationClient.places`."""
+        self._stay_on_loop()
+        return _places_of(self.settings, await self._store.run(calls.known_places()))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -15,7 +15,7 @@ genqueue:dead                    zset     keep_s                  worker, client
 genqueue:claimed:<generator>     hash     keep_s                  worker            worker
 genqueue:idempotency:<key>       string   result_ttl_s            client            client
 genqueue:generators              hash     keep_s                  worker            client
-genqueue:places                  hash     1 h                     worker            client
+genqueue:places                  hash     keep_s                  worker            client
 genqueue:workers                 hash     30 s                    worker            client
 genqueue:worker:<owner>          channel  -                       cancel            worker
 generate.<generator>[sep<p>]     list     none (Celery's queue)   client, worker    worker (Celery)
@@ -31,7 +31,7 @@ milliseconds of Redis's own clock: when the lease ends, when the next attempt is
 it is too late, when a doorbell was last rung again or seen at the front of its list; so does
 ``dead``: the end.  A running generation whose lease ran out waits like a queued one.
 ``claimed`` holds for each priority the highest waiting score that was claimed; ``swept`` when a worker
-last looked for lost leases, and from when on they may be taken.
+last looked for lost leases, from when on they may be taken, and when each queue was last looked through.
 
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
 itself, 1 to 9 have the suffix that kombu's Redis transport gives them

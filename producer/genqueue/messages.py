@@ -7,6 +7,7 @@ clock.  How events are put in order is :mod:`genqueue.sequence`'s.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -23,7 +24,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError, to_json
 
-from genqueue.chat import I32, U64, ChatKwargs, Message, ResponseFormat, Tool, ToolChoice
+from genqueue.chat import (
+    I32,
+    MAX_STOP_WORDS,
+    U64,
+    ChatKwargs,
+    Message,
+    ResponseFormat,
+    StopWord,
+    StopWords,
+    Tool,
+    ToolChoice,
+)
 from genqueue.errors import InvalidRequestError
 from genqueue.keys import PRIORITIES
 
@@ -35,16 +47,13 @@ GENERATOR_NAME = r"^[A-Za-z0-9._-]{1,64}$"
 Given = str | list[dict[str, Any]]
 """A prompt, or a chat's messages."""
 
-StopWord = Annotated[str, Field(min_length=1, max_length=1000)]
-"""An empty one would stop every text after its first token."""
-MAX_STOP_WORDS = 64
-
 
 class Bounds(NamedTuple):
-    """How large a request may be; :class:`genqueue.settings.Settings` has them by these names."""
+    """How large a request may be, and what it asks for; :class:`genqueue.settings.Settings` has them by these names."""
 
     max_prompt_bytes: int = 1_000_000
     max_request_bytes: int = 4_000_000
+    max_completion_tokens: int = 1_000_000
 
 
 DEFAULT_BOUNDS = Bounds()
@@ -79,8 +88,8 @@ class GenerationKwargs(BaseModel):
     repetition_penalty: float | None = Field(None, ge=0, le=100)
     return_full_text: Literal[False] | None = None
     seed: int | None = Field(None, ge=0, le=U64)
-    stop: list[StopWord] | None = Field(None, max_length=MAX_STOP_WORDS)
-    stop_sequences: list[StopWord] | None = Field(None, max_length=MAX_STOP_WORDS)
+    stop: StopWords | None = None
+    stop_sequences: StopWords | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_k: int | None = Field(None, ge=-1, le=I32)
     top_n_tokens: int | None = Field(None, ge=0, le=100)
@@ -144,6 +153,16 @@ class GenerationRequest(BaseModel):
         """What the model is given, as its server takes it."""
         return self.prompt or [message.model_dump(mode="json", exclude_none=True) for message in self.messages or ()]
 
+    @property
+    def texts(self) -> list[str]:
+        """The texts of a chat's messages; images and what else they hold are none."""
+        contents = [message.content or "" for message in self.messages or ()]
+        return [
+            text
+            for content in contents
+            for text in ([content] if isinstance(content, str) else [part.text or "" for part in content])
+        ]
+
     def digest(self) -> tuple[int, str]:
         """(characters, SHA-256 as hex) of what the model is given: enough to know it again, too little to read it."""
         given = self.given
@@ -167,8 +186,8 @@ def read_request(fields: dict[str, Any], bounds: Bounds = DEFAULT_BOUNDS) -> Gen
             are known, of a size which bound it passes.
     """
     prompt = fields.get("prompt")
-    if isinstance(prompt, str) and len(prompt) > bounds.max_prompt_bytes // 4:
-        _check_size("prompt", len(prompt.encode("utf-8", "replace")), "max_prompt_bytes", bounds.max_prompt_bytes)
+    if isinstance(prompt, str):
+        _check_size("prompt", _size_bytes(prompt), "max_prompt_bytes", bounds.max_prompt_bytes)
     try:
         request = GenerationRequest.model_validate(fields)
     except ValidationError as error:
@@ -181,8 +200,19 @@ def read_request(fields: dict[str, Any], bounds: Bounds = DEFAULT_BOUNDS) -> Gen
                 f"{name}: holds what JSON cannot: half of a surrogate pair, or no value of JSON" for name in unsendable
             )
         )
+    _check_size("messages", sum(map(_size_bytes, request.texts)), "max_prompt_bytes", bounds.max_prompt_bytes)
     _check_size("request", len(request.to_wire()), "max_request_bytes", bounds.max_request_bytes)
+    for name in ("max_new_tokens", "max_tokens"):
+        tokens = getattr(request.generation_kwargs, name, None) or 0
+        if tokens > bounds.max_completion_tokens:
+            raise InvalidRequestError(
+                f"generation_kwargs.{name}: is {tokens}, max_completion_tokens is {bounds.max_completion_tokens}"
+            )
     return request
+
+
+def _size_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _check_size(what: str, size_bytes: int, bound: str, most_bytes: int) -> None:
@@ -281,7 +311,8 @@ class Chunk(_Event):
         top_tokens: for each token its alternatives, where ``top_n_tokens`` was asked for.
         reasoning: what the model of a chat thought; no part of the text.
         tool_calls: pieces of the calls that it makes, to be joined by their ``index``.
-        pieces: how many characters of ``text`` each event of the chat brought, where they were several.
+        pieces: how many characters of ``text`` each event of the server brought, where they were several and
+            it names no tokens.
         restarts: whether the text begins anew here: forget every chunk before.  Told by
             ``stream()``, whose readers do not see the event ``reset``.
     """
@@ -294,6 +325,11 @@ class Chunk(_Event):
     tool_calls: tuple[ToolCallDelta, ...] = ()
     pieces: tuple[int, ...] = ()
     restarts: bool = Field(False, exclude=True)
+
+    def texts(self) -> list[str]:
+        """``text`` in its ``pieces``."""
+        text = iter(self.text)
+        return ["".join(islice(text, size)) for size in self.pieces or (len(self.text),)]
 
     @model_serializer(mode="wrap")
     def _as_it_is_logged(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from genqueue.address import without_secrets
 from genqueue.settings import GeneratorSettings
 
 _PORTS = {"http": 80, "https": 443}
@@ -49,22 +50,31 @@ def at_place(wanted: str, places_of: Mapping[str, Collection[str]]) -> list[str]
     return sorted(name for name, found in places_of.items() if wanted in found)
 
 
-def without_secrets(url: str) -> str:
-    """A url without user, password and query, fit for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def toml_for(
+    api_type: str, api_params: Mapping[str, Any], token_env: Collection[str], taken: Collection[str] = ()
+) -> str:
+    """What to add to a worker's ``genqueue.toml`` for a generator at this place, under a name that is not ``taken``.
 
-
-def toml_for(api_type: str, api_params: Mapping[str, Any], token_env: Collection[str]) -> str:
-    """What to add to a worker's ``genqueue.toml`` for a generator at this place; secrets are left out."""
+    Secrets are left out; of headers only the names are there, in a comment.
+    """
     shown = {key: api_params[key] for key in ("url", "model", "provider", "bill_to", "timeout") if api_params.get(key)}
     if "url" in shown:
         shown = {**shown, "url": without_secrets(shown["url"])}
-    pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in shown.items())
-    lines = ["[generators.default]", f"api_type = {json.dumps(api_type)}", f"api_params = {{ {pairs} }}"]
+    pairs = ", ".join(f"{key} = {_toml(value)}" for key, value in shown.items())
+    names = ("default", *(f"default-{number}" for number in range(2, len(taken) + 2)))
+    name = next(name for name in names if name not in taken)
+    lines = [f"[generators.{name}]", f"api_type = {_toml(api_type)}", f"api_params = {{ {pairs} }}"]
+    if headers := api_params.get("headers"):
+        shown_headers = ", ".join(f'{_toml(header)} = "..."' for header in headers)
+        lines.append(f"# The component's headers are to be added to api_params: headers = {{ {shown_headers} }}")
     if token_env:
-        lines.append(f"token_env = {json.dumps(list(token_env))}")
+        lines.append(f"token_env = {_toml(list(token_env))}")
     return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    # A string of JSON is one of TOML, but for escapes of half a character, and for what JSON may leave as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _plain(url: str) -> str:

@@ -3,7 +3,7 @@
 Order of precedence: arguments, ``GENQUEUE_*`` variables, the TOML file that
 ``GENQUEUE_CONFIG`` names (``./genqueue.toml`` if that exists), defaults.  Tokens are never
 in it: a generator names the environment variables that hold its token (``token_env``).
-Addresses and headers may hold credentials, so no ``repr`` shows them.
+Addresses and headers may hold credentials: no ``repr`` shows them, and a dump shows the rest of an address.
 """
 
 import os
@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -22,10 +31,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from genqueue.address import TLS_FILES, read_address
-from genqueue.chat import ChatKwargs
+from genqueue.address import TLS_FILES, read_address, without_secrets
+from genqueue.chat import ChatKwargs, StopWord
 from genqueue.errors import ConfigError
-from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, StopWord, describe
+from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, describe
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 
@@ -58,6 +67,14 @@ class ApiParams(BaseModel):
         if len(set(value)) < len(value):
             raise ValueError("the same address twice")
         return tuple(map(_http_address, value))
+
+    @field_serializer("url")
+    def _url_without_secrets(self, value: str | None) -> str | None:
+        return None if value is None else without_secrets(value)
+
+    @field_serializer("urls")
+    def _urls_without_secrets(self, value: tuple[str, ...]) -> list[str]:
+        return [without_secrets(url) for url in value]
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -146,20 +163,26 @@ class Settings(BaseSettings):
     generators: dict[str, GeneratorSettings] = {}
     lease_s: float = Field(3.0, gt=0, allow_inf_nan=False)
     drain_s: float = Field(20.0, ge=0, allow_inf_nan=False)
+    flush_gap_s: float = Field(0.02, ge=0, le=1, allow_inf_nan=False)
     log_ttl_s: int = Field(3600, ge=1)
     result_ttl_s: int = Field(86_400, ge=1)
     keep_s: int = Field(7 * 86_400, ge=60)
     log_format: Literal["auto", "text", "json"] = "auto"
     max_prompt_bytes: int = Field(DEFAULT_BOUNDS.max_prompt_bytes, ge=1)
     max_request_bytes: int = Field(DEFAULT_BOUNDS.max_request_bytes, ge=1)
+    max_completion_tokens: int = Field(DEFAULT_BOUNDS.max_completion_tokens, ge=1)
     max_reply_bytes: int = Field(64_000_000, ge=1)
     monitor_port: int | None = Field(None, ge=0, le=65_535)
     monitor_host: str = "127.0.0.1"
 
     @property
     def bounds(self) -> Bounds:
-        """How large a request may be."""
-        return Bounds(self.max_prompt_bytes, self.max_request_bytes)
+        """How large a request may be, and what it asks for."""
+        return Bounds(self.max_prompt_bytes, self.max_request_bytes, self.max_completion_tokens)
+
+    @field_serializer("redis_url")
+    def _without_secrets(self, value: str) -> str:
+        return without_secrets(value)
 
     @field_validator("redis_url")
     @classmethod

@@ -74,7 +74,7 @@ def _sentinel_options(address: RedisAddress, timeout_s: float) -> dict[str, Any]
 
 
 def _node_options(address: RedisAddress) -> dict[str, Any]:
-    """What each connection is made with; the query's options as redis-py reads them."""
+    """What each connection is made with."""
     options: dict[str, Any] = _untyped.connection.parse_url(address.url("redis"))
     if options.get("db"):
         options["db"] = str(options["db"])  # no number goes to hiredis, see Call

@@ -139,10 +139,15 @@ class Registry:
 
     def sweep(self, *generators: str, last_s: float = LEASE_S / 3) -> Found:
         """What a sweeper that serves ``default`` (or ``generators``) finds, ``last_s`` after the one before it."""
-        self.raw.hset(keys.SWEPT, "at", self.now_ms / 1e3 - last_s)
+        then_s = self.now_ms / 1e3 - last_s
+        self.raw.hset(keys.SWEPT, mapping={field: then_s for field in ("at", *self.turns())})
         call = calls.sweep(generators or ("default",), lease_s=LEASE_S, keep_s=self.keep_s)
         found: Found = self.run(call).found
         return found
+
+    def turns(self) -> list[str]:
+        """The fields that say when each queue was last looked through."""
+        return [field.decode() for field in self.raw.hkeys(keys.SWEPT) if field.startswith(b"queue ")]
 
     def doorbells(self, priority: int = 5) -> list[str]:
         """The ids whose messages wait in Celery's list of ``default``, the next one first."""

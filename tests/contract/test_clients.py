@@ -26,11 +26,13 @@ from genqueue import (
     Settings,
     ToolCallDelta,
     UnknownGeneratorError,
+    calls,
     keys,
 )
 from genqueue.calls import Flush, said
 from genqueue.lifecycle import State
 from genqueue.messages import chunk_body
+from genqueue.places import places
 from genqueue.store import LoopThread, Store
 from genqueue_ops.local_redis import local_redis
 
@@ -101,6 +103,14 @@ class Reader:
         is_cancelled: bool = self._wait(self.client.generation(generation_id).cancel())
         return is_cancelled
 
+    def generators(self) -> set[str]:
+        found: set[str] = self._wait(self.client.generators())
+        return found
+
+    def places(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = self._wait(self.client.places())
+        return found
+
     def close(self) -> None:
         self._wait(self.client.close())
         self._pool.shutdown()
@@ -168,6 +178,34 @@ def test_events_are_all_events(reader, writer):
     generation_id = written(writer, "a")
     events = reader.collect("events", generation_id, 0, [])
     assert [event.type for event in events] == ["started", "chunk", "finished"]
+
+
+def test_batches_are_the_events_that_came_together(reader, writer):
+    generation_id = writer.submit()
+    batches, reading = reader.start(generation_id, what="batches")
+    until(listens(writer, generation_id))
+    writer.claim(generation_id)
+    until(lambda: len(batches) == 1)
+    writer.append(flush(generation_id, 1, ["a", "b"]))
+    until(lambda: len(batches) == 2)
+    writer.finish(writer.finished(generation_id))
+    types = [[event.type for event in batch] for batch in reading.result(10)]
+    assert types == [["started"], ["chunk", "chunk"], ["finished"]]
+    whole = reader.collect("batches", generation_id, 0, [])
+    assert [event.type for batch in whole for event in batch] == ["started", "chunk", "chunk", "finished"]
+
+
+def test_the_generators_are_those_that_workers_announced_and_the_own_ones(reader, writer):
+    facts = {"other": {"max_queue_depth": 1}}
+    writer.run(calls.announce(facts, "host:1:a", {}, worker_s=30.0, keep_s=60))
+    assert reader.generators() == {"default", "other"}
+
+
+def test_where_a_model_is_is_known_of_workers_and_of_the_own_settings(reader, writer):
+    announced = {"default": ["theirs"], "other": ["elsewhere"]}
+    writer.run(calls.announce({}, "host:1:a", {}, worker_s=30.0, keep_s=60, places=announced))
+    (own,) = places(reader.settings.generators["default"])
+    assert reader.places() == {"default": {own, "theirs"}, "other": {"elsewhere"}}
 
 
 @only_real_redis

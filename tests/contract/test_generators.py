@@ -6,7 +6,7 @@ import pytest
 
 from genqueue import calls, keys
 
-from .conftest import KEEP_S
+from .conftest import KEEP_S, only_real_redis
 
 WORKER_S = 30.0
 UP = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}
@@ -70,11 +70,61 @@ def test_the_places_of_one_generator_add_up_over_its_workers(registry):
     announce_places(registry, chat=["one", "both"], code=["one"])
     announce_places(registry, chat=["two", "both"])
     assert registry.run(calls.known_places()) == {"chat": {"one", "two", "both"}, "code": {"one"}}
-    assert registry.raw.ttl(keys.PLACES) == pytest.approx(3600, abs=2)
+    assert registry.raw.ttl(keys.PLACES) == pytest.approx(KEEP_S, abs=2)
 
 
-def test_a_place_that_no_worker_called_for_an_hour_is_forgotten(registry):
+def called_before(registry, **ages_s):
+    """As if workers had called places ("chat_old": of chat the place old) so long ago."""
     now_s = registry.now_ms / 1e3
-    registry.raw.hset(keys.PLACES, mapping={"chat old": now_s - 3700, "chat recent": now_s - 3500})
+    registry.raw.hset(keys.PLACES, mapping={name.replace("_", " "): now_s - age_s for name, age_s in ages_s.items()})
+
+
+def test_while_nobody_serves_a_generator_its_places_stay_as_long_as_itself(registry):
+    called_before(registry, chat_old=KEEP_S + 1, chat_here=KEEP_S - 10)
+    announce_places(registry, code=["there"])
+    assert registry.run(calls.known_places()) == {"chat": {"here"}, "code": {"there"}}
+
+
+def test_a_place_that_its_generator_left_is_forgotten_after_an_hour(registry):
+    called_before(registry, chat_old=3700, chat_recent=3500)
     announce_places(registry, chat=["new"])
     assert registry.run(calls.known_places()) == {"chat": {"recent", "new"}}
+
+
+def test_a_place_whose_generator_has_another_name_now_is_forgotten_soon(registry):
+    called_before(registry, chat_here=WORKER_S + 1, chat_there=WORKER_S + 1, code_here=WORKER_S - 10)
+    announce_places(registry, talk=["here"])
+    # Who called it as "code" a moment ago may still run.
+    assert registry.run(calls.known_places()) == {"chat": {"there"}, "code": {"here"}, "talk": {"here"}}
+
+
+def worker(registry, name):
+    registry.run(calls.announce({}, name, {"chat": [UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
+
+
+def test_of_many_workers_those_that_are_silent_are_forgotten(registry):
+    long_ago = json.dumps({"announced_at": registry.now_ms / 1e3 - WORKER_S - 1, "generators": {}})
+    registry.raw.hset(keys.WORKERS, mapping={f"silent-{number}": long_ago for number in range(50)})
+    for number in range(50):
+        worker(registry, f"lives-{number}")
+    rounds = 0
+    while len(registry.raw.hkeys(keys.WORKERS)) > 50:
+        worker(registry, f"lives-{rounds % 50}")
+        rounds += 1
+        assert rounds < 2000
+    assert all(name.startswith(b"lives-") for name in registry.raw.hkeys(keys.WORKERS))
+
+
+@only_real_redis
+def test_announcing_costs_the_same_however_many_workers_there_are(registry):
+    def answer_us():
+        registry.raw.config_resetstat()
+        for _ in range(50):
+            worker(registry, "one")
+        return registry.raw.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]
+
+    worker(registry, "one")
+    alone_us = answer_us()
+    for number in range(2000):
+        worker(registry, f"other-{number}")
+    assert answer_us() < 10 * alone_us

@@ -16,13 +16,15 @@ SHARED = (
     keys.SWEPT,
     keys.DEAD,
     keys.GENERATORS,
+    keys.PLACES,
 )
 SHORT_S = 60
 
 
 def use_everything(registry, prefix):
     """Write to every key that generations share, and leave something in each."""
-    registry.run(calls.announce({"default": {"max_queue_depth": 10}}, prefix, {}, worker_s=30, keep_s=registry.keep_s))
+    facts, places = {"default": {"max_queue_depth": 10}}, {"default": ["here"]}
+    registry.run(calls.announce(facts, prefix, {}, worker_s=30, keep_s=registry.keep_s, places=places))
     registry.submit(f"{prefix}-waits", deadline_s=500)
     registry.running(generation_id=f"{prefix}-runs", deadline_s=500)
     registry.release(flush(registry.running(generation_id=f"{prefix}-delayed", deadline_s=500), 1), delay_s=500)

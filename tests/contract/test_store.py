@@ -278,9 +278,3 @@ def test_a_connection_that_was_cut_between_two_calls_is_made_anew(dropping, shel
         assert run(calls.read_text("nobody's")) == ""
         cut()
     close()
-
-
-def test_a_redis_url_may_name_what_redis_allows(raw: redis.Redis, redis_url: str):
-    store = Store(redis_url + "?client_name=genqueue-test", 5.0)
-    assert store.run(calls.read_text("nobody's")) == ""
-    store.close()

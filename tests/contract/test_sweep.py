@@ -390,6 +390,43 @@ def test_a_sweep_costs_the_same_however_many_wait(registry):
 
 
 @only_real_redis
+def test_a_queue_that_one_has_just_looked_through_costs_the_others_next_to_nothing(registry):
+    """A thousand workers sweep a thousand times a second."""
+    names = [f"generator-{number}" for number in range(10)]
+    registry.sweep(*names)
+    registry.raw.config_resetstat()
+    assert registry.run(calls.sweep(names, lease_s=LEASE_S, keep_s=KEEP_S)).found == NOTHING
+    stats = registry.raw.info("commandstats")
+    assert sum(each["calls"] for name, each in stats.items() if "evalsha" not in name) < 20 + 3 * len(names)
+
+
+def test_sweepers_take_turns_by_queue(registry):
+    """Each serves other generators: a queue that nobody has looked through is not passed over for another's sake."""
+    lost = without_a_list(registry)
+    registry.sweep("other")
+    assert registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found == Found([lost], [])
+
+
+def test_a_queue_is_looked_through_again_soon(registry):
+    registry.sweep()
+    lost = without_a_list(registry)
+
+    def found(after_s):
+        registry.raw.hset(keys.SWEPT, "queue default", registry.now_ms / 1e3 - after_s)
+        return registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found
+
+    assert found(LEASE_S / 12 - 1.0) == NOTHING
+    assert found(LEASE_S / 12) == Found([lost], [])
+
+
+def test_a_turn_that_a_clock_gone_back_has_left_in_the_future_is_nobodys(registry):
+    registry.sweep()
+    registry.raw.hset(keys.SWEPT, "queue default", registry.now_ms / 1e3 + MINUTE_S)
+    lost = without_a_list(registry)
+    assert registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found == Found([lost], [])
+
+
+@only_real_redis
 def test_a_sweep_that_finds_something_is_one_command_too(registry):
     for lose in ASTRAY:
         lose(registry)

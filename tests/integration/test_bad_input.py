@@ -276,7 +276,11 @@ def test_a_request_past_a_bound_is_refused_before_it_is_sent(settings, ask, db):
         with pytest.raises(InvalidRequestError, match="prompt: has 1001 bytes, max_prompt_bytes is 1000"):
             client.submit("x" * 1001)
         with pytest.raises(InvalidRequestError, match=r"request: has \d+ bytes, max_request_bytes is 2000"):
-            client.submit_chat([{"role": "user", "content": "x" * 2000}])
+            client.submit_chat([{"role": "user", "content": "x"}], tools=[{"function": {"name": "f" * 2000}}])
+        with pytest.raises(InvalidRequestError, match="messages: has 1001 bytes, max_prompt_bytes is 1000"):
+            client.submit_chat([{"role": "user", "content": "x" * 1001}])
+        with pytest.raises(InvalidRequestError, match="max_new_tokens: is 1000001, max_completion_tokens is 1000000"):
+            client.submit("x", generation_kwargs={"max_new_tokens": 1_000_001})
 
 
 @pytest.fixture(scope="module")

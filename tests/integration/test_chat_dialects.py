@@ -54,12 +54,15 @@ class Engine:
         self.events: list[object] = []
         self.separator = b"\n\n"
         self.ends_after_s = 0.0
+        self.elsewhere: str | None = None
         self.connections: set[object] = set()
         self.left = asyncio.Event()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.connections.add(request.transport)
         await request.read()
+        if self.elsewhere is not None:
+            return web.Response(status=307, headers={"location": self.elsewhere})
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         response.enable_chunked_encoding()
         await response.prepare(request)
@@ -347,3 +350,15 @@ async def test_a_body_that_does_not_end_after_its_last_word_holds_nobody_up(engi
         heard, ending = await chat(delta(content="a"), delta("stop"), DONE)
         await engine.left.wait()
     assert (heard.text, ending.finish_reason) == ("a", "stop")
+
+
+@pytest.mark.parametrize("elsewhere", ["{other}/v1/chat/completions?key=canary", "/v1/chat/completions/", "gopher://x"])
+async def test_no_server_sends_a_call_and_its_headers_elsewhere(chat, engine, elsewhere):
+    other = Engine()
+    async with serving(other) as url:
+        engine.elsewhere = elsewhere.format(other=url)
+        with pytest.raises(UpstreamError, match="HTTP 307: the server sends us to") as refused:
+            await chat(delta("stop"), DONE)
+    assert other.connections == set()
+    assert "canary" not in str(refused.value)
+    assert fault_of(refused.value.facts) is Fault.REQUEST

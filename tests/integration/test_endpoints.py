@@ -40,14 +40,14 @@ def kill(server):
 class Hosts:
     """A worker for each model server, as they stand side by side on their hosts."""
 
-    def __init__(self, redis_url, launch, urls_of_each, **options):
+    def __init__(self, redis_url, launch, urls_of_each, *, places=64, **options):
         self.settings = Settings(redis_url=redis_url, generators={})
         self.workers = [
             launch(
                 {"default": {"api_type": TGI, **options, "api_params": {"urls": urls}}},
                 redis_url,
                 "-c",
-                "64",
+                str(places),
                 wait=False,
             )
             for urls in urls_of_each
@@ -129,7 +129,7 @@ def test_where_nothing_listens_the_next_one_is_asked_in_the_same_attempt(servers
 
 def test_the_death_of_one_of_two_hosts_model_servers_costs_no_attempt(servers, hosts, ask, read, eventually, back):
     first, second = servers
-    fleet = hosts([[first.url], [second.url]], max_attempts=1)
+    fleet = hosts([[first.url], [second.url]], max_attempts=1, places=30)  # so neither takes all
     prompts = [ask(tokens=60, itl_s=0.03) for _ in range(40)]
     readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
     eventually(lambda: len(first.requests()) > 5 and all(len(reading.events) > 5 for reading in readings))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -81,6 +83,40 @@ def opened(url, data=None, **headers):
     return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30)
 
 
+@contextmanager
+def refused(status):
+    """A request that is answered with ``status``; gives a function that gives the answer's text."""
+    answer = []
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        yield lambda: answer[0]
+    with raised.value:
+        assert raised.value.code == status
+        answer.append(raised.value.read().decode())
+
+
+@contextmanager
+def frozen(fleet):
+    """While the worker does nothing."""
+    (worker,) = fleet.workers
+    worker.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        worker.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def full(fleet):
+    """While the generator takes nothing; its worker is kept from announcing otherwise."""
+    with frozen(fleet), redis.Redis.from_url(fleet.redis.url) as db:
+        facts = db.hget("genqueue:generators", "default")
+        db.hset("genqueue:generators", "default", json.dumps({**json.loads(facts), "max_queue_depth": 0}))
+        try:
+            yield
+        finally:
+            db.hset("genqueue:generators", "default", facts)
+
+
 def submit(url, prompt):
     with opened(f"{url}/generations", json.dumps(prompt).encode(), **{"content-type": "application/json"}) as answer:
         return json.load(answer)
@@ -118,10 +154,26 @@ def test_the_celery_producer_knows_nothing_of_genqueue_and_gets_its_answers(run,
     assert re.fullmatch(expected, done.stdout)  # a text may have more than one line
 
 
-def test_the_celery_producer_is_told_what_went_wrong(run, ask):
-    done = run("celery_producer.py", ask(faults=[{"kind": "status", "status": 422, "body": "no such thing"}]))
+def test_the_celery_producer_is_told_what_went_wrong_and_gets_its_other_answers(run, ask):
+    wrong, right = ask(faults=[{"kind": "status", "status": 422, "body": "no such thing"}]), ask(tokens=5)
+    done = run("celery_producer.py", wrong, right)
     assert done.returncode == 1
     assert "no such thing" in done.stderr
+    assert right.answer in done.stdout
+
+
+def test_the_celery_producer_leaves_nothing_running_when_it_gives_up(run, ask, fleet, standin, tmp_path):
+    text = (EXAMPLES / "celery_producer.py").read_text(encoding="utf-8")
+    hurried = tmp_path / "celery_producer.py"
+    hurried.write_text(text.replace("timeout=130", "timeout=1.5").replace("expires=60.0", "expires=1.0"))
+    standin.clear()
+    with frozen(fleet):
+        done = run(hurried, ask(), ask())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does a worker run?" in done.stderr
+    # Behind them in the queue, so that they were looked at when this is answered.
+    assert fleet.client.submit(last := ask(), priority=9).result(30).replies == [last.answer]
+    assert standin.requests() == standin.requests(last)
 
 
 def test_the_haystack_pipeline_answers_from_what_it_found(run, standin):
@@ -147,6 +199,7 @@ def test_a_browser_that_lost_its_connection_goes_on_behind_what_it_saw(fastapi_u
     seen = []
     with opened(url) as first:
         assert first.headers["content-type"].startswith("text/event-stream")
+        assert (first.headers["cache-control"], first.headers["x-accel-buffering"]) == ("no-cache", "no")
         for event in sse(first):
             seen.append(event)
             if len(seen) == 3:
@@ -156,7 +209,8 @@ def test_a_browser_that_lost_its_connection_goes_on_behind_what_it_saw(fastapi_u
     *chunks, end = seen
     assert "".join(data for _, _, data in chunks) == prompt.answer
     assert len({seq for _, seq, _ in chunks}) == len(chunks) >= 6
-    assert (end[0], end[2]["finish_reason"]) == ("end", "eos_token")
+    assert (end[0], end[2]) == ("end", {"finish_reason": "eos_token", "usage": end[2]["usage"]})
+    assert end[2]["usage"]["completion_tokens"] == 13
     with opened(url, **{"last-event-id": chunks[-1][1]}) as after_the_end:
         assert [kind for kind, _, _ in sse(after_the_end)] == ["end"]
 
@@ -172,16 +226,26 @@ def test_a_browser_is_told_of_a_text_that_begins_anew(fastapi_url, fleet, ask):
     assert generation.status().attempt == 2
 
 
-def test_a_generation_that_nobody_submitted_is_not_found(fastapi_url):
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        opened(f"{fastapi_url}/generations/none")
-    with refused.value:
-        assert refused.value.code == 404
+def test_a_browser_is_told_of_a_generation_that_nobody_submitted(fastapi_url):
+    with opened(f"{fastapi_url}/generations/none") as answer:
+        ((kind, _, end),) = sse(answer)
+    assert kind == "end"
+    assert "no generation none" in end["error"]
+
+
+def test_a_browser_is_told_what_cannot_be_taken(fastapi_url, fleet):
+    with refused(400) as words:
+        submit(fastapi_url, "")
+    assert "prompt: " in words()
+    with full(fleet), refused(503) as words:
+        submit(fastapi_url, "x")
+    assert "limit 0" in words()
 
 
 def test_the_django_view_streams(django_url, ask, standin):
     prompt = ask(tokens=6, itl_s=0.2)
     with opened(django_url, urllib.parse.urlencode({"prompt": prompt}).encode()) as answer:
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
         first = answer.read1()
         state = standin.only(prompt)["state"]
         rest = answer.read()
@@ -196,9 +260,25 @@ def test_who_leaves_the_django_view_stops_the_model(django_url, ask, standin, ev
     eventually(lambda: standin.only(prompt)["state"] == "dropped")
 
 
-def test_the_django_view_says_what_it_cannot_take(django_url):
-    with pytest.raises(urllib.error.HTTPError) as refused:
+def test_who_leaves_the_django_view_in_the_queue_stops_the_model_with_its_first_texts(
+    django_url, ask, standin, fleet, eventually
+):
+    prompt = ask(tokens=5000, itl_s=0.01)
+    place = urllib.parse.urlsplit(django_url)
+    asked = urllib.parse.urlencode({"prompt": prompt})
+    with frozen(fleet), socket.create_connection((place.hostname, place.port)) as client:
+        client.sendall(
+            f"POST / HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+            f"Content-Length: {len(asked)}\r\n\r\n{asked}".encode()
+        )
+        eventually(lambda: fleet.client.overview().queues[0].waiting == 1)
+    eventually(lambda: [entry["state"] for entry in standin.requests(prompt)] == ["dropped"])
+
+
+def test_the_django_view_says_what_it_cannot_take(django_url, fleet):
+    with refused(400) as words:
         opened(django_url, b"prompt=")
-    with refused.value:
-        assert refused.value.code == 400
-        assert b"prompt: " in refused.value.read()
+    assert "prompt: " in words()
+    with full(fleet), refused(503) as words:
+        opened(django_url, b"prompt=x")
+    assert "limit 0" in words()

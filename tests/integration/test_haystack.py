@@ -4,7 +4,9 @@ That their outputs are the original's is test_haystack_original.py's.
 """
 
 import asyncio
+import copy
 import json
+import pickle
 
 import pytest
 import redis
@@ -16,7 +18,15 @@ from haystack.dataclasses import ChatMessage, ToolCall
 from haystack.tools.tool import Tool
 from haystack.utils import Secret
 
-from genqueue import ConfigError, GenerationRejectedError, InvalidRequestError, UnknownGeneratorError
+from genqueue import (
+    ConfigError,
+    GenerationExpiredError,
+    GenerationRejectedError,
+    GenqueueError,
+    InvalidRequestError,
+    RedisUnavailableError,
+    UnknownGeneratorError,
+)
 from genqueue.haystack import HFGenerationAPIType, HuggingFaceAPIChatGenerator, HuggingFaceAPIGenerator
 
 TGI, ENDPOINT, FREE = HFGenerationAPIType
@@ -113,10 +123,26 @@ def test_a_place_that_several_generators_call_is_an_error_that_names_them(made, 
         made(TGI, {"url": f"{standin.url}/generate"}).run("x")
 
 
-def test_warming_up_says_at_the_start_what_a_run_would_say(made, here):
-    here.warm_up()
+def warm_up(component, awaited):
+    asyncio.run(component.warm_up_async()) if awaited else component.warm_up()
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["warm_up", "warm_up_async"])
+def test_warming_up_says_at_the_start_what_a_run_would_say(made, here, awaited):
+    warm_up(here, awaited)
+    warm_up(made(generator="here"), awaited)
     with pytest.raises(ConfigError):
-        made(TGI, {"url": "http://elsewhere"}).warm_up()
+        warm_up(made(TGI, {"url": "http://elsewhere"}), awaited)
+    with pytest.raises(UnknownGeneratorError, match="unknown generator 'gone'; known: here, tuned, twin-1, twin-2"):
+        warm_up(made(generator="gone"), awaited)
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["warm_up", "warm_up_async"])
+@pytest.mark.parametrize("where", [{"generator": "here"}, {"api_type": TGI, "api_params": {"url": "http://here"}}])
+def test_warming_up_says_that_redis_is_away(made, monkeypatch, closed_port, where, awaited):
+    monkeypatch.setenv("GENQUEUE_REDIS_URL", f"redis://127.0.0.1:{closed_port}/0")
+    with pytest.raises(RedisUnavailableError):
+        warm_up(made(**where), awaited)
 
 
 def test_what_cannot_run_is_refused(here, ask):
@@ -187,14 +213,16 @@ def test_one_component_serves_one_loop_after_another(here, ask):
         assert asyncio.run(here.run_async(prompt))["replies"] == [prompt.answer]
 
 
-def test_a_callback_that_raises_ends_the_generation(here, ask, standin, eventually):
+@pytest.mark.parametrize("awaited", [False, True], ids=["run", "run_async"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GenqueueError("of another queue")], ids=["interrupt", "ours"])
+def test_a_callback_that_raises_ends_the_generation(here, ask, standin, eventually, error, awaited):
     prompt = ask(tokens=1000, itl_s=0.02)
 
     def callback(chunk):
-        raise KeyboardInterrupt
+        raise error
 
-    with pytest.raises(KeyboardInterrupt):
-        here.run(prompt, callback)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        asyncio.run(here.run_async(prompt, callback)) if awaited else here.run(prompt, callback)
     eventually(lambda: standin.only(prompt)["state"] == "dropped")
 
 
@@ -209,6 +237,35 @@ async def test_a_run_that_is_cancelled_ends_the_generation(here, ask, standin):
     async with asyncio.timeout(15):
         while standin.only(prompt)["state"] != "dropped":
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["run", "run_async"])
+@pytest.mark.parametrize("kind", [HuggingFaceAPIGenerator, HuggingFaceAPIChatGenerator])
+def test_a_run_ends_at_its_deadline_with_what_there_is(made, standin, ask, eventually, kind, awaited):
+    where = {"api_type": TGI, "api_params": {"url": standin.url, "timeout": 60}}  # the worker has a timeout of its own
+    component, prompt = made(**where, deadline_s=1.0, kind=kind), ask(tokens=1000, itl_s=0.02)
+    standin.clear()
+    with pytest.raises(GenerationExpiredError) as expired:
+        asyncio.run(component.run_async(prompt)) if awaited else component.run(prompt)
+    assert expired.value.partial_text
+    eventually(lambda: [entry["state"] for entry in standin.requests()] == ["dropped"])
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["run", "run_async"])
+@pytest.mark.parametrize("callback", [None, print], ids=["whole", "stream"])
+def test_a_run_ends_at_its_deadline_where_no_worker_ends_it(fleet_of, made, monkeypatch, callback, awaited):
+    own = {"here": {"api_type": TGI, "api_params": {"url": "http://here"}}}
+    monkeypatch.setenv("GENQUEUE_GENERATORS", json.dumps(own))
+    monkeypatch.setattr("genqueue.haystack.queued._GRACE_S", 0.1)
+    with fleet_of(own) as nobody:
+        monkeypatch.setenv("GENQUEUE_REDIS_URL", nobody.producer_url)
+        component = made(generator="here", deadline_s=0.2)
+        with pytest.raises(GenerationExpiredError, match="no worker was there to end it"):
+            asyncio.run(component.run_async("x", callback)) if awaited else component.run("x", callback)
+        with redis.Redis.from_url(nobody.redis.url) as db:
+            (key,) = [key for key in db.keys("genqueue:generation:*") if key.count(b":") == 2]
+            assert db.hget(key, "state") == b"cancelled"
+        component.close()
 
 
 def test_a_worker_that_is_killed_leaves_no_seam(fleet_of, made, monkeypatch, ask, standin):
@@ -264,8 +321,9 @@ def test_a_component_is_written_down_and_read_again(made, standin):
 
 
 def test_a_name_is_written_down_instead_of_a_place(made):
-    data = made(generator="tuned").to_dict()
+    data = made(generator="tuned", deadline_s=30.0).to_dict()
     assert {"api_type", "api_params"}.isdisjoint(data["init_parameters"])
+    assert data["init_parameters"]["deadline_s"] == 30.0
     assert HuggingFaceAPIGenerator.from_dict(data).to_dict() == data
 
 
@@ -278,6 +336,28 @@ def test_what_the_caller_passed_is_left_as_it_was(made, standin):
     kwargs = {"stop_sequences": ["one"]}
     made(TGI, {"url": standin.url}, generation_kwargs=kwargs, stop_words=["two"])
     assert kwargs == {"stop_sequences": ["one"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(HuggingFaceAPIGenerator, "stop_sequences"), (HuggingFaceAPIChatGenerator, "stop")]
+)
+def test_stop_words_are_a_list_or_a_tuple_and_no_string(made, kind, name):
+    component = made(generator="here", generation_kwargs={name: ("one",)}, stop_words=("two",), kind=kind)
+    assert component.generation_kwargs == {name: ["one", "two"]}
+    with pytest.raises(InvalidRequestError, match=f"generation_kwargs.{name}: Input should be a valid list"):
+        made(generator="here", generation_kwargs={name: "###"}, kind=kind)
+    with pytest.raises(InvalidRequestError, match="stop_words: Input should be a valid list"):
+        made(generator="here", stop_words="###", kind=kind)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_component_can_be_copied_before_and_after_it_ran(made, ask, copied):
+    component = made(generator="here", generation_kwargs={"max_new_tokens": 20})
+    for _ in range(2):
+        again, prompt = copied(component), ask(tokens=4)
+        assert again.run(prompt)["replies"] == component.run(prompt)["replies"] == [prompt.answer]
+        assert again.to_dict() == component.to_dict()
+        again.close()
 
 
 def test_serverless_models_come_with_a_warning(made, caplog):
@@ -349,11 +429,12 @@ def test_a_chats_callback_that_raises_ends_it(made, ask, standin, eventually):
 
 
 def test_a_chat_component_is_written_down_with_its_tools_and_read_again(made):
-    chat = made(generator="here", tools=[TOOL], stop_words=["stop"], kind=HuggingFaceAPIChatGenerator)
+    chat = made(generator="here", deadline_s=9.0, tools=[TOOL], stop_words=["stop"], kind=HuggingFaceAPIChatGenerator)
     data = chat.to_dict()
     assert data["type"] == "genqueue.haystack.chat_generator.HuggingFaceAPIChatGenerator"
     assert data["init_parameters"]["generation_kwargs"] == {"stop": ["stop"]}
     again = HuggingFaceAPIChatGenerator.from_dict(data)
+    assert again.deadline_s == 9.0
     assert [tool.name for tool in again.tools] == ["weather"]
     assert again.to_dict() == data
 

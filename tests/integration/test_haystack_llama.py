@@ -1,5 +1,11 @@
 """The chat component and a real model: SmolLM2 on llama.cpp's own server, with a real worker between."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from haystack import Document, Pipeline
 from haystack.components.builders import ChatPromptBuilder
@@ -11,6 +17,7 @@ from huggingface_hub import InferenceClient
 
 from genqueue.haystack import HuggingFaceAPIChatGenerator
 
+PAGE = (Path(__file__).parents[2] / "docs/haystack.md").read_text(encoding="utf-8")
 QUESTION = "What's Natural Language Processing?"
 GREEDY = {"temperature": 0.0, "max_tokens": 24}
 WEATHER = Tool("weather", "Now", {"type": "object", "properties": {"city": {"type": "string"}}}, lambda city: "rain")
@@ -18,7 +25,7 @@ WEATHER = Tool("weather", "Now", {"type": "object", "properties": {"city": {"typ
 
 @pytest.fixture(scope="module")
 def fleet(fleet_of, llama):
-    with fleet_of({"default": {"api_type": "text_generation_inference", "api_params": {"url": llama}}}) as fleet:
+    with fleet_of({"own": {"api_type": "text_generation_inference", "api_params": {"url": llama}}}) as fleet:
         fleet.staff(1)
         yield fleet
 
@@ -64,6 +71,30 @@ def test_a_pipeline_answers_from_what_it_retrieved(chat):
     query = "What is the capital of France?"
     found = pipeline.run({"retriever": {"query": query}, "prompt": {"query": query}})
     assert "Paris" in found["llm"]["replies"][0].text
+
+
+def test_the_pages_examples_of_chats_run(fleet, llama):
+    """Those of docs/haystack.md; the last one uses documents of an example before."""
+    before, _, chats = PAGE.partition("\n## Chat\n")
+    documents = before.partition("from haystack import Pipeline\n")[2].partition("generator = ")[0]
+    code = "\n".join(
+        [
+            "from haystack import Pipeline",
+            documents,
+            *re.findall(r"^```python\n(.*?)^```$", chats, re.DOTALL | re.MULTILINE),
+        ]
+    ).replace("http://localhost:8080", llama)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "GENQUEUE_REDIS_URL": fleet.producer_url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    # The model draws lots, so what it says is its own; but each of the three said something.
+    assert re.fullmatch(r"\S.*'completion_tokens': [1-9]\d*}}\n\[ASSISTANT\]\n\S.*\n\S.*", done.stdout, re.DOTALL)
+    assert not done.stdout.endswith("\nNone\n")
 
 
 def test_tools_that_are_not_used_leave_a_text(chat):

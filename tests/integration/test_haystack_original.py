@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from genqueue_ops.haystack_calls import CHAT, CONSTRUCTORS, TEXT
+from genqueue_ops.haystack_calls import CHAT, CONSTRUCTORS, TEXT, WRITTEN
 from genqueue_ops.haystack_compare import calls, compare
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "fixtures/haystack/original.json").read_text(encoding="utf-8"))
 CASES = [
     *(f"text: {name}" for name in TEXT),
     *(f"chat: {name}" for name in CHAT),
+    *(f"{kind} written: {name}" for name in WRITTEN for kind in ("text", "chat")),
+    "text written: a token",
     *(f"{kind} constructor: {name}" for name in CONSTRUCTORS for kind in ("text", "chat")),
     "chat constructor: tools of one name",
     "chat constructor: tools and streaming",
@@ -24,7 +26,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def compared(fleet_of, standin):
-    with fleet_of({"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}) as fleet:
+    kinds = ("text_generation_inference", "inference_endpoints")
+    with fleet_of({kind: {"api_type": kind, "api_params": {"url": standin.url}} for kind in kinds}) as fleet:
         fleet.staff(1)
         ours = calls(sys.executable, "ours", standin.url, GENQUEUE_REDIS_URL=fleet.producer_url)
     return {one.case: one for one in compare(ORIGINAL, ours)}

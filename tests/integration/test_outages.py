@@ -1,5 +1,6 @@
 """Redis goes away under load and comes back: nothing is lost, nothing runs twice, new work is taken."""
 
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -101,6 +102,28 @@ def test_what_was_accepted_just_before_it_is_run_and_who_submits_meanwhile_is_to
         for reading in busy:
             reading.text(within_s=30)
             assert reading.kinds() == ["1.started", "1.finished"]
+
+
+@pytest.mark.parametrize("away", ["frozen", "dead"])
+def test_a_worker_that_is_told_to_stop_meanwhile_leaves_in_time(fleet, ask, read, eventually, standin, away):
+    leaver = fleet.staff(3, GENQUEUE_DRAIN_S="1")[-1]
+    prompts = [ask(tokens=400, itl_s=0.05) for _ in range(12)]
+    readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
+    eventually(lambda: all(len(reading.events) > 3 for reading in readings))
+    left = [
+        prompt for prompt, reading in zip(prompts, readings, strict=True) if fleet.holder(reading.generation) is leaver
+    ]
+    assert left
+    fleet.redis.pause() if away == "frozen" else fleet.redis.stop()
+    leaver.process.send_signal(signal.SIGTERM)
+    eventually(lambda: all(standin.only(prompt)["state"] == "dropped" for prompt in left), within_s=5)
+    began_s = time.monotonic()
+    leaver.process.wait(12)  # docs/deploy.md: 10 s beside the drain
+    assert "left to others" in leaver.log
+    fleet.redis.resume() if away == "frozen" else fleet.redis.start()
+    for prompt, reading in zip(prompts, readings, strict=True):
+        assert reading.text(within_s=40) == prompt.answer
+    assert time.monotonic() - began_s < 45
 
 
 def test_a_producer_hears_of_it_at_once_and_a_reader_waits_as_long_as_it_was_told(fleet, ask, read, eventually):

@@ -3,7 +3,6 @@
 Run as one page, from top to bottom: the original's pipeline uses an import of the example before it.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -13,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from .serverless_router import TOKEN, hugging_face_beside
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/haystack.md").read_text(encoding="utf-8")
-SEED = ROOT.parent / "shared/reference/seed.md"
+ORIGINAL = (ROOT / "tests/fixtures/haystack/documentation.md").read_text(encoding="utf-8")
 THEIR_IMPORT = "from haystack.components.generators import HuggingFaceAPIGenerator"
 NEXT = "(the next example)"
 OUR_IMPORT = "from genqueue.haystack import HuggingFaceAPIGenerator"
@@ -26,7 +27,7 @@ def blocks(page, language):
 
 
 def filled_in(text, url):
-    """With what a reader has to fill in; the stand-in serves the endpoint, the own TGI and, as ``free``, the rest."""
+    """With what a reader has to fill in."""
     return (
         text.replace("<your-inference-endpoint-url>", url)
         .replace("http://localhost:8080", url)
@@ -35,20 +36,22 @@ def filled_in(text, url):
 
 
 @pytest.fixture(scope="module")
-def outputs(fleet_of, standin):
-    """What each Python block printed."""
-    shown = tomllib.loads(filled_in(blocks(PAGE, "toml")[0], standin.url))["generators"]
-    # Where the router is, is a constant of huggingface_hub.  So the worker's ``free`` calls the stand-in, and this
-    # producer's own settings say, as the page does, which model that is.
-    stead = {"api_type": "inference_endpoints", "api_params": {"url": f"{standin.url}/generate_stream"}}
+def hugging_face(standin):
+    with hugging_face_beside(standin.url) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def outputs(fleet_of, standin, hugging_face, tmp_path_factory):
+    """What each Python block printed, and what the stand-in was asked."""
+    generators = tomllib.loads(filled_in(blocks(PAGE, "toml")[0], standin.url))["generators"]
     code = f"\nprint({NEXT!r})\n".join(filled_in(block, standin.url) for block in blocks(PAGE, "python"))
-    with fleet_of({**shown, "free": stead}, HF_API_TOKEN="hf_canaryOfTheWorker") as fleet:
+    with fleet_of(generators, **hugging_face.environ(tmp_path_factory.mktemp("ca") / "ca.pem")) as fleet:
         fleet.staff(1)
-        known = {"GENQUEUE_REDIS_URL": fleet.producer_url, "GENQUEUE_GENERATORS": json.dumps({"free": shown["free"]})}
         standin.clear()
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],
-            env={**os.environ, **known},
+            env={**os.environ, "GENQUEUE_REDIS_URL": fleet.producer_url},
             capture_output=True,
             text=True,
             timeout=120,
@@ -76,12 +79,18 @@ def test_the_pipelines_ask_with_what_they_retrieved(outputs):
 def test_a_token_is_the_workers_own_and_goes_where_it_is_meant_for(outputs):
     _, requests = outputs
     sent = {one["headers"].get("authorization") for one in requests}
-    assert sent == {None, "Bearer hf_canaryOfTheWorker"}
+    assert sent == {None, f"Bearer {TOKEN}"}
 
 
-@pytest.mark.skipif(not SEED.exists(), reason="the original's documentation is not beside this repository")
-@pytest.mark.parametrize("language", ["python", "shell"])
-def test_the_originals_examples_are_on_the_page_but_for_the_import(language):
-    theirs = [block.replace(THEIR_IMPORT, OUR_IMPORT) for block in blocks(SEED.read_text(encoding="utf-8"), language)]
-    assert theirs
+def test_a_serverless_model_is_asked_of_the_router(outputs, hugging_face):
+    ((path, headers),) = [(path, headers) for method, path, *headers in hugging_face.seen if headers]
+    assert path == "/together/v1/completions"
+    assert headers[0]["authorization"] == f"Bearer {TOKEN}"
+    assert hugging_face.bodies[0]["prompt"] == "What's Natural Language Processing?"
+
+
+@pytest.mark.parametrize(("language", "count"), [("python", 4), ("shell", 1)])
+def test_the_originals_examples_are_on_the_page_but_for_the_import(language, count):
+    theirs = [block.replace(THEIR_IMPORT, OUR_IMPORT) for block in blocks(ORIGINAL, language)]
+    assert len(theirs) == count
     assert [block for block in blocks(PAGE, language) if block in theirs] == theirs

@@ -258,6 +258,21 @@ def test_a_generation_is_run_once_however_long_it_takes(fleet_of, ask, read, sta
             assert len(standin.attempts(prompt)) == 1
 
 
+def test_leases_are_renewed_although_redis_refuses_what_the_worker_announces(fleet_of, ask, read, standin, eventually):
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": generator}, GENQUEUE_LEASE_S="0.5") as fleet, redis.Redis.from_url(fleet.redis.url) as db:
+        (worker,) = fleet.staff(1)
+        db.delete("genqueue:places")
+        db.set("genqueue:places", "of another type")
+        eventually(lambda: "leases cannot be renewed" in worker.log, within_s=15)
+        prompt = ask(tokens=60, itl_s=0.05)
+        reading = read(fleet.client.submit(prompt))
+        eventually(lambda: len(reading.events) > 30)  # three lease lengths
+        assert db.zscore("genqueue:leases", reading.generation.id) > time.time() * 1000
+        assert_whole(reading, prompt, attempts=1)
+        db.delete("genqueue:places")
+
+
 def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_back_at_once(fleet_of, ask, standin):
     """The claim's answer is late; a worker that is to leave must not run it to its end."""
     generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}

@@ -79,6 +79,25 @@ def test_an_idle_worker_ends_at_once(start_worker, own_db, tgi):
     assert "Traceback" not in worker.log
 
 
+def test_no_worker_is_sent_the_heartbeats_of_the_others(start_worker, own_db, tgi):
+    """By Celery's own command too, which would have every worker listen to every other."""
+    start_worker(tgi, own_db, "-c", "1")
+    with redis.Redis.from_url(own_db) as client:
+        assert client.publish("/4.celeryev/worker.heartbeat", "no event") == 0
+
+
+async def test_with_a_longer_gap_a_flush_carries_more_and_the_first_text_still_goes_out_at_once(
+    start_worker, own_db, tgi, ask
+):
+    start_worker(tgi, own_db, "-c", "4", environ={"GENQUEUE_FLUSH_GAP_S": "0.5"})
+    async with AsyncGenerationClient(Settings(redis_url=own_db, **{"generators": tgi})) as client:
+        prompt = ask(tokens=60, itl_s=0.02)  # 1.2 s
+        chunks = [chunk async for chunk in (await client.submit(prompt)).stream()]
+    assert "".join(chunk.text for chunk in chunks) == prompt.answer
+    assert len(chunks[0].tokens) == 1
+    assert len(chunks) <= 6
+
+
 def test_flower_starts_with_our_app_and_shows_the_generation(start_worker, own_db, tgi, ask, eventually, flower_of):
     start_worker(tgi, own_db, "-c", "4", "-n", "flowered@%h")
     with flower_of(own_db, tgi) as flower, GenerationClient(Settings(redis_url=own_db, generators={})) as client:

@@ -28,13 +28,10 @@ def test_an_address_says_where_redis_is(url, nodes, master, database):
 
 
 def test_credentials_of_redis_and_of_its_sentinels_are_two_things():
-    address = read_address(
-        "redis+sentinel://us%2Fer:p%40ss@h/m?sentinel_username=su&sentinel_password=s%26p&client_name=x"
-    )
+    address = read_address("redis+sentinel://us%2Fer:p%40ss@h/m?sentinel_username=su&sentinel_password=s%26p")
     assert (address.username, address.password) == ("us/er", "p@ss")
     assert (address.sentinel_username, address.sentinel_password) == ("su", "s&p")
-    assert address.options == {"client_name": "x"}
-    assert address.url("sentinel") == "sentinel://us%2Fer:p%40ss@h:26379/0?client_name=x"
+    assert address.url("sentinel") == "sentinel://us%2Fer:p%40ss@h:26379/0"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +73,8 @@ def test_certificates_are_checked_unless_somebody_says_otherwise(query, tls):
         pytest.param(f"redis://h/0?sentinel_password={SECRET}", r"are for redis\+sentinel://", id="sentinel-password"),
         pytest.param("redis://h/0?ssl_ca_certs=x", "ssl_ca_certs: for rediss:// addresses only", id="tls-without-tls"),
         pytest.param(f"rediss://h/0?ssl_password={SECRET}", "ssl_password: no TLS option; known: ssl_ca", id="unknown"),
+        pytest.param(f"redis://h/0?password={SECRET}", "password: no option of an address; known: ssl_", id="password"),
+        pytest.param("redis://h/0?db=1&client_name=x", "client_name, db: no option of an address", id="redis-pys"),
         pytest.param("rediss://h/0?ssl_cert_reqs=maybe", "ssl_cert_reqs must be one of", id="cert-reqs"),
         pytest.param("rediss://h/0?ssl_check_hostname=1", "ssl_check_hostname must be", id="check-hostname"),
         pytest.param("rediss://h/0?ssl_certfile=x", "go together", id="half-a-certificate"),
@@ -88,7 +87,5 @@ def test_what_is_no_address_is_refused_without_its_secrets(url, words):
 
 
 def test_no_secret_is_shown():
-    address: RedisAddress = read_address(
-        f"redis+sentinel://u:{SECRET}@h/m?sentinel_password={SECRET}&password={SECRET}"
-    )
+    address: RedisAddress = read_address(f"redis+sentinel://u:{SECRET}@h/m?sentinel_password={SECRET}")
     assert SECRET not in repr(address) + address.name

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from genqueue.address import without_secrets
 from genqueue.messages import Token, read_request
-from genqueue.places import without_secrets
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.generators import call_parameters, goes_one_shot, take_token
 from genqueue_worker.upstream import Upstream

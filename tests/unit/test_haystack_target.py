@@ -50,11 +50,11 @@ def test_several_at_one_place_must_be_told_apart():
 )
 def test_where_there_is_none_the_error_shows_the_toml_that_makes_one(api_type, api_params, token, token_env):
     target = target_of(None, api_type, api_params, token)
-    with pytest.raises(ConfigError, match="known: here, there") as refused:
-        target.find({"there": set(), "here": {place(TGI, url="http://elsewhere")}})
+    with pytest.raises(ConfigError, match="known: default, here, there") as refused:
+        target.find({"there": set(), "here": {place(TGI, url="http://elsewhere")}, "default": set()})
     assert "hf_hidden" not in str(refused.value)
     toml = str(refused.value).partition("\n\n")[2]
-    proposed = GeneratorSettings.model_validate(tomllib.loads(toml)["generators"]["default"])
+    proposed = GeneratorSettings.model_validate(tomllib.loads(toml)["generators"]["default-2"])
     assert target.find({"new": places(proposed)}) == "new"
     assert proposed.token_env == token_env
 

@@ -61,6 +61,16 @@ def test_text_that_its_tokens_do_not_spell_is_shown_whole():
     assert shown([[chunk(A, B, text="b")], [FINISHED]]) == [("b", B._asdict(), True), ("", ENDING, False)]
 
 
+def test_where_no_tokens_are_named_each_piece_of_text_is_a_chunk():
+    came_together = Chunk(seq=1, attempt=1, text="It is so", pieces=(2, 3, 3))
+    assert shown([[chunk(text="So: ")], [came_together, FINISHED]]) == [
+        ("So: ", {}, True),
+        ("It", {}, False),
+        (" is", {}, False),
+        (" so", ENDING, False),
+    ]
+
+
 def test_a_text_that_goes_on_goes_on():
     assert [start for *_, start in shown([[chunk(A)], [Resumed(seq=2, attempt=2), chunk(B), FINISHED]])] == [
         True,

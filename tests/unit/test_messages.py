@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from genqueue.chat import I32, U64, ChatKwargs
+from genqueue.chat import I32, MAX_STOP_WORDS, U64, ChatKwargs
 from genqueue.errors import InvalidRequestError
 from genqueue.messages import (
-    MAX_STOP_WORDS,
     Bounds,
     Chunk,
     Finished,
@@ -148,6 +147,9 @@ def test_a_request_that_cannot_run_is_refused_in_one_line(fields, words):
     assert "\n" not in str(refused.value)
 
 
+PART = {"type": "text", "text": "é" * 15}
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -159,9 +161,24 @@ def test_a_request_that_cannot_run_is_refused_in_one_line(fields, words):
             id="all",
         ),
         pytest.param(
-            {"messages": [{"role": "user", "content": "x" * 1000}]},
-            "request: has 1043 bytes, max_request_bytes is 1000",
+            {"messages": [{"role": "user", "content": "é" * 25}, {"role": "user", "content": [PART, PART]}]},
+            "messages: has 110 bytes, max_prompt_bytes is 100",
             id="messages",
+        ),
+        pytest.param(
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x" * 1000}}]}]},
+            "request: has 1086 bytes, max_request_bytes is 1000",
+            id="image",
+        ),
+        pytest.param(
+            {"prompt": "p", "generation_kwargs": {"max_new_tokens": 51}},
+            "generation_kwargs.max_new_tokens: is 51, max_completion_tokens is 50",
+            id="max_new_tokens",
+        ),
+        pytest.param(
+            {"messages": [{"role": "user", "content": "x"}], "generation_kwargs": {"max_tokens": 51}},
+            "generation_kwargs.max_tokens: is 51, max_completion_tokens is 50",
+            id="max_tokens",
         ),
         pytest.param(
             {
@@ -175,7 +192,7 @@ def test_a_request_that_cannot_run_is_refused_in_one_line(fields, words):
 )
 def test_a_request_past_a_bound_is_refused_with_its_name(fields, words):
     with pytest.raises(InvalidRequestError) as refused:
-        read_request(fields, Bounds(max_prompt_bytes=100, max_request_bytes=1000))
+        read_request(fields, Bounds(max_prompt_bytes=100, max_request_bytes=1000, max_completion_tokens=50))
     assert str(refused.value) == words
 
 
@@ -221,10 +238,20 @@ def test_every_number_of_the_kwargs_has_a_range(kind):
     given = {"prompt": "p"} if kind is GenerationKwargs else {"messages": [{"role": "user", "content": "p"}]}
     for name, (least, most) in NUMBERS[kind].items():
         for taken in (least, most):
-            assert getattr(read_request({**given, "generation_kwargs": {name: taken}}).generation_kwargs, name) == taken
+            read = read_request({**given, "generation_kwargs": {name: taken}}, Bounds(max_completion_tokens=I32))
+            assert getattr(read.generation_kwargs, name) == taken
         for refused in (least - 1, most + 1):
             with pytest.raises(InvalidRequestError, match=rf"kwargs\.{name}: Input should be (less|greater) than"):
                 read_request({**given, "generation_kwargs": {name: refused}})
+
+
+@pytest.mark.parametrize(("kind", "name"), [("prompt", "stop"), ("prompt", "stop_sequences"), ("messages", "stop")])
+def test_a_tuple_of_stop_words_is_a_list_of_them_and_a_string_is_none(kind, name):
+    asked = {kind: "p" if kind == "prompt" else [{"role": "user", "content": "p"}]}
+    request = read_request({**asked, "generation_kwargs": {name: ("a", "b")}})
+    assert getattr(request.generation_kwargs, name) == ["a", "b"]
+    with pytest.raises(InvalidRequestError, match=rf"generation_kwargs\.{name}: Input should be a valid list"):
+        read_request({**asked, "generation_kwargs": {name: "###"}})
 
 
 def test_so_many_stop_words_and_so_long_ones_are_taken_and_no_more():

@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from genqueue.places import at_place, place, places, toml_for
-from genqueue.settings import GeneratorSettings
+from genqueue.settings import GeneratorSettings, Settings
 
 TGI, ENDPOINT, FREE = "text_generation_inference", "inference_endpoints", "serverless_inference_api"
 HERE = place(TGI, url="http://tgi:8080")
@@ -74,6 +74,7 @@ def test_a_generator_with_several_addresses_is_at_each():
         (TGI, {"url": "http://localhost:8080", "timeout": 60}, ()),
         (ENDPOINT, {"url": "https://endpoint", "bill_to": "us"}, ("MY_TOKEN",)),
         (FREE, {"model": 'a "quoted" model', "provider": "hf-inference"}, ("HF_API_TOKEN", "HF_TOKEN")),
+        (FREE, {"model": "a 😀, é, \x7f and \n model"}, ()),
     ],
 )
 def test_the_toml_that_is_proposed_makes_a_generator_at_that_place(api_type, api_params, token_env):
@@ -85,7 +86,23 @@ def test_the_toml_that_is_proposed_makes_a_generator_at_that_place(api_type, api
     assert not token_env or generator.token_env == token_env
 
 
-def test_the_toml_that_is_proposed_holds_no_secret():
-    params = {"url": "http://me:hidden@tgi/?key=hidden", "headers": {"authorization": "hidden"}}
-    assert "hidden" not in toml_for(TGI, params, ())
-    assert json.dumps("http://tgi/") in toml_for(TGI, params, ())
+def test_the_toml_that_is_proposed_can_be_added_to_what_is_there():
+    there = (
+        'redis_url = "redis://somewhere"\n\n'
+        "[generators.default]\n"
+        'api_type = "text_generation_inference"\n'
+        'api_params = { url = "http://elsewhere" }\n\n'
+        '[generators.default-2]\napi_type = "serverless_inference_api"\napi_params = { model = "m" }\n'
+    )
+    taken = tomllib.loads(there)["generators"].keys()
+    settings = Settings(**tomllib.loads(there + toml_for(TGI, {"url": "http://tgi:8080/"}, ("KEY",), taken)))
+    assert at_place(HERE, {name: places(own) for name, own in settings.generators.items()}) == ["default-3"]
+
+
+def test_the_toml_that_is_proposed_holds_no_secret_but_says_what_is_left_out():
+    params = {"url": "http://me:hidden@tgi/?key=hidden", "headers": {"x-key\n": "hidden", "x-team": "hidden"}}
+    toml = toml_for(TGI, params, ("KEY",))
+    assert "hidden" not in toml
+    assert json.dumps("http://tgi/") in toml
+    assert 'headers = { "x-key\\n" = "...", "x-team" = "..." }' in toml
+    assert tomllib.loads(toml)["generators"]["default"]["token_env"] == ["KEY"]

@@ -107,6 +107,7 @@ def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected
         ),
         pytest.param("redis_timeout_s = 0", "redis_timeout_s: Input should be greater than 0", id="timeout-zero"),
         pytest.param("redis_timeout_s = inf", "redis_timeout_s: Input should be a finite number", id="timeout-inf"),
+        pytest.param("flush_gap_s = 1.1", "flush_gap_s: Input should be less than or equal to 1", id="gap-too-long"),
         pytest.param("lease_s = nan", "lease_s: Input should be", id="lease-nan"),
         pytest.param(
             "monitor_port = 65536", "monitor_port: Input should be less than or equal to 65535", id="port-high"
@@ -242,20 +243,21 @@ def test_a_bad_variable_names_its_field_and_never_shows_its_value(monkeypatch, n
     "overrides",
     [
         pytest.param({"redis_url": f"redis://user:{SECRET}@h:6379/0"}, id="redis-password"),
-        pytest.param({"redis_url": f"redis://h:6379/0?password={SECRET}"}, id="redis-password-in-the-query"),
+        pytest.param({"redis_url": f"redis+sentinel://:{SECRET}@h,i/m?sentinel_password={SECRET}"}, id="sentinels"),
         pytest.param({"url": f"http://user:{SECRET}@h/"}, id="url-password"),
         pytest.param({"url": f"http://h/?key={SECRET}"}, id="url-query"),
+        pytest.param({"urls": [f"http://h/?key={SECRET}", f"http://:{SECRET}@i/"]}, id="urls"),
         pytest.param({"url": "http://h", "headers": {"authorization": f"Bearer {SECRET}"}}, id="header"),
     ],
 )
-def test_no_repr_shows_a_secret(overrides: dict[str, Any]):
-    if "url" in overrides:
+def test_neither_repr_nor_dump_shows_a_secret(overrides: dict[str, Any]):
+    if "redis_url" not in overrides:
         generator = {"api_type": "text_generation_inference", "api_params": overrides}
         settings = load_settings(generators={"g": generator})
     else:
         settings = load_settings(**overrides)
-    assert SECRET not in repr(settings)
-    assert SECRET not in str(settings)
+    for shown in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert SECRET not in shown
 
 
 def test_settings_cannot_be_changed():

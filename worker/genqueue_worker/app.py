@@ -5,7 +5,9 @@ configuration, and the engine starts with the worker.
 """
 
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,9 @@ from genqueue_worker.monitor import Monitor
 from genqueue_worker.report import Report
 
 logger = logging.getLogger(__name__)
+
+_HAND_OVER_S = 8.0
+"""How long a worker may take to leave, its drain aside; Compose and Kubernetes give it 10 s before they kill it."""
 
 app = Celery("genqueue", include=["genqueue_worker.tasks"], set_as_current=False, task_cls=Task)
 
@@ -68,13 +73,26 @@ class Runtime:
     def consume(self, consumer: Consumer) -> None:
         """Celery is ready to take messages."""
         self.consumer = consumer
+        # Who waits for a server that wakes up, for minutes maybe, shall not keep a generator of another one waiting.
+        self.engine.places = consumer.pool.limit // 2
         self._served = {name.removeprefix(keys.QUEUE_PREFIX) for name in consumer.app.amqp.queues.consume_from}
         self.follow()
 
     def drain(self) -> None:
         """Celery takes no more work, and waits for what runs; after ``drain_s`` others go on with it."""
+        if self._is_draining:
+            return
         self._is_draining = True
         self.engine.drain()
+        last = threading.Timer(self.settings.drain_s + _HAND_OVER_S, self._leave)
+        last.daemon = True
+        last.start()
+
+    def _leave(self) -> None:
+        """End at once: the hand-over, or a library, waits for a Redis that is away, and nobody else waits for that."""
+        logger.warning("%d generations are left to others: they could not be handed over", len(self.engine.held()))
+        logging.shutdown()
+        os._exit(1)
 
     def is_alive(self) -> Verdict:
         """What ``/livez`` answers."""
@@ -108,7 +126,7 @@ class Runtime:
         return {ENGINE: self.engine.pulse.age_s, CONSUMER: broker.pulse.age_s, LEASES: self._leases.pulse.age_s}
 
     def follow(self) -> None:
-        """Have Celery consume the queues of those generators that have a server, and everybody know."""
+        """Have Celery consume the queues of those generators that can be asked, and everybody know."""
         if self.consumer is not None:
             self.consumer.leave({keys.queue(name) for name in self.engine.unavailable})
         self._leases.announce_soon()

@@ -171,8 +171,10 @@ class Consumer(consumer.Consumer):
     _BEAT_S = 1.0
     _events_due_s = 0.0
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        # Of N workers each would be sent every other's heartbeat, and answer each that starts: N x N messages.
+        alone = {"without_gossip": True, "without_mingle": True}
+        super().__init__(*args, worker_options={**(worker_options or {}), **alone}, **kwargs)
         self._unwanted: set[str] = set()
         self._left: set[str] = set()
 

@@ -32,8 +32,6 @@ def worker(
     if unknown:
         raise typer.BadParameter(f"not configured: {', '.join(unknown)}; known: {', '.join(settings.generators)}")
     argv = ["worker", "--pool", "threads", "--concurrency", str(concurrency), "--loglevel", loglevel]
-    # Workers know of each other through the registry; Celery's own gossip would only cost.
-    argv += ["--without-gossip", "--without-mingle"]
     if generator:
         argv += ["--queues", ",".join(map(keys.queue, generator))]
     if hostname:

@@ -35,7 +35,6 @@ class Endpoint:
         rests_until_s: loop time before which others are asked first.
         is_down: whether it cannot be reached.
         is_waking: whether it has scaled to zero and is on its way back.
-        waiting: generations that wait for that.
         trouble: what went wrong last; "" if nothing did since a call succeeded.
     """
 
@@ -47,7 +46,6 @@ class Endpoint:
     rests_until_s: float = 0.0
     is_down: bool = False
     is_waking: bool = False
-    waiting: int = 0
     trouble: str = ""
 
     def health(self, now_s: float) -> Health:

@@ -65,7 +65,6 @@ except ImportError:  # no wheel for this platform
 
 logger = logging.getLogger(__name__)
 
-_FLUSH_GAP_S = 0.02
 _LEAVING_S = 0.1
 _BEAT_S = 0.25
 
@@ -128,6 +127,7 @@ class Engine:
     Attributes:
         metrics: what it counts.
         pulse: when the loop last came round.
+        places: how many generations may wait here for servers that wake up; None is no limit.
     """
 
     def __init__(
@@ -143,8 +143,11 @@ class Engine:
         self.metrics = Metrics(settings.generators, look)
         self.pulse = Pulse()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.places: int | None = None
         self.generators = {
-            name: TextGeneration(Upstream(name, configured, environ, on_change), self.metrics.of(name))
+            name: TextGeneration(
+                Upstream(name, configured, environ, on_change, lambda: self._may_park), self.metrics.of(name)
+            )
             for name, configured in settings.generators.items()
         }
         self._in_hand: set[str] = set()
@@ -224,8 +227,22 @@ class Engine:
 
     @property
     def unavailable(self) -> set[str]:
-        """The generators whose servers are all down; any thread may ask."""
-        return {name for name, generator in self.generators.items() if not generator.upstream.is_available}
+        """The generators of which nothing can be taken on now; any thread may ask.
+
+        Their servers are all down; or asleep, and as many generations wait for such servers here as may.
+        """
+        may_park = self._may_park
+        upstreams = {name: generator.upstream for name, generator in self.generators.items()}
+        return {
+            name
+            for name, upstream in upstreams.items()
+            if not upstream.is_available or (upstream.is_asleep and not may_park)
+        }
+
+    @property
+    def _may_park(self) -> bool:
+        parked = sum(generator.upstream.parked for generator in self.generators.values())
+        return self.places is None or parked < self.places
 
     def servers(self) -> dict[str, list[dict[str, Any]]]:
         """For each generator ``address``, ``health``, ``running``, ``calls`` and ``trouble`` of its servers.
@@ -284,7 +301,7 @@ class Engine:
             adopted = await self._adopt(generation_id, generator, foreign, traceparent)
             if adopted is not None:
                 return adopted
-        if not self.generators[generator].upstream.is_available:
+        if generator in self.unavailable:
             return await self._leave(generation_id)
         claim = await self._claim(generation_id, generator)
         if isinstance(claim, NotClaimed):
@@ -425,13 +442,13 @@ class Engine:
         return await self._end(None, replace(end, stillborn=True))
 
     async def _leave(self, generation_id: str) -> NotOurs:
-        """Put a doorbell back: this worker's servers are all down, and Celery is leaving the queue."""
+        """Put a doorbell back: none of this worker's servers can be asked, and Celery is leaving the queue."""
         await asyncio.sleep(_LEAVING_S)  # not to be given the same one again before it has left
         with contextlib.suppress(GenerationNotFoundError):
             record = await self._writer.insist(calls.read_record(generation_id))
             if not record.state.is_final:
                 await self._writer.insist(calls.ring(generation_id, record.generator, record.priority))
-        return NotOurs("its servers are down")
+        return NotOurs("its servers are down, or asleep")
 
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings
@@ -600,7 +617,7 @@ class Engine:
             self._store,
             owner=self.owner,
             keep_s=settings.keep_s,
-            gap_s=_FLUSH_GAP_S,
+            gap_s=settings.flush_gap_s,
             now_s=self._loop.time,
             on_lost=lambda outbox, reason: self._lose(outbox.generation_id, reason),
             metrics=self.metrics,

@@ -142,24 +142,28 @@ class LeaseKeeper:
             self._stopped.wait(self._settings.lease_s / 3)
 
     def _round(self) -> None:
-        if self._announced_s is None or time.monotonic() - self._announced_s >= _ANNOUNCE_S:
-            facts: dict[str, dict[str, Any]] = {
-                name: {"api_type": generator.api_type, "max_queue_depth": generator.max_queue_depth}
-                for name, generator in self._settings.generators.items()
-            }
-            self._announced_s = time.monotonic()
-            where = {name: places(generator) for name, generator in self._settings.generators.items()}
-            keep_s = self._settings.keep_s
-            self._run(
-                calls.announce(facts, self._owner, self._servers(), worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where)
-            )
         held = self._held()
-        if held:
+        if held:  # first: it is what cannot wait, whatever of the rest Redis refuses
             settings = self._settings
             renewal = calls.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
             for generation_id, reason in self._run(renewal).items():
                 self._on_lost(generation_id, reason)
         self._sweep()
+        announced_s = self._announced_s  # another thread may say that it is due
+        if announced_s is None or time.monotonic() - announced_s >= _ANNOUNCE_S:
+            self._announce()
+
+    def _announce(self) -> None:
+        generators, keep_s = self._settings.generators, self._settings.keep_s
+        facts: dict[str, dict[str, Any]] = {
+            name: {"api_type": generator.api_type, "max_queue_depth": generator.max_queue_depth}
+            for name, generator in generators.items()
+        }
+        where = {name: places(generator) for name, generator in generators.items()}
+        self._announced_s = time.monotonic()
+        self._run(
+            calls.announce(facts, self._owner, self._servers(), worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where)
+        )
 
     def _sweep(self) -> None:
         settings = self._settings

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urljoin
 
 import aiohttp
 import httpx2
@@ -27,6 +28,7 @@ import yarl
 from huggingface_hub import set_async_client_factory
 from pydantic_core import from_json, to_json
 
+from genqueue.address import without_secrets
 from genqueue_worker.policy import UpstreamFacts
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
@@ -190,7 +192,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 yarl.URL(str(request.url.copy_with(userinfo=b"")), encoded=True),
                 data=body,
                 headers=headers,
-                allow_redirects=False,  # httpx2 does
+                allow_redirects=False,
                 proxy=self._proxy(request.url),
                 timeout=aiohttp.ClientTimeout(sock_connect=limits.get("connect"), sock_read=limits.get("read")),
             )
@@ -250,6 +252,11 @@ async def _on_response(response: httpx2.Response) -> None:
     told = exchange.get(None)
     if told is not None:
         told.headers = {name: value for name, value in headers.items() if name.startswith("x-")}
+    if 300 <= response.status_code < 400:
+        # Following it would take the call, with the prompt and the settings' headers, wherever the server likes.
+        where = without_secrets(urljoin(str(response.url), headers.get("location", "")))
+        message = f"HTTP {response.status_code}: the server sends us to {where}; if it moved there, mend its address"
+        raise UpstreamError(UpstreamFacts(message, status=response.status_code, error_type="validation"))
     if response.status_code >= 400:
         # Raised here, not left to huggingface_hub: it drops Retry-After, cannot read a chunked
         # body of a streaming call, and answers one kind of 400 by calling again without end.
@@ -265,7 +272,7 @@ def open_transport() -> Transport:
         return httpx2.AsyncClient(
             transport=transport,
             event_hooks={"response": [_on_response]},
-            follow_redirects=True,
+            follow_redirects=False,
             timeout=None,
         )
 

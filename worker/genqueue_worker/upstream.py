@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from genqueue.places import without_secrets
+from genqueue.address import without_secrets
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
@@ -128,11 +128,20 @@ class Upstream:
         name: the generator's name.
         settings: its configuration.
         environ: where its token is looked up, under ``settings.token_names``.
-        on_change: told when a server goes down or comes back.
+        on_change: told when a server goes down, falls asleep or comes back, and when one more call waits for one.
+        may_park: whether one more call may wait for a server that wakes up.
+
+    Attributes:
+        parked: calls that wait for that.
     """
 
     def __init__(
-        self, name: str, settings: GeneratorSettings, environ: Mapping[str, str], on_change: Callable[[], None]
+        self,
+        name: str,
+        settings: GeneratorSettings,
+        environ: Mapping[str, str],
+        on_change: Callable[[], None],
+        may_park: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -156,14 +165,22 @@ class Upstream:
         }
         bearer = {} if token is None else {"authorization": f"Bearer {token}"}
         self._probe_headers = bearer | {key: value for key, value in headers.items() if value is not None}
+        self.parked = 0
         self._on_change = on_change
+        self._may_park = may_park
         self._probes: dict[Endpoint, asyncio.Task[bool]] = {}
+        self._wakings: dict[Endpoint, asyncio.Task[None]] = {}
         self._went_down = asyncio.Event()
 
     @property
     def is_available(self) -> bool:
         """Whether a call could be made now."""
         return not all(endpoint.is_down for endpoint in self.endpoints)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether a call would have to wait until a server has woken up."""
+        return self.is_available and all(endpoint.is_down or endpoint.is_waking for endpoint in self.endpoints)
 
     def model(self, endpoint: Endpoint) -> str:
         """What results call the model of ``endpoint``."""
@@ -196,7 +213,9 @@ class Upstream:
         while (endpoint := choose(self.endpoints, loop.time())) is not None:
             if endpoint.is_waking:
                 sink.waking()
-                await self._awake(endpoint)
+                if not self._may_park():  # back into the queue, which this worker leaves meanwhile
+                    raise UpstreamError(UpstreamFacts(f"{endpoint.address} wakes up", status=503, is_down=True))
+                await self._until_one_is_awake()
                 sink.awake()
                 may_wake = False  # awake and still 503 is full
                 continue
@@ -217,7 +236,7 @@ class Upstream:
                 ended_with = error_class(facts)
                 meter.failed(endpoint, facts)
                 if may_wake and facts.status == 503 and facts.error_type is None:
-                    endpoint.is_waking = True
+                    self._wake_up(endpoint)
                     continue
                 judged = await self._judge(endpoint, facts)
                 if not (judged.was_unreached and judged.is_down and self.is_available):
@@ -292,16 +311,6 @@ class Upstream:
         self._went_down.set()
         self._on_change()
 
-    async def _awake(self, endpoint: Endpoint) -> None:
-        """Wait until a server has woken up; one request wakes it for all that wait."""
-        endpoint.waiting += 1
-        try:
-            if endpoint.waiting == 1:
-                self._on_change()
-            await self._probe(endpoint, self._wake)
-        finally:
-            endpoint.waiting -= 1
-
     async def _probe(self, endpoint: Endpoint, ask: Callable[[Endpoint], Coroutine[Any, Any, bool]]) -> bool:
         """What ``ask`` finds out; who comes while it is under way, or gives up, shares it with the others."""
         probe = self._probes.get(endpoint)
@@ -310,16 +319,33 @@ class Upstream:
             probe.add_done_callback(lambda _: self._probes.pop(endpoint))
         return await asyncio.shield(probe)
 
-    async def _wake(self, endpoint: Endpoint) -> bool:
-        logger.info("%s: %s wakes up", self.name, endpoint.address)
-        while endpoint.waiting:
-            if await self._answers(endpoint, held_s=_SCALE_UP_S):
-                logger.info("%s: %s is awake", self.name, endpoint.address)
-                break
-            await asyncio.sleep(_PROBE_EVERY_S)
-        endpoint.is_waking = False
+    def _wake_up(self, endpoint: Endpoint) -> None:
+        """Have a server that has scaled to zero come back; one question wakes it for all that wait."""
+        if endpoint.is_waking:
+            return
+        endpoint.is_waking = True
+        waking = self._wakings[endpoint] = asyncio.create_task(self._wake(endpoint))
+        waking.add_done_callback(lambda _: self._wakings.pop(endpoint))
         self._on_change()
-        return True
+
+    async def _wake(self, endpoint: Endpoint) -> None:
+        logger.info("%s: %s wakes up", self.name, endpoint.address)
+        try:
+            while not await self._answers(endpoint, held_s=_SCALE_UP_S):
+                await asyncio.sleep(_PROBE_EVERY_S)
+        finally:
+            endpoint.is_waking = False
+        logger.info("%s: %s is awake", self.name, endpoint.address)
+        self._on_change()
+
+    async def _until_one_is_awake(self) -> None:
+        """Wait until one of the servers has woken up."""
+        self.parked += 1
+        self._on_change()
+        try:
+            await asyncio.wait(self._wakings.values(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.parked -= 1
 
     async def _answers(self, endpoint: Endpoint, held_s: int = 0) -> bool:
         """Whether ``/health`` is answered; a server that has no such route answers too.

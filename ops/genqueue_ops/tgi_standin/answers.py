@@ -168,6 +168,8 @@ class ChatAnswer:
             pairs = zip(decoded.tokens, decoded.top_tokens, strict=True)
             logprobs = {"content": [_logprob(token, top) for token, top in pairs]}
         message: dict[str, Any] = {"role": "assistant", "content": decoded.text}
+        if thoughts := "".join(token.text for token in decoded.tokens[: self.script.reasoning] if not token.special):
+            message |= {"content": decoded.text[len(thoughts) :], self.script.reasoning_name: thoughts}
         if self._tool:
             arguments = json.dumps({"text": decoded.text}, ensure_ascii=False)
             function = {"description": None, "name": self._tool, "arguments": arguments}
@@ -193,7 +195,8 @@ class ChatAnswer:
             }
             call = {"index": 0, "id": "0", "type": "function", "function": function}
             return b'"tool_calls":' + wire.json_bytes([call])
-        return (b'"reasoning_content":' if index <= self.script.reasoning else b'"content":') + wire.json_string(text)
+        name = self.script.reasoning_name if index <= self.script.reasoning else "content"
+        return wire.json_string(name) + b":" + wire.json_string(text)
 
     def _envelope(self, kind: str) -> dict[str, Any]:
         return {

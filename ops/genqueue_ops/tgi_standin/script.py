@@ -75,7 +75,9 @@ class Script(BaseModel):
     calls_tools: bool = False
     """A chat that offers tools gets a call of the first one, with the text as its one argument; else the text."""
     reasoning: int = Field(default=0, ge=0)
-    """So many tokens of a chat's text are thoughts first, as ``reasoning_content`` (vLLM's; TGI has none)."""
+    """So many tokens of a chat's text are thoughts first (vLLM's; TGI has none)."""
+    reasoning_name: Literal["reasoning_content", "reasoning"] = "reasoning_content"
+    """What thoughts are called; vLLM has said both."""
     healthy: bool = True
     """Whether ``/health``, ``/ping`` and ``GET /`` answer 200; false: TGI's 503.  Generation goes on."""
     asleep_s: float | None = Field(default=None, ge=0)

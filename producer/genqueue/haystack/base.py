@@ -1,6 +1,6 @@
 """What both components have in common: where their prompts go, and how they are written down."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Self
 
@@ -9,7 +9,9 @@ from haystack.dataclasses import StreamingCallbackT
 from haystack.tools import deserialize_tools_or_toolset_inplace
 from haystack.utils import Secret, deserialize_callable, serialize_callable
 
-from genqueue.haystack.queued import Queue
+from genqueue.errors import InvalidRequestError
+from genqueue.haystack.chunks import Chunks
+from genqueue.haystack.queued import Queue, Shown
 from genqueue.haystack.target import HFGenerationAPIType, Placed, target_of
 
 
@@ -28,6 +30,7 @@ class HuggingFaceAPI:
         generation_kwargs: dict[str, Any],
         streaming_callback: StreamingCallbackT | None,
         generator: str | None,
+        deadline_s: float | None,
     ) -> None:
         target = target_of(generator, api_type, api_params, token)
         self.api_type = target.api_type if isinstance(target, Placed) else None
@@ -36,6 +39,7 @@ class HuggingFaceAPI:
         self.generation_kwargs = generation_kwargs
         self.streaming_callback = streaming_callback
         self.generator = generator
+        self.deadline_s = deadline_s
         self._model = target.model
         self._queue = Queue(target)
 
@@ -48,9 +52,11 @@ class HuggingFaceAPI:
         where: dict[str, Any] = {"generator": self.generator}
         if self.generator is None:
             where = {"api_type": str(self.api_type), "api_params": self.api_params}
+        bound = {} if self.deadline_s is None else {"deadline_s": self.deadline_s}
         return default_to_dict(
             self,
             **where,
+            **bound,
             **self._more(),
             token=self.token.to_dict() if self.token else None,
             generation_kwargs=self.generation_kwargs,
@@ -72,14 +78,28 @@ class HuggingFaceAPI:
 
         Raises:
             ConfigError: no worker has one for this place; says what to add.
+            UnknownGeneratorError: no worker has one of this name; says which there are.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
         self._warm_up_tools()
         self._queue.warm_up()
 
+    async def warm_up_async(self) -> None:
+        """As :meth:`warm_up`; pipelines that are awaited call it on their loop."""
+        self._warm_up_tools()
+        await self._queue.warm_up_async()
+
     def close(self) -> None:
         """Close the connections; they come back with the next run."""
         self._queue.close()
+
+    def _shown(self, callback: StreamingCallbackT | None) -> Shown | None:
+        """How a run's chunks are shown; None if nobody wants them."""
+        return None if callback is None else Shown(self._chunks(), callback)
+
+    def _chunks(self) -> Chunks[Any]:
+        """The streaming chunks of one run."""
+        raise NotImplementedError
 
     def _more(self) -> dict[str, Any]:
         """What else :meth:`to_dict` says."""
@@ -90,8 +110,15 @@ class HuggingFaceAPI:
 
 
 def with_stop_words(
-    generation_kwargs: dict[str, Any] | None, name: str, stop_words: list[str] | None
+    generation_kwargs: dict[str, Any] | None, name: str, stop_words: Sequence[str] | None
 ) -> dict[str, Any]:
-    """``generation_kwargs`` with ``stop_words`` behind what they list under ``name``."""
+    """``generation_kwargs`` with ``stop_words`` behind what they list under ``name``.
+
+    Raises:
+        InvalidRequestError: either is one string, of which every letter would be a stop word.
+    """
     given = generation_kwargs or {}
+    for place, words in ((f"generation_kwargs.{name}", given.get(name)), ("stop_words", stop_words)):
+        if not isinstance(words, list | tuple | None):
+            raise InvalidRequestError(f"{place}: Input should be a valid list")
     return {**given, name: [*(given.get(name) or ()), *(stop_words or ())]}

@@ -5,7 +5,6 @@ of each, of several.
 """
 
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 from haystack.dataclasses import ComponentInfo, FinishReason, ReasoningContent, StreamingChunk, ToolCallDelta
@@ -49,8 +48,7 @@ class ChatChunks(Chunks[Piece]):
         if chunk.reasoning:
             pieces.append({"content": "", "reasoning": ReasoningContent(reasoning_text=chunk.reasoning)})
         if chunk.text or not (chunk.reasoning or chunk.tool_calls):
-            text = iter(chunk.text)
-            pieces += [{"content": "".join(islice(text, size))} for size in chunk.pieces or (len(chunk.text),)]
+            pieces += [{"content": text} for text in chunk.texts()]
         for call in chunk.tool_calls:
             delta = ToolCallDelta(index=call.index, tool_name=call.name, arguments=call.arguments, id=call.id)
             starts = {"start": True} if call.name is not None else {}

@@ -10,7 +10,7 @@ from haystack.dataclasses import ChatMessage, ToolCall
 from haystack.tools.tool import Tool
 from haystack.utils.hf import convert_message_to_hf_format
 
-from genqueue.haystack.chat_chunks import ChatChunks, haystacks_word, usage_of
+from genqueue.haystack.chat_chunks import haystacks_word, usage_of
 from genqueue.messages import GenerationResult
 
 logger = logging.getLogger(__name__)
@@ -69,11 +69,12 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def message_from(result: GenerationResult, model: str | None, chunks: ChatChunks | None) -> ChatMessage:
-    """The answer as Haystack has it; what ``chunks`` saw is said of a stream only.
+def message_from(result: GenerationResult, model: str | None, first_at: str | None) -> ChatMessage:
+    """The answer as Haystack has it.
 
     Args:
         model: where the component was told that the model is; None if it was not.
+        first_at: when the first streaming chunk was shown; None if nothing streamed.
     """
     found, text = result.meta[0], result.replies[0]
     tool_calls = [call for raw in found.get("tool_calls") or () if (call := _tool_call(raw)) is not None]
@@ -83,10 +84,10 @@ def message_from(result: GenerationResult, model: str | None, chunks: ChatChunks
         "finish_reason": haystacks_word(found["finish_reason"], called=bool(found.get("tool_calls"))),
         "usage": usage_of(result),
     }
-    if chunks is not None:
-        meta["completion_start_time"] = chunks.first_at
+    if first_at is not None:
+        meta["completion_start_time"] = first_at
     return ChatMessage.from_assistant(
-        text=text or None if tool_calls or chunks is not None else text,
+        text=text or None if tool_calls or first_at is not None else text,
         tool_calls=tool_calls,
         reasoning=found.get("reasoning"),
         meta=meta,

@@ -11,7 +11,9 @@ from haystack.utils import Secret
 from genqueue.haystack.base import HuggingFaceAPI, with_stop_words
 from genqueue.haystack.chat_chunks import ChatChunks
 from genqueue.haystack.chat_format import message_from, messages_for, tools_for
+from genqueue.haystack.queued import Shown
 from genqueue.haystack.target import HFGenerationAPIType
+from genqueue.messages import GenerationResult
 
 
 @component
@@ -31,8 +33,10 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
         tools: what the model may call; with streaming too.
         generator: the name of a worker's generator, instead of ``api_type`` and ``api_params``; its own
             defaults then stand.
+        deadline_s: seconds within which a run must end, waiting in the queue included; None is no limit.
 
     Raises:
+        InvalidRequestError: stop words are one string instead of a list.
         ValueError: the arguments name no place, or a place and a generator, or two tools alike.
     """
 
@@ -47,6 +51,7 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
         tools: ToolsType | None = None,
         *,
         generator: str | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         tools_for(flatten_tools_or_toolsets(tools))
         own = with_stop_words(generation_kwargs, "stop", stop_words)
@@ -54,7 +59,7 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
             own.setdefault("max_tokens", 512)
         elif not own["stop"]:
             del own["stop"]
-        self._keep(api_type, api_params, token, own, streaming_callback, generator)
+        self._keep(api_type, api_params, token, own, streaming_callback, generator, deadline_s)
         self.tools = tools
         self._tools_are_warm = False
 
@@ -81,14 +86,15 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
         Raises:
             ConfigError: no worker has a generator for this place; says what to add.
             InvalidRequestError: the request cannot run as it is; nothing was queued.
+            GenerationExpiredError: ``deadline_s`` passed; carries the partial text.
             GenerationError: how it ended, if not with an answer; carries the partial text.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=False)
-        chunks = ChatChunks(ComponentInfo.from_component(self), self._model) if callback is not None else None
+        shown = self._shown(callback)
         request = self._request(messages, generation_kwargs, tools)
-        result = self._queue.run("submit_chat", request, chunks, callback)
-        return {"replies": [message_from(result, self._model, chunks)]}
+        result = self._queue.run("submit_chat", request, shown)
+        return self._output(result, shown)
 
     @component.output_types(replies=list[ChatMessage])
     async def run_async(
@@ -100,10 +106,10 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
     ) -> dict[str, list[ChatMessage]]:
         """As :meth:`run`, awaited."""
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=True)
-        chunks = ChatChunks(ComponentInfo.from_component(self), self._model) if callback is not None else None
+        shown = self._shown(callback)
         request = self._request(messages, generation_kwargs, tools)
-        result = await self._queue.run_async("submit_chat", request, chunks, callback)
-        return {"replies": [message_from(result, self._model, chunks)]}
+        result = await self._queue.run_async("submit_chat", request, shown)
+        return self._output(result, shown)
 
     def _request(
         self, messages: list[ChatMessage] | str, generation_kwargs: dict[str, Any] | None, tools: ToolsType | None
@@ -116,7 +122,14 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
             "tool_choice": asked.pop("tool_choice", None),
             "response_format": asked.pop("response_format", None),
             "generation_kwargs": asked,
+            "deadline_s": self.deadline_s,
         }
+
+    def _output(self, result: GenerationResult, shown: Shown | None) -> dict[str, list[ChatMessage]]:
+        return {"replies": [message_from(result, self._model, None if shown is None else shown.chunks.first_at)]}
+
+    def _chunks(self) -> ChatChunks:
+        return ChatChunks(ComponentInfo.from_component(self), self._model)
 
     def _more(self) -> dict[str, Any]:
         return {"tools": serialize_tools_or_toolset(self.tools)}

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from haystack.dataclasses import ComponentInfo, StreamingChunk
 
-from genqueue.messages import Chunk, Event, Finished, Reset
+from genqueue.messages import Chunk, Event, Finished, GenerationResult, Reset
 
 PieceT = TypeVar("PieceT")
 
@@ -41,6 +41,10 @@ class Chunks(ABC, Generic[PieceT]):
             self._held = pieces
             return []
         return [self._shown(piece) for piece in pieces]
+
+    @abstractmethod
+    def end(self, result: GenerationResult) -> list[StreamingChunk]:
+        """What was held back, with what only the result knows."""
 
     @abstractmethod
     def _pieces(self, chunk: Chunk) -> list[PieceT]:

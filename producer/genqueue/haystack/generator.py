@@ -8,6 +8,7 @@ from haystack.dataclasses import ComponentInfo, StreamingCallbackT, select_strea
 from haystack.utils import Secret
 
 from genqueue.haystack.base import HuggingFaceAPI, with_stop_words
+from genqueue.haystack.queued import Shown
 from genqueue.haystack.target import HFGenerationAPIType
 from genqueue.haystack.text_chunks import TextChunks
 from genqueue.messages import GenerationResult
@@ -31,8 +32,10 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         streaming_callback: called with a :class:`haystack.dataclasses.StreamingChunk` for each token.
         generator: the name of a worker's generator, instead of ``api_type`` and ``api_params``; its own
             defaults then stand.
+        deadline_s: seconds within which a run must end, waiting in the queue included; None is no limit.
 
     Raises:
+        InvalidRequestError: stop words are one string instead of a list.
         ValueError: the arguments name no place, or a place and a generator.
     """
 
@@ -46,13 +49,14 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         streaming_callback: StreamingCallbackT | None = None,
         *,
         generator: str | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         own = with_stop_words(generation_kwargs, "stop_sequences", stop_words)
         if generator is None:
             own.setdefault("max_new_tokens", 512)
         elif not own["stop_sequences"]:
             del own["stop_sequences"]
-        self._keep(api_type, api_params, token, own, streaming_callback, generator)
+        self._keep(api_type, api_params, token, own, streaming_callback, generator, deadline_s)
         if self.api_type is HFGenerationAPIType.SERVERLESS_INFERENCE_API:
             logger.warning(
                 "Most models of the Serverless Inference API are for chat only; if this one is, use "
@@ -80,14 +84,15 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         Raises:
             ConfigError: no worker has a generator for this place; says what to add.
             InvalidRequestError: the request cannot run as it is; nothing was queued.
+            GenerationExpiredError: ``deadline_s`` passed; carries the partial text.
             GenerationError: how it ended, if not with a reply; carries the partial text.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=False)
-        chunks = TextChunks(ComponentInfo.from_component(self)) if callback is not None else None
+        shown = self._shown(callback)
         asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        result = self._queue.run("submit", _request(prompt, asked), chunks, callback)
-        return self._output(result, chunks, prompt, asked)
+        result = self._queue.run("submit", self._request(prompt, asked), shown)
+        return self._output(result, shown, prompt, asked)
 
     @component.output_types(replies=list[str], meta=list[dict[str, Any]])
     async def run_async(
@@ -98,13 +103,18 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
     ) -> dict[str, Any]:
         """As :meth:`run`, awaited."""
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=True)
-        chunks = TextChunks(ComponentInfo.from_component(self)) if callback is not None else None
+        shown = self._shown(callback)
         asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        result = await self._queue.run_async("submit", _request(prompt, asked), chunks, callback)
-        return self._output(result, chunks, prompt, asked)
+        result = await self._queue.run_async("submit", self._request(prompt, asked), shown)
+        return self._output(result, shown, prompt, asked)
+
+    def _request(self, prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What is submitted; the prompt need not come back to be put before the reply."""
+        sent = {name: value for name, value in asked.items() if name != "return_full_text"}
+        return {"prompt": prompt, "generation_kwargs": sent, "deadline_s": self.deadline_s}
 
     def _output(
-        self, result: GenerationResult, chunks: TextChunks | None, prompt: str, asked: Mapping[str, Any]
+        self, result: GenerationResult, shown: Shown | None, prompt: str, asked: Mapping[str, Any]
     ) -> dict[str, Any]:
         found = result.meta[0]
         meta = {
@@ -112,12 +122,10 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
             "finish_reason": found["finish_reason"],
             "usage": {"completion_tokens": found["usage"]["completion_tokens"]},
         }
-        if chunks is not None:
-            return {"replies": result.replies, "meta": [{**meta, "completion_start_time": chunks.first_at}]}
+        if shown is not None:
+            return {"replies": result.replies, "meta": [{**meta, "completion_start_time": shown.chunks.first_at}]}
         prefix = prompt if asked.get("return_full_text") else ""
         return {"replies": [prefix + text for text in result.replies], "meta": [meta]}
 
-
-def _request(prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What is submitted; the prompt need not come back to be put before the reply."""
-    return {"prompt": prompt, "generation_kwargs": {k: v for k, v in asked.items() if k != "return_full_text"}}
+    def _chunks(self) -> TextChunks:
+        return TextChunks(ComponentInfo.from_component(self))

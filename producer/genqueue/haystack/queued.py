@@ -7,32 +7,68 @@ import asyncio
 import contextlib
 import inspect
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Self
 
 from haystack.dataclasses import StreamingCallbackT, StreamingChunk
 
-from genqueue import calls, keys, plans
 from genqueue.client import AsyncGenerationClient, GenerationClient
-from genqueue.errors import GenqueueError
+from genqueue.errors import GenerationExpiredError, GenqueueError, ResultTimeoutError
+from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.target import Named, Placed
-from genqueue.messages import Event, GenerationResult
-from genqueue.places import places
-from genqueue.plans import Plan
-from genqueue.settings import Settings
+from genqueue.messages import GenerationResult
 
 Verb = Literal["submit", "submit_chat"]
 
+_GRACE_S = 5.0
+"""So long after a deadline a worker, if there is one, has ended the generation."""
 
-class Reader(Protocol):
-    """Makes streaming chunks of one generation's events."""
 
-    def feed(self, batch: Sequence[Event]) -> list[StreamingChunk]:
-        """What can be shown of events that came together; what came with the end waits for it."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How one generation is shown while it runs.
 
-    def end(self, result: GenerationResult) -> list[StreamingChunk]:
-        """What is left to show, with what only the result knows."""
+    Attributes:
+        callback: is given each of ``chunks``; may be a coroutine function where it is awaited.
+    """
+
+    chunks: Chunks[Any]
+    callback: StreamingCallbackT
+
+    def show(self, chunks: Sequence[StreamingChunk]) -> None:
+        """Call the callback."""
+        for chunk in chunks:
+            self.callback(chunk)
+
+    async def show_async(self, chunks: Sequence[StreamingChunk]) -> None:
+        """Call the callback, and await it if it has to be."""
+        for chunk in chunks:
+            shown = self.callback(chunk)
+            if inspect.isawaitable(shown):
+                await shown
+
+
+class _Patience:
+    """How long a run is waited for: a worker ends what is late, but there may be none."""
+
+    def __init__(self, deadline_s: float | None) -> None:
+        self._deadline_s = deadline_s
+        self._end_s = None if deadline_s is None else time.monotonic() + deadline_s + _GRACE_S
+
+    def left_s(self) -> float | None:
+        """Seconds from now; None is no limit."""
+        return None if self._end_s is None else max(0.0, self._end_s - time.monotonic())
+
+    @contextlib.contextmanager
+    def ends(self) -> Iterator[None]:
+        """What waited too long is late, whoever says so."""
+        try:
+            yield
+        except ResultTimeoutError as error:
+            words = f"its deadline of {self._deadline_s:g} s passed, and no worker was there to end it"
+            raise GenerationExpiredError(words) from error
 
 
 @dataclass(slots=True)
@@ -59,14 +95,31 @@ class Queue:
         self._client: GenerationClient | None = None
         self._async_clients: dict[asyncio.AbstractEventLoop, _Shared] = {}
 
+    def __reduce__(self) -> tuple[type[Self], tuple[Named | Placed]]:
+        """A copy connects for itself."""
+        return type(self), (self._target,)
+
     def warm_up(self) -> None:
         """Connect, and find the generator.
 
         Raises:
             ConfigError: the settings cannot work, or no worker has a generator for the place.
+            UnknownGeneratorError: no worker has one of this name.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
-        self._find(self._connected())
+        client = self._connected()
+        if isinstance(self._target, Named):
+            self._target.check(client.generators())
+        else:
+            self._target.find(client.places())
+
+    async def warm_up_async(self) -> None:
+        """As :meth:`warm_up`, without keeping the running loop waiting."""
+        async with self._connected_here() as client:
+            if isinstance(self._target, Named):
+                self._target.check(await client.generators())
+            else:
+                self._target.find(await client.places())
 
     def close(self) -> None:
         """Close the synchronous connections; they come back with the next use."""
@@ -75,48 +128,43 @@ class Queue:
         if client is not None:
             client.close()
 
-    def run(
-        self, verb: Verb, arguments: dict[str, Any], reader: Reader | None, callback: StreamingCallbackT | None
-    ) -> GenerationResult:
-        """Queue ``client.<verb>(**arguments)``, show its chunks to ``callback`` if there is one, return its result."""
+    def run(self, verb: Verb, arguments: dict[str, Any], shown: Shown | None) -> GenerationResult:
+        """Queue ``client.<verb>(**arguments)``, show its chunks if they are to be shown, return its result."""
         client = self._connected()
         submit = getattr(client, verb)
-        generation = submit(**arguments, generator=self._find(client), stream=reader is not None)
+        generation = submit(**arguments, generator=self._find(client), stream=shown is not None)
+        patience = _Patience(arguments["deadline_s"])
         try:
-            if reader is not None and callback is not None:
-                with contextlib.closing(
-                    client._listen(generation, keys.live(generation.id), _batches(generation.id))
-                ) as batches:
+            if shown is not None:
+                with contextlib.closing(generation.batches(timeout_s=patience.left_s())) as batches:
                     for batch in batches:
-                        for chunk in reader.feed(batch):
-                            callback(chunk)
-            result: GenerationResult = generation.result()
-            if reader is not None and callback is not None:
-                for chunk in reader.end(result):
-                    callback(chunk)
+                        shown.show(shown.chunks.feed(batch))
+            with patience.ends():
+                result: GenerationResult = generation.result(patience.left_s())
+            if shown is not None:
+                shown.show(shown.chunks.end(result))
         except BaseException:
             with contextlib.suppress(GenqueueError):
                 generation.cancel()
             raise
         return result
 
-    async def run_async(
-        self, verb: Verb, arguments: dict[str, Any], reader: Reader | None, callback: StreamingCallbackT | None
-    ) -> GenerationResult:
-        """As :meth:`run`, awaited; ``callback`` may be either kind."""
+    async def run_async(self, verb: Verb, arguments: dict[str, Any], shown: Shown | None) -> GenerationResult:
+        """As :meth:`run`, awaited."""
         async with self._connected_here() as client:
             submit = getattr(client, verb)
             generator = await self._find_async(client)
-            generation = await submit(**arguments, generator=generator, stream=reader is not None)
+            generation = await submit(**arguments, generator=generator, stream=shown is not None)
+            patience = _Patience(arguments["deadline_s"])
             try:
-                if reader is not None and callback is not None:
-                    reading = client._listen(generation, keys.live(generation.id), _batches(generation.id))
-                    async with contextlib.aclosing(reading) as batches:
+                if shown is not None:
+                    async with contextlib.aclosing(generation.batches(timeout_s=patience.left_s())) as batches:
                         async for batch in batches:
-                            await _show(reader.feed(batch), callback)
-                result: GenerationResult = await generation.result()
-                if reader is not None and callback is not None:
-                    await _show(reader.end(result), callback)
+                            await shown.show_async(shown.chunks.feed(batch))
+                with patience.ends():
+                    result: GenerationResult = await generation.result(patience.left_s())
+                if shown is not None:
+                    await shown.show_async(shown.chunks.end(result))
             except BaseException:
                 with contextlib.suppress(GenqueueError):
                     await generation.cancel()
@@ -144,28 +192,7 @@ class Queue:
                 await shared.client.close()
 
     def _find(self, client: GenerationClient) -> str:
-        if isinstance(self._target, Named):
-            return self._target.generator
-        return self._target.find(_places_of(client.settings, client._store.run(calls.known_places())))
+        return self._target.generator if isinstance(self._target, Named) else self._target.find(client.places())
 
     async def _find_async(self, client: AsyncGenerationClient) -> str:
-        if isinstance(self._target, Named):
-            return self._target.generator
-        return self._target.find(_places_of(client.settings, await client._store.run(calls.known_places())))
-
-
-def _batches(generation_id: str) -> Plan[list[Event]]:
-    return plans.in_batches(plans.follow(generation_id, 0))
-
-
-async def _show(chunks: Sequence[StreamingChunk], callback: StreamingCallbackT) -> None:
-    for chunk in chunks:
-        shown = callback(chunk)
-        if inspect.isawaitable(shown):
-            await shown
-
-
-def _places_of(settings: Settings, known: dict[str, set[str]]) -> dict[str, set[str]]:
-    """For each generator where its model is: as workers say, and the producer's own settings."""
-    own = {name: set(places(generator)) for name, generator in settings.generators.items()}
-    return {name: own.get(name, set()) | known.get(name, set()) for name in own.keys() | known.keys()}
+        return self._target.generator if isinstance(self._target, Named) else self._target.find(await client.places())

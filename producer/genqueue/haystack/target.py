@@ -9,8 +9,9 @@ from haystack.utils import Secret
 from haystack.utils.auth import SecretType
 from haystack.utils.url_validation import is_valid_http_url
 
-from genqueue.errors import ConfigError
-from genqueue.places import at_place, place, toml_for, without_secrets
+from genqueue.address import without_secrets
+from genqueue.errors import ConfigError, UnknownGeneratorError
+from genqueue.places import at_place, place, toml_for
 from genqueue.settings import GeneratorSettings
 
 
@@ -33,9 +34,14 @@ class Named:
         """Only the worker knows."""
         return None
 
-    def find(self, places_of: Mapping[str, Collection[str]]) -> str:
-        """The name; whether anybody serves it shows when it is asked."""
-        return self.generator
+    def check(self, known: Collection[str]) -> None:
+        """Whether it is one of the ``known`` generators.
+
+        Raises:
+            UnknownGeneratorError: it is none.
+        """
+        if self.generator not in known:
+            raise UnknownGeneratorError(self.generator, sorted(known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +89,8 @@ class Placed:
                 known = ", ".join(sorted(places_of)) or "none (has a worker ever started on this Redis?)"
                 raise ConfigError(
                     f"no worker has a generator for {self.api_type} at {at}; known: {known}.\n"
-                    f"Add this to the workers' genqueue.toml under a name of your own, and restart them:\n\n"
-                    f"{toml_for(self.api_type, params, self.token_env)}\n"
+                    f"Add this to the workers' genqueue.toml under this name or one of your own, and restart them:\n\n"
+                    f"{toml_for(self.api_type, params, self.token_env, places_of.keys())}\n"
                 )
             case several:
                 raise ConfigError(

@@ -1,7 +1,8 @@
 """Text generation as Haystack's component shows it: one streaming chunk for each token. Pure.
 
-The queue's chunks hold several tokens where they came fast; here they are apart again.  The
-chunk of the last token carries how the generation ended.
+The queue's chunks hold several tokens where they came fast; here they are apart again.  Where a
+provider names no tokens, the pieces of text stand for them.  The last chunk carries how the
+generation ended.
 """
 
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class TextChunks(Chunks[_Piece]):
                 pieces.append(_Piece(token.text, token._asdict()))
         if chunk.text != "".join(piece.text for piece in pieces):  # no token brought it, or not all of a token is new
             self._last_special = None
-            pieces = [_Piece(chunk.text, pieces[-1].meta if pieces else {})]
+            meta = pieces[-1].meta if pieces else {}
+            pieces = [_Piece(text, dict(meta)) for text in chunk.texts()]
         return pieces
 
     def _shown(self, piece: _Piece) -> StreamingChunk:

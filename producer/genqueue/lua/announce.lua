@@ -1,22 +1,35 @@
 -- Make a worker, its generators and their places known, and forget workers that said nothing for
--- worker_s, places that no worker called for an hour, and generators that nobody announced for keep_s.
+-- worker_s, and generators that nobody announced for keep_s. A place stays as long as its generator, so that
+-- prompts can wait there for a worker; but one that the generator has left only for an hour after the last
+-- worker called it, and for worker_s if it is another generator's now. Of each any LOOKED_AT are looked at, so
+-- that a thousand workers, who all announce, look at each other once a second and not at a hundred thousand.
 local generators, workers, places = KEYS[1], KEYS[2], KEYS[3]
 local keep_s, worker_s, owner, servers, time = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], now()
 
-local function forget(table_of, older_than_s)
-  local all = redis.call('HGETALL', table_of)
-  for index = 1, #all, 2 do
-    local announced_at = tonumber(all[index + 1]) or cjson.decode(all[index + 1]).announced_at
-    if announced_at < time - older_than_s then redis.call('HDEL', table_of, all[index]) end
+local LOOKED_AT = 10
+local function forget(table_of, older_than_s, of_this_field_s)
+  local some = redis.call('HRANDFIELD', table_of, LOOKED_AT, 'WITHVALUES') or {} -- fakeredis has nil for none
+  for index = 1, #some, 2 do
+    local announced_at = tonumber(some[index + 1]) or cjson.decode(some[index + 1]).announced_at
+    local field_s = of_this_field_s and of_this_field_s(some[index]) or older_than_s
+    if announced_at < time - field_s then redis.call('HDEL', table_of, some[index]) end
   end
   keep(table_of, math.ceil(older_than_s))
 end
 
 local announced = '{"announced_at":' .. stamp(time) .. ','
-for _, place in ipairs(cjson.decode(ARGV[5])) do redis.call('HSET', places, place, stamp(time)) end
+local served, called = {}, {}
+for _, field in ipairs(cjson.decode(ARGV[5])) do
+  local generator, place = string.match(field, '^(%S+) (%S+)$')
+  served[generator], called[place] = true, true
+  redis.call('HSET', places, field, stamp(time))
+end
 for index = 6, #ARGV, 2 do redis.call('HSET', generators, ARGV[index], announced .. ARGV[index + 1]) end
 redis.call('HSET', workers, owner, announced .. servers)
 forget(generators, keep_s)
 forget(workers, worker_s)
-forget(places, 3600)
+forget(places, keep_s, function(field)
+  local generator, place = string.match(field, '^(%S+) (%S+)$')
+  return called[place] and worker_s or served[generator] and 3600
+end)
 return redis.status_reply('OK')

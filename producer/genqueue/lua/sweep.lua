@@ -4,13 +4,14 @@
 -- what passed its deadline, for the caller to end, of each generator how many wait and how long the
 -- oldest has been waiting, and how many dead letters there are.
 -- What is found leaves the place where it was found, or stands there later: so it is one sweeper's
--- only, and hides nothing, even if no worker can claim it.
+-- only, and hides nothing, even if no worker can claim it. Queues are looked through in turns: what a
+-- sweeper has looked through less than turn_s ago the others leave alone, so a thousand cost no more than a few.
 local leases, delayed, deadlines, rung, dead, swept = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local limit, end_limit, grace_s, look_again_s = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local lease_s, keep_s, priorities = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local running, queued, may_expire, template = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 local generation_prefix, waiting_prefix, claimed_prefix = ARGV[12], ARGV[13], ARGV[14]
-local queue_prefix, separator, FIRST_GENERATOR = ARGV[15], ARGV[16], 17
+local queue_prefix, separator, turn_s, FIRST_GENERATOR = ARGV[15], ARGV[16], tonumber(ARGV[17]), 18
 local time = now()
 local time_ms = milliseconds(time)
 local rings = {}
@@ -91,10 +92,8 @@ local function oldest_wait_s(waiting)
   end
 end
 
-local queues = {}
-for index = FIRST_GENERATOR, #ARGV do
-  local generator = ARGV[index]
-  local waiting, claimed = waiting_prefix .. generator, redis.call('HGETALL', claimed_prefix .. generator)
+local function look_for_lost_doorbells(generator, waiting)
+  local claimed = redis.call('HGETALL', claimed_prefix .. generator)
   local newest_claimed = {}
   for field = 1, #claimed, 2 do newest_claimed[claimed[field]] = tonumber(claimed[field + 1]) end
   for number = 0, priorities - 1 do
@@ -130,6 +129,16 @@ for index = FIRST_GENERATOR, #ARGV do
         end
       end
     end
+  end
+end
+
+local queues = {}
+for index = FIRST_GENERATOR, #ARGV do
+  local generator, waiting = ARGV[index], waiting_prefix .. ARGV[index]
+  local turn = 'queue ' .. generator
+  if math.abs(time - tonumber(redis.call('HGET', swept, turn) or 0)) >= turn_s then -- a clock may have gone back
+    redis.call('HSET', swept, turn, stamp(time))
+    look_for_lost_doorbells(generator, waiting)
   end
   queues[#queues + 1] = {redis.call('ZCARD', waiting), stamp(oldest_wait_s(waiting))}
 end
