@@ -856,19 +856,37 @@ def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
 def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[Event]]:
     """Up to ``limit`` events with a number of at least ``from_seq``; [] when the log is gone.
 
+    What is no event under its own number was not written by a worker, and is passed over.
     Raises StoreError for an event that a newer version wrote.
     """
 
     def decode(answer: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
-        try:
-            return [read_event(fields[b"e"]) for _, fields in answer]
-        except ValidationError as error:
-            problems = "; ".join(describe(error))
-            raise StoreError(
-                f"the log of generation {generation_id} holds an event we cannot read: {problems}"
-            ) from None
+        events = []
+        for entry_id, fields in answer:
+            raw = fields.get(b"e", b"")
+            try:
+                event = read_event(raw)
+            except ValidationError as error:
+                if entry_id.endswith(b"-0") and _is_newer(raw):
+                    problems = "; ".join(describe(error))
+                    raise StoreError(
+                        f"the log of generation {generation_id} holds an event we cannot read: {problems}"
+                    ) from None
+                continue
+            if entry_id == b"%d-0" % event.seq:
+                events.append(event)
+        return events
 
     return Call(("XRANGE", keys.log(generation_id), f"{from_seq}-0", "+", "COUNT", str(limit)), decode)
+
+
+def _is_newer(raw: bytes) -> bool:
+    """Whether an event that cannot be read is one of a later version, or of a kind that came later."""
+    try:
+        event = from_json(raw)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and isinstance(event.get("v"), int) and isinstance(event.get("type"), str)
 
 
 _RECORD = (
@@ -960,6 +978,11 @@ def read_result(generation_id: str) -> Call[GenerationResult | None]:
     return Call(("GET", keys.result(generation_id)), decode)
 
 
+def has_result(generation_id: str) -> Call[bool]:
+    """Whether Celery's result key of that id is there, whoever wrote it."""
+    return Call(("GET", keys.result(generation_id)), lambda answer: answer is not None)
+
+
 def read_text(generation_id: str) -> Call[str]:
     """The text so far of a generation that runs or that ended without a result; "" when there is none."""
     return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer).text)
@@ -976,8 +999,12 @@ def queue_position(generation_id: str, generator: str) -> Call[int | None]:
 
 
 def _errors(value: bytes) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = from_json(b"[" + value + b"]")
-    return found
+    """What ended earlier attempts; what is no such thing was not written by a worker, and is passed over."""
+    try:
+        found: list[Any] = from_json(b"[" + value + b"]")
+    except ValueError:
+        return []
+    return [error for error in found if isinstance(error, dict) and isinstance(error.get("message"), str)]
 
 
 def known_generators() -> Call[set[str]]:

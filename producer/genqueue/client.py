@@ -24,7 +24,7 @@ from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.places import places
 from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan
 from genqueue.settings import Settings, load_settings
-from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
+from genqueue.store import AsyncStore, Inbox, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 from genqueue.tracing import Origin, receiving, sending
 
 OnFailure = Literal["continue", "restart", "fail"]
@@ -33,6 +33,26 @@ HandleT = TypeVar("HandleT")
 _RETRY_S = 0.3
 _POLL_S = 5.0
 """After so long a silence a reader looks into the log, should the channel have lost something."""
+
+
+_INBOX_MESSAGES = 1000
+_INBOX_MESSAGE_BYTES = 64_000
+
+
+def _inbox(kept: "queue.SimpleQueue[bytes | None] | asyncio.Queue[bytes | None]") -> Inbox:
+    """What puts messages into ``kept``, within bounds: of more than a slow reader should keep it reads the log."""
+
+    def put(message: bytes | None) -> None:
+        if message is not None and len(message) > _INBOX_MESSAGE_BYTES:
+            message = None
+        if kept.qsize() >= _INBOX_MESSAGES:
+            with contextlib.suppress(queue.Empty, asyncio.QueueEmpty):
+                while True:
+                    kept.get_nowait()
+            message = None
+        kept.put_nowait(message)
+
+    return put
 
 
 def _request(bounds: Bounds, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
@@ -397,7 +417,7 @@ class GenerationClient(_Submits[Generation]):
             self._hub_pid = os.getpid()
         hub, thread = self._hub
         inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        listening = hub.listen(channel, inbox.put)
+        listening = hub.listen(channel, _inbox(inbox))
         try:
             thread.call(listening.__aenter__(), deadline.answer_s(time.monotonic()))
         except TimeoutError:
@@ -612,7 +632,7 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
             listening.enter_context(receiving(generation.id, generation._origin))
             try:
                 async with asyncio.timeout(deadline.answer_s(time.monotonic())):
-                    await listening.enter_async_context(self._hub.listen(channel, inbox.put_nowait))
+                    await listening.enter_async_context(self._hub.listen(channel, _inbox(inbox)))
             except TimeoutError:
                 return
             async for item in self._steps(plan, inbox, deadline):

@@ -54,6 +54,19 @@ PLACES = "genqueue:places"
 WORKERS = "genqueue:workers"
 SILENT = "genqueue:live"
 """A channel on which nothing is published: listening to it makes a connection one that can listen."""
+MOST_ID_BYTES = 512
+
+
+def names_a_generation(generation_id: str) -> bool:
+    """Whether it may be an id: printable, of 1 to 512 bytes, and not such that its key is another generation's.
+
+    Half of a surrogate pair, which JSON can spell and Redis cannot be sent, is not printable.
+    """
+    return (
+        generation_id.isprintable()
+        and 1 <= len(generation_id.encode()) <= MOST_ID_BYTES
+        and not generation_id.endswith((":log", ":text"))
+    )
 
 
 def generation(generation_id: str) -> str:

@@ -90,10 +90,13 @@ def follow(generation_id: str, from_seq: int) -> Plan[Event]:
     follower = Follower(from_seq)
     message: bytes | None = None
     while True:
-        yield from follower.feed(_events_in(message))
+        yield from follower.hear(_events_in(message))
+        is_doubtful = follower.doubts_history
         while follower.is_whole and follower.terminal is None and (message is None or follower.has_gap):
-            page: list[Event] = yield calls.read_log(generation_id, follower.next_seq)
-            if not page:
+            page: list[Event] = yield calls.read_log(generation_id, follower.read_from)
+            if not page or page[-1].seq < follower.next_seq:
+                yield from follower.feed(page)
+                follower.read_to_end()
                 break
             if page[0].seq > follower.next_seq:  # events are logged in order: what is not there now never comes
                 raise LogExpiredError(generation_id, follower.next_seq - 1)
@@ -101,9 +104,9 @@ def follow(generation_id: str, from_seq: int) -> Plan[Event]:
         if follower.terminal is not None:
             return
         record: Record
-        if message is None and follower.is_whole:
+        if (message is None or is_doubtful) and follower.is_whole:
             record = yield calls.read_record(generation_id)
-            if record.state.is_final:
+            if record.state.is_final or is_doubtful:
                 follower.ends_at(record.seq)
         if not follower.is_whole:
             follower, message = Follower(), None

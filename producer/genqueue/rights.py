@@ -31,7 +31,7 @@ _BIND = "sadd srem smembers scard exists pexpire del zadd zrem zscore zrangebysc
 OURS: Mapping[Role, Selectors] = {
     "producer": (
         ("eval evalsha", (keys.EVERY, _LIST, _RESULT)),
-        ("exists hget hmget hset hdel expire get xadd xrange", (_GENERATION,)),
+        ("exists hget hmget hset hdel expire ttl get xadd xrange", (_GENERATION,)),
         ("zadd zrem zrank zcard zrangebyscore expire ttl", (_WAITING,)),
         ("zadd zrem expire ttl", (keys.DEADLINES,)),
         ("zrem zcard zcount zrange", (keys.LEASES,)),
@@ -46,7 +46,7 @@ OURS: Mapping[Role, Selectors] = {
     ),
     "worker": (
         ("eval evalsha", (keys.EVERY, _LIST, _RESULT)),
-        ("exists hget hmget hset hdel hincrby expire get append del xadd", (_GENERATION,)),
+        ("exists hget hmget hset hdel hincrby expire ttl get append del xadd", (_GENERATION,)),
         ("zadd zrem zcard zscore zrangebyscore zremrangebyscore expire ttl", (_WAITING,)),
         ("zadd zrem zrangebyscore expire ttl", (keys.DEADLINES,)),
         ("zadd zrem zcard zscore zcount zrange zrangebyscore expire ttl", (keys.LEASES,)),
@@ -59,7 +59,7 @@ OURS: Mapping[Role, Selectors] = {
         ("hget hgetall hset expire ttl", (keys.newest_claimed("*"),)),
         ("hget hmget hset expire ttl", (keys.SWEPT,)),
         ("lpush rpush llen lrange", (_LIST,)),
-        ("set", (_RESULT,)),
+        ("get set", (_RESULT,)),
     ),
     "flower": (),
     "operator": (
@@ -80,7 +80,7 @@ CELERYS: Mapping[Role, Selectors] = {
     ),
     "worker": (
         ("brpop", (_LIST,)),
-        ("get setex", (_RESULT,)),
+        ("setex", (_RESULT,)),
         (f"eval evalsha {_BIND}", ("_kombu.binding*",)),
         ("llen lpush brpop exists del pexpire", _MAILBOXES),
     ),

@@ -8,11 +8,17 @@ the caller and when the log must be read (again).  It holds no connection and no
 A Redis that crashed, or gave way to its replica, may have forgotten its last writes; then
 another attempt writes other events under numbers that this reader has seen.  An attempt
 begins with ``started``, and attempts are numbered upwards: that tells.
+
+The log is the truth, the channel only fast: whoever knows the id may publish there.  What comes there and does
+not fit is not believed, but has the log read; where that knows nothing of it, ever more of its like
+is passed over unread.
 """
 
 from collections.abc import Iterable
 
 from genqueue.messages import Cancelled, Event, Failed, Finished, Started, Terminal
+
+_MOST_PASSED_OVER = 1024
 
 
 class Follower:
@@ -34,14 +40,45 @@ class Follower:
         self._attempt: int | None = None
         self._started_at: float | None = None
         self._early: dict[int, Event] = {}
+        self._doubts_history = False
+        self._false_alarms = 0
+        self._pass_over = 0
 
     @property
     def has_gap(self) -> bool:
-        """Whether an event is missing that others came after: read the log from ``next_seq`` on."""
-        return bool(self._early)
+        """Whether an event is missing that others came after: read the log from ``read_from`` on."""
+        return bool(self._early) or self._doubts_history
+
+    @property
+    def doubts_history(self) -> bool:
+        """Whether something was heard that says that what was handed out is of the past."""
+        return self._doubts_history
+
+    @property
+    def read_from(self) -> int:
+        """The number from which to read the log: the next, or the last once more where that is in doubt."""
+        return max(1, self.next_seq - 1) if self._doubts_history else self.next_seq
+
+    def hear(self, events: Iterable[Event]) -> list[Event]:
+        """Take what came on the channel, as :meth:`feed`; what does not fit is only a reason to read the log."""
+        ready: list[Event] = []
+        for event in events:
+            if self.terminal is not None or not self.is_whole:
+                break
+            fits = event.seq == self.next_seq and self._follows(event)
+            if fits:
+                ready += self.feed([event])
+            elif event.seq >= self.next_seq or self._is_another(event):
+                if self._pass_over > 0:
+                    self._pass_over -= 1
+                elif event.seq > self.next_seq:
+                    self._early[event.seq] = event
+                else:
+                    self._doubts_history = True
+        return ready
 
     def feed(self, events: Iterable[Event]) -> list[Event]:
-        """Take events in any order, any number of times; return those whose turn has come."""
+        """Take events of the log in any order, any number of times; return those whose turn has come."""
         for event in events:
             if self.terminal is not None:
                 break
@@ -49,17 +86,30 @@ class Follower:
                 self._early[event.seq] = event
             elif self._is_another(event):
                 self.is_whole = False
+            elif event.seq == self.next_seq - 1 and self._attempt not in {None, event.attempt}:
+                self.is_whole = False  # what was heard as the last one is not what was logged
         ready: list[Event] = []
         while self.is_whole and (next_event := self._early.pop(self.next_seq, None)) is not None:
             if not self._follows(next_event):
                 self.is_whole = False
                 break
+            if isinstance(next_event, Started):
+                self._started_at = next_event.at
+            self._attempt = next_event.attempt
             ready.append(next_event)
             self.next_seq += 1
             if isinstance(next_event, Finished | Failed | Cancelled):
                 self.terminal = next_event
                 self._early.clear()
         return ready
+
+    def read_to_end(self) -> None:
+        """The log holds no more: what is still early is in no log, and what was doubted stands."""
+        if self.has_gap:
+            self._false_alarms += 1
+            self._pass_over = min(2**self._false_alarms, _MOST_PASSED_OVER)
+        self._early.clear()
+        self._doubts_history = False
 
     def ends_at(self, seq: int) -> None:
         """The log's last event has this number: more cannot have been handed out."""
@@ -77,9 +127,5 @@ class Follower:
     def _follows(self, event: Event) -> bool:
         """Whether it may come after what was handed out."""
         if isinstance(event, Started):
-            is_next = self._attempt is None or event.attempt > self._attempt
-            self._started_at = event.at
-        else:
-            is_next = self._attempt in {None, event.attempt}
-        self._attempt = event.attempt
-        return is_next
+            return self._attempt is None or event.attempt > self._attempt
+        return self._attempt in {None, event.attempt}

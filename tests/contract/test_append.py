@@ -233,3 +233,27 @@ def test_of_two_workers_with_the_same_attempt_only_the_one_that_redis_knows_may_
     renewal = calls.renew(held, lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")
     assert registry.run(renewal) == {generation_id: "superseded"}
     assert append(registry, first, owner="worker-2") == ["ok"]
+
+
+@pytest.mark.parametrize("entry_id", ["2-0", "9-9", "18446744073709551615-0"])
+def test_a_number_that_somebody_took_has_the_log_begin_anew(registry, entry_id):
+    generation_id, other = registry.running(), registry.running()
+    registry.raw.xadd(keys.log(generation_id), {"e": b"x"}, id=entry_id)
+    assert registry.append(flush(generation_id, 1, ["a", "b"]), flush(other, 1, ["c"])) == ["ok", "ok"]
+    assert registry.events(generation_id) == ["2.1 chunk a", "3.1 chunk b"]
+    assert registry.events(other) == ["1.1 started", "2.1 chunk c"]
+    assert registry.raw.ttl(keys.log(generation_id)) == pytest.approx(KEEP_S, abs=2)
+
+
+def test_a_log_that_is_none_is_replaced(registry):
+    generation_id = registry.running()
+    registry.raw.set(keys.log(generation_id), "x", ex=60)
+    assert registry.append(flush(generation_id, 1, ["a"])) == ["ok"]
+    assert registry.events(generation_id) == ["2.1 chunk a"]
+
+
+def test_what_is_no_event_under_its_own_number_is_passed_over(registry):
+    generation_id = registry.running()
+    for entry_id, fields in (("1-1", {"x": b"x"}), ("1-2", {"e": b"x"}), ("7-0", {"e": b'{"v":1,"seq":2}'})):
+        registry.raw.xadd(keys.log(generation_id), fields, id=entry_id)
+    assert registry.events(generation_id) == ["1.1 started"]

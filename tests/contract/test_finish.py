@@ -198,3 +198,11 @@ def test_a_record_that_is_gone_is_not_found(registry):
     assert registry.run(calls.read_result("nobody's")) is None
     assert registry.text("nobody's") == ""
     assert registry.run(calls.queue_position("nobody's", "default")) is None
+
+
+def test_an_answer_to_what_is_no_request_leaves_another_tasks_result_alone(registry):
+    registry.raw.set(keys.result("theirs"), "their result", ex=60)
+    end = replace(registry.failed("theirs", attempt=None), stillborn=True)
+    assert registry.finish(end) == "known"
+    assert registry.raw.get(keys.result("theirs")) == b"their result"
+    assert registry.raw.exists(keys.generation("theirs")) == 0

@@ -614,3 +614,34 @@ def test_what_a_sweep_puts_back_is_counted_by_it_and_dead_letters_are_too(regist
     registry.raw.expire(keys.DEAD, KEEP_S)
     swept = registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
     assert (len(swept.found.astray), swept.queues["default"].depth, swept.dead_letters) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("where", [keys.LEASES, keys.DELAYED, keys.DEADLINES])
+@pytest.mark.parametrize(
+    "forged",
+    [
+        pytest.param("no hash at all", id="no-hash"),
+        pytest.param({"state": "running"}, id="a-state-only"),
+        pytest.param({"state": "queued", "generator": "default", "priority": "x", "attempt": "x"}, id="no-numbers"),
+        pytest.param(
+            {"state": "running", "generator": "default", "priority": "5", "submitted_at": "nan", "attempt": "1"},
+            id="not-a-number",
+        ),
+        pytest.param(
+            {"state": "queued", "generator": "default", "priority": "5", "attempt": "0", "errors": "{}, 5, ["},
+            id="errors-that-are-none",
+        ),
+    ],
+)
+def test_what_a_stranger_wrote_keeps_no_sweep_from_its_work(registry, where, forged):
+    key = keys.generation("forged")
+    registry.raw.set(key, forged) if isinstance(forged, str) else registry.raw.hset(key, mapping=forged)
+    registry.raw.expire(key, KEEP_S)
+    registry.raw.zadd(where, {"forged": 1})
+    registry.raw.expire(where, KEEP_S)
+    lost, late = left_by_a_dead_worker(registry), registry.submit(deadline_s=60.0)
+    registry.raw.zadd(keys.DEADLINES, {late: registry.now_ms - 1})
+    found = registry.sweep()
+    assert lost in found.astray
+    assert late in [overdue.generation_id for overdue in found.expired]
+    assert registry.sweep().astray == []

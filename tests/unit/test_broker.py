@@ -1,12 +1,23 @@
 """What a worker takes from its lists, and what it drops."""
 
+import base64
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from celery.exceptions import InvalidTaskError, NotRegistered
 
 from genqueue.doorbell import doorbell_message
-from genqueue_worker.broker import is_call, is_celery_message
+from genqueue_worker.broker import (
+    ExpiredError,
+    Refusal,
+    check_call,
+    is_broadcast,
+    is_call,
+    is_celery_message,
+    is_order,
+)
 
 
 def doorbell() -> dict[str, Any]:
@@ -39,6 +50,10 @@ def test_what_has_another_shape_is_none(message):
         (("headers", "id"), ""),
         (("headers", "id"), "\ud800"),
         (("headers", "id"), "two\nlines"),
+        (("headers", "id"), "x" * 513),
+        (("headers", "id"), "another:log"),
+        (("headers", "id"), "another:text"),
+        (("properties", "delivery_tag"), "x" * 513),
         (("properties",), None),
         (("properties", "delivery_tag"), 5),
         (("properties", "delivery_tag"), "\ud800"),
@@ -73,8 +88,8 @@ def test_unknown_headers_are_no_harm():
         ([[], {}, None], True),
         ([[], {}, {}], True),
         ([[1], {"a": 1}, {"callbacks": None, "errbacks": [], "chain": None, "chord": {}}], True),
-        ([[], {}, {"callbacks": 5}], False),
-        ([[], {}, {"chord": []}], False),
+        ([[], {}, {"get": 5}], False),
+        ([[], {}, {"id": "another"}], False),
         ([[], {}, 5], False),
         ([[], []], False),
         ([{}, [], None], False),
@@ -87,3 +102,91 @@ def test_unknown_headers_are_no_harm():
 )
 def test_a_call_is_arguments_keyword_arguments_and_options(payload, expected):
     assert is_call(payload) is expected
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("payload", "headers", "error"),
+    [
+        ([[], {}, {}], {"task": "celery.accumulate"}, NotRegistered),
+        ([[], {"self": 1}, {}], {}, InvalidTaskError),
+        ([[], {}, {"get": 5}], {}, InvalidTaskError),
+        *(([[], {"prompt": "p"}, {name: [1]}], {}, Refusal) for name in ("callbacks", "errbacks", "chain", "chord")),
+        ([[], {"prompt": "p"}, {}], {"eta": "2026-01-01T00:00:01+00:00"}, Refusal),
+        ([[], {}, {}], {"eta": "soon"}, ValueError),
+        ([[], {}, {}], {"expires": "2025-12-31T23:59:59"}, ExpiredError),
+        ([[], {}, {}], {"expires": 5}, TypeError),
+    ],
+)
+def test_what_asks_for_more_than_a_generation_is_turned_away(payload, headers, error):
+    with pytest.raises(error):
+        check_call(payload, {"task": "genqueue.generate", **headers}, NOW)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"eta": "2025-12-31T00:00:00"}, {"expires": "2026-01-01T00:00:01Z"}, {"chord": 5, "get": 5}],
+    ids=repr,
+)
+def test_what_asks_for_one_is_not(headers):
+    check_call([[], {"prompt": "p"}, None], {"task": "genqueue.generate", **headers}, NOW)
+
+
+def order(**changes: Any) -> dict[str, Any]:
+    body = {"method": "ping", "arguments": {}, "destination": None, "pattern": None, "matcher": None} | changes
+    return {
+        "body": base64.b64encode(json.dumps(body).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"clock": 3, "expires": None},
+        "properties": {
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "celery.pidbox", "routing_key": ""},
+            "body_encoding": "base64",
+            "delivery_tag": "tag",
+        },
+    }
+
+
+ASKED = {
+    "ticket": "t",
+    "reply_to": {"exchange": "reply.celery.pidbox", "routing_key": "r"},
+    "destination": ["celery@h"],
+}
+
+
+@pytest.mark.parametrize("changes", [{}, ASKED, {"pattern": "c*", "matcher": "glob"}], ids=repr)
+def test_an_order_is_one(changes):
+    assert is_order(order(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": 5},
+        {"arguments": []},
+        {"destination": "celery@h"},
+        {"matcher": "x"},
+        {"self": 1},
+        {"reply_to": "x"},
+        {"reply_to": {"exchange": "generate.default", "routing_key": "r"}},
+    ],
+    ids=repr,
+)
+def test_what_celery_would_stumble_over_is_none(changes):
+    assert not is_order(order(**changes))
+
+
+def test_an_event_is_a_broadcast_and_no_order():
+    event = order() | {"body": base64.b64encode(b'[{"type": "task-revoked"}]').decode()}
+    assert is_broadcast(event)
+    assert not is_order(event)
+
+
+@pytest.mark.parametrize("clock", [10**4299, -1, "x", 1.5, True])
+def test_a_clock_that_nobody_could_send_on_is_none(clock):
+    message = order()
+    message["headers"]["clock"] = clock
+    assert not is_order(message)

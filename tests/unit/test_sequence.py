@@ -160,3 +160,35 @@ def test_an_end_before_what_was_handed_out_is_another_history(last, is_whole):
     follower.feed(SEEN)
     follower.ends_at(last)
     assert follower.is_whole is is_whole
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        pytest.param(chunk(10**30), id="far-future"),
+        pytest.param(chunk(5, attempt=2), id="another-attempt"),
+        pytest.param(started(2, 9), id="an-attempt-that-would-have-been"),
+    ],
+)
+def test_what_only_the_channel_knows_costs_few_looks_and_changes_nothing(heard):
+    follower, looks = Follower(), 0
+    follower.feed(SEEN)
+    for _ in range(10_000):
+        assert follower.hear([heard]) == []
+        if follower.has_gap:
+            looks += 1
+            assert follower.feed(SEEN[follower.read_from - 1 :]) == []
+            follower.read_to_end()
+    assert looks < 25
+    assert follower.is_whole
+    assert seqs(follower.hear([chunk(5), chunk(6)])) == [5, 6]
+
+
+def test_a_beginning_that_only_the_channel_knows_is_taken_back():
+    follower = Follower()
+    follower.feed(SEEN)
+    assert seqs(follower.hear([started(5, 9)])) == [5]
+    assert follower.hear([chunk(5), chunk(6)]) == []
+    assert follower.read_from == 5
+    assert follower.feed([chunk(5), chunk(6)]) == []
+    assert not follower.is_whole

@@ -27,7 +27,6 @@ from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, 
 from genqueue_worker.lease import LeaseKeeper
 from genqueue_worker.metrics import Now
 from genqueue_worker.monitor import Monitor
-from genqueue_worker.report import Report
 
 logger = logging.getLogger(__name__)
 
@@ -321,15 +320,6 @@ def _drain(**_: Any) -> None:
         _runtime.drain()
 
 
-@signals.task_revoked.connect
-def _pass_on(request: Any, **_: Any) -> None:
-    """Celery revoked a task by itself (its message had expired): the registry must know, or it would ring again."""
-    if _runtime is not None:
-        _runtime.engine.cancel([request.id])
-        queue = str((request.delivery_info or {}).get("routing_key", ""))
-        Report(request.id, queue.removeprefix(keys.QUEUE_PREFIX), _runtime.engine.owner).tell("cancelled")
-
-
 @signals.worker_shutdown.connect
 def _stop(**_: Any) -> None:
     global _runtime
@@ -340,10 +330,15 @@ def _stop(**_: Any) -> None:
 
 
 @signals.task_rejected.connect
-def _answer_unreadable(message: Any, exc: Any = None, **_: Any) -> None:
-    """Celery could not make a task of a message for us: its sender gets an answer all the same."""
-    headers = message.headers
-    queue = str((message.delivery_info or {}).get("routing_key", ""))
-    if _runtime is not None and isinstance(headers, dict) and isinstance(headers.get("id"), str):
-        reason = f"the message is no task: {type(exc).__name__}" if exc else "the message is no task"
-        _runtime.engine.refuse(headers["id"], queue.removeprefix(keys.QUEUE_PREFIX) or "default", reason)
+def _answer_unwanted(message: Any, exc: Exception, **_: Any) -> None:
+    """A message became no task of ours: its sender gets an answer all the same."""
+    if _runtime is None:
+        return
+    generation_id = message.headers["id"]
+    queue = str(message.delivery_info["routing_key"])
+    generator = queue.removeprefix(keys.QUEUE_PREFIX) or "default"
+    if isinstance(exc, broker.ExpiredError):
+        _runtime.engine.expire(generation_id, generator)
+    else:
+        reason = str(exc) if isinstance(exc, broker.Refusal) else type(exc).__name__
+        _runtime.engine.refuse(generation_id, generator, f"the message is no task: {reason}")

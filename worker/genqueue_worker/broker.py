@@ -3,29 +3,38 @@
 Stock kombu decodes whatever it pops in the worker's event loop and lets the error out: one
 ``LPUSH generate.default garbage`` ends the worker.  Here such an entry is dropped, counted
 and logged (its size only: it may be a prompt).  What is a message and no task of ours is
-turned away the same way, and its sender answered (``task_rejected``).
+turned away the same way, and its sender answered (``task_rejected``).  So is what asks Celery
+for more than a generation: to run a task that Celery brings along, to hold the message in memory until
+an ``eta``, to send tasks elsewhere when it is done (callbacks, chains, chords), with the worker's rights.
+
+The same holds for what comes on the channel of Celery's remote control.
 
 Where Sentinels know the Redis to be used, kombu and Celery are given only what anybody may see:
 ``inspect conf`` shows all that is in Celery's configuration but the address.  The Sentinels'
 credentials are taken from the settings when a connection is made.
 """
 
+import base64
 import functools
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from queue import Empty
 from typing import Any
 
 from celery import signals
 from celery.backends import redis as backends
 from celery.exceptions import InvalidTaskError, NotRegistered
+from celery.utils.time import maybe_iso8601
 from celery.worker import consumer, state
 from kombu.transport import redis
-from kombu.utils.json import dumps
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
 
 from genqueue.address import RedisAddress, read_address
-from genqueue.keys import QUEUE_PREFIX
+from genqueue.keys import QUEUE_PREFIX, names_a_generation
+from genqueue.messages import TASK_NAME
 from genqueue.settings import load_settings
 from genqueue_worker.health import Pulse
 
@@ -37,7 +46,23 @@ _SENTINEL_TIMEOUT_S = 1.0
 pulse = Pulse()
 """When Celery's consumer last came round, and could have taken a message."""
 dropped = 0
-"""Entries of the queues that were no Celery message, since this process began."""
+"""Entries of the queues, and orders to workers, that were no Celery message, since this process began."""
+
+_MOST_WORD_BYTES = 512
+_MOST_CLOCK = 2**63
+_ORDER = {"method", "arguments", "destination", "pattern", "matcher", "ticket", "reply_to"}
+_ORDERS, _REPLIES = "celery.pidbox", "reply.celery.pidbox"
+_AFTERWARDS = ("callbacks", "errbacks", "chain", "chord")
+_COMPRESSED = "compressed"
+"""The content type that a compressed message is given: it is turned away as one that is not JSON."""
+
+
+class Refusal(InvalidTaskError):
+    """Why a message is turned away, in words that say nothing of what is in it."""
+
+
+class ExpiredError(Exception):
+    """Its sender wanted no answer any more."""
 
 
 def is_celery_message(message: Any) -> bool:
@@ -52,8 +77,59 @@ def is_celery_message(message: Any) -> bool:
                 "body_encoding": "base64",
             },
         }:
-            # They become keys of Redis: half of a surrogate pair (JSON can spell it) cannot be sent.
-            return all(word.isprintable() for word in (task, task_id, tag, routing_key)) and task_id != ""
+            return names_a_generation(task_id) and all(map(_is_word, (task, tag, routing_key)))
+    return False
+
+
+def _is_word(text: str) -> bool:
+    # Half of a surrogate pair (JSON can spell it) is not printable.
+    return text.isprintable() and len(text.encode()) <= _MOST_WORD_BYTES
+
+
+def is_broadcast(message: Any) -> bool:
+    """Whether a message of a channel is one: an event of a worker, which Flower hears, or an order to workers."""
+    match message:
+        case {
+            "body": str(),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": dict() as headers,
+            "properties": {
+                "delivery_tag": str(),
+                "delivery_info": {"exchange": str(), "routing_key": str()},
+                "body_encoding": "base64",
+            },
+        }:
+            return "compression" not in headers
+    return False
+
+
+def is_order(message: Any) -> bool:
+    """Whether a message of Celery's remote control is one that its code takes in hand without stumbling."""
+    if not is_broadcast(message):
+        return False
+    clock = message["headers"].get("clock") or 0
+    # Celery takes over the highest clock it sees: one of 4,300 digits could be sent on by nobody.
+    if type(clock) is not int or not 0 <= clock < _MOST_CLOCK:
+        return False
+    match loads(base64.b64decode(message["body"])):
+        case {"method": str()} as order:
+            kinds = {"arguments": dict, "destination": list, "pattern": str, "ticket": str}
+            return (
+                order.keys() <= _ORDER
+                and all(isinstance(order.get(name), kind | None) for name, kind in kinds.items())
+                and order.get("matcher") in {None, "glob", "pcre", "regex"}
+                and _is_address(order.get("reply_to"))
+            )
+    return False
+
+
+def _is_address(reply_to: Any) -> bool:
+    match reply_to:
+        case None:
+            return True
+        case {"exchange": str(exchange), "routing_key": str(routing_key)}:
+            return exchange == _REPLIES and _is_word(routing_key)
     return False
 
 
@@ -62,12 +138,39 @@ def is_call(payload: Any) -> bool:
     match payload:
         case [list(), dict(), None]:
             return True
-        case [list(), dict(), dict() as options]:
-            return all(
-                isinstance(options.get(name), kind | None)
-                for name, kind in (("callbacks", list), ("errbacks", list), ("chain", list), ("chord", dict))
-            )
+        case [list(), dict(), dict() as options]:  # each becomes an attribute of Celery's request
+            return options.keys() <= set(_AFTERWARDS)
     return False
+
+
+def check_call(payload: Any, headers: dict[str, Any], now: datetime) -> None:
+    """Raise what speaks against carrying out the call of a message.
+
+    Raises:
+        Refusal, ExpiredError: the sender is to be told.
+        ValueError, TypeError, AttributeError, OverflowError: a header is none of Celery's.
+    """
+    if headers["task"] != TASK_NAME:
+        raise NotRegistered("no such task here")
+    if not is_call(payload):
+        raise InvalidTaskError("no call")
+    _, kwargs, options = payload
+    if "self" in kwargs:  # would be taken for the task
+        raise InvalidTaskError("no call")
+    if any((options or {}).values()):
+        raise Refusal("callbacks, chains and chords are not carried out here: send them when the result is there")
+    eta, expires = _moment(headers.get("eta")), _moment(headers.get("expires"))
+    if expires is not None and expires <= now:
+        raise ExpiredError
+    if kwargs and eta is not None and eta > now:
+        raise Refusal("eta and countdown are not carried out here: send the message when it is due")
+
+
+def _moment(header: Any) -> datetime | None:
+    if header is None:
+        return None
+    moment: datetime = maybe_iso8601(header)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _drop(size: int | str, queue: str, reason: str) -> None:
@@ -78,6 +181,32 @@ def _drop(size: int | str, queue: str, reason: str) -> None:
 
 class _Careful(redis.Channel):
     """Drops what is not even JSON."""
+
+    def _receive_one(self, client: Any) -> Any:
+        """Take one message of a channel (stock kombu logs what it cannot read, and ends the worker with most)."""
+        try:
+            response = client.parse_response()
+        except self.connection_errors:
+            self._in_listen = None
+            raise
+        if not isinstance(response, list | tuple):
+            return None
+        payload = self._handle_message(client, response)
+        if not bytes_to_str(payload["type"]).endswith("message"):
+            return None
+        # /<database>.<exchange>[/<routing key>]
+        exchange = bytes_to_str(payload["channel"]).partition(".")[2].split("/", 1)[0]
+        data = payload["data"]
+        try:
+            message = loads(bytes_to_str(data))
+            is_one = is_order(message) if exchange == _ORDERS else is_broadcast(message)
+        except Exception:  # as below
+            is_one = False
+        if is_one:
+            self.connection._deliver(message, self._fanout_to_queue[exchange])
+        else:
+            _drop(len(data), exchange, "not the shape of one")
+        return True
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -140,6 +269,9 @@ class Transport(redis.Transport):
             if not is_celery_message(message):
                 _drop(len(repr(message)), queue, "not the shape of one")
                 return
+            if "compression" in message["headers"]:  # kombu would unpack a few bytes to all of the memory
+                message["content-type"] = _COMPRESSED
+                del message["headers"]["compression"]
             if queue not in self._callbacks:
                 # The BRPOP that was under way when the queue was left.  kombu's own way back
                 # (basic_reject) is its bookkeeping, which we do without.
@@ -156,6 +288,19 @@ class SentinelTransport(Transport):
 
     default_port = 26379
     Channel = SentinelChannel
+
+
+def _known(headers: dict[str, Any]) -> dict[str, Any]:
+    """What the task needs of a message's headers: each becomes an attribute of Celery's request, whatever its name."""
+    return {
+        "lang": "py",
+        "task": TASK_NAME,
+        "id": headers["id"],
+        "traceparent": headers.get("traceparent"),
+        # What a plain Celery producer wrote there for logs, events and Flower shows its prompt.
+        "argsrepr": "()",
+        "kwargsrepr": "{}",
+    }
 
 
 class Consumer(consumer.Consumer):
@@ -218,12 +363,13 @@ class Consumer(consumer.Consumer):
         def on_task_received(message: Any) -> None:
             try:
                 # Celery decodes in the pool's thread and never frees the place of what surprises it there.
-                if is_call(message.payload):
-                    # What a plain Celery producer wrote there for logs, events and Flower shows its prompt.
-                    message.headers.update(argsrepr="()", kwargsrepr="{}")
-                    handle(message)
-                else:
-                    self._turn_away(message, InvalidTaskError("no call"))
+                check_call(message.payload, message.headers, datetime.now(UTC))
+            except Exception as error:  # also those that would be lost connections below: KeyError, OSError
+                self._turn_away(message, error)
+                return
+            message.headers = _known(message.headers)
+            try:
+                handle(message)
             except self.connection_errors + self.channel_errors:
                 raise
             except Exception as error:
@@ -234,14 +380,6 @@ class Consumer(consumer.Consumer):
 
         return on_task_received
 
-    def on_unknown_message(self, body: Any, message: Any) -> None:
-        """It names no task."""
-        self._turn_away(message, None)
-
-    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """Its task is not ours."""
-        self._turn_away(message, NotRegistered("no such task here"))
-
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Celery cannot make a call of it, or it is not JSON."""
         self._turn_away(message, exc)
@@ -250,14 +388,17 @@ class Consumer(consumer.Consumer):
         """Its body cannot be read."""
         self._turn_away(message, exc)
 
-    def _turn_away(self, message: Any, error: Exception | None) -> None:
+    def _turn_away(self, message: Any, error: Exception) -> None:
         if not message.acknowledged:
             message.reject_log_error(logger, self.connection_errors)
-        kind = type(error).__name__ if error else "no task"
         queue = (message.delivery_info or {}).get("routing_key")
         size, generation_id = len(message.body or b""), message.headers.get("id")
         logger.error(
-            "turned away a message of %s: %s (%d bytes)", queue, kind, size, extra={"generation_id": generation_id}
+            "turned away a message of %s: %s (%d bytes)",
+            queue,
+            type(error).__name__,
+            size,
+            extra={"generation_id": generation_id},
         )
         signals.task_rejected.send(sender=self, message=message, exc=error)
 

@@ -17,6 +17,8 @@ from celery.utils.functional import maybe_list
 from celery.worker.control import Panel
 from celery.worker.request import Request
 
+from genqueue.keys import names_a_generation
+
 
 class PrivateRequest(Request):  # type: ignore[misc]  # celery has no types
     """A task that a worker has; says nothing of its arguments."""
@@ -36,7 +38,7 @@ def revoke_means_cancel(cancel: Callable[[Iterable[str]], None]) -> None:
     """Have the commands ``revoke`` and ``terminate`` call ``cancel`` with the ids."""
 
     def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **_: Any) -> dict[str, str]:
-        ids = sorted(set(maybe_list(task_id) or []))
+        ids = sorted({each for each in maybe_list(task_id) or [] if isinstance(each, str) and names_a_generation(each)})
         cancel(ids)
         return {"ok": f"cancelled: {', '.join(ids)}"}
 

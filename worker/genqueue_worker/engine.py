@@ -208,6 +208,10 @@ class Engine:
         """Answer a message that cannot become a generation, unless its id is one already; does not block."""
         asyncio.run_coroutine_threadsafe(self._refuse_message(generation_id, generator, reason), self._loop)
 
+    def expire(self, generation_id: str, generator: str) -> None:
+        """Answer a message whose sender wanted no answer after now, unless its id is one already; does not block."""
+        asyncio.run_coroutine_threadsafe(self._expire_message(generation_id, generator), self._loop)
+
     def cancel(self, generation_ids: Iterable[str]) -> None:
         """Cancel generations wherever they are; any thread may ask, and does not wait."""
         for generation_id in generation_ids:
@@ -274,8 +278,6 @@ class Engine:
         self, report: Report, foreign: dict[str, Any] | None, traceparent: str | None
     ) -> Done | Ended | NotOurs:
         generation_id = report.generation_id
-        if generation_id.endswith((":log", ":text")):
-            return NotOurs("no id: it would name another generation's key")
         if generation_id in self._in_hand:
             return NotOurs("held")
         if self._is_draining:
@@ -295,8 +297,7 @@ class Engine:
             if foreign is None:
                 return NotOurs("elsewhere")
             rejected = outcome.rejection(f"generator {generator!r} is not served by the worker that got the message")
-            await self._answer(generation_id, generator, rejected)
-            return Ended(rejected)
+            return await self._answered(generation_id, generator, rejected)
         if foreign is not None:
             adopted = await self._adopt(generation_id, generator, foreign, traceparent)
             if adopted is not None:
@@ -409,7 +410,7 @@ class Engine:
 
     async def _adopt(
         self, generation_id: str, generator: str, foreign: dict[str, Any], traceparent: str | None
-    ) -> Ended | None:
+    ) -> Ended | NotOurs | None:
         """Register a generation whose request came in the Celery message; None when it can go on."""
         try:
             request = read_request({"generator": generator, **foreign}, self.settings.bounds)
@@ -417,8 +418,9 @@ class Engine:
                 raise InvalidRequestError(f"generator {request.generator!r} is not served from queue {generator!r}")
         except InvalidRequestError as error:
             rejected = outcome.rejection(str(error))
-            await self._answer(generation_id, generator, rejected)
-            return Ended(rejected)
+            return await self._answered(generation_id, generator, rejected)
+        if await self._writer.insist(calls.has_result(generation_id)):
+            return NotOurs("known")  # another Celery task's id, or it ended before
         registration = calls.submit(
             generation_id,
             request,
@@ -433,13 +435,29 @@ class Engine:
         return None
 
     async def _refuse_message(self, generation_id: str, generator: str, reason: str) -> None:
-        if await self._answer(generation_id, generator, outcome.rejection(reason)) == "ok":
-            Report(generation_id, generator, self.owner).tell("rejected")
+        answer = await self._answer(generation_id, generator, outcome.rejection(reason))
+        self._tell_stillborn(generation_id, generator, "rejected", answer)
+
+    async def _expire_message(self, generation_id: str, generator: str) -> None:
+        end = outcome.cancelled(generation_id, generator, date_done=_now_iso())
+        answer = await self._end(None, replace(end, stillborn=True))
+        self._tell_stillborn(generation_id, generator, "cancelled", answer)
+
+    def _tell_stillborn(self, generation_id: str, generator: str, way: str, answer: str) -> None:
+        report = Report(generation_id, generator, self.owner)
+        if answer == "ok":
+            report.tell(way)
+        else:
+            report.tell(IGNORED, answer)
 
     async def _answer(self, generation_id: str, generator: str, rejected: Outcome) -> str:
         """Register what is no request, only to end it; what has that id already is left alone."""
         end = outcome.failed(generation_id, generator, None, rejected, date_done=_now_iso())
         return await self._end(None, replace(end, stillborn=True))
+
+    async def _answered(self, generation_id: str, generator: str, rejected: Outcome) -> Ended | NotOurs:
+        answer = await self._answer(generation_id, generator, rejected)
+        return Ended(rejected) if answer == "ok" else NotOurs(answer)  # or Celery would store it over the true one
 
     async def _leave(self, generation_id: str) -> NotOurs:
         """Put a doorbell back: none of this worker's servers can be asked, and Celery is leaving the queue."""

@@ -138,6 +138,8 @@ class LeaseKeeper:
                     logger.warning("leases cannot be renewed: %s", error)
                 away = True
                 self._announced_s = None  # it may come back empty
+            except Exception:  # a defect; but without this thread every lease of this worker would run out
+                logger.exception("leases: a round failed")
             self.pulse.beat()
             self._stopped.wait(self._settings.lease_s / 3)
 

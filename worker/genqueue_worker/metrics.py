@@ -207,7 +207,7 @@ class Now:
         silent_s: for each part of the worker the seconds since it last turned.
         is_redis_up: whether Redis answers.
         concurrency: how many attempts there may be at once; None before Celery is ready.
-        dropped: entries of the queues that were no message.
+        dropped: entries of the queues, and orders of Celery's remote control, that were no message.
     """
 
     in_flight: Mapping[str, int] = field(default_factory=dict)

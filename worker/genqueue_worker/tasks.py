@@ -23,10 +23,6 @@ class Receipt:
         meta = self._result.meta[0]
         return f"{meta['usage']['completion_tokens']} tokens, {meta['finish_reason']}, attempt {meta['attempts']}"
 
-    def __json__(self) -> dict[str, Any]:
-        """What a callback (``link``) is called with."""
-        return self._result.model_dump()
-
 
 @app.task(
     name=TASK_NAME,

@@ -24,7 +24,18 @@ local function append_events(log, live, seq, attempt, bodies)
   for index, body in ipairs(bodies) do
     seq = seq + 1
     events[index] = '{"seq":' .. seq .. ',"attempt":' .. attempt .. ',' .. body
-    redis.call('XADD', log, seq .. '-0', 'e', events[index])
+    local written = redis.pcall('XADD', log, seq .. '-0', 'e', events[index])
+    local trouble = type(written) == 'table' and written.err and tostring(written.err)
+    if trouble and (string.find(trouble, 'XADD', 1, true) or string.find(trouble, 'WRONGTYPE', 1, true)) then
+      -- Somebody else wrote under numbers that are ours to give. The log begins anew here: readers have what
+      -- came before, or get the whole text at the end.
+      local ttl = redis.call('TTL', log)
+      redis.call('DEL', log)
+      redis.call('XADD', log, seq .. '-0', 'e', events[index])
+      if ttl > 0 then redis.call('EXPIRE', log, ttl) end
+    elseif trouble then
+      error(trouble)
+    end
   end
   redis.call('PUBLISH', live, '[' .. table.concat(events, ',') .. ']')
   return seq

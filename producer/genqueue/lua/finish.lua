@@ -14,6 +14,8 @@ local state, newest, seq, owner, flushed = unpack(redis.call('HMGET', generation
 if stillborn then
   -- A message that is no request: it is registered only to be answered.
   if state then return state end
+  -- A Celery task that is not ours may have that id, and its result already.
+  if redis.call('GET', result) then return 'known' end
   state, newest, seq = 'queued', '0', '0'
   redis.call('HSET', generation, 'generator', generator, 'attempt', 0, 'submitted_at', stamp(now()))
 end

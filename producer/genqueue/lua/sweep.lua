@@ -38,18 +38,26 @@ local function ring(id, generator, priority, place)
   redis.call('ZADD', rung, time_ms, id)
 end
 
+-- What a generation's hash says; nothing where it is none: whoever may write here may have written anything.
+local function facts(id, ...)
+  local found = redis.pcall('HMGET', generation_prefix .. id, ...)
+  return unpack(found.err and {} or found)
+end
+
 -- Have those of a set whose time has come wait in their queues again.
 local function wait_again(set, expected)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', set, '-inf', time_ms, 'LIMIT', 0, limit)) do
     redis.call('ZREM', set, id)
-    local state, generator, priority, submitted_at, deadline_at = unpack(redis.call('HMGET', generation_prefix .. id,
-      'state', 'generator', 'priority', 'submitted_at', 'deadline_at'))
-    if state == expected then
+    local state, generator, priority, submitted_at, deadline_at = facts(id,
+      'state', 'generator', 'priority', 'submitted_at', 'deadline_at')
+    deadline_at = tonumber(deadline_at)
+    local is_whole = generator and tonumber(priority) and math.abs(tonumber(submitted_at) or math.huge) < math.huge
+    if state == expected and is_whole then
       if deadline_at then
-        redis.call('ZADD', deadlines, 'NX', milliseconds(tonumber(deadline_at)), id)
+        redis.call('ZADD', deadlines, 'NX', milliseconds(deadline_at), id)
         keep(deadlines, keep_s)
       end
-      if not deadline_at or tonumber(deadline_at) > time then
+      if not deadline_at or deadline_at > time then
         local waiting, place = waiting_prefix .. generator, place_in_queue(priority, submitted_at)
         redis.call('ZADD', waiting, place, id)
         keep(waiting, keep_s)
@@ -70,9 +78,8 @@ wait_again(delayed, queued)
 
 local expired = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIMIT', 0, end_limit)) do
-  local state, generator, attempt, owner, errors = unpack(redis.call('HMGET', generation_prefix .. id,
-    'state', 'generator', 'attempt', 'owner', 'errors'))
-  if is_one_of(state, may_expire) then
+  local state, generator, attempt, owner, errors = facts(id, 'state', 'generator', 'attempt', 'owner', 'errors')
+  if is_one_of(state, may_expire) and generator and tonumber(attempt) then
     expired[#expired + 1] = {id, generator, tonumber(attempt), state == running and owner or '', errors or ''}
     redis.call('ZADD', deadlines, milliseconds(time + look_again_s), id) -- this sweeper may die before it ends it
   else
