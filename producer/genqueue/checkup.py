@@ -1,33 +1,36 @@
-"""Gather what ``genqueue doctor`` judges: ask Redis, connect to the model servers, look for tokens.
+"""Gather what ``genqueue doctor`` judges: ask Redis, ask the model servers, look for tokens.
 
 The thin shell of :mod:`genqueue.doctor`, which decides.  Changes nothing: what would write is
-queued in transactions that are discarded.
+queued in transactions that are discarded, and what may sleep at no cost is not woken.
 """
 
+import contextlib
+import http.client
 import os
-import socket
+import ssl
 import time
 import uuid
 from urllib.parse import urlsplit
 
 from genqueue import calls, doctor
 from genqueue.address import read_address
-from genqueue.doctor import Facts, Finding, Role
+from genqueue.doctor import EndpointSeen, Facts, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
-from genqueue.settings import Settings, load_settings
+from genqueue.rights import COMMANDS, Role, trials
+from genqueue.settings import GeneratorSettings, Settings, load_settings
 from genqueue.store import Store
 
 _CONNECT_S = 3.0
 
 
 def examine(role: Role | None) -> list[Finding]:
-    """All findings; without a role that of a worker where the settings name generators, else of a producer."""
+    """All findings; without a role that of our user, where it is one of ours, else a worker's if it has generators."""
     try:
         settings = load_settings()
     except ConfigError as error:
         return [Finding("fail", "settings", str(error), "mend that key; README.md, Configuration, has all of them")]
-    chosen: Role = role or ("worker" if settings.generators else "producer")
     address = read_address(settings.redis_url)
+    chosen = role or _role_of(address.username) or ("worker" if settings.generators else "producer")
     names = ", ".join(sorted(settings.generators)) or "none"
     known = [Finding("ok", "settings", f"as a {chosen}; generators: {names}")]
     store = Store(settings.redis_url, settings.redis_timeout_s)
@@ -43,10 +46,16 @@ def examine(role: Role | None) -> list[Finding]:
     return known + doctor.judge(settings, chosen, facts, address.username or "default")
 
 
+def _role_of(user: str | None) -> Role | None:
+    return next((role for role in COMMANDS if user == f"genqueue-{role}"), None)
+
+
 def _gather(store: Store, settings: Settings, role: Role, database: int) -> Facts:
-    hello = store.run(calls.hello())
+    queued, live = trials(role, f"doctor-{uuid.uuid4().hex}", database)
+    # First: it is what tells wrong credentials from a lack of rights.
+    refused = store.refused([trial.command for trial in queued], [trial.command for trial in live])
     began, asked = time.time(), time.monotonic()
-    redis_s = store.run(calls.clock())
+    redis_s = store.ask(calls.clock())
     took_s = time.monotonic() - asked
     overview, overview_error = None, ""
     try:
@@ -56,34 +65,57 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
         raise
     except StoreError as error:
         overview_error = str(error)
-    queued, live = doctor.trials(role, f"doctor-{uuid.uuid4().hex}", database)
-    refused = store.refused([trial.command for trial in queued], [trial.command for trial in live])
     whole = [*queued, *live]
     return Facts(
-        hello=hello,
+        hello=store.ask(calls.hello()),
         info=store.ask(calls.info()),
         save=store.ask(calls.snapshot_rules()),
         refused=None if refused is None else [whole[index] for index in refused],
-        clock_ahead_s=began + took_s / 2 - redis_s,
+        clock_ahead_s=None if redis_s is None else began + took_s / 2 - redis_s,
         clock_bound_s=took_s / 2,
         overview=overview,
         overview_error=overview_error,
-        unreachable=_unreachable(settings) if role == "worker" else {},
+        endpoints=_endpoints(settings) if role == "worker" else (),
         missing_tokens=_missing_tokens(settings) if role == "worker" else {},
     )
 
 
-def _unreachable(settings: Settings) -> dict[str, str]:
-    found = {}
-    for generator in settings.generators.values():
-        for url in generator.api_params.addresses:
-            parts = urlsplit(url)
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            try:
-                socket.create_connection((parts.hostname or "", port), _CONNECT_S).close()
-            except OSError as error:
-                found[f"{parts.scheme}://{parts.hostname}:{port}"] = error.strerror or str(error)
-    return found
+def _endpoints(settings: Settings) -> list[EndpointSeen]:
+    chosen = [(generator, url) for generator in settings.generators.values() for url in generator.api_params.addresses]
+    return list(dict.fromkeys(_see(generator, url) for generator, url in chosen))
+
+
+def _see(generator: GeneratorSettings, url: str) -> EndpointSeen:
+    """Ask a Text Generation Inference for ``/health`` as a worker does; only connect to what a question may wake."""
+    parts = urlsplit(url)
+    is_tls, is_asked = parts.scheme == "https", generator.api_type == "text_generation_inference"
+    port = parts.port or (443 if is_tls else 80)
+    address, host = f"{parts.scheme}://{parts.hostname}:{port}", parts.hostname or ""
+    connection = (
+        http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=ssl.create_default_context())
+        if is_tls
+        else http.client.HTTPConnection(host, port, timeout=_CONNECT_S)
+    )
+    with contextlib.closing(connection):
+        try:
+            connection.connect()
+        except OSError as error:
+            return EndpointSeen(address, error.strerror or str(error))
+        if not is_asked:
+            return EndpointSeen(address, is_asked=False)
+        try:
+            connection.request("GET", f"{parts.path.rstrip('/')}/health", headers=_headers(generator))
+            return EndpointSeen(address, status=connection.getresponse().status)
+        except ValueError:  # its words would hold the header
+            return EndpointSeen(address, "its token, or one of its headers, cannot stand in a request")
+        except (http.client.HTTPException, OSError):
+            return EndpointSeen(address)
+
+
+def _headers(generator: GeneratorSettings) -> dict[str, str]:
+    token = next((os.environ[name] for name in generator.token_names if os.environ.get(name)), None)
+    bearer = {} if token is None else {"authorization": f"Bearer {token}"}
+    return bearer | {key: value.get_secret_value() for key, value in generator.api_params.headers.items()}
 
 
 def _missing_tokens(settings: Settings) -> dict[str, tuple[str, ...]]:

@@ -251,6 +251,7 @@ class _Role(StrEnum):
     PRODUCER = "producer"
     WORKER = "worker"
     FLOWER = "flower"
+    OPERATOR = "operator"
 
 
 @app.command()
@@ -258,7 +259,8 @@ def doctor(
     role: Annotated[
         _Role | None,
         typer.Option(
-            help="Whose rights in Redis are tried; a worker's if generators are configured, else a producer's."
+            help="Whose rights in Redis are tried; if not said, those of the user genqueue-…, "
+            "else a worker's if generators are configured, else a producer's."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,

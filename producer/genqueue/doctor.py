@@ -1,20 +1,18 @@
 """What is wrong, out of what was gathered, and what to do about it.
 
-Pure: :mod:`genqueue.checkup` gathers the facts.  Also here, because both sides need it: which
-commands each role gives Redis (``RIGHTS``), in a form that changes nothing (``trials``).  No
-finding shows a password, a token, or an address with one.
+Pure: :mod:`genqueue.checkup` gathers the facts.  No finding shows a password, a token, or an
+address with one.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from genqueue import keys
 from genqueue.calls import Overview, QueueStatus, WorkerStatus
 from genqueue.glance import duration
+from genqueue.rights import Role, Trial
 from genqueue.settings import Settings
 
-Role = Literal["producer", "worker", "flower"]
 Level = Literal["ok", "warn", "fail"]
 
 OLDEST_REDIS = (6, 2)
@@ -36,11 +34,20 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """A command that a role needs on keys of one kind: ``grant`` is what lets a user of Redis do it."""
+class EndpointSeen:
+    """A model server as this host sees it.
 
-    command: tuple[str, ...]
-    grant: str
+    Attributes:
+        address: scheme, host and port.
+        trouble: why there is no connection; "" if there is one.
+        status: of its answer to ``/health``; None if what came was no HTTP, or nothing.
+        is_asked: whether it was asked for that.
+    """
+
+    address: str
+    trouble: str = ""
+    status: int | None = None
+    is_asked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,130 +55,26 @@ class Facts:
     """What was gathered; None where Redis did not let us see it.
 
     Attributes:
-        hello: server, version, mode and role, as HELLO says.
+        hello: server, version, mode and role, as HELLO says; None where it is no command.
         info: the fields of INFO; None if refused.
         save: the snapshot rules of ``CONFIG GET save``; None if refused.
         refused: the trials that Redis refused for lack of rights; None if trying itself was refused.
-        clock_ahead_s: this host's clock less Redis's; true to ``clock_bound_s``.
+        clock_ahead_s: this host's clock less Redis's, true to ``clock_bound_s``; None if refused.
         overview: queues and workers; None if refused, and ``overview_error`` says why.
-        unreachable: addresses of the settings to which this host cannot connect, and why.
+        endpoints: the model servers of the settings.
         missing_tokens: for each generator the variables of its token, none of which is set.
     """
 
-    hello: Mapping[str, str]
+    hello: Mapping[str, str] | None
     info: Mapping[str, str] | None
     save: str | None
     refused: Sequence[Trial] | None
-    clock_ahead_s: float
+    clock_ahead_s: float | None
     clock_bound_s: float
     overview: Overview | None
     overview_error: str = ""
-    unreachable: Mapping[str, str] = field(default_factory=dict)
+    endpoints: Sequence[EndpointSeen] = ()
     missing_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-_ID = "{id}"
-_RECORD = keys.generation("*")
-_SETS = (keys.waiting("*"), keys.DEADLINES, keys.DELAYED, keys.LEASES, keys.RUNG, keys.DEAD)
-_RESULTS = keys.result("*")
-_LISTS = keys.queue("*")
-_BINDINGS = "_kombu.binding*"
-_MAILBOXES = ("*.celery.pidbox*", "celeryev.*")
-_CHANNELS = (keys.live("*"), keys.SILENT, keys.worker("*"), _RESULTS)
-_EVENTS = ("/{db}.celery.pidbox", "/{db}.celeryev/*", "/{db}.celeryev/worker.*")
-_CONTROL = "sadd srem smembers scard exists pexpire del zadd zrem zscore zrangebyscore"
-
-# role -> (commands, patterns of keys) as ops/redis/users.acl grants them; a test compares the two.
-RIGHTS: Mapping[Role, Sequence[tuple[str, Sequence[str]]]] = {
-    "producer": (
-        ("eval evalsha", (keys.EVERY, _LISTS, _RESULTS)),
-        ("exists hget hmget hset hdel get append del xadd xrange expire ttl", (_RECORD,)),
-        ("zadd zrem zrank zcard zscore zrevrange zrange zrangebyscore zcount zremrangebyscore expire ttl", _SETS),
-        ("get set", (keys.idempotency("*"), _RESULTS)),
-        ("hget hkeys hgetall", (keys.GENERATORS, keys.WORKERS, keys.PLACES)),
-        ("lpush llen", (_LISTS,)),
-        ("sadd smembers exists", (_BINDINGS,)),
-        ("mget del", (_RESULTS,)),
-    ),
-    "worker": (
-        ("eval evalsha", (keys.EVERY, _LISTS, _RESULTS, _BINDINGS)),
-        (
-            "exists hget hmget hgetall hset hdel hincrby get append del xadd xrange expire ttl",
-            (_RECORD, keys.newest_claimed("*"), keys.GENERATORS, keys.WORKERS, keys.PLACES, keys.SWEPT),
-        ),
-        ("hkeys", (keys.GENERATORS,)),
-        ("hrandfield", (keys.GENERATORS, keys.WORKERS, keys.PLACES)),
-        ("zadd zrem zcard zscore zmscore zrangebyscore zremrangebyscore expire ttl", _SETS),
-        ("get set setex", (_RESULTS,)),
-        ("lpush rpush brpop llen lrange", (_LISTS,)),
-        (_CONTROL, (_BINDINGS,)),
-        ("llen lpush brpop exists del pexpire", _MAILBOXES),
-    ),
-    "flower": (
-        ("eval evalsha", (_BINDINGS,)),
-        (_CONTROL, (_BINDINGS,)),
-        ("llen lpush brpop exists del pexpire", _MAILBOXES),
-        ("llen", (_LISTS,)),
-    ),
-}
-CHANNELS: Mapping[Role, Sequence[str]] = {
-    "producer": _CHANNELS,
-    "worker": (keys.EVERY, _RESULTS, *_EVENTS),
-    "flower": _EVENTS,
-}
-
-# What follows the key so that Redis takes the command for one.
-_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        [
-            "hget",
-            "hdel",
-            "append",
-            "expire",
-            "pexpire",
-            "zrem",
-            "zrank",
-            "zscore",
-            "zmscore",
-            "sadd",
-            "srem",
-            "lpush",
-            "rpush",
-        ],
-        ("1",),
-    ),
-    **dict.fromkeys(
-        ["zrevrange", "zrange", "lrange", "zcount", "zrangebyscore", "zremrangebyscore", "hincrby"], ("1", "0")
-    ),
-    **{"hset": ("1", "1"), "hmget": ("1",), "set": ("1",), "setex": ("1", "1"), "zadd": ("1", "1"), "brpop": ("1",)},
-    **{"xadd": ("*", "1", "1"), "xrange": ("-", "+")},
-}
-_CONNECTION = (("TIME",), ("PING",), ("SCRIPT", "EXISTS", "0" * 40))
-
-
-def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], list[Trial]]:
-    """What a role says to Redis: (what may be queued in a transaction and discarded, subscriptions).
-
-    Keys that are one generation's or generator's are a scratch one's; those that all share are
-    themselves, so only a transaction that is discarded may hold these commands.
-    """
-    queued = [Trial(command, f"+{'|'.join(word.lower() for word in command[:2])}") for command in _CONNECTION]
-    for commands, patterns in RIGHTS[role]:
-        for pattern in patterns:
-            # Of pieces of a name all are the scratch id: *.celery.pidbox*
-            key = pattern.replace("*", scratch_id)
-            for name in commands.split():
-                if name in {"eval", "evalsha"}:
-                    code = "return 1" if name == "eval" else "0" * 40
-                    queued.append(Trial((name.upper(), code, "1", key), f"(+{name} ~{pattern})"))
-                else:
-                    queued.append(Trial((name.upper(), key, *_ARGUMENTS.get(name, ())), f"(+{name} ~{pattern})"))
-    live = []
-    for pattern in CHANNELS[role]:
-        channel = pattern.replace("{db}", str(database))
-        queued.append(Trial(("PUBLISH", channel.replace("*", scratch_id), ""), f"+publish &{channel}"))
-        live.append(Trial(("SUBSCRIBE", channel.replace("*", scratch_id)), f"+subscribe &{channel}"))
-    return queued, live
 
 
 def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Finding]:
@@ -179,17 +82,14 @@ def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Findi
     found = [
         *_server(facts),
         *_rights(role, facts, user),
-        _clock(facts),
+        *_clock(facts),
         *(
             Finding(
                 "fail", f"token of {name!r}", "no variable holds it", f"set {' or '.join(variables)} for the worker"
             )
             for name, variables in facts.missing_tokens.items()
         ),
-        *(
-            Finding("fail", f"endpoint {address}", f"not reached from here: {why}", "start it, or mend its address")
-            for address, why in facts.unreachable.items()
-        ),
+        *map(_endpoint, facts.endpoints),
     ]
     if facts.overview is None:
         if role == "flower":
@@ -204,28 +104,30 @@ def has_failed(findings: Sequence[Finding]) -> bool:
 
 
 def _hidden(what: str, commands: str) -> Finding:
-    return Finding(
-        "warn", what, "not allowed to see", f"look once as a user of Redis who may say {commands}, or ask who runs it"
-    )
+    do = f"run this once as genqueue-operator, who may say {commands} (docs/deploy.md), or ask who runs Redis"
+    return Finding("warn", what, "not allowed to see", do)
 
 
 def _server(facts: Facts) -> list[Finding]:
     found = []
-    version = facts.hello.get("version", "")
+    hello = facts.hello or {}
+    version = hello.get("version") or (facts.info or {}).get("redis_version", "")
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    name = f"{facts.hello.get('server', 'redis')} {version or 'of no known version'}"
+    name = f"{hello.get('server', 'redis')} {version or 'of no known version'}"
     if numbers >= OLDEST_REDIS:
         found.append(Finding("ok", "version", name))
+    elif facts.hello is None and not version:
+        found.append(
+            Finding("fail", "version", name, "Redis before 6 has no HELLO: use 6.2 or newer, and leave it its name")
+        )
     else:
         found.append(Finding("fail", "version", name, "use Redis 6.2 or newer, or Valkey"))
-    if facts.hello.get("mode") == "cluster":
+    if hello.get("mode") == "cluster":
         do = "use a Redis without cluster mode: one for each group of generators (docs/deploy.md)"
         found.append(Finding("fail", "mode", "cluster", do))
-    if facts.hello.get("role", "master") != "master":
+    if hello.get("role", "master") != "master":
         found.append(
-            Finding(
-                "fail", "role", facts.hello["role"], "name the master in redis_url, or its Sentinels (docs/deploy.md)"
-            )
+            Finding("fail", "role", hello["role"], "name the master in redis_url, or its Sentinels (docs/deploy.md)")
         )
     if facts.info is None:
         return [*found, _hidden("eviction, memory, persistence", "INFO")]
@@ -283,32 +185,66 @@ def _persistence(info: Mapping[str, str], save: str | None) -> list[Finding]:
 
 
 def _rights(role: Role, facts: Facts, user: str) -> list[Finding]:
+    what = f"rights of {'an' if role == 'operator' else 'a'} {role}"
     if facts.refused is None:
         do = f"ACL SETUSER {user} +multi +exec +discard: Celery needs them too"
-        return [Finding("fail", f"rights of a {role}", f"{user} may not say MULTI", do)]
+        return [Finding("fail", what, f"{user} may not say MULTI", do)]
     if not facts.refused:
-        return [Finding("ok", f"rights of a {role}", f"{user} may say every command")]
-    return [
-        Finding(
-            "fail",
-            f"rights of a {role}",
-            f"{user} may not say {' '.join(trial.command[:2])}",
-            f"ACL SETUSER {user} {trial.grant} (ops/redis/users.acl has all of them)",
-        )
-        for trial in facts.refused
-    ]
+        return [Finding("ok", what, f"{user} may say every command")]
+    by_command: dict[str, list[str]] = {}
+    for trial in facts.refused:
+        by_command.setdefault(trial.right, []).append(trial.on)
+    return [_lacking(what, user, right, [on for on in found if on]) for right, found in by_command.items()]
 
 
-def _clock(facts: Facts) -> Finding:
+def _lacking(what: str, user: str, right: str, on: Sequence[str]) -> Finding:
+    where = f" on {' '.join(one[1:] for one in on)}" if on else ""
+    words = [f"+{right}", *on]
+    # In quotes for a shell; keys need a selector of their own, or the user's other commands would have them too.
+    rule = f"'({' '.join(words)})'" if any(one.startswith("~") for one in on) else " ".join(f"'{one}'" for one in words)
+    return Finding(
+        "fail",
+        what,
+        f"{user} may not say {right.upper().replace('|', ' ')}{where}",
+        f"ACL SETUSER {user} {rule} (ops/redis/users.acl has all of them)",
+    )
+
+
+def _clock(facts: Facts) -> list[Finding]:
     ahead = facts.clock_ahead_s
+    if ahead is None:
+        return []  # the rights say so
     seen = (
         f"this host is {abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} Redis (±{facts.clock_bound_s:.3f} s)"
     )
-    if abs(ahead) - facts.clock_bound_s > SKEW_LIMIT_S:
+    if abs(ahead) - facts.clock_bound_s <= SKEW_LIMIT_S:
+        return [Finding("ok", "clock", seen)]
+    do = "have chrony or systemd-timesyncd set both clocks: timings are off by as much"
+    return [Finding("warn", "clock", seen, do)]
+
+
+def _endpoint(seen: EndpointSeen) -> Finding:
+    what, status = f"endpoint {seen.address}", seen.status
+    if seen.trouble:
+        return Finding("fail", what, f"not reached from here: {seen.trouble}", "start it, or mend its address")
+    if not seen.is_asked:
+        return Finding("ok", what, "connected, and not asked for /health, which could wake it at a cost")
+    if status is None:
         return Finding(
-            "warn", "clock", seen, "have chrony or systemd-timesyncd set both clocks: timings are off by as much"
+            "fail", what, "no HTTP answer to /health", "mend its address: what listens there is no model server"
         )
-    return Finding("ok", "clock", seen)
+    found = f"answers /health with {status}"
+    if status >= 500:
+        return Finding("fail", what, found, "look into its log: its model is still loading, or cannot answer")
+    if status in {401, 403}:
+        return Finding("warn", what, found, "see that the worker has its token: token_env, or api_params.headers")
+    if status >= 400:
+        return Finding(
+            "warn", what, found, "is that address a Text Generation Inference's? workers will call it all the same"
+        )
+    if status >= 300:
+        return Finding("fail", what, found, "name the address to which it leads: a redirect is not followed")
+    return Finding("ok", what, found)
 
 
 def _queues(found: Overview) -> list[Finding]:

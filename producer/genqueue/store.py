@@ -178,7 +178,10 @@ class Store:
         that then ends.
         """
         pool: Any = self._redis.connection_pool
-        connection = pool.get_connection()
+        try:
+            connection = pool.get_connection()
+        except (redis.RedisError, OSError) as error:
+            raise _translate(self._address, error) from error
         try:
 
             def may(command: Sequence[str]) -> bool:

@@ -1,7 +1,7 @@
 """The users of ``ops/redis/users.acl`` in the Redis of the tests: who produces, works or watches is one of them.
 
-The operator, who looks into Redis for a test, stays ``default``.  Servers that are too old for these rules have
-no users, and everybody is the operator there.
+Who looks into Redis for a test stays ``default``, who may do everything.  Servers that are too old for these rules have
+no users, and everybody is ``default`` there.
 """
 
 import re
@@ -15,7 +15,7 @@ import redis
 
 from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
 
-Role = Literal["producer", "worker", "flower"]
+Role = Literal["producer", "worker", "flower", "operator"]
 RULES = Path(__file__).parents[2] / "ops/redis/users.acl"
 _guarded_ports: set[int] = set()
 
@@ -26,11 +26,11 @@ def password(role: Role) -> str:
 
 
 def users() -> str:
-    """The file as ``start.sh`` makes it, but that the operator may do everything."""
+    """The file as ``start.sh`` makes it, but that ``default`` may do everything."""
     lines = [
         # The tests use several databases.
         re.sub(r"&/0\.(\S+)", lambda found: " ".join(f"&/{number}.{found[1]}" for number in range(16)), line)
-        for line in RULES.read_text(encoding="utf-8").splitlines()
+        for line in re.sub(r"\n +", " ", RULES.read_text(encoding="utf-8")).splitlines()
         if line.startswith("user genqueue-")
     ]
     return "\n".join(

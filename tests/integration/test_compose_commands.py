@@ -121,6 +121,7 @@ def test_redis_has_the_users_and_their_passwords_and_keeps_everything(compose_re
     [
         pytest.param("user genqueue-worker reset on ~* +@all", "GENQUEUE_WORKER_PASSWORD", id="no-password"),
         pytest.param("users genqueue-worker on", "no user", id="no-user"),
+        pytest.param("  +@all\nuser default off", "no user", id="nobodys-rules"),
         pytest.param("user a$(id) on", "the user's name may have", id="name"),
     ],
 )
@@ -141,6 +142,17 @@ def test_each_user_has_the_rights_of_this_project_and_no_more(compose_redis):
             client.config_get("maxmemory")
     with connect(compose_redis, "operator") as client:
         client.acl_log_reset()  # those were meant; in the next test nobody is refused anything
+
+
+@pytest.mark.parametrize("given", [ROLES, (*ROLES, "operator")], ids=["without-operator", "with-operator"])
+def test_the_users_of_this_project_can_be_given_passwords(tmp_path, real_redis, given):
+    start = Start(tmp_path, (ROOT / "ops/redis/users.acl").read_text())
+    for role in given:
+        start.environ[f"GENQUEUE_{role.upper()}_PASSWORD"] = "x"
+    done = start.run()
+    assert " to accept connections" in done.stdout, done
+    rendered = (tmp_path / "rendered.acl").read_text().splitlines()
+    assert {line.split()[1] for line in rendered} == {"default"} | {f"genqueue-{role}" for role in given}
 
 
 def address(role: str, port: int) -> str:

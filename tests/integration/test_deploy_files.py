@@ -131,7 +131,8 @@ def test_each_user_of_redis_has_a_password_of_its_own(services):
     for role in ("worker", "flower"):
         secret = given[f"GENQUEUE_{role.upper()}_PASSWORD"]
         assert services[role]["environment"]["GENQUEUE_REDIS_URL"] == f"redis://genqueue-{role}:{secret}@redis:6379/0"
-    assert len(set(given.values())) == 3
+    assert len(set(given.values())) == 4
+    assert given["GENQUEUE_OPERATOR_PASSWORD"] == ""  # no such user, unless asked for
 
 
 def test_flower_has_nothing_that_it_does_not_need(services):

@@ -209,7 +209,9 @@ def test_pages_and_api_are_closed_and_health_is_not(flower):
         assert flower.get(path)[0] == 401, path
         assert flower.get(path, user=USER, secret="wrong")[0] == 401, path
         assert flower.get(path, user=USER)[0] == 200, path
+    # SECURITY.md says so of these two.
     assert flower.get("/healthcheck")[0] == 200
+    assert flower.get("/metrics")[0] == 200
 
 
 def test_the_phases_of_what_is_done_and_the_depth_of_queues_are_shown(flower, fleet, ask, eventually):

@@ -16,6 +16,7 @@ from celery import Celery
 from genqueue import GenerationClient, GenerationError, Settings
 from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
+from genqueue.keys import generation as generation_key
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import tag_of
 
@@ -190,6 +191,35 @@ def test_neither_log_nor_events_hold_a_prompt_a_reply_or_a_token(
     assert [word for word in [*words, *tokens] if word in events] == []
     everything = repr(contents(db))
     assert [token for token in tokens if token in everything] == []
+
+
+def test_a_worker_that_is_asked_what_it_does_shows_no_prompt_and_no_password(
+    worker, celery_app, ask, eventually, client, db
+):
+    prompt = ask(tokens=5000, itl_s=0.02)
+    sent = celery_app.send_task("genqueue.generate", kwargs={"prompt": prompt}, queue="generate.default")
+    app = Celery(broker=as_role(worker.redis_url, "flower"), set_as_current=False)
+    eventually(lambda: int(db.hget(generation_key(sent.id), "completion_tokens") or 0) > 4)
+    look = app.control.inspect(timeout=5, limit=1)
+    shown = {
+        name + "".join(options): repr(look._request(name, **options))
+        for name, options in (
+            ("active", {}),
+            ("active", {"safe": True}),
+            ("reserved", {}),
+            ("scheduled", {}),
+            ("query_task", {"ids": [sent.id]}),
+            ("conf", {"with_defaults": True}),
+            ("stats", {}),
+            ("report", {}),
+            ("registered", {"taskinfoitems": ["Request", "app", "request", "backend"], "builtins": True}),
+        )
+    }
+    client.generation(sent.id).cancel()
+    app.close()
+    assert all(sent.id in shown[name] for name in ("active", "activesafe", "query_taskids"))
+    words = [*canaries(prompt), "canary-"]
+    assert [(name, word) for name, text in shown.items() for word in words if word in text] == []
 
 
 def test_every_key_of_ours_has_an_end(client, ask, celery_app, db, eventually):

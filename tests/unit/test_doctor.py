@@ -1,17 +1,15 @@
 """What ``genqueue doctor`` makes of what was gathered."""
 
 import dataclasses
-import re
-from pathlib import Path
 
 import pytest
 
 from genqueue import doctor
 from genqueue.calls import Overview, QueueStatus, WorkerStatus
-from genqueue.doctor import Facts, Trial
+from genqueue.doctor import EndpointSeen, Facts
+from genqueue.rights import Trial
 from genqueue.settings import Settings
 
-RULES = Path(__file__).parents[2] / "ops/redis/users.acl"
 QUEUE = QueueStatus("chat", 0, 100, None, 0, 0, 0, 1, "text_generation_inference")
 SERVER = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}
 WORKER = WorkerStatus("host:1:a", 990.0, {"chat": [SERVER]})
@@ -41,6 +39,15 @@ def server(*healths):
     return overview(workers=[WorkerStatus("w", 990.0, {"chat": servers})])
 
 
+def endpoint(**seen):
+    return {"endpoints": [EndpointSeen("http://a:80", **seen)]}
+
+
+def test_an_old_redis_is_told_what_is_needed():
+    found = next(one for one in judged(hello={**HELLO, "version": "6.0.16"}) if one.what == "version")
+    assert (found.seen, found.do) == ("redis 6.0.16", "use Redis 6.2 or newer, or Valkey")
+
+
 def test_where_all_is_well_nothing_is_to_be_done():
     assert trouble() == []
     assert [one.do for one in judged()] == [""] * len(judged())
@@ -55,6 +62,11 @@ GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "htt
     [
         pytest.param({"hello": {**HELLO, "version": "6.0.16"}}, [("fail", "version")], id="old"),
         pytest.param({"hello": {**HELLO, "version": "6.2.0"}}, [], id="just-new-enough"),
+        pytest.param({"hello": None}, [("fail", "version")], id="no-hello"),
+        pytest.param(
+            {"hello": None, "info": {**INFO, "redis_version": "5.0.14"}}, [("fail", "version")], id="very-old"
+        ),
+        pytest.param({"hello": None, "info": {**INFO, "redis_version": "7.0.15"}}, [], id="hello-renamed"),
         pytest.param({"hello": {**HELLO, "version": "10.0.1"}}, [], id="two-figures"),
         pytest.param({"hello": {**HELLO, "mode": "cluster"}}, [("fail", "mode")], id="cluster"),
         pytest.param({"hello": {**HELLO, "role": "replica"}}, [("fail", "role")], id="replica"),
@@ -75,9 +87,17 @@ GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "htt
         ),
         pytest.param({"refused": None}, [("fail", "rights of a producer")], id="no-multi"),
         pytest.param({"clock_ahead_s": -1.5}, [("warn", "clock")], id="clock-behind"),
+        pytest.param({"clock_ahead_s": None}, [], id="clock-hidden"),
         pytest.param({"clock_ahead_s": 1.5, "clock_bound_s": 0.6}, [], id="clock-perhaps"),
         pytest.param({"missing_tokens": {"chat": ("HF_TOKEN",)}}, [("fail", "token of 'chat'")], id="no-token"),
-        pytest.param({"unreachable": {"http://a:80": "refused"}}, [("fail", "endpoint http://a:80")], id="unreachable"),
+        pytest.param(endpoint(trouble="refused"), [("fail", "endpoint http://a:80")], id="unreachable"),
+        pytest.param(endpoint(status=200), [], id="well"),
+        pytest.param(endpoint(is_asked=False), [], id="not-asked"),
+        pytest.param(endpoint(), [("fail", "endpoint http://a:80")], id="no-http"),
+        pytest.param(endpoint(status=307), [("fail", "endpoint http://a:80")], id="redirect"),
+        pytest.param(endpoint(status=401), [("warn", "endpoint http://a:80")], id="wants-a-token"),
+        pytest.param(endpoint(status=404), [("warn", "endpoint http://a:80")], id="no-health"),
+        pytest.param(endpoint(status=503), [("fail", "endpoint http://a:80")], id="unhealthy"),
         pytest.param({"overview": None, "overview_error": "x"}, [("fail", "queues and workers")], id="no-overview"),
         pytest.param({"overview": None, "role": "flower"}, [], id="flower-needs-none"),
         pytest.param(overview({"waiting": 1, "workers": 0, "doorbells": 1}), [("fail", "queue 'chat'")], id="unserved"),
@@ -109,22 +129,28 @@ def test_each_trouble_is_one_finding_that_says_what_to_do(changed, expected):
     assert doctor.has_failed(found) == any(level == "fail" for level, _ in expected)
 
 
-def test_what_was_refused_is_named_with_the_rule_that_grants_it():
-    refused = [Trial(("HSET", "genqueue:generators", "1"), "(+hset ~genqueue:generators)")]
+@pytest.mark.parametrize(
+    ("refused", "seen", "rule"),
+    [
+        pytest.param(
+            [
+                Trial(("EVALSHA", "0", "1", "genqueue:x"), "evalsha", "~genqueue:*"),
+                Trial(("EVALSHA", "0", "1", "generate.x"), "evalsha", "~generate.*"),
+            ],
+            "EVALSHA on genqueue:* generate.*",
+            "'(+evalsha ~genqueue:* ~generate.*)'",
+            id="keys",
+        ),
+        pytest.param(
+            [Trial(("PUBLISH", "a", ""), "publish", "&a"), Trial(("PUBLISH", "b", ""), "publish", "&b")],
+            "PUBLISH on a b",
+            "'+publish' '&a' '&b'",
+            id="channels",
+        ),
+        pytest.param([Trial(("CONFIG", "GET", "save"), "config|get")], "CONFIG GET", "'+config|get'", id="alone"),
+    ],
+)
+def test_each_command_that_was_refused_is_one_finding_with_the_rule_that_grants_it(refused, seen, rule):
     (found,) = [one for one in judged(refused=refused) if one.level != "ok"]
-    assert found.seen == "someone may not say HSET genqueue:generators"
-    assert found.do.startswith("ACL SETUSER someone (+hset ~genqueue:generators)")
-
-
-@pytest.mark.parametrize("role", ["producer", "worker", "flower"])
-def test_the_rights_that_are_tried_are_those_that_the_users_have(role):
-    (line,) = [line for line in RULES.read_text().splitlines() if line.startswith(f"user genqueue-{role} ")]
-    granted = set()
-    for selector in re.findall(r"\(([^)]*)\)", line):
-        words = selector.split()
-        patterns = [word[1:] for word in words if word.startswith("~")]
-        granted |= {(word[1:], pattern) for word in words if word.startswith("+") for pattern in patterns}
-    tried = {(name, key) for names, patterns in doctor.RIGHTS[role] for name in names.split() for key in patterns}
-    assert tried == granted
-    channels = {word[1:] for word in re.sub(r"\([^)]*\)", "", line).split() if word.startswith("&")}
-    assert {channel.replace("{db}", "0") for channel in doctor.CHANNELS[role]} == channels
+    assert found.seen == f"someone may not say {seen}"
+    assert found.do.startswith(f"ACL SETUSER someone {rule} (")

@@ -20,7 +20,7 @@ from genqueue.store import Store
 from genqueue_worker import broker, logs, tracing
 from genqueue_worker.broker import Consumer
 from genqueue_worker.configuration import celery_configuration
-from genqueue_worker.control import revoke_means_cancel
+from genqueue_worker.control import Task, revoke_means_cancel
 from genqueue_worker.engine import Engine
 from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.lease import LeaseKeeper
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _HAND_OVER_S = 8.0
 """How long a worker may take to leave, its drain aside; Compose and Kubernetes give it 10 s before they kill it."""
 
-app = Celery("genqueue", include=["genqueue_worker.tasks"], set_as_current=False)
+app = Celery("genqueue", include=["genqueue_worker.tasks"], set_as_current=False, task_cls=Task)
 
 
 class Runtime:
