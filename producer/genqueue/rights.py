@@ -34,7 +34,7 @@ OURS: Mapping[Role, Selectors] = {
         ("exists hget hmget hset hdel expire ttl get xadd xrange", (_GENERATION,)),
         ("zadd zrem zrank zcard zrangebyscore expire ttl", (_WAITING,)),
         ("zadd zrem expire ttl", (keys.DEADLINES,)),
-        ("zrem zcard zcount zrange", (keys.LEASES,)),
+        ("zrem zcard zscore zcount zrange", (keys.LEASES,)),
         ("zrem zcard zcount", (keys.DELAYED,)),
         ("zrem", (keys.RUNG,)),
         ("zrem zcard zscore zrange zrevrange", (keys.DEAD,)),

@@ -28,7 +28,7 @@ STUCK_ENGINE_S, STUCK_CONSUMER_S = 13.0, 15.0
 class Monitored:
     """A worker's HTTP server."""
 
-    def __init__(self, worker, eventually, orders):
+    def __init__(self, worker, eventually, orders=None):
         self.worker = worker
         self._orders = orders
         found = eventually(lambda: re.search(r"metrics and probes: (http://127\.0\.0\.1:\d+)/metrics", worker.log))
