@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import redis
+from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
 
@@ -77,6 +78,37 @@ def test_an_idle_worker_ends_at_once(start_worker, own_db, tgi):
     worker = start_worker(tgi, own_db, "-c", "8")
     assert worker.end(within_s=10) == 0
     assert "Traceback" not in worker.log
+
+
+def test_a_worker_outlives_every_order_of_celerys_that_it_does_not_know(start_worker, own_db, tgi, ask, eventually):
+    worker = start_worker(tgi, own_db, "-c", "4")
+    with (
+        Celery(broker=own_db, set_as_current=False) as app,
+        GenerationClient(Settings(redis_url=own_db, generators={})) as client,
+    ):
+
+        def ordered(name, **arguments):
+            ((answer,),) = [
+                each.values() for each in app.control.broadcast(name, arguments, reply=True, limit=1, timeout=5)
+            ]
+            return answer
+
+        for name, arguments in (
+            ("election", {"id": "x", "topic": "x"}),
+            ("pool_grow", {"n": 1}),
+            ("pool_shrink", {"n": 1}),
+            ("autoscale", {"max": 9, "min": 1}),
+            ("rate_limit", {"task_name": "genqueue.generate", "rate_limit": "1/h"}),
+            ("objgraph", {}),
+            ("add_consumer", {"queue": "celery"}),
+        ):
+            assert "error" in ordered(name, **arguments), name
+        assert "ok" in ordered("cancel_consumer", queue="generate.default")
+        eventually(lambda: "generate.default" not in str(ordered("active_queues")))
+        assert "ok" in ordered("add_consumer", queue="generate.default")
+        prompt = ask()
+        assert client.submit(prompt).result(timeout_s=10).replies == [prompt.answer]
+    assert worker.end() == 0
 
 
 def test_no_worker_is_sent_the_heartbeats_of_the_others(start_worker, own_db, tgi):

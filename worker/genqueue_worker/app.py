@@ -20,7 +20,7 @@ from genqueue.store import Store
 from genqueue_worker import broker, logs, tracing
 from genqueue_worker.broker import Consumer
 from genqueue_worker.configuration import celery_configuration
-from genqueue_worker.control import Task, revoke_means_cancel
+from genqueue_worker.control import Task, limit_orders
 from genqueue_worker.engine import Engine
 from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.lease import LeaseKeeper
@@ -215,7 +215,7 @@ def _start(**_: Any) -> None:
         _runtime.start()
     except Exception as error:  # Celery would log it and go on without an engine
         raise SystemExit(f"genqueue: the engine cannot start: {type(error).__name__}: {error}") from error
-    revoke_means_cancel(_runtime.engine.cancel)
+    limit_orders(_runtime.engine.cancel, [keys.queue(name) for name in settings.generators])
 
 
 def look_for_redis(settings: Settings, question: calls.Call[Any]) -> None:

@@ -5,11 +5,15 @@ and cannot terminate one in a pool of threads.  Here it is a cancel: whoever sen
 (``AsyncResult.revoke``, with or without ``terminate``, or Flower's buttons), in whatever phase
 the generation is, the registry ends it and the worker that runs it is told.
 
+An order that a pool of threads cannot carry out, or that leads a worker to other queues or files, ends it or
+does harm (``pool_grow``, ``election``, ``add_consumer`` of a foreign list, ``objgraph``): workers know none of
+them.  How many places one has is ``--concurrency``.
+
 What a plain Celery producer sends with its task is its prompt: ``active``, ``reserved``,
 ``scheduled`` and ``query_task`` (Flower, ``celery inspect``) show a task without its arguments.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import celery
@@ -34,8 +38,28 @@ class Task(celery.Task):  # type: ignore[misc]  # celery has no types
     Request = PrivateRequest
 
 
-def revoke_means_cancel(cancel: Callable[[Iterable[str]], None]) -> None:
-    """Have the commands ``revoke`` and ``terminate`` call ``cancel`` with the ids."""
+_UNKNOWN = (
+    "autoscale",
+    "election",
+    "memdump",
+    "memsample",
+    "objgraph",
+    "pool_grow",
+    "pool_restart",
+    "pool_shrink",
+    "rate_limit",
+    "revoke_by_stamped_headers",
+    "time_limit",
+)
+
+
+def limit_orders(cancel: Callable[[Iterable[str]], None], queues: Collection[str]) -> None:
+    """Leave of Celery's orders those that fit.
+
+    Args:
+        cancel: called with the ids of ``revoke`` and ``terminate``.
+        queues: those that a worker may be told to consume again.
+    """
 
     def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **_: Any) -> dict[str, str]:
         ids = sorted({each for each in maybe_list(task_id) or [] if isinstance(each, str) and names_a_generation(each)})
@@ -45,5 +69,14 @@ def revoke_means_cancel(cancel: Callable[[Iterable[str]], None]) -> None:
     def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str]:
         return revoke(state, task_id)
 
-    Panel.data["revoke"] = revoke
-    Panel.data["terminate"] = terminate
+    add_any_consumer = Panel.data["add_consumer"]
+
+    def add_consumer(state: Any, queue: Any, **_: Any) -> dict[str, str]:
+        if queue not in queues:
+            return {"error": f"queue {queue!r} is of no generator of this worker"}
+        answer: dict[str, str] = add_any_consumer(state, queue)
+        return answer
+
+    for name in _UNKNOWN:
+        Panel.data.pop(name, None)
+    Panel.data.update(revoke=revoke, terminate=terminate, add_consumer=add_consumer)
