@@ -346,6 +346,7 @@ class Upstream:
             await asyncio.wait(self._wakings.values(), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.parked -= 1
+            self._on_change()
 
     async def _answers(self, endpoint: Endpoint, held_s: int = 0) -> bool:
         """Whether ``/health`` is answered; a server that has no such route answers too.
