@@ -172,3 +172,28 @@ def test_a_cancel_of_what_lost_its_worker_is_news_again(registry):
     registry.sweep("default")
     registry.finish(registry.cancelled(generation_id))
     assert registry.claim(generation_id, "worker-2") == NotClaimed("cancelled", is_untold=True)
+
+
+def test_a_text_key_that_somebody_made_something_else_of_stops_nobody(registry):
+    generation_id = registry.submit()
+    spoil = {"a": "b"}
+    registry.raw.hset(keys.text(generation_id), mapping=spoil)
+    claim = registry.claim(generation_id)
+    assert isinstance(claim, Claim)
+    assert claim.text_so_far == ""
+    registry.raw.delete(keys.text(generation_id))
+    registry.raw.hset(keys.text(generation_id), mapping=spoil)
+    assert registry.append(flush(generation_id, 1, ["It"])) == ["ok"]
+    assert registry.text(generation_id) == "It"
+    registry.raw.delete(keys.text(generation_id))
+    registry.raw.hset(keys.text(generation_id), mapping=spoil)
+    assert registry.release(flush(generation_id, 2, [" is"])) == "ok"
+    assert registry.text(generation_id) == " is"
+
+
+@pytest.mark.parametrize("field", ["attempt", "seq"])
+def test_a_record_without_numbers_is_nobodys(registry, field):
+    generation_id = registry.submit()
+    registry.raw.hset(keys.generation(generation_id), field, "x")
+    assert registry.claim(generation_id) == NotClaimed("gone")
+    assert registry.raw.zscore(keys.waiting("default"), generation_id) is None

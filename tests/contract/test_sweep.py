@@ -628,6 +628,10 @@ def test_what_a_sweep_puts_back_is_counted_by_it_and_dead_letters_are_too(regist
             id="not-a-number",
         ),
         pytest.param(
+            {"state": "running", "generator": "default", "priority": "1e300", "submitted_at": "1", "attempt": "1"},
+            id="a-priority-beyond-all",
+        ),
+        pytest.param(
             {"state": "queued", "generator": "default", "priority": "5", "attempt": "0", "errors": "{}, 5, ["},
             id="errors-that-are-none",
         ),
@@ -645,3 +649,14 @@ def test_what_a_stranger_wrote_keeps_no_sweep_from_its_work(registry, where, for
     assert lost in found.astray
     assert late in [overdue.generation_id for overdue in found.expired]
     assert registry.sweep().astray == []
+
+
+@pytest.mark.parametrize("place", ["inf", "-inf", "1e300", "-1", str(9 * 3e14 + 4e9 * 1e5)])
+def test_a_place_that_is_nobodys_keeps_no_sweep_from_its_end(registry, place):
+    """One loop per priority: of a place that no priority has it must not look for the next for ever."""
+    waiting = registry.submit()
+    registry.raw.zadd(keys.waiting("default"), {"forged": place})
+    lost = left_by_a_dead_worker(registry)
+    assert registry.sweep().astray == [lost]
+    registry.sweep()
+    assert registry.raw.zscore(keys.waiting("default"), waiting) is not None

@@ -26,7 +26,7 @@ for index = 0, #KEYS / 3 - 1 do
         'solid_tokens', solid_tokens)
       if mark == 'reset' then redis.call('DEL', text) end
       if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(now())) end
-      if more ~= '' and redis.call('APPEND', text, more) == #more then redis.call('EXPIRE', text, keep_s) end
+      if more ~= '' and add_text(text, more) == #more then redis.call('EXPIRE', text, keep_s) end
     end
   end
   argument = argument + 8 + count

@@ -7,7 +7,7 @@ local may_start, live = ARGV[6], ARGV[7]
 local state, attempt, seq, request, submitted_at, deadline_at, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent = unpack(
   redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'generator',
     'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent'))
-if not state then
+if not state or not tonumber(attempt) or not tonumber(seq) then -- no worker wrote a record without them
   redis.call('ZREM', waiting, id)
   return {'gone'}
 end
@@ -16,9 +16,10 @@ if not is_one_of(state, may_start) then
   if redis.call('HDEL', generation, 'untold') == 1 then return {state, 'untold'} end
   return {state}
 end
+local so_far = read_text(text)
 local function claimed()
   return {'claimed', tonumber(attempt), request, submitted_at, started_at, deadline_at or '',
-    redis.call('GET', text) or '', tonumber(solid_tokens or 0), tonumber(failures or 0), errors or '',
+    so_far, tonumber(solid_tokens or 0), tonumber(failures or 0), errors or '',
     tonumber(tokens or 0), traceparent or ''}
 end
 local time = now()

@@ -41,6 +41,22 @@ local function append_events(log, live, seq, attempt, bodies)
   return seq
 end
 
+-- The text so far. Whoever may write here may have made something else of its key: that goes.
+local function read_text(text)
+  local found = redis.pcall('GET', text)
+  if type(found) ~= 'table' then return found or '' end
+  redis.call('DEL', text)
+  return ''
+end
+
+-- Add to the text so far; returns how long it is.
+local function add_text(text, more)
+  local length = redis.pcall('APPEND', text, more)
+  if type(length) == 'number' then return length end
+  if string.find(tostring(length.err), 'WRONGTYPE', 1, true) then redis.call('DEL', text) end
+  return redis.call('APPEND', text, more)
+end
+
 -- Why a writer may not write; nil if it may. A master that took over may not know the last writes of the one
 -- before it: an attempt's number may be given twice, to two owners, and flushes may be missing that were answered
 -- 'ok' ('behind N': N is the last that is known). Without an owner neither is looked at.

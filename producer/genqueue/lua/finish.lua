@@ -52,7 +52,7 @@ redis.call('EXPIRE', generation, rest_s)
 if final == 'finished' then
   redis.call('DEL', text) -- it is in the result
 else
-  if more ~= '' then redis.call('APPEND', text, more) end
+  if more ~= '' then add_text(text, more) end
   redis.call('EXPIRE', text, rest_s)
 end
 redis.call('SET', result, celery_result, 'EX', result_ttl_s)

@@ -21,7 +21,7 @@ seq = append_events(log, live, tonumber(seq), newest, bodies)
 redis.call('HSET', generation, 'state', 'queued', 'seq', seq, 'completion_tokens', completion_tokens,
   'solid_tokens', solid_tokens)
 if mark == 'reset' then redis.call('DEL', text) end
-if more ~= '' and redis.call('APPEND', text, more) == #more then redis.call('EXPIRE', text, keep_s) end
+if more ~= '' and add_text(text, more) == #more then redis.call('EXPIRE', text, keep_s) end
 if failure ~= '' then
   redis.call('HSET', generation, 'errors', (errors and errors ~= '' and errors .. ',' or '') .. failure)
 end

@@ -51,7 +51,9 @@ local function wait_again(set, expected)
     local state, generator, priority, submitted_at, deadline_at = facts(id,
       'state', 'generator', 'priority', 'submitted_at', 'deadline_at')
     deadline_at = tonumber(deadline_at)
-    local is_whole = generator and tonumber(priority) and math.abs(tonumber(submitted_at) or math.huge) < math.huge
+    local number, submitted_s = tonumber(priority) or -1, tonumber(submitted_at) or -1
+    local is_whole = generator and number >= 0 and number < priorities
+      and submitted_s >= 0 and submitted_s < PLACES_PER_PRIORITY / PLACES_PER_S
     if state == expected and is_whole then
       if deadline_at then
         redis.call('ZADD', deadlines, 'NX', milliseconds(deadline_at), id)
@@ -88,21 +90,26 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIM
 end
 
 -- Seconds since the oldest of a queue was submitted. It stands first among its priority.
+local behind_all = '(' .. place_in_queue(priorities, 0)
 local function oldest_wait_s(waiting)
-  local oldest_s, from_place = time, '-inf'
-  while true do
-    local _, place = unpack(redis.call('ZRANGEBYSCORE', waiting, from_place, '+inf', 'WITHSCORES', 'LIMIT', 0, 1))
-    if not place then return time - oldest_s end
+  local oldest_s, from_place = time, place_in_queue(0, 0)
+  for _ = 1, priorities do
+    local _, place = unpack(redis.call('ZRANGEBYSCORE', waiting, from_place, behind_all, 'WITHSCORES', 'LIMIT', 0, 1))
+    if not place then break end
     local priority = math.floor(tonumber(place) / PLACES_PER_PRIORITY)
     oldest_s = math.min(oldest_s, (tonumber(place) - priority * PLACES_PER_PRIORITY) / PLACES_PER_S)
     from_place = place_in_queue(priority + 1, 0)
   end
+  return time - oldest_s
 end
 
 local function look_for_lost_doorbells(generator, waiting)
   local claimed = redis.call('HGETALL', claimed_prefix .. generator)
   local newest_claimed = {}
   for field = 1, #claimed, 2 do newest_claimed[claimed[field]] = tonumber(claimed[field + 1]) end
+  -- Places that are none's.
+  redis.call('ZREMRANGEBYSCORE', waiting, '-inf', '(' .. place_in_queue(0, 0))
+  redis.call('ZREMRANGEBYSCORE', waiting, place_in_queue(priorities, 0), '+inf')
   for number = 0, priorities - 1 do
     local priority = string.format('%d', number)
     local list = doorbell(generator, priority)
