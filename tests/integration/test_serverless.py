@@ -2,6 +2,8 @@
 
 import re
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -192,6 +194,37 @@ def test_a_hub_that_does_not_answer_keeps_nobody_from_ending(launch_worker, queu
         worker = launch_worker({"ours": generators()["ours"]}, url, environ={**environ, "HF_ENDPOINT": hub})
         with silent.accept()[0]:  # it was asked
             assert worker.end(within_s=10) == 0
+
+
+class StrangeHub(BaseHTTPRequestHandler):
+    """Answers everything with JSON that is none of the Hub's, as a proxy in between may."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_what_answers_in_the_hubs_place_ends_no_worker(launch_worker, queue_redis, environ, standin, ask, eventually):
+    url = queue_redis.url.removesuffix("/0") + "/8"
+    own = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with ThreadingHTTPServer(("127.0.0.1", 0), StrangeHub) as strange:
+        threading.Thread(target=strange.serve_forever).start()
+        environ = {**environ, "HF_ENDPOINT": f"http://127.0.0.1:{strange.server_port}"}
+        worker = launch_worker({"ours": generators()["ours"], "own": own}, url, environ=environ)
+        try:
+            with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
+                eventually(lambda: "generator 'ours' is not checked: Model our/model: what answers" in worker.log)
+                with pytest.raises(GenerationFailedError, match="our/model: what answers in the Hub's place"):
+                    client.submit(ask(), generator="ours").result(timeout_s=30)
+                prompt = ask()
+                assert client.submit(prompt, generator="own").result(timeout_s=10).replies == [prompt.answer]
+        finally:
+            strange.shutdown()
+            assert worker.end() == 0
 
 
 def test_a_hub_that_cannot_be_reached_keeps_nobody_from_starting(

@@ -100,6 +100,7 @@ def test_a_worker_outlives_every_order_of_celerys_that_it_does_not_know(start_wo
             ("autoscale", {"max": 9, "min": 1}),
             ("rate_limit", {"task_name": "genqueue.generate", "rate_limit": "1/h"}),
             ("objgraph", {}),
+            ("hello", {"from_node": "a stranger", "revoked": {"some-id": 1.0}}),
             ("add_consumer", {"queue": "celery"}),
         ):
             assert "error" in ordered(name, **arguments), name

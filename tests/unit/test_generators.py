@@ -1,11 +1,13 @@
 """What goes on the wire for a request, with which token, and what a stream's events say."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from genqueue.address import without_secrets
+from genqueue.errors import ConfigError
 from genqueue.messages import Token, read_request
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.generators import call_parameters, goes_one_shot, take_token
@@ -147,6 +149,41 @@ SUPPRESSED = {"authorization": None}
 def test_a_token_goes_only_where_it_is_meant_to(api_type, fields, environ, token, headers):
     options = upstream(generator(api_type, **fields), environ).client_options
     assert (options["token"], options["headers"]) == (token, headers)
+
+
+def test_a_token_is_read_without_the_end_of_its_line():
+    assert upstream(generator("inference_endpoints"), {"HF_TOKEN": "hf_a\n"}).token == "hf_a"
+
+
+@pytest.mark.parametrize("secret", ["hf_can\nary", "hf_canary“”", "hf_canary\x01"])
+@pytest.mark.parametrize("place", ["token", "header"])
+def test_what_no_header_can_hold_is_refused_at_the_start_and_not_shown(secret, place):
+    params = {"url": "http://tgi", "headers": {"x-key": secret} if place == "header" else {}}
+    settings = GeneratorSettings.model_validate({"api_type": "inference_endpoints", "api_params": params})
+    with pytest.raises(ConfigError, match=r"HF_TOKEN, the token|headers\.x-key: holds a character") as refused:
+        upstream(settings, {"HF_TOKEN": secret} if place == "token" else {})
+    assert "canary" not in str(refused.value)
+
+
+async def test_a_server_that_is_asleep_again_when_it_has_woken_is_waited_for_again():
+    class Dozing(Upstream):
+        async def _answers(self, endpoint, held_s=0):
+            await asyncio.sleep(0.001)
+            return True
+
+    wakes = []
+
+    def doze():
+        if not endpoint.is_waking and len(wakes) < 3:
+            wakes.append(endpoint)
+            dozing._wake_up(endpoint)
+
+    dozing = Dozing("g", generator("inference_endpoints"), {}, doze)
+    (endpoint,) = dozing.endpoints
+    doze()
+    while endpoint.is_waking:
+        await dozing._until_one_is_awake()
+    assert len(wakes) == 3
 
 
 class Sink:

@@ -5,9 +5,9 @@ and cannot terminate one in a pool of threads.  Here it is a cancel: whoever sen
 (``AsyncResult.revoke``, with or without ``terminate``, or Flower's buttons), in whatever phase
 the generation is, the registry ends it and the worker that runs it is told.
 
-An order that a pool of threads cannot carry out, or that leads a worker to other queues or files, ends it or
-does harm (``pool_grow``, ``election``, ``add_consumer`` of a foreign list, ``objgraph``): workers know none of
-them.  How many places one has is ``--concurrency``.
+Of the other orders workers know those that fit.  The rest ends a pool of threads (``pool_grow``), leads a worker
+to other queues or files (``add_consumer`` of a foreign list, ``objgraph``) or has it throw a doorbell away
+(``hello``, with ids that are said to be revoked).  How many places a worker has is ``--concurrency``.
 
 What a plain Celery producer sends with its task is its prompt: ``active``, ``reserved``,
 ``scheduled`` and ``query_task`` (Flower, ``celery inspect``) show a task without its arguments.
@@ -38,19 +38,12 @@ class Task(celery.Task):  # type: ignore[misc]  # celery has no types
     Request = PrivateRequest
 
 
-_UNKNOWN = (
-    "autoscale",
-    "election",
-    "memdump",
-    "memsample",
-    "objgraph",
-    "pool_grow",
-    "pool_restart",
-    "pool_shrink",
-    "rate_limit",
-    "revoke_by_stamped_headers",
-    "time_limit",
-)
+_KNOWN = {
+    *("active", "active_queues", "clock", "conf", "ping", "query_task", "registered", "report", "reserved"),
+    *("revoked", "scheduled", "stats", "dump_active", "dump_conf", "dump_reserved", "dump_schedule", "dump_tasks"),
+    *("disable_events", "enable_events", "heartbeat"),
+    *("cancel_consumer", "shutdown"),
+}
 
 
 def limit_orders(cancel: Callable[[Iterable[str]], None], queues: Collection[str]) -> None:
@@ -77,6 +70,6 @@ def limit_orders(cancel: Callable[[Iterable[str]], None], queues: Collection[str
         answer: dict[str, str] = add_any_consumer(state, queue)
         return answer
 
-    for name in _UNKNOWN:
-        Panel.data.pop(name, None)
+    for name in Panel.data.keys() - _KNOWN:
+        del Panel.data[name]
     Panel.data.update(revoke=revoke, terminate=terminate, add_consumer=add_consumer)

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from genqueue import calls, keys, outcome
 from genqueue.calls import Claim, End, NotClaimed
-from genqueue.errors import GenerationNotFoundError, InvalidRequestError
+from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
 from genqueue.messages import GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T
@@ -206,16 +206,16 @@ class Engine:
 
     def refuse(self, generation_id: str, generator: str, reason: str) -> None:
         """Answer a message that cannot become a generation, unless its id is one already; does not block."""
-        asyncio.run_coroutine_threadsafe(self._refuse_message(generation_id, generator, reason), self._loop)
+        self._soon(self._refuse_message(generation_id, generator, reason))
 
     def expire(self, generation_id: str, generator: str) -> None:
         """Answer a message whose sender wanted no answer after now, unless its id is one already; does not block."""
-        asyncio.run_coroutine_threadsafe(self._expire_message(generation_id, generator), self._loop)
+        self._soon(self._expire_message(generation_id, generator))
 
     def cancel(self, generation_ids: Iterable[str]) -> None:
         """Cancel generations wherever they are; any thread may ask, and does not wait."""
         for generation_id in generation_ids:
-            asyncio.run_coroutine_threadsafe(self._cancel(generation_id), self._loop)
+            self._soon(self._cancel(generation_id))
 
     def drain(self) -> None:
         """Begin nothing more, and hand over after ``drain_s`` what still runs then; any thread may ask."""
@@ -624,6 +624,10 @@ class Engine:
 
     # --- the thread ------------------------------------------------------------------
 
+    def _soon(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Have it done; who asked does not wait, so what fails is logged."""
+        asyncio.run_coroutine_threadsafe(work, self._loop).add_done_callback(_log_failure)
+
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
@@ -680,13 +684,18 @@ class Engine:
     async def _hear_cancels(self, hub: LiveHub) -> None:
         """Cancel what this worker is told to; a notice that gets lost is made good by the lease's renewal."""
         inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        trouble = ""
         while True:
-            with contextlib.suppress(ConnectionError):
+            try:
                 async with hub.listen(keys.worker(self.owner), inbox.put_nowait):
                     while True:
                         notice = await inbox.get()
                         if notice is not None:
                             self._lose(notice.decode("utf-8", "replace"), "cancelled")
+            except (ConnectionError, StoreError) as error:
+                if trouble != str(error):
+                    trouble = str(error)
+                    logger.warning("cancels are heard of with the next renewal only: %s", trouble)
             await asyncio.sleep(self.settings.lease_s / 3)
 
 
@@ -728,6 +737,11 @@ def _way(ended: Done | Ended | NotOurs) -> str:
 def _not_ours(reason: str) -> Ended | NotOurs:
     """What a task says whose generation somebody else ended or has taken over."""
     return Ended(outcome.CANCELLED) if reason == "cancelled" else NotOurs(reason)
+
+
+def _log_failure(done: "Future[Any]") -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        logger.error("what was asked of the engine failed", exc_info=error)
 
 
 def _report(task: "asyncio.Task[Any]") -> None:

@@ -129,6 +129,9 @@ def _hub_errors(model: str | None) -> Iterator[None]:
         raise UpstreamError(UpstreamFacts(words, error_type="transport")) from error
     except ValueError as error:  # nobody serves it, or not for this
         raise _refused(str(error)) from error
+    except Exception as error:  # whatever huggingface_hub stumbles over in an answer that is none of the Hub's
+        words = f"Model {model}: what answers in the Hub's place is not the Hub: {type(error).__name__}"
+        raise UpstreamError(UpstreamFacts(words, error_type="transport")) from error
 
 
 def _refused(words: str) -> UpstreamError:

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from genqueue.address import without_secrets
+from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
@@ -124,6 +125,8 @@ class Silence:
 class Upstream:
     """The servers of one generator, on the engine's loop.
 
+    Raises ConfigError for a token or a header that no request could carry.
+
     Args:
         name: the generator's name.
         settings: its configuration.
@@ -149,10 +152,10 @@ class Upstream:
         self.endpoints = [Endpoint(url, without_secrets(url)) for url in params.addresses] or [
             Endpoint(None, params.provider or "auto")
         ]
-        token = self.token = next(
-            (environ[variable] for variable in settings.token_names if environ.get(variable)), None
-        )
+        token = self.token = _token(name, settings, environ)
         headers: dict[str, Any] = {key: value.get_secret_value() for key, value in params.headers.items()}
+        for header, value in headers.items():
+            _check_header(f"generators.{name}: api_params.headers.{header}", value)
         if token is None and params.addresses and not any(key.lower() == "authorization" for key in headers):
             # huggingface_hub sends HF_TOKEN, if set, to any address; only this keeps it back.
             headers["authorization"] = None
@@ -324,8 +327,7 @@ class Upstream:
         if endpoint.is_waking:
             return
         endpoint.is_waking = True
-        waking = self._wakings[endpoint] = asyncio.create_task(self._wake(endpoint))
-        waking.add_done_callback(lambda _: self._wakings.pop(endpoint))
+        self._wakings[endpoint] = asyncio.create_task(self._wake(endpoint))
         self._on_change()
 
     async def _wake(self, endpoint: Endpoint) -> None:
@@ -335,6 +337,7 @@ class Upstream:
                 await asyncio.sleep(_PROBE_EVERY_S)
         finally:
             endpoint.is_waking = False
+            del self._wakings[endpoint]
         logger.info("%s: %s is awake", self.name, endpoint.address)
         self._on_change()
 
@@ -362,9 +365,24 @@ class Upstream:
                 answer = await session.get(f"{endpoint.url.rstrip('/')}/health", headers=headers)
         except UpstreamError as error:  # any status from 400 on
             return (error.facts.status or 500) < 500
-        except (httpx2.HTTPError, OSError, TimeoutError):
-            return False
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, ValueError):
+            return False  # the last two: of an address that cannot be asked, which a call will say
         return bool(answer.status_code < 500)
+
+
+def _token(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:
+    """The first of a generator's tokens that is set, without the line's end that files of secrets have."""
+    for variable in settings.token_names:
+        if token := environ.get(variable, "").strip():
+            _check_header(f"{variable}, the token of generator {name!r}", token)
+            return token
+    return None
+
+
+def _check_header(what: str, value: str) -> None:
+    """Raise ConfigError for what no request could carry; without the value, which is secret."""
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(f"{what}: holds a character that cannot stand in a header")
 
 
 _TYPE_OF = {
