@@ -23,8 +23,8 @@ venv: $(INSTALLED) ## make .venv and install the pinned dependencies (PYTHON=pyt
 demo: $(INSTALLED) $(MODEL_INSTALLED) ## a prompt through Redis, a worker and a local model, and back token by token
 	$(BIN)/genqueue demo
 
-test: $(INSTALLED) $(MODEL_INSTALLED) ## the whole test suite
-	$(BIN)/pytest
+test: $(INSTALLED) $(MODEL_INSTALLED) ## the whole test suite, two files at a time
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check
