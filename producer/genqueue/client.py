@@ -155,6 +155,9 @@ class _Submits(Generic[HandleT]):
     ) -> HandleT:
         """Queue a generation; returns as soon as Redis has it.
 
+        Who is interrupted or cancelled before it returns leaves nothing running, unless an
+        ``idempotency_key`` leads to it.
+
         Args:
             prompt: what the model continues; not empty.
             generator: the name of a configured generator.
@@ -323,12 +326,20 @@ class GenerationClient(_Submits[Generation]):
 
     def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
         request, generation_id = _request(self.settings.bounds, idempotency_key, fields), str(uuid.uuid4())
-        with sending(request.generator, generation_id) as traceparent:
-            submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
-            accepted_id = self._store.run(submission).generation_id
-        # An earlier generation, by its idempotency key, has an origin of its own.
-        origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
-        return Generation(self, accepted_id, origin)
+        try:
+            with sending(request.generator, generation_id) as traceparent:
+                submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
+                accepted_id = self._store.run(submission).generation_id
+            # An earlier generation, by its idempotency key, has an origin of its own.
+            origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
+            return Generation(self, accepted_id, origin)
+        except Exception:
+            raise
+        except BaseException:  # interrupted: Redis may have it, and nobody else would ever know its id
+            if idempotency_key is None:
+                with contextlib.suppress(GenqueueError):
+                    self.generation(generation_id).cancel()
+            raise
 
     def generation(self, generation_id: str) -> Generation:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
@@ -543,9 +554,23 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         request, generation_id = _request(self.settings.bounds, idempotency_key, fields), str(uuid.uuid4())
         with sending(request.generator, generation_id) as traceparent:
             submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
-            accepted_id = (await self._store.run(submission)).generation_id
+            accept = self._store.run if idempotency_key is not None else self._accepted
+            accepted_id = (await accept(submission)).generation_id
         origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
         return AsyncGeneration(self, accepted_id, origin)
+
+    async def _accepted(self, submission: Call[Accepted]) -> Accepted:
+        """The answer; who does not wait for it would never know the id, so what was accepted is then cancelled."""
+        submitting = asyncio.create_task(self._store.run(submission))
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.create_task(self._take_back(submitting)))
+            raise
+
+    async def _take_back(self, submitting: asyncio.Task[Accepted]) -> None:
+        with contextlib.suppress(GenqueueError):
+            await self.generation((await submitting).generation_id).cancel()
 
     def generation(self, generation_id: str) -> AsyncGeneration:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
