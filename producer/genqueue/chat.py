@@ -5,6 +5,8 @@ to read is checked here; what else a message says (an engine's own kinds of part
 earlier answer brought along) goes to the server as it is, and the server judges it.
 """
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
@@ -51,7 +53,7 @@ class _Open(BaseModel):
 
 
 class ImageUrl(_Open):
-    """Where an image is: an http(s) address, or a data URI that holds it."""
+    """Where an image is: an address, if the generator lets its server fetch it, or a data URI that holds it."""
 
     url: str = Field(min_length=1)
 
@@ -71,6 +73,36 @@ class ContentPart(_Open):
 
 
 _PARTS: TypeAdapter[tuple[ContentPart, ...]] = TypeAdapter(tuple[ContentPart, ...])
+
+
+_HOLDS_ADDRESS = re.compile(r"(^|_)(url|uri|path)$")
+_IS_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_TEXTS = frozenset({"text", "thinking", "reasoning", "refusal"})
+
+
+def addresses(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where parts of messages, as servers take them, name what a server would fetch: images, audio, video.
+
+    ``data:`` URIs are not fetched.  Anything else that stands where an address may, or looks like
+    one and is no text, counts: engines also read files, and call such fields by names of their own.
+    """
+
+    def find(value: Any, place: str, name: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from find(inner, f"{place}.{key}", key)
+        elif isinstance(value, list):
+            for number, inner in enumerate(value):
+                yield from find(inner, f"{place}.{number}", name)
+        elif isinstance(value, str) and name not in _TEXTS and value[:5].lower() != "data:":
+            yield from [place] if _HOLDS_ADDRESS.search(name) or _IS_ADDRESS.match(value) else []
+
+    return [
+        found
+        for number, message in enumerate(messages)
+        if isinstance(message.get("content"), list)
+        for found in find(message["content"], f"messages.{number}.content", "")
+    ]
 
 
 class FunctionCall(_Open):

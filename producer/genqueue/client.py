@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call, Overview, WorkerStatus
 from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
-from genqueue.messages import Bounds, Chunk, Event, GenerationRequest, GenerationResult, read_request
+from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.places import places
 from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan
@@ -55,8 +55,11 @@ def _inbox(kept: "queue.SimpleQueue[bytes | None] | asyncio.Queue[bytes | None]"
     return put
 
 
-def _request(bounds: Bounds, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
-    request = read_request(fields, bounds)
+def _request(settings: Settings, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
+    request = read_request(fields, settings.bounds)
+    own = settings.generators.get(request.generator)
+    if own is not None and (refusal := own.refusal(request.given)) is not None:
+        raise InvalidRequestError(refusal)
     if idempotency_key is not None:
         _check_name("idempotency_key", idempotency_key)
     return request
@@ -209,7 +212,8 @@ class _Submits(Generic[HandleT]):
 
         Args:
             messages: dictionaries as the OpenAI and Hugging Face clients take them: ``role`` and ``content``
-                (a string, or parts, images among them), ``tool_calls``, ``tool_call_id``, ``name``.
+                (a string, or parts, images among them: as ``data:`` URIs, or by address where the generator's
+                settings say ``fetches_images``), ``tool_calls``, ``tool_call_id``, ``name``.
             tools: functions that the model may call.
             tool_choice: ``auto``, ``none``, ``required``, or an object that names one function.
             response_format: the form of the text, as OpenAI or TGI have it.
@@ -325,7 +329,7 @@ class GenerationClient(_Submits[Generation]):
         self._hub_pid = 0
 
     def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
-        request, generation_id = _request(self.settings.bounds, idempotency_key, fields), str(uuid.uuid4())
+        request, generation_id = _request(self.settings, idempotency_key, fields), str(uuid.uuid4())
         try:
             with sending(request.generator, generation_id) as traceparent:
                 submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
@@ -551,7 +555,7 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
 
     async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
         self._stay_on_loop()
-        request, generation_id = _request(self.settings.bounds, idempotency_key, fields), str(uuid.uuid4())
+        request, generation_id = _request(self.settings, idempotency_key, fields), str(uuid.uuid4())
         with sending(request.generator, generation_id) as traceparent:
             submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
             accept = self._store.run if idempotency_key is not None else self._accepted
