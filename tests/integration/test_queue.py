@@ -25,6 +25,8 @@ from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
 from genqueue.messages import GenerationRequest
 
+from .roles import as_role
+
 LONG = {"max_new_tokens": 5000}
 
 
@@ -45,7 +47,7 @@ def narrow_worker(launch_worker, narrow_url, standin):
 @pytest.fixture
 def narrow(narrow_worker, narrow_url):
     """A client whose settings name no generator: limits are what the worker announced."""
-    with GenerationClient(Settings(redis_url=narrow_url, generators={})) as client:
+    with GenerationClient(Settings(redis_url=as_role(narrow_url, "producer"), generators={})) as client:
         yield client
 
 
@@ -95,7 +97,7 @@ def test_a_full_queue_refuses_with_its_depth_and_limit_and_takes_again_when_drai
 
 def test_a_producers_own_limit_wins_over_the_announced_one(narrow, busy, ask, narrow_url, standin):
     tgi = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}, "max_queue_depth": 1}
-    with GenerationClient(Settings(redis_url=narrow_url, generators={"narrow": tgi})) as strict:
+    with GenerationClient(Settings(redis_url=as_role(narrow_url, "producer"), generators={"narrow": tgi})) as strict:
         waiting = strict.submit(ask(), generator="narrow")
         with pytest.raises(QueueFullError, match="holds 1 generations, limit 1"):
             strict.submit(ask(), generator="narrow")
