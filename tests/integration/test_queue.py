@@ -176,12 +176,12 @@ def send(app, task_id=None, queue="generate.default", **kwargs):
 
 def test_a_plain_send_task_is_adopted(client, ask, celery_app, standin):
     prompt = ask(tokens=20, itl_s=0.02)
-    sent = send(celery_app, prompt=prompt, generation_kwargs={"max_new_tokens": 5}, stop_words=["no"], priority=2)
+    sent = send(celery_app, prompt=prompt, generation_kwargs={"max_new_tokens": 5}, stop_words=["§"], priority=2)
     result = sent.get(timeout=10)
     assert result["replies"] == [prompt.beginning(5)]
     assert result["meta"][0]["finish_reason"] == "length"
     assert result["meta"][0]["generator"] == "default"
-    assert standin.only(prompt)["body"]["parameters"]["stop"] == ["no"]
+    assert standin.only(prompt)["body"]["parameters"]["stop"] == ["§"]
     # It is a generation like any other.
     adopted = client.generation(sent.id)
     assert "".join(chunk.text for chunk in adopted.stream()) == prompt.beginning(5)
