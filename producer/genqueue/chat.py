@@ -5,6 +5,8 @@ to read is checked here; what else a message says (an engine's own kinds of part
 earlier answer brought along) goes to the server as it is, and the server judges it.
 """
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
@@ -12,8 +14,25 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 I32, U64 = 2**31 - 1, 2**64 - 1
 """The largest numbers that the servers' own types hold."""
 
-_OURS = frozenset({"messages", "model", "response_format", "stream", "stream_options", "tool_choice", "tools"})
-"""What ``extra_body`` may not set: how a server is called is the worker's business."""
+_NOT_EXTRA = {
+    # max_completion_tokens is OpenAI's, n_predict llama.cpp's (-1 is no limit), the rest TGI's, vLLM's and SGLang's.
+    # Of the least length nothing would be left off when an answer is continued.
+    "max_tokens alone bounds an answer": (
+        "max_completion_tokens max_output_tokens max_new_tokens max_length n_predict"
+        " min_tokens min_new_tokens min_length generation_config sampling_params"
+    ),
+    "one answer is read": "best_of n_cmpl num_return_sequences num_beams use_beam_search",
+    "how a server is asked is the worker's business": (
+        "messages model stream stream_options echo response_fields"
+        " prompt prompts inputs input input_ids prompt_token_ids prompt_embeds parameters"
+    ),
+    "submit_chat takes it": "tools tool_choice response_format functions function_call",
+    # Where engines that share one model's work fetch or leave what they computed.
+    "a server connects where it says": (
+        "bootstrap_host bootstrap_port bootstrap_room kv_transfer_params disaggregated_params"
+    ),
+}
+"""What ``extra_body`` may not set, and why: an engine would take it in place of what the worker says or bounds."""
 
 
 StopWord = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -34,7 +53,7 @@ class _Open(BaseModel):
 
 
 class ImageUrl(_Open):
-    """Where an image is: an http(s) address, or a data URI that holds it."""
+    """Where an image is: an address, if the generator lets its server fetch it, or a data URI that holds it."""
 
     url: str = Field(min_length=1)
 
@@ -54,6 +73,36 @@ class ContentPart(_Open):
 
 
 _PARTS: TypeAdapter[tuple[ContentPart, ...]] = TypeAdapter(tuple[ContentPart, ...])
+
+
+_HOLDS_ADDRESS = re.compile(r"(^|_)(url|uri|path)$")
+_IS_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_TEXTS = frozenset({"text", "thinking", "reasoning", "refusal"})
+
+
+def addresses(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where parts of messages, as servers take them, name what a server would fetch: images, audio, video.
+
+    ``data:`` URIs are not fetched.  Anything else that stands where an address may, or looks like
+    one and is no text, counts: engines also read files, and call such fields by names of their own.
+    """
+
+    def find(value: Any, place: str, name: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from find(inner, f"{place}.{key}", key)
+        elif isinstance(value, list):
+            for number, inner in enumerate(value):
+                yield from find(inner, f"{place}.{number}", name)
+        elif isinstance(value, str) and name not in _TEXTS and value[:5].lower() != "data:":
+            yield from [place] if _HOLDS_ADDRESS.search(name) or _IS_ADDRESS.match(value) else []
+
+    return [
+        found
+        for number, message in enumerate(messages)
+        if isinstance(message.get("content"), list)
+        for found in find(message["content"], f"messages.{number}.content", "")
+    ]
 
 
 class FunctionCall(_Open):
@@ -180,7 +229,9 @@ class ChatKwargs(BaseModel):
     @field_validator("extra_body")
     @classmethod
     def _leaves_ours_alone(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        taken = sorted((_OURS | cls.model_fields.keys()) & (value or {}).keys())
-        if taken:
-            raise ValueError(f"may not hold {', '.join(taken)}")
+        named = {"it is one of generation_kwargs": " ".join(cls.model_fields), **_NOT_EXTRA}
+        taken = {why: [name for name in value or () if name in names.split()] for why, names in named.items()}
+        if any(taken.values()):
+            words = [f"{', '.join(names)} ({why})" for why, names in taken.items() if names]
+            raise ValueError(f"may not hold {'; '.join(words)}")
         return value

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call, Overview, WorkerStatus
 from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
-from genqueue.messages import Bounds, Chunk, Event, GenerationRequest, GenerationResult, read_request
+from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.places import places
 from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan
@@ -55,8 +55,11 @@ def _inbox(kept: "queue.SimpleQueue[bytes | None] | asyncio.Queue[bytes | None]"
     return put
 
 
-def _request(bounds: Bounds, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
-    request = read_request(fields, bounds)
+def _request(settings: Settings, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
+    request = read_request(fields, settings.bounds)
+    own = settings.generators.get(request.generator)
+    if own is not None and (refusal := own.refusal(request.given)) is not None:
+        raise InvalidRequestError(refusal)
     if idempotency_key is not None:
         _check_name("idempotency_key", idempotency_key)
     return request
@@ -155,6 +158,9 @@ class _Submits(Generic[HandleT]):
     ) -> HandleT:
         """Queue a generation; returns as soon as Redis has it.
 
+        Who is interrupted or cancelled before it returns leaves nothing running, unless an
+        ``idempotency_key`` leads to it.
+
         Args:
             prompt: what the model continues; not empty.
             generator: the name of a configured generator.
@@ -206,7 +212,8 @@ class _Submits(Generic[HandleT]):
 
         Args:
             messages: dictionaries as the OpenAI and Hugging Face clients take them: ``role`` and ``content``
-                (a string, or parts, images among them), ``tool_calls``, ``tool_call_id``, ``name``.
+                (a string, or parts, images among them: as ``data:`` URIs, or by address where the generator's
+                settings say ``fetches_images``), ``tool_calls``, ``tool_call_id``, ``name``.
             tools: functions that the model may call.
             tool_choice: ``auto``, ``none``, ``required``, or an object that names one function.
             response_format: the form of the text, as OpenAI or TGI have it.
@@ -322,13 +329,21 @@ class GenerationClient(_Submits[Generation]):
         self._hub_pid = 0
 
     def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
-        request, generation_id = _request(self.settings.bounds, idempotency_key, fields), str(uuid.uuid4())
-        with sending(request.generator, generation_id) as traceparent:
-            submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
-            accepted_id = self._store.run(submission).generation_id
-        # An earlier generation, by its idempotency key, has an origin of its own.
-        origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
-        return Generation(self, accepted_id, origin)
+        request, generation_id = _request(self.settings, idempotency_key, fields), str(uuid.uuid4())
+        try:
+            with sending(request.generator, generation_id) as traceparent:
+                submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
+                accepted_id = self._store.run(submission).generation_id
+            # An earlier generation, by its idempotency key, has an origin of its own.
+            origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
+            return Generation(self, accepted_id, origin)
+        except Exception:
+            raise
+        except BaseException:  # interrupted: Redis may have it, and nobody else would ever know its id
+            if idempotency_key is None:
+                with contextlib.suppress(GenqueueError):
+                    self.generation(generation_id).cancel()
+            raise
 
     def generation(self, generation_id: str) -> Generation:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""
@@ -540,12 +555,26 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
 
     async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
         self._stay_on_loop()
-        request, generation_id = _request(self.settings.bounds, idempotency_key, fields), str(uuid.uuid4())
+        request, generation_id = _request(self.settings, idempotency_key, fields), str(uuid.uuid4())
         with sending(request.generator, generation_id) as traceparent:
             submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
-            accepted_id = (await self._store.run(submission)).generation_id
+            accept = self._store.run if idempotency_key is not None else self._accepted
+            accepted_id = (await accept(submission)).generation_id
         origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
         return AsyncGeneration(self, accepted_id, origin)
+
+    async def _accepted(self, submission: Call[Accepted]) -> Accepted:
+        """The answer; who does not wait for it would never know the id, so what was accepted is then cancelled."""
+        submitting = asyncio.create_task(self._store.run(submission))
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.create_task(self._take_back(submitting)))
+            raise
+
+    async def _take_back(self, submitting: asyncio.Task[Accepted]) -> None:
+        with contextlib.suppress(GenqueueError):
+            await self.generation((await submitting).generation_id).cancel()
 
     def generation(self, generation_id: str) -> AsyncGeneration:
         """The handle of a generation that somebody submitted; whether it exists shows on use."""

@@ -16,6 +16,8 @@ from genqueue.settings import Settings
 Level = Literal["ok", "warn", "fail"]
 
 OLDEST_REDIS = (6, 2)
+FIRST_WITH_SELECTORS = (7, 0)
+"""Before that a rule for some keys is one for all that its user may say."""
 SKEW_LIMIT_S = 1.0
 """Timings of a result mix the clocks of hosts and Redis; leases and deadlines are Redis's alone."""
 STUCK_S = 30.0
@@ -76,6 +78,11 @@ class Facts:
     endpoints: Sequence[EndpointSeen] = ()
     missing_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    @property
+    def version(self) -> str:
+        """Redis's, as it says itself; "" if it does not."""
+        return (self.hello or {}).get("version") or (self.info or {}).get("redis_version", "")
+
 
 def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Finding]:
     """Every finding, in the order in which to read them."""
@@ -103,6 +110,10 @@ def has_failed(findings: Sequence[Finding]) -> bool:
     return any(finding.level == "fail" for finding in findings)
 
 
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+
+
 def _hidden(what: str, commands: str) -> Finding:
     do = f"run this once as genqueue-operator, who may say {commands} (docs/deploy.md), or ask who runs Redis"
     return Finding("warn", what, "not allowed to see", do)
@@ -111,8 +122,8 @@ def _hidden(what: str, commands: str) -> Finding:
 def _server(facts: Facts) -> list[Finding]:
     found = []
     hello = facts.hello or {}
-    version = hello.get("version") or (facts.info or {}).get("redis_version", "")
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    version = facts.version
+    numbers = _numbers(version)
     name = f"{hello.get('server', 'redis')} {version or 'of no known version'}"
     if numbers >= OLDEST_REDIS:
         found.append(Finding("ok", "version", name))
@@ -194,19 +205,29 @@ def _rights(role: Role, facts: Facts, user: str) -> list[Finding]:
     by_command: dict[str, list[str]] = {}
     for trial in facts.refused:
         by_command.setdefault(trial.right, []).append(trial.on)
-    return [_lacking(what, user, right, [on for on in found if on]) for right, found in by_command.items()]
+    has_selectors = _numbers(facts.version) >= FIRST_WITH_SELECTORS
+    return [
+        _lacking(what, user, right, [on for on in found if on], has_selectors=has_selectors)
+        for right, found in by_command.items()
+    ]
 
 
-def _lacking(what: str, user: str, right: str, on: Sequence[str]) -> Finding:
+def _lacking(what: str, user: str, right: str, on: Sequence[str], *, has_selectors: bool) -> Finding:
     where = f" on {' '.join(one[1:] for one in on)}" if on else ""
     words = [f"+{right}", *on]
+    has_keys = any(one.startswith("~") for one in on)
     # In quotes for a shell; keys need a selector of their own, or the user's other commands would have them too.
-    rule = f"'({' '.join(words)})'" if any(one.startswith("~") for one in on) else " ".join(f"'{one}'" for one in words)
+    rule = f"'({' '.join(words)})'" if has_keys and has_selectors else " ".join(f"'{one}'" for one in words)
+    note = "ops/redis/users.acl has all of them"
+    if not has_selectors:
+        note = "ops/redis/users.acl needs Redis 7"
+        if has_keys:
+            note = f"all else that {user} may say then reaches these keys too; {note}, which tells them apart"
     return Finding(
         "fail",
         what,
         f"{user} may not say {right.upper().replace('|', ' ')}{where}",
-        f"ACL SETUSER {user} {rule} (ops/redis/users.acl has all of them)",
+        f"ACL SETUSER {user} {rule} ({note})",
     )
 
 

@@ -115,6 +115,7 @@ COMMANDS: Mapping[Role, str] = {
 # What follows a command without a key, and the key of another, so that Redis takes it for one.
 _ALONE = {
     "ping": "",
+    "select": "0",
     "time": "",
     "client": "ID",
     "script|load": "return",
@@ -174,17 +175,20 @@ class Trial:
 
 
 def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], list[Trial]]:
-    """What a role says to Redis: (what may be queued in a transaction and discarded, subscriptions).
+    """What a role says to Redis: (what may be queued in a transaction and discarded, the rest in its order).
 
     Keys that are one generation's or generator's are a scratch one's; those that all share are
-    themselves, so only a transaction that is discarded may hold these commands.
+    themselves, so only a transaction that is discarded may hold these commands.  The rest changes
+    nothing on a connection of its own: the ends of a transaction that there is not, subscriptions.
+    Every right is tried but MULTI, without which nothing can be, and AUTH and HELLO, which
+    Redis refuses nobody.
     """
     queued = [
         Trial((*name.upper().split("|"), *_ALONE[name].split()), name)
         for name in COMMANDS[role].split()
         if name in _ALONE
     ]
-    said = []
+    said = [Trial((name.upper(),), name) for name in ("exec", "discard")]
     for names, patterns in (*OURS[role], *CELERYS[role]):
         for pattern in patterns:
             # Of pieces of a name all are the scratch id: *.celery.pidbox*
@@ -199,6 +203,13 @@ def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], lis
         scratch = channel.replace("*", scratch_id)
         queued.append(Trial(("PUBLISH", scratch, ""), "publish", f"&{channel}"))
         said.append(Trial(("SUBSCRIBE", scratch), "subscribe", f"&{channel}"))
+        if pattern in _EVENTS:  # kombu listens by pattern, which has to be a rule's own word for word
+            said.append(Trial(("PSUBSCRIBE", channel), "psubscribe", f"&{channel}"))
+    said += [
+        Trial((name.upper(), scratch_id), name)
+        for name in COMMANDS[role].split()
+        if name in {"unsubscribe", "punsubscribe"}
+    ]
     return queued, said
 
 

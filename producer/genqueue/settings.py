@@ -32,9 +32,9 @@ from pydantic_settings import (
 )
 
 from genqueue.address import TLS_FILES, read_address, without_secrets
-from genqueue.chat import ChatKwargs, StopWord
+from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
-from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, describe
+from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 
@@ -107,6 +107,8 @@ class GeneratorSettings(BaseModel):
 
     ``generation_kwargs`` are for prompts, ``chat_kwargs`` for chats.  ``continues_chat`` says that
     the server goes on with an assistant's last message, so that a chat can be continued too.
+    ``fetches_images`` says that the server may be told to fetch images, audio and video from
+    wherever a chat says; unset, only Inference Providers may, which do it from their own network.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -122,6 +124,7 @@ class GeneratorSettings(BaseModel):
     generation_kwargs: GenerationKwargs = GenerationKwargs()
     chat_kwargs: ChatKwargs = ChatKwargs()
     continues_chat: bool = False
+    fetches_images: bool | None = None
     stop_words: tuple[StopWord, ...] = ()
     max_queue_depth: int = Field(10_000, ge=0)
     max_attempts: int = Field(5, ge=1)
@@ -138,6 +141,16 @@ class GeneratorSettings(BaseModel):
         elif self.api_params.url and self.api_params.urls:
             raise ValueError("api_params.url: either url or urls")
         return self
+
+    def refusal(self, given: Given) -> str | None:
+        """Why the server is not given this; None if it is."""
+        may_fetch = self.api_type == "serverless_inference_api" if self.fetches_images is None else self.fetches_images
+        if may_fetch or isinstance(given, str) or not (found := addresses(given)):
+            return None
+        return (
+            f"{found[0]}: the model server would fetch this address; give a data: URI, "
+            "or have the generator's settings say fetches_images = true"
+        )
 
     @property
     def first_token_s(self) -> float:

@@ -174,31 +174,39 @@ class Store:
         """Which commands our user may not say, by number, ``live`` after ``queued``; None if not even MULTI.
 
         Redis looks at rights when it puts a command into a transaction, and ours is discarded: nothing
-        runs.  Those of ``live`` (subscriptions, which may stand in none) are said, on a connection
-        that then ends.
+        runs.  Those of ``live`` (which may stand in none) are said one after the other.  Both on
+        connections that then end.
         """
+        with self._trying() as may:
+            if not may(("MULTI",)):
+                return None
+            found = [index for index, command in enumerate(queued) if not may(command)]
+            may(("DISCARD",))
+        with self._trying() as may:
+            return found + [index for index, command in enumerate(live, len(queued)) if not may(command)]
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[Callable[[Sequence[str]], bool]]:
+        """What says a command on a connection of its own, and whether we may."""
         pool: Any = self._redis.connection_pool
         try:
             connection = pool.get_connection()
         except (redis.RedisError, OSError) as error:
             raise _translate(self._address, error) from error
+
+        def may(command: Sequence[str]) -> bool:
+            connection.send_command(*command)
+            try:
+                connection.read_response()
+            except redis.exceptions.NoPermissionError:
+                return False
+            except redis.ResponseError as error:
+                # EXEC is refused as one that aborts its transaction; out of memory, read only … are no lack of rights.
+                return "NOPERM" not in str(error)
+            return True
+
         try:
-
-            def may(command: Sequence[str]) -> bool:
-                connection.send_command(*command)
-                try:
-                    connection.read_response()
-                except redis.exceptions.NoPermissionError:
-                    return False
-                except redis.ResponseError:  # out of memory, read only …: not for lack of rights
-                    pass
-                return True
-
-            if not may(("MULTI",)):
-                return None
-            found = [index for index, command in enumerate(queued) if not may(command)]
-            may(("DISCARD",))
-            return found + [index for index, command in enumerate(live, len(queued)) if not may(command)]
+            yield may
         except redis.RedisError as error:
             raise _translate(self._address, error) from error
         finally:

@@ -1,13 +1,17 @@
 """Both clients against a log that this test writes: late, twice, at once, cut off, after the end."""
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -563,3 +567,103 @@ def test_a_forked_child_reads_with_its_parents_client(redis_url, writer):
             child.kill()
             child.join()
         assert "".join(chunk.text for chunk in client.generation(generation_id).stream()) == "ab"
+
+
+class LateAnswers:
+    """A TCP way to Redis on which answers to the connections there are can be held up, while commands arrive."""
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._held: set[socket.socket] = set()
+        self._fars: list[socket.socket] = []
+        self._flows = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                far = socket.create_connection(self._target)
+                self._fars.append(far)
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with source, contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                if source in self._held:
+                    self._flows.wait(10)
+                sink.sendall(piece)
+            sink.shutdown(socket.SHUT_WR)
+
+    def hold(self) -> None:
+        """No answer to the connections of now until :meth:`release`."""
+        self._held.update(self._fars)
+
+    def release(self) -> None:
+        self._flows.set()
+
+    def close(self) -> None:
+        self.release()
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+
+
+@pytest.fixture
+def late(redis_url: str) -> Iterator[LateAnswers]:
+    """The way of a client whose answers can be late."""
+    made = LateAnswers(urlsplit(redis_url).port or 0)
+    yield made
+    made.close()
+
+
+def far(redis_url: str, late: LateAnswers) -> Settings:
+    """Settings of a client on that way, to the same database."""
+    address = urlsplit(redis_url)
+    return Settings(redis_url=address._replace(netloc=f"127.0.0.1:{late.port}").geturl(), generators=GENERATORS)
+
+
+def waiting_ids(raw: redis.Redis) -> set[str]:
+    return {found.decode() for found in raw.zrange(keys.waiting("default"), 0, -1)}
+
+
+@pytest.mark.parametrize("key", [None, "a key"])
+async def test_a_submit_that_is_cancelled_before_its_answer_leaves_nothing_running(redis_url, raw, late, key):
+    async with AsyncGenerationClient(far(redis_url, late)) as client:
+        first = (await client.submit("p")).id  # connected, and Redis has the script
+        late.hold()
+        submitting = asyncio.create_task(client.submit("p", idempotency_key=key))
+        async with asyncio.timeout(10):
+            while not (accepted := waiting_ids(raw) - {first}):
+                await asyncio.sleep(0.005)
+        submitting.cancel()
+        asyncio.get_running_loop().call_later(0.1, late.release)
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        # By its key the caller can have it still.
+        state = (await client.generation(accepted.pop()).status()).state
+        assert state == ("cancelled" if key is None else "queued")
+        assert (await (await client.submit("p", idempotency_key="other")).status()).state == "queued"
+
+
+@pytest.mark.parametrize("key", [None, "a key"])
+def test_a_submit_that_is_interrupted_before_its_answer_leaves_nothing_running(redis_url, raw, late, key):
+    accepted: set[str] = set()
+
+    def interrupt() -> None:
+        accepted.update(until(lambda: waiting_ids(raw) - {first}))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with GenerationClient(far(redis_url, late)) as client:
+        first = client.submit("p").id  # connected, and Redis has the script
+        late.hold()
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
+        with pytest.raises(KeyboardInterrupt):
+            client.submit("p", idempotency_key=key)
+        interrupter.join()
+        state = client.generation(accepted.pop()).status().state
+        assert state == ("cancelled" if key is None else "queued")
+        assert client.submit("p", idempotency_key="other").status().state == "queued"

@@ -1,8 +1,8 @@
 """What the users of ``ops/redis/users.acl`` are refused, and what they could do with a password that got out.
 
 Both are what ``SECURITY.md`` says: a line that changes here changes there.  That they are refused nothing
-they need is shown by every other test of this folder: its producers, workers and Flowers are these users,
-and ``guarded_redis`` fails where Redis has refused one of them anything.
+they need is shown by the other tests of this folder: their producers, workers and Flowers are these users
+wherever the Redis is ``guarded_redis``, which fails where it has refused one of them anything.
 """
 
 import re

@@ -11,10 +11,12 @@ import pytest
 
 from genqueue import (
     GenerationCancelledError,
+    GenerationClient,
     GenerationError,
     GenerationExpiredError,
     GenerationFailedError,
     GenerationRejectedError,
+    GeneratorSettings,
     InvalidRequestError,
     ToolCallDelta,
 )
@@ -149,6 +151,37 @@ def test_a_token_goes_only_where_the_settings_name_it(client, standin, ask, gene
     (entry,) = standin.chats(prompt)
     assert entry["headers"].get("authorization") == authorization
     assert entry["body"]["model"] == "tgi"
+
+
+def picture(prompt, url):
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}],
+        }
+    ]
+
+
+def test_no_server_is_asked_to_fetch_an_image_unless_its_generator_says_so(client, standin, ask, fleet_of):
+    messages = picture(ask(tokens=2), "http://169.254.169.254/latest/meta-data")
+    before = len(standin.requests())
+    with pytest.raises(GenerationRejectedError, match=r"^messages\.0\.content\.1\.image_url\.url: the model server"):
+        client.submit_chat(messages).result(timeout_s=10)
+    assert len(standin.requests()) == before
+    own = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    # Who knows the generator's settings is told at once.
+    with (
+        GenerationClient(
+            client.settings.model_copy(update={"generators": {"default": GeneratorSettings(**own)}})
+        ) as one,
+        pytest.raises(InvalidRequestError, match="fetches_images = true"),
+    ):
+        one.submit_chat(messages)
+    with fleet_of({"default": {**own, "fetches_images": True}}) as fleet:
+        fleet.staff(1)
+        assert fleet.client.submit_chat(messages).result(timeout_s=10).replies
+    (entry,) = standin.requests()[before:]
+    assert entry["body"]["messages"] == messages
 
 
 def test_a_schema_goes_out_as_each_engine_wants_it(client, standin, ask):

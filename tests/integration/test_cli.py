@@ -19,6 +19,8 @@ from genqueue_ops.local_redis import local_redis
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import expected_text
 
+from .roles import as_role
+
 STARTED = '{"v": 1, "seq": 1, "attempt": 1, "type": "started", "at": 0, "worker": "x"}'
 NO_SUCH_ID = "00000000-0000-4000-8000-000000000000"
 
@@ -653,7 +655,11 @@ def test_the_worker_starts_by_our_command_too(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "genqueue", "worker", "-c", "2", "-n", "cli@%h"],
-            env={**os.environ, "GENQUEUE_REDIS_URL": queue_redis.url, "GENQUEUE_CONFIG": str(config)},
+            env={
+                **os.environ,
+                "GENQUEUE_REDIS_URL": as_role(queue_redis.url, "worker"),
+                "GENQUEUE_CONFIG": str(config),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

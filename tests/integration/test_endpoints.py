@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from genqueue import GenerationClient, GenerationExpiredError, Settings
-from genqueue_ops.local_redis import local_redis
 
 from .conftest import running_standin
+from .roles import as_role, guarded_redis
 
 TGI = "text_generation_inference"
 
@@ -41,7 +41,7 @@ class Hosts:
     """A worker for each model server, as they stand side by side on their hosts."""
 
     def __init__(self, redis_url, launch, urls_of_each, *, places=64, **options):
-        self.settings = Settings(redis_url=redis_url, generators={})
+        self.settings = Settings(redis_url=as_role(redis_url, "producer"), generators={})
         self.workers = [
             launch(
                 {"default": {"api_type": TGI, **options, "api_params": {"urls": urls}}},
@@ -65,10 +65,10 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts(real_redis, launch_worker):
+def hosts(real_redis, launch_worker, tmp_path):
     """``hosts([[url], [url, url]])``: one worker for each list of addresses, on a Redis of their own."""
     with contextlib.ExitStack() as stack:
-        redis_url = stack.enter_context(local_redis()).url
+        redis_url = stack.enter_context(guarded_redis(tmp_path)).url
 
         def start(urls_of_each, **options):
             started = Hosts(redis_url, launch_worker, urls_of_each, **options)
@@ -244,15 +244,17 @@ def test_the_shell_shows_workers_and_their_servers(servers, hosts, closed_port, 
     assert shell("--workers", "--watch").returncode == 2
 
 
-def test_another_generator_of_the_same_worker_is_served_on(servers, launch_worker, real_redis, ask, eventually):
+def test_another_generator_of_the_same_worker_is_served_on(
+    servers, launch_worker, real_redis, ask, eventually, tmp_path
+):
     first, second = servers
     generators = {
         name: {"api_type": TGI, "api_params": {"url": server.url}}
         for name, server in (("default", first), ("other", second))
     }
-    with local_redis() as redis_server:
+    with guarded_redis(tmp_path) as redis_server:
         worker = launch_worker(generators, redis_server.url, "-c", "8")
-        with GenerationClient(Settings(redis_url=redis_server.url, generators={})) as client:
+        with GenerationClient(Settings(redis_url=as_role(redis_server.url, "producer"), generators={})) as client:
             kill(first)
             waits = client.submit(ask())
             eventually(lambda: "Canceling queue generate.default" in worker.log)
@@ -308,7 +310,7 @@ def test_each_server_that_sleeps_wakes_up_and_is_asked_again(servers, hosts, ask
 
 @pytest.mark.parametrize("places", [1, 6])
 def test_who_waits_for_a_server_to_wake_up_leaves_places_to_others(
-    servers, real_redis, launch_worker, ask, read, eventually, places
+    servers, real_redis, launch_worker, ask, read, eventually, places, tmp_path
 ):
     asleep, awake = servers
     asleep.script(asleep_s=6.0)
@@ -316,9 +318,9 @@ def test_who_waits_for_a_server_to_wake_up_leaves_places_to_others(
         "asleep": {**ENDPOINT, "api_params": {"url": asleep.url}},
         "awake": {"api_type": TGI, "api_params": {"url": awake.url}},
     }
-    with local_redis() as redis_server:
+    with guarded_redis(tmp_path) as redis_server:
         worker = launch_worker(generators, redis_server.url, "-c", str(places))
-        with GenerationClient(Settings(redis_url=redis_server.url, generators={})) as client:
+        with GenerationClient(Settings(redis_url=as_role(redis_server.url, "producer"), generators={})) as client:
             sleepers = [
                 (prompt, read(client.submit(prompt, generator="asleep"))) for prompt in (ask() for _ in range(9))
             ]

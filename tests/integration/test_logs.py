@@ -12,6 +12,8 @@ from celery import Celery
 
 from genqueue import GenerationClient, GenerationError, Settings
 
+from .roles import as_role
+
 TGI = "text_generation_inference"
 
 
@@ -29,7 +31,7 @@ def logging_worker(launch_worker, standin, queue_redis, closed_port):
 
 @pytest.fixture
 def client(logging_worker):
-    with GenerationClient(Settings(redis_url=logging_worker.redis_url, generators={})) as made:
+    with GenerationClient(Settings(redis_url=logging_worker.producer_url, generators={})) as made:
         yield made
 
 
@@ -133,7 +135,7 @@ def test_the_format_can_be_said(start_worker, ask, standin, queue_redis, eventua
     name = f"format-{log_format}"
     generators = {name: {"api_type": TGI, "api_params": {"url": standin.url}}}
     worker = start_worker(generators, queue_redis.url, environ={"GENQUEUE_LOG_FORMAT": log_format})
-    with GenerationClient(Settings(redis_url=worker.redis_url, generators={})) as client:
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
         generation = client.submit(ask(), generator=name)
         generation.result(timeout_s=15)
     (said,) = eventually(lambda: [line for line in worker.log.splitlines() if generation.id in line])
@@ -156,7 +158,7 @@ def test_on_a_terminal_lines_are_for_eyes(standin, queue_redis, tmp_path, eventu
     process = subprocess.Popen(
         [sys.executable, "-m", "genqueue", "worker", "-c", "2"],
         cwd=tmp_path,
-        env={**environ, "GENQUEUE_REDIS_URL": queue_redis.url},
+        env={**environ, "GENQUEUE_REDIS_URL": as_role(queue_redis.url, "worker")},
         stdin=subprocess.DEVNULL,
         stdout=secondary,
         stderr=secondary,

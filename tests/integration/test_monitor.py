@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from genqueue import GenerationClient, GenerationError, Settings
 from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
-from genqueue_ops.local_redis import local_redis
 
 from .conftest import running_standin
+from .roles import as_role, guarded_redis
 
 TGI = "text_generation_inference"
 WASTED = "genqueue_wasted_tokens_total"
@@ -70,8 +70,8 @@ class Monitored:
 
 
 @pytest.fixture(scope="module")
-def own_redis(real_redis):
-    with local_redis() as server:
+def own_redis(real_redis, tmp_path_factory):
+    with guarded_redis(tmp_path_factory.mktemp("monitored-redis")) as server:
         yield server
 
 
@@ -123,7 +123,7 @@ def monitored(launch_worker, own_redis, served, eventually, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asker(own_redis, monitored):
-    with GenerationClient(Settings(redis_url=own_redis.url, generators={})) as client:
+    with GenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as client:
         yield client
 
 
@@ -349,7 +349,7 @@ def test_without_a_model_server_a_worker_is_not_ready_but_alive(start_worker, ow
         eventually(lambda: monitored.probe("/readyz") == (200, {}))
         server.process.kill()
         server.process.wait()
-        with GenerationClient(Settings(redis_url=own_redis.url, generators={})) as client:
+        with GenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as client:
             generation = client.submit(ask(tokens=50), generator="lonely")
             eventually(lambda: monitored.probe("/readyz") == (503, {"endpoints": f"all are down: {address}"}))
             assert monitored.probe("/livez") == (200, {})
@@ -422,7 +422,7 @@ def test_a_cancel_of_what_runs_is_counted_by_who_ran_it_alone(monitored, own_red
 def test_a_message_that_expires_is_counted_and_logged_once(monitored, own_redis, ask, eventually):
     """Celery revokes it by itself, and no task of ours sees it."""
     before = monitored.scrape()
-    with Celery("plain", broker=own_redis.url, set_as_current=False) as app:
+    with Celery("plain", broker=as_role(own_redis.url, "producer"), set_as_current=False) as app:
         late = app.send_task("genqueue.generate", kwargs={"prompt": ask()}, queue="generate.default", expires=-5)
     eventually(lambda: told(monitored.worker, late) == ["cancelled"])
     assert monitored.grows(before, "genqueue_generations_total", generator="default", outcome="cancelled") == 1

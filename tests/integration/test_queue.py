@@ -25,6 +25,8 @@ from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
 from genqueue.messages import GenerationRequest
 
+from .roles import as_role
+
 LONG = {"max_new_tokens": 5000}
 
 
@@ -45,7 +47,7 @@ def narrow_worker(launch_worker, narrow_url, standin):
 @pytest.fixture
 def narrow(narrow_worker, narrow_url):
     """A client whose settings name no generator: limits are what the worker announced."""
-    with GenerationClient(Settings(redis_url=narrow_url, generators={})) as client:
+    with GenerationClient(Settings(redis_url=as_role(narrow_url, "producer"), generators={})) as client:
         yield client
 
 
@@ -95,7 +97,7 @@ def test_a_full_queue_refuses_with_its_depth_and_limit_and_takes_again_when_drai
 
 def test_a_producers_own_limit_wins_over_the_announced_one(narrow, busy, ask, narrow_url, standin):
     tgi = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}, "max_queue_depth": 1}
-    with GenerationClient(Settings(redis_url=narrow_url, generators={"narrow": tgi})) as strict:
+    with GenerationClient(Settings(redis_url=as_role(narrow_url, "producer"), generators={"narrow": tgi})) as strict:
         waiting = strict.submit(ask(), generator="narrow")
         with pytest.raises(QueueFullError, match="holds 1 generations, limit 1"):
             strict.submit(ask(), generator="narrow")
@@ -174,12 +176,12 @@ def send(app, task_id=None, queue="generate.default", **kwargs):
 
 def test_a_plain_send_task_is_adopted(client, ask, celery_app, standin):
     prompt = ask(tokens=20, itl_s=0.02)
-    sent = send(celery_app, prompt=prompt, generation_kwargs={"max_new_tokens": 5}, stop_words=["no"], priority=2)
+    sent = send(celery_app, prompt=prompt, generation_kwargs={"max_new_tokens": 5}, stop_words=["§"], priority=2)
     result = sent.get(timeout=10)
     assert result["replies"] == [prompt.beginning(5)]
     assert result["meta"][0]["finish_reason"] == "length"
     assert result["meta"][0]["generator"] == "default"
-    assert standin.only(prompt)["body"]["parameters"]["stop"] == ["no"]
+    assert standin.only(prompt)["body"]["parameters"]["stop"] == ["§"]
     # It is a generation like any other.
     adopted = client.generation(sent.id)
     assert "".join(chunk.text for chunk in adopted.stream()) == prompt.beginning(5)

@@ -11,6 +11,8 @@ import redis
 
 from genqueue import AsyncGenerationClient, GenerationClient, GenerationNotFoundError, LogExpiredError, Settings
 
+from .roles import as_role
+
 
 def texts(chunks):
     return "".join(chunk.text for chunk in chunks)
@@ -242,6 +244,7 @@ class CuttableProxy:
 @pytest.fixture
 def proxy(queue_redis):
     made = CuttableProxy(queue_redis.port)
+    made.url = as_role(queue_redis.url, "producer").replace(f":{queue_redis.port}/", f":{made.port}/")
     yield made
     made.close()
 
@@ -249,7 +252,7 @@ def proxy(queue_redis):
 def test_a_reader_whose_network_was_away_for_a_second_gets_the_whole_text(proxy, worker, client, ask):
     prompt = ask(tokens=150, itl_s=0.02)
     generation = client.submit(prompt)
-    with GenerationClient(Settings(redis_url=f"redis://127.0.0.1:{proxy.port}/0", generators={})) as far:
+    with GenerationClient(Settings(redis_url=proxy.url, generators={})) as far:
         chunks = []
         mending = threading.Timer(1.0, proxy.mend)
         for chunk in far.generation(generation.id).stream():
@@ -267,7 +270,7 @@ def test_a_reader_whose_network_swallowed_everything_is_soon_live_again(proxy, w
     before = pubsub_ids(db)
     prompt = ask(tokens=500, itl_s=0.03)
     generation = client.submit(prompt)
-    settings = Settings(redis_url=f"redis://127.0.0.1:{proxy.port}/0", generators={})
+    settings = Settings(redis_url=proxy.url, generators={})
     with GenerationClient(settings) as far:
         chunks = []
 

@@ -234,7 +234,7 @@ def test_a_hub_that_cannot_be_reached_keeps_nobody_from_starting(
     chosen = {name: generators()[name] for name in ("ours", "anybodys")}
     worker = launch_worker(chosen, url, environ={**environ, "HF_ENDPOINT": f"http://127.0.0.1:{closed_port}"})
     try:
-        with GenerationClient(Settings(redis_url=url, generators={})) as client:
+        with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
             # Who serves a chat is the router's to choose: nobody is asked before.
             chat = client.submit_chat(user(prompt := ask()), generator="anybodys")
             assert chat.result(timeout_s=30).replies == [chat_answer(prompt)]

@@ -107,7 +107,7 @@ def traced(launch_worker, standin, real_redis, queue_redis, told):
 @pytest.fixture
 def client(traced, own):
     own.clear()
-    with GenerationClient(Settings(redis_url=traced.redis_url, generators={})) as made:
+    with GenerationClient(Settings(redis_url=traced.producer_url, generators={})) as made:
         yield made
 
 
@@ -203,7 +203,7 @@ def test_a_reader_within_a_request_of_its_own_stays_there_and_is_linked(client, 
 
 async def test_an_asyncio_producer_is_traced_alike(traced, ask, collector, own, eventually):
     own.clear()
-    async with AsyncGenerationClient(Settings(redis_url=traced.redis_url, generators={})) as client:
+    async with AsyncGenerationClient(Settings(redis_url=traced.producer_url, generators={})) as client:
         with trace.get_tracer("web").start_as_current_span("POST /ask"):
             generation = await client.submit_chat([{"role": "user", "content": ask()}], generator="traced")
             await generation.result(timeout_s=15)
@@ -337,7 +337,7 @@ def test_prompts_and_replies_are_told_if_asked_for(
     generators = {"open": {"api_type": TGI, "api_params": {"url": standin.url}}}
     asked = {**told, "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "true"}
     worker = start_worker(generators, queue_redis.url, environ=asked)
-    with GenerationClient(Settings(redis_url=worker.redis_url, generators={})) as client:
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
         prompt, chat = ask(tokens=4), ask(tokens=4)
         generation = client.submit(prompt, generator="open")
         talked = client.submit_chat([{"role": "user", "content": chat}], generator="open")
@@ -358,7 +358,7 @@ def test_a_collector_that_is_away_disturbs_nobody(start_worker, ask, standin, qu
     generators = {"lonely": {"api_type": TGI, "api_params": {"url": standin.url}}}
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{closed_port}", "OTEL_BSP_SCHEDULE_DELAY": "20"}
     worker = start_worker(generators, queue_redis.url, environ=environ)
-    with GenerationClient(Settings(redis_url=worker.redis_url, generators={})) as client:
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
         for _ in range(20):
             prompt = ask(tokens=2)
             assert client.submit(prompt, generator="lonely").result(timeout_s=15).replies == [prompt.answer]
@@ -372,7 +372,7 @@ def test_what_a_worker_still_holds_is_sent_when_it_ends(start_worker, ask, stand
     generators = {"last": {"api_type": TGI, "api_params": {"url": standin.url}}}
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "60000"}
     worker = start_worker(generators, queue_redis.url, environ=environ)
-    with GenerationClient(Settings(redis_url=worker.redis_url, generators={})) as client:
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
         generation = client.submit(ask(tokens=2), generator="last")
         generation.result(timeout_s=15)
     assert collector.spans(generation) == []
@@ -404,7 +404,7 @@ def test_without_the_extra_everything_works_and_a_configured_exporter_is_named(
     )
     said = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **environ, "GENQUEUE_REDIS_URL": worker.redis_url},
+        env={**os.environ, **environ, "GENQUEUE_REDIS_URL": worker.producer_url},
         capture_output=True,
         text=True,
         timeout=60,

@@ -10,6 +10,8 @@ from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
 
+from .roles import as_role
+
 
 @pytest.fixture
 def own_db(queue_redis, request):
@@ -27,7 +29,7 @@ def tgi(standin):
 
 async def test_500_streams_at_once_in_one_process_all_complete(start_worker, own_db, tgi, ask, standin):
     worker = start_worker(tgi, own_db, "-c", "512", "-l", "warning", wait=False)
-    async with AsyncGenerationClient(Settings(redis_url=own_db, **{"generators": tgi})) as client:
+    async with AsyncGenerationClient(Settings(redis_url=as_role(own_db, "producer"), **{"generators": tgi})) as client:
         # The first token takes long enough for all to be under way together.
         prompts = [ask(tokens=5, ttft_s=8, itl_s=0.05) for _ in range(500)]
 
@@ -48,7 +50,7 @@ async def test_500_streams_at_once_in_one_process_all_complete(start_worker, own
 
 def test_sigterm_lets_running_generations_finish(start_worker, own_db, tgi, ask, standin, eventually):
     worker = start_worker(tgi, own_db, "-c", "8")
-    with GenerationClient(Settings(redis_url=own_db, generators={})) as client:
+    with GenerationClient(Settings(redis_url=as_role(own_db, "producer"), generators={})) as client:
         prompts = [ask(tokens=100, itl_s=0.03) for _ in range(4)]
         generations = [
             client.submit(prompt, stream=stream)
@@ -83,8 +85,8 @@ def test_an_idle_worker_ends_at_once(start_worker, own_db, tgi):
 def test_a_worker_outlives_every_order_of_celerys_that_it_does_not_know(start_worker, own_db, tgi, ask, eventually):
     worker = start_worker(tgi, own_db, "-c", "4")
     with (
-        Celery(broker=own_db, set_as_current=False) as app,
-        GenerationClient(Settings(redis_url=own_db, generators={})) as client,
+        Celery(broker=as_role(own_db, "flower"), set_as_current=False) as app,
+        GenerationClient(Settings(redis_url=as_role(own_db, "producer"), generators={})) as client,
     ):
 
         def ordered(name, **arguments):
@@ -123,7 +125,7 @@ async def test_with_a_longer_gap_a_flush_carries_more_and_the_first_text_still_g
     start_worker, own_db, tgi, ask
 ):
     start_worker(tgi, own_db, "-c", "4", environ={"GENQUEUE_FLUSH_GAP_S": "0.5"})
-    async with AsyncGenerationClient(Settings(redis_url=own_db, **{"generators": tgi})) as client:
+    async with AsyncGenerationClient(Settings(redis_url=as_role(own_db, "producer"), **{"generators": tgi})) as client:
         prompt = ask(tokens=60, itl_s=0.02)  # 1.2 s
         chunks = [chunk async for chunk in (await client.submit(prompt)).stream()]
     assert "".join(chunk.text for chunk in chunks) == prompt.answer
@@ -133,7 +135,10 @@ async def test_with_a_longer_gap_a_flush_carries_more_and_the_first_text_still_g
 
 def test_flower_starts_with_our_app_and_shows_the_generation(start_worker, own_db, tgi, ask, eventually, flower_of):
     start_worker(tgi, own_db, "-c", "4", "-n", "flowered@%h")
-    with flower_of(own_db, tgi) as flower, GenerationClient(Settings(redis_url=own_db, generators={})) as client:
+    with (
+        flower_of(own_db, tgi) as flower,
+        GenerationClient(Settings(redis_url=as_role(own_db, "producer"), generators={})) as client,
+    ):
         prompt = ask()
         generation = client.submit(prompt)
         generation.result(timeout_s=10)

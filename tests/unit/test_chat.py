@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from genqueue.chat import addresses
 from genqueue.errors import InvalidRequestError
 from genqueue.messages import (
     ChatKwargs,
@@ -118,8 +119,13 @@ def test_the_parameters_are_those_of_its_kind():
         pytest.param({"generation_kwargs": {"max_tokens": "5"}}, "generation_kwargs.max_tokens: Input", id="type"),
         pytest.param(
             {"generation_kwargs": {"extra_body": {"model": "x", "seed": 1}}},
-            "generation_kwargs.extra_body: may not hold model, seed",
+            "generation_kwargs.extra_body: may not hold seed (it is one of generation_kwargs); model (how a server ",
             id="extra-body",
+        ),
+        pytest.param(
+            {"generation_kwargs": {"extra_body": {"max_completion_tokens": 10**12, "top_k": 3, "n_predict": -1}}},
+            "generation_kwargs.extra_body: may not hold max_completion_tokens, n_predict (max_tokens alone bounds",
+            id="extra-body-with-a-length",
         ),
     ],
 )
@@ -128,6 +134,105 @@ def test_a_chat_that_cannot_run_is_refused_in_one_line(fields, words):
         read_request({"messages": [USER], **fields})
     assert str(refused.value).startswith(words)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        # OpenAI's, vLLM's, SGLang's, llama.cpp's and TGI's words for how long,
+        *(
+            (name, "max_tokens alone bounds an answer")
+            for name in ("max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_length", "n_predict")
+        ),
+        *((name, "max_tokens alone bounds an answer") for name in ("min_tokens", "min_new_tokens", "min_length")),
+        ("generation_config", "max_tokens alone bounds an answer"),
+        # how many,
+        *((name, "one answer is read") for name in ("best_of", "n_cmpl", "num_return_sequences", "use_beam_search")),
+        # of what, in which form,
+        *((name, "how a server is asked") for name in ("prompt", "inputs", "input_ids", "prompt_embeds", "parameters")),
+        *((name, "how a server is asked") for name in ("messages", "model", "stream", "stream_options", "echo")),
+        ("response_fields", "how a server is asked"),
+        *((name, "submit_chat takes it") for name in ("tools", "tool_choice", "response_format", "functions")),
+        # and where else to connect.
+        *(
+            (name, "a server connects where it says")
+            for name in ("bootstrap_host", "bootstrap_port", "kv_transfer_params", "disaggregated_params")
+        ),
+    ],
+)
+@pytest.mark.parametrize("value", [None, -1, 10**12, {"a": 1}], ids=str)
+def test_extra_body_says_nothing_that_is_said_or_bounded_elsewhere(name, reason, value):
+    for read in (
+        lambda body: read_request({"messages": [USER], "generation_kwargs": {"extra_body": body}}),
+        lambda body: generator(chat_kwargs={"extra_body": body}),
+    ):
+        with pytest.raises(ValueError, match=rf"(?s)extra_body.* may not hold {name} \({reason}") as refused:
+            read({"top_k": 3, name: value})
+        assert "top_k" not in str(refused.value).partition(" [type=")[0]
+
+
+def test_extra_body_says_what_else_only_some_engines_know():
+    body = {"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1, "ignore_eos": True, "grammar": "root ::= x"}
+    body |= {"chat_template_kwargs": {"enable_thinking": False}, "stop_token_ids": [2], "guided_regex": "a+"}
+    request = read_request({"messages": [USER], "generation_kwargs": {"extra_body": body}})
+    assert chat_parameters(generator(), request)["extra_body"] == body
+
+
+def asks_for(part):
+    """A chat whose second message has two parts, ``part`` the second."""
+    return [USER, {"role": "user", "content": [{"type": "text", "text": "See http://host/"}, part]}]
+
+
+@pytest.mark.parametrize(
+    ("part", "place"),
+    [
+        pytest.param(
+            {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}, "image_url.url", id="http"
+        ),
+        pytest.param({"type": "image_url", "image_url": {"url": " HTTPS://host/i.png"}}, "image_url.url", id="https"),
+        pytest.param({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "image_url.url", id="file"),
+        pytest.param({"type": "image_url", "image_url": {"url": "/etc/passwd"}}, "image_url.url", id="path"),
+        pytest.param({"type": "image_url", "image_url": {"url": "//host/i.png"}}, "image_url.url", id="no-scheme"),
+        pytest.param({"type": "video_url", "video_url": {"url": "http://host/v"}}, "video_url.url", id="video"),
+        pytest.param({"type": "audio_url", "audio_url": "http://host/a"}, "audio_url", id="a-bare-address"),
+        pytest.param({"type": "text", "text": "x", "image_url": {"url": "http://host/"}}, "image_url.url", id="text"),
+        pytest.param({"type": "image", "image": "http://host/i.png"}, "image", id="under-another-name"),
+        pytest.param({"type": "x", "x": [{"y": "s3://bucket/i"}]}, "x.0.y", id="deep"),
+    ],
+)
+def test_what_a_server_would_fetch_is_found_and_refused_unless_it_may(part, place):
+    given = read_request({"messages": asks_for(part)}).given
+    assert addresses(given) == [f"messages.1.content.1.{place}"]
+    refusal = generator().refusal(given)
+    assert refusal is not None
+    assert refusal.startswith(f"messages.1.content.1.{place}: the model server would fetch this address; ")
+    assert "169" not in refusal
+    assert generator(url=None).refusal(given) is None  # Inference Providers fetch from their own network
+    assert generator(url=None, fetches_images=False).refusal(given) == refusal
+    assert generator(fetches_images=True).refusal(given) is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,/9j/AA==", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": "DATA:image/png;base64,AA=="}},
+        {"type": "input_audio", "input_audio": {"data": "//uQxAAA", "format": "wav"}},
+        {"type": "text", "text": "http://host/ is an address, and so is ![](http://host/i.png)"},
+        {"type": "thinking", "thinking": "https://host/"},
+    ],
+)
+def test_what_a_message_holds_itself_is_fetched_from_nowhere(part):
+    given = read_request({"messages": asks_for(part)}).given
+    assert addresses(given) == []
+    assert generator().refusal(given) is None
+
+
+def test_what_a_tool_was_called_with_and_a_prompt_are_no_addresses():
+    call = {"id": "1", "type": "function", "function": {"name": "get", "arguments": {"url": "http://host/"}}}
+    given = read_request({"messages": [USER, {"role": "assistant", "tool_calls": [call]}]}).given
+    assert generator().refusal(given) is None
+    assert generator().refusal("http://host/") is None
 
 
 @pytest.mark.parametrize("field", ["tools", "tool_choice", "response_format"])

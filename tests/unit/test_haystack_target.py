@@ -1,5 +1,6 @@
 """Which generator a Haystack component means."""
 
+import re
 import tomllib
 
 import pytest
@@ -25,6 +26,21 @@ def test_a_name_is_taken_as_it_is():
 def test_either_a_name_or_a_place_is_needed(generator, api_type, api_params):
     with pytest.raises(ValueError, match="Pass"):
         target_of(generator, api_type, api_params, DEFAULT_TOKEN)
+
+
+@pytest.mark.parametrize("api_type", [TGI, ENDPOINT])
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8080", "ftp://tgi", "http://", "http://:8080", "http://tgi:99999", "http://tgi:x", "http://[::1"],
+)
+def test_what_is_no_address_is_refused_at_once_in_the_originals_words(api_type, url):
+    with pytest.raises(ValueError, match=rf"^Invalid URL: {re.escape(url)}$"):
+        target_of(None, api_type, {"url": url}, None)
+
+
+@pytest.mark.parametrize("url", ["http://tgi", "https://[::1]:8080/v1", "http://tgi:65535"])
+def test_what_is_an_address_is_taken(url):
+    assert target_of(None, TGI, {"url": url}, None).model == url
 
 
 def test_the_generator_at_the_place_is_found():

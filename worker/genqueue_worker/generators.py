@@ -140,8 +140,12 @@ class TextGeneration:
         """Generate, pushing every token into ``sink`` as it comes; ``prompt`` may be a chat's messages.
 
         Raises:
-            UpstreamError: the server refused, failed, fell silent, or broke off without its end marker.
+            UpstreamError: the settings or the server refused, or it failed, fell silent, or broke off without
+                its end marker.
         """
+        refusal = self.settings.refusal(prompt)
+        if refusal is not None:
+            raise UpstreamError(UpstreamFacts(refusal, error_type="validation"))
         meter = self._meter.call(TEXT_COMPLETION if isinstance(prompt, str) else CHAT)
 
         async def make(client: AsyncInferenceClient, endpoint: Endpoint) -> Ending:

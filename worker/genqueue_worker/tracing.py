@@ -62,7 +62,6 @@ def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], 
 
     Args:
         owner: who this worker is.
-        generators: those that it serves.
         environ: OpenTelemetry's variables.
 
     Returns:

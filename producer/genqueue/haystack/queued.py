@@ -83,7 +83,8 @@ class Queue:
     """Where one component's prompts go; connects when it is first used.
 
     A generation is cancelled when its caller is interrupted or its callback raises: without a
-    queue the server would have seen the connection close.  One that has ended stays as it is.
+    queue the server would have seen the connection close.  One that has ended stays as it is; one
+    whose submit was interrupted the client cancels.
 
     Args:
         target: which generator the component means.
@@ -131,9 +132,9 @@ class Queue:
     def run(self, verb: Verb, arguments: dict[str, Any], shown: Shown | None) -> GenerationResult:
         """Queue ``client.<verb>(**arguments)``, show its chunks if they are to be shown, return its result."""
         client = self._connected()
-        submit = getattr(client, verb)
-        generation = submit(**arguments, generator=self._find(client), stream=shown is not None)
+        submit, generator = getattr(client, verb), self._find(client)
         patience = _Patience(arguments["deadline_s"])
+        generation = submit(**arguments, generator=generator, stream=shown is not None)
         try:
             if shown is not None:
                 with contextlib.closing(generation.batches(timeout_s=patience.left_s())) as batches:
@@ -152,10 +153,9 @@ class Queue:
     async def run_async(self, verb: Verb, arguments: dict[str, Any], shown: Shown | None) -> GenerationResult:
         """As :meth:`run`, awaited."""
         async with self._connected_here() as client:
-            submit = getattr(client, verb)
-            generator = await self._find_async(client)
-            generation = await submit(**arguments, generator=generator, stream=shown is not None)
+            submit, generator = getattr(client, verb), await self._find_async(client)
             patience = _Patience(arguments["deadline_s"])
+            generation = await submit(**arguments, generator=generator, stream=shown is not None)
             try:
                 if shown is not None:
                     async with contextlib.aclosing(generation.batches(timeout_s=patience.left_s())) as batches:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from urllib.parse import urlsplit
 
 from haystack.utils import Secret
 from haystack.utils.auth import SecretType
@@ -127,9 +128,18 @@ def target_of(
             "To use Text Generation Inference or Inference Endpoints, you need to specify the `url` parameter "
             "in `api_params`."
         )
-    elif not is_valid_http_url(api_params["url"]):
+    elif not _is_address(api_params["url"]):
         raise ValueError(f"Invalid URL: {api_params['url']}")
     return Placed(kind, api_params, _token_env(kind, token))
+
+
+def _is_address(url: str) -> bool:
+    """What the original takes for a URL, if its host and port can be told too."""
+    try:
+        parts = urlsplit(url)
+        return is_valid_http_url(url) and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _token_env(kind: HFGenerationAPIType, token: Secret | None) -> tuple[str, ...]:
