@@ -1,4 +1,7 @@
-"""What somebody writes into a queue, on a channel or into a log who means harm, or another program: for hypothesis."""
+"""What somebody writes into a queue, on a channel, into a log or as an answer who means harm, or another program.
+
+For hypothesis.
+"""
 
 import base64
 import bz2
@@ -436,3 +439,125 @@ def orders(draw: st.DrawFn) -> bytes:
         | values().map(_json)
         | st.sampled_from([b"[" * 50_000, b"\xff\xfe"])
     )
+
+
+_TOKEN = {"id": 5, "text": " word", "logprob": -0.5, "special": False}
+_DETAILS = {
+    "finish_reason": "length",
+    "generated_tokens": 2,
+    "seed": 7,
+    "input_length": 3,
+    "prefill": [{"id": 1, "text": "a", "logprob": None}],
+    "tokens": [_TOKEN],
+    "best_of_sequences": [],
+}
+_USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+_CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+_LOGPROB = {"token": "a", "logprob": -0.1, "top_logprobs": [{"token": "a", "logprob": -0.1}]}
+
+
+def _chat_event(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "logprobs": {"content": [_LOGPROB]}, "finish_reason": finish_reason}
+    return {"object": "chat.completion.chunk", "id": "", "created": 1, "model": "m", "choices": [choice], **more}
+
+
+_NATIVE = [
+    {"index": 1, "token": _TOKEN, "top_tokens": [_TOKEN], "generated_text": None, "details": None},
+    {"index": 2, "token": {**_TOKEN, "special": True, "text": "</s>"}, "generated_text": None, "details": None},
+    {"index": 3, "token": _TOKEN, "generated_text": " word word", "details": _DETAILS},
+]
+_CHAT = [
+    _chat_event({"role": "assistant", "content": ""}),
+    _chat_event({"content": "word", "reasoning": "hm"}),
+    _chat_event({"tool_calls": [_CALL]}),
+    _chat_event({"content": "!"}, "stop", usage=_USAGE),
+    {"choices": [], "usage": _USAGE},
+]
+_ONE_SHOT = [{"generated_text": " word word", "details": _DETAILS}]
+_ERRORS = [
+    {"error": "Model is overloaded", "error_type": "overloaded"},
+    {"error": {"message": "no", "type": "server_error", "code": 500}},
+    {"object": "error", "message": "no", "type": "x", "code": 400},
+]
+_ANSWER_HEADERS = [
+    b"content-encoding: gzip",
+    b"content-encoding: " + b"gzip, " * 500 + b"gzip",
+    b"content-encoding: nonsense",
+    b"content-length: 5",
+    b"content-length: 99999999999",
+    b"content-length: -1",
+    b"content-length: 7\r\ncontent-length: 9",
+    b"transfer-encoding: gzip",
+    b"retry-after: " + b"9" * 5000,
+    b"retry-after: soon",
+    b"location: http://127.0.0.1:1/" + b"x" * 5000,
+    b"x-prompt-tokens: " + b"9" * 5000,
+    b"x-prompt-tokens: \xd9\xa3",
+    b"x-long: " + b"y" * 9000,
+    b"set-cookie: \xff=\xfe; domain=..",
+    b"content-type: \x00",
+    b"no header",
+    b": nor this",
+    b"upgrade: h2c\r\nconnection: upgrade",
+    b"connection: close",
+    *[b"\r\n".join(b"x-%d: %d" % (number, number) for number in range(count)) for count in (100, 1000)],
+]
+_STATUS_LINES = [
+    *[b"HTTP/1.1 %d Said" % status for status in (400, 401, 404, 413, 422, 424, 429, 500, 503, 504)],
+    *[b"HTTP/1.1 %d Sent" % status for status in (100, 101, 103, 204, 206, 301, 304, 307, 599, 600, 999)],
+    *[b"HTTP/1.1 100 Continue\r\n\r\n" * count + b"HTTP/1.1 200 OK" for count in (1, 500)],
+    b"HTTP/1.0 200 OK",
+    b"HTTP/2 200",
+    b"HTTP/1.1 200",
+    b"HTTP/1.1 -5 x",
+    b"HTTP/1.1 200 " + b"r" * 9000,
+    b"ICY 200 OK",
+    b"",
+    b"\x16\x03\x01",
+]
+_PAGES = [
+    b"<html><body>It works!</body></html>",
+    gzip.compress(b"data: {}\n\n" * 3_000_000),
+    b"\xff\xfe\x00" * 1000,
+    b"data: " + b"[" * 100_000,
+    b"data: " + b"9" * 5000,
+    b'data: {"token":' + b'{"id":' * 300,
+    b"data:\ndata: \n\n:\n\r\n",
+    b"\n" * 100_000,
+    b"data: [DONE]\n\n",
+    b'data: {"choices":[{"delta":{}}]}\n\n' * 20_000,
+    b'data: {"token":{"id":1,"text":"","logprob":0,"special":false}}\n\n' * 20_000,
+    b"data: " + b"x" * 3_000_000,
+    b"",
+]
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> bytes:
+    """A model server's answer, from its status line on: true ones with a few things wrong, and nonsense."""
+    plain: list[dict[str, Any]] = draw(st.sampled_from([_NATIVE, _CHAT, _ONE_SHOT, _NATIVE, _CHAT]))
+    events = json.loads(json.dumps([*plain, *draw(st.lists(st.sampled_from([*plain, *_ERRORS]), max_size=2))]))
+    for _ in range(draw(st.integers(0, 3))):
+        tree, place = draw(st.sampled_from(list(_places(events))))
+        if tree is not events:
+            tree[place] = draw(values())
+    said = [draw(st.just(b"data: ") | st.just(b"data:")) + _json(event) for event in events]
+    separator = draw(st.sampled_from([b"\n\n"] * 4 + [b"\r\n\r\n", b"\n", b"\r", b""]))
+    body = draw(
+        st.just(separator.join([*said, b"data: [DONE]", b""]))
+        | st.just(separator.join([*said, b"data: [DONE]", b""]))
+        | st.just(separator.join([*said, b""]))
+        | st.just(b"".join(_json(event) for event in events[:1]))
+        | st.sampled_from(_PAGES)
+        | st.binary(max_size=200)
+    )
+    if draw(st.integers(0, 5)) == 0:
+        body = body[: draw(st.integers(0, len(body)))]
+    head = [draw(st.sampled_from([b"HTTP/1.1 200 OK"] * 12 + _STATUS_LINES))]
+    head.append(draw(st.sampled_from([b"content-type: text/event-stream", b"content-type: application/json"])))
+    head += draw(st.lists(st.sampled_from(_ANSWER_HEADERS), max_size=draw(st.sampled_from([0, 0, 0, 1, 2]))))
+    if draw(st.booleans()):
+        head.append(b"transfer-encoding: chunked")
+        size = draw(st.sampled_from([b"%x" % len(body)] * 6 + [b"1", b"ffffffffffffffff", b"-1", b"zz", b"0"]))
+        body = size + b"\r\n" + body + b"\r\n" + draw(st.sampled_from([b"0\r\n\r\n", b"", b"0\r\nx: y\r\n"]))
+    return b"\r\n".join([*head, b"", body])

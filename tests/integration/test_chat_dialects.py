@@ -35,6 +35,7 @@ class Heard:
         self.reasoning = ""
         self.calls: list[ToolCallDelta] = []
         self.deltas = 0
+        self.kept_bytes = 0
         self.closed_after: int | None = None
 
     def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
@@ -42,6 +43,13 @@ class Heard:
         self.reasoning += reasoning
         self.calls += tool_calls
         self.deltas += 1
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.deltas
+
+    def keep(self, size_bytes: int) -> None:
+        self.kept_bytes += size_bytes
 
     def close(self) -> None:
         self.closed_after = self.deltas
@@ -102,7 +110,8 @@ async def chat(engine):
         settings = GeneratorSettings.model_validate(
             {"api_type": "text_generation_inference", "api_params": {"url": f"{url}/v1"}}
         )
-        generator = TextGeneration(Upstream("chat", settings, {}, lambda: None), Metrics({"chat": settings}).of("chat"))
+        upstream, meter = Upstream("chat", settings, {}, lambda: None), Metrics({"chat": settings}).of("chat")
+        generator = TextGeneration(upstream, meter, 1_000_000)
         request = read_request({"messages": [{"role": "user", "content": "hi"}]})
 
         async def run(*events):

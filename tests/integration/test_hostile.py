@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
-from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, Settings
+from genqueue import AsyncGenerationClient, GenerationCancelledError, GenerationClient, GenerationError, Settings
 from genqueue.keys import PRIORITIES, SILENT, doorbell, live, log, result, worker
 from genqueue.messages import read_events
 from genqueue_worker.broker import is_celery_message
@@ -251,6 +251,12 @@ class Reader(threading.Thread):
             raise self.error
         return "".join(self.parts)
 
+    def cancelled_text(self):
+        """What came before the generation was cancelled."""
+        with pytest.raises(GenerationCancelledError):
+            self.text()
+        return "".join(self.parts)
+
 
 def read_with_asyncio(settings, generation_id):
     async def read(reader):
@@ -272,8 +278,11 @@ def read_with_threads(generation):
 def test_ten_thousand_events_change_nothing_of_what_readers_get(target, ask, own_redis, eventually):
     said = [raw for raw in drawn(publications(st.integers(1, 400)), 11_500) if not fits(raw)]
     assert len(said) >= 10_000
-    prompts = [ask(tokens=400, itl_s=0.02), ask(tokens=400, itl_s=0.02)]
-    attacked, left_alone = [target.client.submit(each, generation_kwargs={"max_new_tokens": 400}) for each in prompts]
+    # So long that they run until the test ends them, however slow the machine is.
+    prompts = [ask(tokens=10_000, itl_s=0.02), ask(tokens=10_000, itl_s=0.02)]
+    attacked, left_alone = [
+        target.client.submit(each, generation_kwargs={"max_new_tokens": 10_000}) for each in prompts
+    ]
     readers = [read_with_threads(attacked), read_with_threads(attacked)]
     readers.append(read_with_asyncio(target.client.settings, attacked.id))
     bystander = read_with_threads(left_alone)
@@ -290,13 +299,23 @@ def test_ten_thousand_events_change_nothing_of_what_readers_get(target, ask, own
                     pipeline.publish(worker(owner), raw)
                 count += 1
             pipeline.execute()
-    assert attacked.status().state == "running"
+            status = attacked.status()
+            assert (status.state, status.attempt) == ("running", 1)
+            assert all(reader.is_alive() for reader in [*readers, bystander])
+    tokens = attacked.status().completion_tokens
+    eventually(lambda: attacked.status().completion_tokens > tokens + 10)  # still at it
     during = log_reads(target.db) - before
-    assert [reader.text() for reader in readers] == [prompts[0].answer] * 3
-    assert bystander.text() == prompts[1].answer
+    for prompt, generation, its_readers in zip(prompts, (attacked, left_alone), (readers, [bystander]), strict=True):
+        generation.cancel()
+        with pytest.raises(GenerationError) as cancelled:
+            generation.result(timeout_s=10)
+        text = cancelled.value.partial_text
+        assert prompt.answer.startswith(text)
+        assert len(text) > 100
+        assert [reader.cancelled_text() for reader in its_readers] == [text] * len(its_readers)
     assert during < 300, "a reader reads the log again and again"
-    assert attacked.result(timeout_s=5).replies == [prompts[0].answer]
     target.assert_lives()
+    target.assert_serves(ask)
 
 
 def test_a_log_that_somebody_else_writes_into_ends_nobody(target, ask, own_redis, eventually):

@@ -78,14 +78,16 @@ def test_sweeps_cost_the_same_however_many_wait(told):
 
 
 def test_the_model_holds_beside_a_real_redis(told):
-    """The counts are exact; times are a busy machine's."""
+    """The counts are the clock's, whatever halts the machine meanwhile: a late flush takes along what came."""
     for driven, workers in zip(told["check"], (1, 3), strict=True):
-        expected = rates(Fleet(workers))
-        lasted_s = driven["taken"]["flush"] / driven["flushes_per_s"]
-        assert driven["taken"]["flush"] / lasted_s <= 1.1 * expected["flush"]
+        expected, tokens_per_s = rates(Fleet(workers)), workers * 32 * 40
+        # A halt makes flushes fewer and larger; one at the very end lets more come.
+        assert (
+            0.3 * expected["flush"] <= driven["flushes_per_s"] <= min(1.2 * expected["flush"], driven["tokens_per_s"])
+        )
+        assert 0.9 * tokens_per_s <= driven["tokens_per_s"] <= 1.5 * tokens_per_s
         assert driven["taken"]["lease"] / driven["taken"]["renew"] == pytest.approx(32, abs=2)
-        assert driven["tokens_per_s"] == pytest.approx(workers * 32 * 40, rel=0.15)
-        assert 0.2 < driven["ratio"] < 10
+        assert 0.5 < driven["ratio"] < 3  # of CPU time, which halts do not add to
 
 
 def test_what_breaks_first_is_said_for_each_size_of_fleet(told):

@@ -10,7 +10,7 @@ from genqueue.address import without_secrets
 from genqueue.errors import ConfigError
 from genqueue.messages import Token, read_request
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.generators import call_parameters, goes_one_shot, take_token
+from genqueue_worker.generators import asked_tokens, call_parameters, goes_one_shot, take_token
 from genqueue_worker.upstream import Upstream
 
 
@@ -244,3 +244,16 @@ def test_every_other_event_is_left_to_huggingface_hub(data):
 @pytest.mark.parametrize("data", [b'"text"', b"[]"], ids=["string", "array"])
 def test_an_event_that_is_no_object_is_left_to_huggingface_hub_too(data):
     assert not take_token(data, Sink())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        pytest.param({"max_new_tokens": 7}, 7, id="prompt"),
+        pytest.param({"max_tokens": 7}, 7, id="chat"),
+        pytest.param({"max_tokens": 7, "extra_body": {"max_completion_tokens": 9}}, 9, id="in-an-engines-words"),
+        pytest.param({"max_tokens": 7, "extra_body": {"n_predict": -1, "max_new_tokens": "9"}}, 7, id="no-number"),
+    ],
+)
+def test_how_many_tokens_a_call_asks_for(parameters, expected):
+    assert asked_tokens(parameters) == expected

@@ -14,11 +14,14 @@ from pydantic_core import from_json, to_json
 
 from genqueue.messages import GenerationRequest, ToolCallDelta, join_tool_calls
 from genqueue.settings import GeneratorSettings
+from genqueue_worker.answers import encodable, integer, number, text, word
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
 
 _DEFAULT_MAX_TOKENS = 512
+_MOST_CALLS = 10_000
+_MOST_ERROR_CHARACTERS = 2000
 
 
 class _AsItIs(dict[str, Any]):
@@ -103,7 +106,7 @@ class ChatAnswer:
         for choice in output.choices or ():
             self._push(choice.delta or {}, choice.logprobs, is_end=bool(choice.finish_reason))
             if choice.finish_reason:
-                self._finish_reason = choice.finish_reason
+                self._finish_reason = word(choice.finish_reason)
                 self._sink.close()
 
     @property
@@ -124,26 +127,30 @@ class ChatAnswer:
         return {name: value for name, value in found.items() if value}
 
     def _push(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None, *, is_end: bool = False) -> None:
-        text: str = delta.get("content") or ""
-        reasoning: str = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        content = text(delta.get("content"))
+        reasoning = text(delta.get("reasoning_content") or delta.get("reasoning"))
         calls = delta.get("tool_calls") or ()
         if calls:
             calls = [self._piece(call) for call in ([calls] if isinstance(calls, dict) else calls)]
         if logprobs:
-            self._logprobs += [_logprob(token) for token in logprobs.get("content") or ()]
-        if text or reasoning or calls:
+            told = [_logprob(token) for token in logprobs.get("content") or ()]
+            self._logprobs += told
+            self._sink.keep(len(to_json(told)))
+        if content or reasoning or calls:
             self._came = True
             if reasoning:
                 self._reasoning.append(reasoning)
-            self._sink.push_delta(text, reasoning, calls)
+            self._sink.push_delta(content, reasoning, calls)
         elif is_end:
             self._sink.push_delta("")
 
     def _piece(self, call: Mapping[str, Any]) -> ToolCallDelta:
         function = call.get("function") or {}
-        index, call_id, name = call.get("index"), call.get("id") or None, function.get("name") or None
+        index, call_id, name = call.get("index"), word(call.get("id")), word(function.get("name"))
         if index is None:  # one with an id is another call
             index = len(self._told) if call_id or not self._told else max(self._told)
+        elif integer(index, _MOST_CALLS) is None:
+            raise TypeError("no index of a call")
         else:
             told = self._places.get(index, index)
             if name and call_id and self._told.get(told, (None, None))[0] not in {None, call_id}:
@@ -163,16 +170,23 @@ class ChatAnswer:
 
 def in_stream_error(error: Mapping[str, Any]) -> UpstreamFacts:
     """The facts of an error object in a stream that HTTP calls a success."""
-    status = error.get("code", error.get("http_status_code"))
-    kind = error.get("type")
     return UpstreamFacts(
-        message=str(error.get("message") or "the server reports an error without words"),
-        status=status if isinstance(status, int) else None,
-        error_type=kind if isinstance(kind, str) else None,
+        message=error_words(error.get("message")),
+        status=integer(error.get("code", error.get("http_status_code")), 999),
+        error_type=word(error.get("type")),
     )
+
+
+def error_words(said: object) -> str:
+    """A server's own words on what went wrong."""
+    return word(said, _MOST_ERROR_CHARACTERS) or "the server reports an error without words"
 
 
 def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
     """What every engine says of a token, whatever else one adds."""
-    top = [{"token": other["token"], "logprob": other["logprob"]} for other in token.get("top_logprobs") or ()]
-    return {"token": token["token"], "logprob": token["logprob"], "top_logprobs": top}
+    top = [_one_logprob(other) for other in token.get("top_logprobs") or ()]
+    return {**_one_logprob(token), "top_logprobs": top}
+
+
+def _one_logprob(token: Mapping[str, Any]) -> dict[str, Any]:
+    return {"token": encodable(text(token["token"])), "logprob": number(token["logprob"])}

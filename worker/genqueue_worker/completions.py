@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from genqueue_worker.answers import text, word
 from genqueue_worker.sink import Sink
 
 _OF_TGI = ("details", "return_full_text", "decoder_input_details")
@@ -49,13 +50,13 @@ class CompletionAnswer:
             if event.get("error") is not None:
                 return False
             usage = event.get("usage")
-            choices = [(choice["text"], choice.get("finish_reason")) for choice in event["choices"]]
+            choices = [(text(choice["text"]), word(choice.get("finish_reason"))) for choice in event["choices"]]
         except (ValueError, TypeError, KeyError, AttributeError):
             return False
         self.usage = usage or self.usage
-        for text, finish_reason in choices:
-            if text:
-                self._sink.push_delta(text)
+        for said, finish_reason in choices:
+            if said:
+                self._sink.push_delta(said)
             if finish_reason:
                 self.finish_reason = finish_reason
                 self._sink.close()

@@ -192,6 +192,11 @@ class ContinuedSink:
         self._sink.awake()
 
     @property
+    def completion_tokens(self) -> int:
+        """As the sink behind it."""
+        return self._sink.completion_tokens
+
+    @property
     def is_congested(self) -> bool:
         """As the sink behind it."""
         return self._sink.is_congested
@@ -207,6 +212,10 @@ class ContinuedSink:
         self._sink.push_delta(self._seam.take(text), reasoning, tool_calls)
         if self._seam.is_stopped:
             raise Stopped
+
+    def keep(self, size_bytes: int) -> None:
+        """As the sink behind it."""
+        self._sink.keep(size_bytes)
 
     def close(self) -> None:
         """As the sink behind it."""

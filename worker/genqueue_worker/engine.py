@@ -146,7 +146,9 @@ class Engine:
         self.places: int | None = None
         self.generators = {
             name: TextGeneration(
-                Upstream(name, configured, environ, on_change, lambda: self._may_park), self.metrics.of(name)
+                Upstream(name, configured, environ, on_change, lambda: self._may_park),
+                self.metrics.of(name),
+                settings.max_reply_bytes,
             )
             for name, configured in settings.generators.items()
         }

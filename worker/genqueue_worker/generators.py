@@ -5,15 +5,19 @@ makes the call, on the servers of :mod:`genqueue_worker.upstream`.
 """
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from json import JSONDecodeError
 from typing import Any
 
 from huggingface_hub import AsyncInferenceClient
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
-from genqueue.messages import GenerationRequest, Given, Token
+from genqueue.chat import U64
+from genqueue.messages import GenerationRequest, Given
 from genqueue.settings import GeneratorSettings
+from genqueue_worker.answers import encodable, integer, number, text, token, word
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.endpoints import Endpoint
@@ -23,9 +27,16 @@ from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.tracing import ended, open_call
 from genqueue_worker.transport import Exchange, UpstreamError, exchange
-from genqueue_worker.upstream import Silence, Upstream, facts_of
+from genqueue_worker.upstream import Silence, Upstream, facts_of, no_answer
 
 _DEFAULT_MAX_NEW_TOKENS = 512
+_MORE_BYTES = 1_000_000
+"""What one event, or one answer, may have beside a reply of ``max_reply_bytes``."""
+_EVENTS_PER_TOKEN = 2
+_MORE_EVENTS = 1000
+"""An answer has an event for each token that was asked for, rarely two, and a few more."""
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "n_predict")
+"""What engines call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +84,12 @@ def goes_one_shot(parameters: Mapping[str, Any]) -> bool:
     return parameters.get("best_of", 1) > 1 or bool(parameters.get("decoder_input_details"))
 
 
+def asked_tokens(parameters: Mapping[str, Any]) -> int:
+    """How many tokens a call asks for."""
+    said = {**parameters, **parameters.get("extra_body", {})}
+    return max(integer(said.get(name)) or 0 for name in _LIMITS)
+
+
 def take_token(data: bytes, sink: Sink) -> bool:
     """Push the token of one native stream event, if that is all the event says.
 
@@ -84,13 +101,13 @@ def take_token(data: bytes, sink: Sink) -> bool:
         event = from_json(data)
         if not isinstance(event, dict) or "error" in event or event.get("generated_text") is not None:
             return False
-        token = event["token"]
-        token_id, text, special = token["id"], token["text"], token["special"]
+        said = event["token"]
+        read = token(said["id"], said["text"], said.get("logprob"), said["special"])
         top = event.get("top_tokens")
         sink.push(
-            Token(token_id, text, token.get("logprob"), special),
-            "" if special else text,
-            [Token(other["id"], other["text"], other.get("logprob"), other["special"]) for other in top]
+            read,
+            "" if read.special else read.text,
+            [token(other["id"], other["text"], other.get("logprob"), other["special"]) for other in top]
             if top
             else None,
         )
@@ -117,10 +134,12 @@ class TextGeneration:
     Args:
         upstream: its servers.
         meter: told what calls take.
+        max_reply_bytes: what a reply may have; one event of a server may have a little more.
     """
 
-    def __init__(self, upstream: Upstream, meter: GeneratorMeter) -> None:
+    def __init__(self, upstream: Upstream, meter: GeneratorMeter, max_reply_bytes: int) -> None:
         self.upstream = upstream
+        self._most_bytes = max_reply_bytes + _MORE_BYTES
         self._meter = meter
         self.settings = upstream.settings
         self._providers: dict[str, asyncio.Task[str]] = {}
@@ -177,22 +196,44 @@ class TextGeneration:
             await self._provider(CHATS)
         silence = Silence(first_s, between_s, meter)
 
-        async def pause() -> None:
+        streams = route != self._one_shot
+        heard_tokens = sink.completion_tokens
+
+        def listen() -> None:
+            nonlocal heard_tokens
+            if sink.completion_tokens != heard_tokens:
+                heard_tokens = sink.completion_tokens
+                silence.heard()
+
+        async def after_read() -> None:
+            listen()
             if sink.is_congested:
                 async with silence.paused():
                     await sink.relief()
 
-        streams = route != self._one_shot
         call = open_call(operation, endpoint.url, self.upstream.name, settings, parameters, streams=streams)
         with ended(call, _error_type):
             into = call.listen(prompt, sink)
-            told = Exchange(lambda data: take_token(data, into), pause, silence.heard, traceparent=call.traceparent)
+            told = Exchange(
+                lambda data: take_token(data, into),
+                after_read,
+                self._most_bytes,
+                _EVENTS_PER_TOKEN * asked_tokens(parameters) + _MORE_EVENTS,
+                traceparent=call.traceparent,
+            )
             exchange.set(told)
             async with silence.limited():
                 try:
                     ending = await route(_Ask(client, endpoint, prompt, parameters, into, told))
                 except Stopped:
                     ending = Ending(None, "stop_sequence", None, None, {})
+                except (ArithmeticError, RecursionError, ValueError) as error:
+                    if isinstance(error, JSONDecodeError) or not told.is_answered:
+                        raise
+                    raise UpstreamError(no_answer()) from error  # deeper, or a longer number, than Python reads
+                finally:
+                    if streams:
+                        listen()
             call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
         meter.used(ending.prompt_tokens, ending.completion_tokens)
         return replace(ending, endpoint=endpoint)
@@ -217,11 +258,11 @@ class TextGeneration:
                 ask.sink.close()
                 details = output.details
                 return Ending(
-                    generated_text=output.generated_text,
-                    finish_reason=details.finish_reason if details else None,
-                    prompt_tokens=details.input_length if details else None,
-                    completion_tokens=details.generated_tokens if details else None,
-                    extra={"seed": details.seed} if details and details.seed is not None else {},
+                    generated_text=text(output.generated_text),
+                    finish_reason=word(details.finish_reason) if details else None,
+                    prompt_tokens=integer(details.input_length) if details else None,
+                    completion_tokens=integer(details.generated_tokens) if details else None,
+                    extra=_seed(details),
                 )
         raise _broke_off()
 
@@ -255,32 +296,38 @@ class TextGeneration:
         details = output.details
         extra: dict[str, Any] = {}
         if details is not None:
-            for token in details.tokens:
-                _push(ask.sink, token)
-            if details.seed is not None:
-                extra["seed"] = details.seed
+            for each in details.tokens:
+                _push(ask.sink, each)
+            extra |= _seed(details)
             if details.prefill:
-                extra["prefill"] = [[part.id, part.text, part.logprob] for part in details.prefill]
+                extra["prefill"] = [
+                    [integer(part.id), encodable(text(part.text)), number(part.logprob)] for part in details.prefill
+                ]
             if details.best_of_sequences:
                 extra["best_of_sequences"] = [
-                    {"text": other.generated_text, "finish_reason": other.finish_reason}
+                    {"text": encodable(text(other.generated_text)), "finish_reason": word(other.finish_reason)}
                     for other in details.best_of_sequences
                 ]
+            ask.sink.keep(len(to_json(extra)))
         prompt_tokens = ask.told.headers.get("x-prompt-tokens", "")
         return Ending(
-            generated_text=output.generated_text,
-            finish_reason=details.finish_reason if details else None,
-            prompt_tokens=int(prompt_tokens) if prompt_tokens.isdecimal() else None,
-            completion_tokens=details.generated_tokens if details else None,
+            generated_text=text(output.generated_text),
+            finish_reason=word(details.finish_reason) if details else None,
+            prompt_tokens=int(prompt_tokens) if re.fullmatch("[0-9]{1,15}", prompt_tokens) else None,
+            completion_tokens=integer(details.generated_tokens) if details else None,
             extra=extra,
         )
 
 
-def _push(sink: Sink, token: Any, top_tokens: Iterable[Any] | None = None) -> None:
+def _push(sink: Sink, said: Any, top_tokens: Iterable[Any] | None = None) -> None:
     """Push a token that huggingface_hub has read, of either of its classes."""
-    top = [Token(other.id, other.text, other.logprob, other.special) for other in top_tokens or ()]
-    text = "" if token.special else token.text
-    sink.push(Token(token.id, token.text, token.logprob, token.special), text, top or None)
+    read, *top = [token(each.id, each.text, each.logprob, each.special) for each in (said, *(top_tokens or ()))]
+    sink.push(read, "" if read.special else read.text, top or None)
+
+
+def _seed(details: Any) -> dict[str, Any]:
+    seed = integer(details.seed, U64) if details else None
+    return {} if seed is None else {"seed": seed}
 
 
 def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> Ending:
@@ -290,8 +337,8 @@ def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> End
     return Ending(
         generated_text=None,
         finish_reason=answer.finish_reason,
-        prompt_tokens=answer.usage.get("prompt_tokens"),
-        completion_tokens=answer.usage.get("completion_tokens"),
+        prompt_tokens=integer(answer.usage.get("prompt_tokens")),
+        completion_tokens=integer(answer.usage.get("completion_tokens")),
         extra=extra,
     )
 

@@ -24,6 +24,10 @@ class Sink(Protocol):
         """It has."""
 
     @property
+    def completion_tokens(self) -> int:
+        """How many were pushed, and by earlier attempts that this one goes on with."""
+
+    @property
     def is_congested(self) -> bool:
         """Whether whoever pushes should wait for :meth:`relief`."""
 
@@ -32,6 +36,9 @@ class Sink(Protocol):
 
     def push_delta(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> None:
         """Take what one event of a chat adds; its server does not name the token.  May raise the same."""
+
+    def keep(self, size_bytes: int) -> None:
+        """Count what is kept of the answer beside that, until its result is written; may raise ReplyTooLongError."""
 
     def close(self) -> None:
         """Nothing more will be pushed: what is there goes out with the end."""

@@ -16,8 +16,8 @@ import asyncio
 import contextvars
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
@@ -32,6 +32,9 @@ from genqueue.address import without_secrets
 from genqueue_worker.policy import UpstreamFacts
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
+_ERROR_BODY_LIMIT_BYTES = 64 * 1024
+_MOST_UNASKED_BYTES = 1_000_000
+_MOST_UNASKED_EVENTS = 1_000
 _KEEP_ALIVE_S = 30.0
 _DONE = b"[DONE]"
 _DONE_PATIENCE_S = 0.5
@@ -49,10 +52,6 @@ async def _no_pause() -> None:
     pass
 
 
-def _unheard() -> None:
-    pass
-
-
 @dataclass
 class Exchange:
     """One HTTP call as its caller sees it.
@@ -60,18 +59,21 @@ class Exchange:
     Attributes:
         on_data: is offered the data of each server-sent event; True if it took it, and then
             huggingface_hub never sees that event.
-        pause: awaited after each read; the caller's way to slow the server down.
-        heard: called for each read that brought an event; a comment that keeps the
-            connection alive is none.
+        after_read: awaited after each read; the caller's way to see what came of it, and to slow the server down.
+        most_bytes: of one event, or of an answer that is none of events.
+        most_events: of one answer.
         headers: the response's ``x-*`` headers, lower case; filled in when they come.
+        is_answered: whether the server has accepted the call.
         traceparent: of the span that the server's own are to be children of, if there is one.
         more_fields: what the request's JSON says besides what huggingface_hub put there.
     """
 
     on_data: Callable[[bytes], bool]
-    pause: Callable[[], Awaitable[None]] = _no_pause
-    heard: Callable[[], None] = _unheard
+    after_read: Callable[[], Awaitable[None]] = _no_pause
+    most_bytes: int = _MOST_UNASKED_BYTES
+    most_events: int = _MOST_UNASKED_EVENTS
     headers: dict[str, str] = field(default_factory=dict)
+    is_answered: bool = False
     traceparent: str | None = None
     more_fields: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,13 +99,23 @@ def _as_httpx2(request: httpx2.Request | None) -> Iterator[None]:
         raise httpx2.ReadError(str(error), request=request) from error
 
 
-class _Body(httpx2.AsyncByteStream):
-    def __init__(self, upstream: aiohttp.ClientResponse) -> None:
-        self.upstream = upstream
+def _passes(what: str, bound: str) -> UpstreamError:
+    """A server that would fill this worker up: its fault, and another one may do better."""
+    return UpstreamError(UpstreamFacts(f"the server's {what} has more than {bound}", error_type="generation"))
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+
+class _Body(httpx2.AsyncByteStream):
+    def __init__(self, upstream: aiohttp.ClientResponse, most_bytes: int) -> None:
+        self.upstream = upstream
+        self._most_bytes = most_bytes
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        size_bytes = 0
         with _as_httpx2(None):
             async for data in self.upstream.content.iter_any():
+                size_bytes += len(data)
+                if size_bytes > self._most_bytes:
+                    raise _passes("answer", f"{self._most_bytes} bytes")
                 yield data
 
     async def aclose(self) -> None:
@@ -119,28 +131,38 @@ class _Response(httpx2.Response):
 
     async def aiter_lines(self) -> AsyncIterator[str]:
         told, body = exchange.get(None), self.extensions.get("genqueue_body")
-        if told is None or body is None or "content-encoding" in self.headers:
-            async for line in super().aiter_lines():
-                if told is not None and line.startswith("data:"):
-                    told.heard()
-                yield line
+        if told is None or body is None:
+            async for plain in super().aiter_lines():
+                yield plain
             return
-        rest = b""
+        begun = bytearray()  # the line whose end has not come
+        events = 0
         read: Callable[[], Awaitable[bytes]] = body.upstream.content.readany
         with _as_httpx2(self.request):
             while data := await read():
-                if b"data:" in data:
-                    told.heard()
-                *events, rest = (rest + data).split(b"\n")
-                for event in events:
-                    if event and not (event.startswith(b"data:") and told.on_data(event[5:])):
-                        if event[5:].strip() == _DONE:
+                lines = data.split(b"\n")
+                rest = lines.pop()
+                if begun and lines:
+                    lines[0] = bytes(begun + lines[0])
+                    begun.clear()
+                begun += rest
+                if len(begun) > told.most_bytes:
+                    raise _passes("event", f"{told.most_bytes} bytes")
+                for line in lines:
+                    if not line.startswith(b"data:"):
+                        continue
+                    events += 1
+                    if events > told.most_events:
+                        raise _passes("answer", f"{told.most_events} events")
+                    event = line[5:]
+                    if not told.on_data(event):
+                        if event.strip() == _DONE:
                             await _read_out(read)
                             return
-                        yield event.decode("utf-8", "replace")
-                await told.pause()
-        if rest:
-            yield rest.decode("utf-8", "replace")
+                        yield line.decode("utf-8", "replace")
+                await told.after_read()
+        if begun:
+            yield begun.decode("utf-8", "replace")
 
 
 async def _read_out(read: Callable[[], Awaitable[bytes]]) -> None:
@@ -196,7 +218,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 proxy=self._proxy(request.url),
                 timeout=aiohttp.ClientTimeout(sock_connect=limits.get("connect"), sock_read=limits.get("read")),
             )
-        answer = _Body(upstream)
+        answer = _Body(upstream, _MOST_UNASKED_BYTES if told is None else told.most_bytes)
         return _Response(
             upstream.status,
             headers=upstream.raw_headers,
@@ -249,9 +271,12 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
 
 async def _on_response(response: httpx2.Response) -> None:
     headers = {name.lower(): value for name, value in response.headers.items()}
+    # A few bytes can unpack to any number of them, and what is packed is no live stream.
+    encoding = headers.get("content-encoding", "").strip().removeprefix("identity")
     told = exchange.get(None)
     if told is not None:
         told.headers = {name: value for name, value in headers.items() if name.startswith("x-")}
+        told.is_answered = response.status_code < 300
     if 300 <= response.status_code < 400:
         # Following it would take the call, with the prompt and the settings' headers, wherever the server likes.
         where = without_secrets(urljoin(str(response.url), headers.get("location", "")))
@@ -260,8 +285,22 @@ async def _on_response(response: httpx2.Response) -> None:
     if response.status_code >= 400:
         # Raised here, not left to huggingface_hub: it drops Retry-After, cannot read a chunked
         # body of a streaming call, and answers one kind of 400 by calling again without end.
-        facts = error_facts(response.status_code, response.reason_phrase, headers, await response.aread())
-        raise UpstreamError(facts)
+        body = b"" if encoding else await _beginning(response.extensions["genqueue_body"])
+        raise UpstreamError(error_facts(response.status_code, response.reason_phrase, headers, body))
+    if encoding:
+        message = f"the server's answer is packed ({encoding[:100]}), which it was asked not to do"
+        raise UpstreamError(UpstreamFacts(message, error_type="generation"))
+
+
+async def _beginning(body: _Body) -> bytes:
+    """As much of a body as an error's words may take."""
+    found = bytearray()
+    async with aclosing(body.__aiter__()) as parts:
+        async for data in parts:
+            found += data
+            if len(found) >= _ERROR_BODY_LIMIT_BYTES:
+                break
+    return bytes(found[:_ERROR_BODY_LIMIT_BYTES])
 
 
 def open_transport() -> Transport:
@@ -272,6 +311,7 @@ def open_transport() -> Transport:
         return httpx2.AsyncClient(
             transport=transport,
             event_hooks={"response": [_on_response]},
+            headers={"accept-encoding": "identity"},
             follow_redirects=False,
             timeout=None,
         )

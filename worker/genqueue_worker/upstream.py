@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from genqueue.address import without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.chats import in_stream_error
+from genqueue_worker.chats import error_words, in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.metrics import CallMeter
 from genqueue_worker.policy import Fault, UpstreamFacts, error_class, fault_of
@@ -48,7 +48,8 @@ class Silence:
     """Ends a block of code with UpstreamError once its server has said nothing for too long.
 
     A timeout that each token pushed back would cost more than the token: this one looks only
-    when it might be due.  ``meter`` is told when the server says something.
+    when it might be due.  ``meter`` is told when the server says something: a token, or words, and not what only
+    keeps the connection open.
 
     Attributes:
         first_s: seconds until it first said something; None if it has not.
@@ -88,7 +89,7 @@ class Silence:
                 self._due.cancel()
 
     def heard(self) -> None:
-        """The server said something."""
+        """The server said a token."""
         before_s, self._heard_s = self._heard_s, self._loop.time()
         if before_s is None:
             self.first_s = self._heard_s - self._began_s
@@ -399,7 +400,8 @@ def facts_of(error: BaseException) -> UpstreamFacts | None:
         case TextGenerationError() if isinstance(error.args[0], dict):  # in the stream of a chat
             return in_stream_error(error.args[0])
         case TextGenerationError():  # in the stream: HTTP says 200
-            return UpstreamFacts(str(error), error_type=_TYPE_OF.get(type(error), "generation"))
+            words = error_words(error.args[0] if error.args else None)
+            return UpstreamFacts(words, error_type=_TYPE_OF.get(type(error), "generation"))
         case InferenceTimeoutError() if isinstance(error.__cause__, httpx2.ConnectTimeout):
             return _unreached(error.__cause__)
         case httpx2.ConnectError() | httpx2.ConnectTimeout():
@@ -417,8 +419,13 @@ def facts_of(error: BaseException) -> UpstreamFacts | None:
         case HfHubHTTPError() | httpx2.StreamError() | ValueError():
             return UpstreamFacts(str(error), error_type="validation")  # huggingface_hub refuses to make the call
         case AttributeError() | KeyError() | TypeError():  # huggingface_hub takes any JSON for an event
-            return UpstreamFacts("the server's answer is none of TGI's", error_type="generation")
+            return no_answer()
     return None
+
+
+def no_answer() -> UpstreamFacts:
+    """Of a server that says what no model server would."""
+    return UpstreamFacts("the server's answer is none of TGI's", error_type="generation")
 
 
 def _unreached(error: Exception) -> UpstreamFacts:

@@ -17,6 +17,7 @@ from genqueue.calls import Call, Flush, said
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue.store import T
+from genqueue_worker.answers import encodable
 from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.sink import ReplyTooLongError
 
@@ -26,6 +27,8 @@ _CONGESTION_TOKENS = 10_000
 _QUIET_S = 1.0
 _NONE: list[Token] = []
 """The alternatives of a token that has none; nearly all have none, so they share it."""
+_PIECE_BYTES = 50
+"""What a piece of a tool call, or an alternative to a token, takes beside its text."""
 _RETRY_S = 0.2
 _BEHIND = "behind "
 _KEPT_FLUSHES = 128
@@ -116,11 +119,14 @@ class Outbox:
         """Take one token and the text that it adds."""
         self.completion_tokens += 1
         if not token.text.isascii():
-            token, text = token._replace(text=_encodable(token.text)), _encodable(text)
+            token, text = token._replace(text=encodable(token.text)), encodable(text)
         self._tokens.append(token)
-        self._top_tokens.append(
-            [other._replace(text=_encodable(other.text)) for other in top_tokens] if top_tokens else _NONE
-        )
+        if not text:
+            self._reply_bytes += len(token.text)
+        if top_tokens:
+            top_tokens = [other._replace(text=encodable(other.text)) for other in top_tokens]
+            self._reply_bytes += sum(_PIECE_BYTES + len(other.text) for other in top_tokens)
+        self._top_tokens.append(top_tokens or _NONE)
         if text:
             self._add_text(text)
             if not text.isspace():
@@ -132,16 +138,16 @@ class Outbox:
         self.completion_tokens += 1
         self._deltas += 1
         if text:
-            self._add_text(text if text.isascii() else _encodable(text))
+            self._add_text(encodable(text))
         elif not (reasoning or tool_calls):
             self._text.append("")  # an end of its own, as the end token is one where tokens are named
         if reasoning:
             self._begin()
             self._reply_bytes += len(reasoning)
-            self._reasoning.append(reasoning if reasoning.isascii() else _encodable(reasoning))
+            self._reasoning.append(encodable(reasoning))
         for call in tool_calls:
             self._begin()
-            self._reply_bytes += len(call.arguments)
+            self._reply_bytes += _PIECE_BYTES + len(call.id or "") + len(call.name or "") + len(call.arguments)
             self._add_tool_call(call)
         if tool_calls or not (text + reasoning).isspace():
             self.solid_tokens = self.completion_tokens
@@ -155,10 +161,17 @@ class Outbox:
         """
         self._writer.drop(self)
 
+    def keep(self, size_bytes: int) -> None:
+        """Count what is kept of the answer beside its text and tokens."""
+        self._reply_bytes += size_bytes
+        if self._reply_bytes > self._max_reply_bytes:
+            raise ReplyTooLongError(f"reply: has more than {self._max_reply_bytes} bytes, which is max_reply_bytes")
+
     def push_text(self, text: str) -> None:
         """Take text that no token brought."""
-        self._add_text(_encodable(text))
+        self._add_text(encodable(text))
         self._writer.wake(self)
+        self.keep(0)
 
     def reset(self) -> None:
         """Tell readers to forget what earlier attempts wrote."""
@@ -222,7 +235,7 @@ class Outbox:
 
     def _came(self, waiting: int) -> None:
         if self._reply_bytes > self._max_reply_bytes:
-            raise ReplyTooLongError(f"reply: has more than {self._max_reply_bytes} bytes, which is max_reply_bytes")
+            self.keep(0)
         if waiting >= _CONGESTION_TOKENS:
             self.is_congested = True
             self._relieved.clear()
@@ -242,7 +255,7 @@ class Outbox:
 
     def _add_tool_call(self, call: ToolCallDelta) -> None:
         """Add a piece to the one before it, if it only goes on with that; a call is hundreds of pieces."""
-        call = call._replace(arguments=_encodable(call.arguments))
+        call = call._replace(arguments=encodable(call.arguments))
         last = self._tool_calls[-1] if self._tool_calls else None
         if last is not None and (call.index, call.id, call.name) == (last.index, None, None):
             self._tool_calls[-1] = last._replace(arguments=last.arguments + call.arguments)
@@ -398,8 +411,3 @@ class Writer:
 
 def _is_behind(answer: object) -> bool:
     return isinstance(answer, str) and answer.startswith(_BEHIND)
-
-
-def _encodable(text: str) -> str:
-    """``text`` with halves of surrogate pairs replaced: JSON can spell them, UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")
