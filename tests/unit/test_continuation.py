@@ -120,6 +120,14 @@ def begun(text):
             MESSAGES, {**CHAT, "tools": [1]}, Progress("", 2), True, Begin(forget=True), id="a-tool-call-is-no-text"
         ),
         pytest.param(
+            MESSAGES,
+            {**CHAT, "extra_body": {"top_k": 5, "guided_json": {}}},
+            Progress("{", 1),
+            True,
+            Begin(forget=True),
+            id="a-form-in-an-engines-own-words",
+        ),
+        pytest.param(
             MESSAGES, {**CHAT, "response_format": {}}, Progress("{", 1), True, Begin(forget=True), id="a-form"
         ),
         pytest.param(MESSAGES, {**CHAT, "logprobs": True}, Progress("a", 1), True, Begin(forget=True), id="logprobs"),

@@ -128,12 +128,21 @@ def _leaves_off_in_its_answer(messages: list[dict[str, Any]], progress: Progress
     return bool(progress.text.strip()) and not progress.reasoning and messages[-1]["role"] != "assistant"
 
 
+_PICKS_TOKENS = {
+    *("top_k", "top_a", "top_n_sigma", "min_p", "typical_p", "tfs_z", "repetition_penalty", "repeat_penalty"),
+    *("repeat_last_n", "dynatemp_range", "dynatemp_exponent", "xtc_probability", "xtc_threshold"),
+    *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
+    *("mirostat", "mirostat_tau", "mirostat_eta", "samplers", "ignore_eos", "stop_token_ids", "cache_prompt"),
+}
+
+
 def cannot_continue(parameters: Mapping[str, Any]) -> bool:
     """Whether prompt + text so far would not give the same text.
 
     A grammar would begin again in the middle; of ``best_of`` texts none is known before the
     end; ``decoder_input_details`` would describe a prompt that is not the caller's; a chat's
-    ``logprobs`` are told with the result only, and those of the first part are lost.
+    ``logprobs`` are told with the result only, and those of the first part are lost.  What an engine makes
+    of an ``extra_body`` is unknown but for the ways to pick a token: it may be a grammar.
     """
     return (
         "grammar" in parameters
@@ -142,6 +151,7 @@ def cannot_continue(parameters: Mapping[str, Any]) -> bool:
         or parameters.get("best_of", 1) > 1
         or bool(parameters.get("decoder_input_details"))
         or bool(parameters.get("tools"))
+        or not parameters.get("extra_body", {}).keys() <= _PICKS_TOKENS
     )
 
 
