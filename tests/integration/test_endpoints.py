@@ -155,6 +155,14 @@ def test_the_death_of_one_of_two_hosts_model_servers_costs_no_attempt(servers, h
     assert again.only(prompt)
 
 
+def test_an_idle_server_that_dies_is_noticed_although_nobody_asks_it(servers, hosts, eventually):
+    first, second = servers
+    fleet = hosts([[first.url, second.url]])
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["up", "up"])
+    kill(first)
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["down", "up"], within_s=20)
+
+
 def test_what_waits_for_a_server_runs_once_it_is_there(hosts, ask, back, eventually):
     with running_standin() as gone:
         pass

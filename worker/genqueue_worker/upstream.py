@@ -38,6 +38,8 @@ from genqueue_worker.transport import UpstreamError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_LOOK_EVERY_S = 5.0
+"""At servers that nothing is asked of."""
 _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _SCALE_UP_S = 600
@@ -260,14 +262,18 @@ class Upstream:
 
     async def watch(self) -> None:
         """See what is there, then probe what is down until it is back, for as long as the engine lives."""
-        if self.settings.api_type == "text_generation_inference":  # of the others a probe may cost money
-            await asyncio.gather(*(self._look_after(endpoint) for endpoint in self.endpoints))
+        await self._look_after_the_idle()
         if self.settings.api_type == "serverless_inference_api":
             endpoint, params = self.endpoints[0], self.settings.api_params
             endpoint.trouble = await examine(self.name, params, self.token)
             self._on_change()
         while True:
-            await self._went_down.wait()
+            try:
+                async with asyncio.timeout(_LOOK_EVERY_S):
+                    await self._went_down.wait()
+            except TimeoutError:
+                await self._look_after_the_idle()
+                continue
             await asyncio.sleep(_PROBE_EVERY_S)
             down = [endpoint for endpoint in self.endpoints if endpoint.is_down]
             answers = await asyncio.gather(*(self._answers(endpoint) for endpoint in down))
@@ -297,6 +303,12 @@ class Upstream:
         if endpoint.url is None and model and model not in message:  # the router does not say which
             message = f"{message} (model {model!r}, provider {endpoint.address!r})"
         return replace(facts, message=message, is_down=endpoint.is_down)
+
+    async def _look_after_the_idle(self) -> None:
+        """Find out which servers are down that no call tells of; what is not self-hosted may cost money to ask."""
+        if self.settings.api_type == "text_generation_inference":
+            idle = [endpoint for endpoint in self.endpoints if not endpoint.running]
+            await asyncio.gather(*(self._look_after(endpoint) for endpoint in idle))
 
     async def _look_after(self, endpoint: Endpoint) -> None:
         """Find out whether a server is down; however many calls it failed, it is asked once."""
