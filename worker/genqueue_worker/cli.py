@@ -1,5 +1,6 @@
 """``genqueue worker``: a worker with the settings that ours need."""
 
+import os
 from enum import StrEnum
 from typing import Annotated
 
@@ -24,7 +25,9 @@ def worker(
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Generations at once.")] = 256,
     loglevel: Annotated[LogLevel, typer.Option("--loglevel", "-l", help="What is logged.")] = LogLevel.INFO,
-    hostname: Annotated[str | None, typer.Option("--hostname", "-n", help="Celery node name.")] = None,
+    hostname: Annotated[
+        str | None, typer.Option("--hostname", "-n", help="Celery node name; genqueue-PID@HOST.")
+    ] = None,
 ) -> None:
     """Run generations until told to stop; the same as celery -A genqueue_worker.app worker -P threads."""
     settings = worker_settings()
@@ -34,6 +37,6 @@ def worker(
     argv = ["worker", "--pool", "threads", "--concurrency", str(concurrency), "--loglevel", loglevel]
     if generator:
         argv += ["--queues", ",".join(map(keys.queue, generator))]
-    if hostname:
-        argv += ["--hostname", hostname]
+    # Celery's own default is the same for all workers of a host, which then answer as one.
+    argv += ["--hostname", hostname or f"genqueue-{os.getpid()}@%h"]
     app.worker_main(argv)
