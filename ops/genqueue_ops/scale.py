@@ -304,7 +304,7 @@ def show_fleet(costs: Costs, fleet: Fleet, limits: Limits, hosts: Sequence[int])
     for number in hosts:
         asked = load(costs, replace(fleet, hosts=number))
         shares = asked.shares(limits)
-        first = max(shares, key=lambda name: shares[name])
+        over = sorted(((name, share) for name, share in shares.items() if share > 1), key=lambda each: -each[1])
         heaviest = sorted(asked.cpu_of, key=lambda name: -asked.cpu_of[name])[:3]
         rows.append(
             (
@@ -316,7 +316,7 @@ def show_fleet(costs: Costs, fleet: Fleet, limits: Limits, hosts: Sequence[int])
                 asked.out_bytes_per_s / 1e6,
                 asked.memory_bytes / 1e9,
                 asked.connections,
-                f"{first} ({shares[first]:.0%})" if shares[first] > 1 else "",
+                ", ".join(f"{name} {share:.0%}" for name, share in over),
                 ", ".join(f"{name} {asked.cpu_of[name] / asked.cpu:.0%}" for name in heaviest),
             )
         )

@@ -62,7 +62,7 @@ class ExitCode(IntEnum):
 
 _MEANINGS = {
     ExitCode.OK: "done; also when whoever read our output has left",
-    ExitCode.FAILURE: "something unexpected, a finding of doctor, or a part of the demo did not start",
+    ExitCode.FAILURE: "something unexpected, a finding of doctor, or a part of the demo, or a worker, did not start",
     ExitCode.USAGE: "the command line cannot be understood",
     ExitCode.CONFIG: "a setting cannot work, or an extra is not installed",
     ExitCode.INVALID_REQUEST: "the request cannot run as it is; nothing was queued",
@@ -98,6 +98,7 @@ _CONTRIBUTED = {
     "worker": ("Run generations until told to stop.", "worker"),
     "demo": ("Redis, a model, a worker and a prompt, here and now.", "ops"),
     "bench": ("Measure what the queue adds.", "ops"),
+    "scale": ("Measure what a generation costs Redis, and compute for how many hosts one suffices.", "ops"),
     "chaos": ("Break every part under load, and check every text.", "ops"),
     "flower": ("Watch workers and generations in a browser.", "monitor"),
     "tgi-standin": ("Serve TGI's protocol without a GPU.", "ops"),
