@@ -1,6 +1,6 @@
 """Answer questions from documents: a Haystack pipeline whose language model is behind the queue.
 
-pip install 'genqueue[haystack]'; python examples/haystack_rag.py 'What is the capital of France?'
+pip install '.[haystack]'; python examples/haystack_rag.py 'Which river flows through Paris?'
 """
 
 import sys

@@ -176,7 +176,7 @@ def demo(
                 for part in stack.parts:
                     typer.echo(f"\n--- the end of the log of {part.name}\n{part.log_tail()}", err=True)
                 raise
-            typer.secho(f"{time.monotonic() - began_s:.1f} s from nothing to here", dim=True)
+            typer.secho(f"{time.monotonic() - began_s:.1f} s since the demo began", dim=True)
             if serve:
                 _serve(stack)
     except ChildError as error:

@@ -32,7 +32,7 @@ def examine(role: Role | None) -> list[Finding]:
     address = read_address(settings.redis_url)
     chosen = role or _role_of(address.username) or ("worker" if settings.generators else "producer")
     names = ", ".join(sorted(settings.generators)) or "none"
-    known = [Finding("ok", "settings", f"as a {chosen}; generators: {names}")]
+    known = [Finding("ok", "settings", f"role {chosen}; generators: {names}")]
     store = Store(settings.redis_url, settings.redis_timeout_s)
     try:
         facts = _gather(store, settings, chosen, address.database)
