@@ -37,7 +37,7 @@ from genqueue.messages import Finished
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.processes import Child, started
 
-_TOKENS = 100
+_CROWD_TOKENS = 100
 _ITL_S = 0.02
 
 
@@ -191,35 +191,36 @@ async def _at_once(streams: list[Coroutine[Any, Any, Streamed]]) -> tuple[float,
 async def throughput(
     stack: Stack,
     rounds: int,
+    tokens: int,
     ask_directly: Callable[[AsyncInferenceClient, str, str, int], Coroutine[Any, Any, Streamed]] = _direct,
     ask_queue: Callable[[AsyncGenerationClient, str, int], Coroutine[Any, Any, Streamed]] = _queued,
     what: str = "streams",
 ) -> list[Figure]:
-    """200 streams of 100 tokens, 20 ms apart; direct and queued in turns, and the first turn not counted."""
+    """200 streams of so many tokens, 20 ms apart; direct and queued in turns, and the first turn not counted."""
     streams = 200
     prompts = [f"Prompt {number}:" for number in range(streams)]
     direct_s, queued_s, cpu_s, trips, lost = [], [], [], [], 0
     async with _direct_client() as direct, AsyncGenerationClient(stack.settings) as queued:
         for number in range(rounds + 1):
-            wall_s, expected = await _at_once([ask_directly(direct, stack.url, prompt, _TOKENS) for prompt in prompts])
+            wall_s, expected = await _at_once([ask_directly(direct, stack.url, prompt, tokens) for prompt in prompts])
             reads, worker_s = stack.redis_reads(), stack.worker_cpu_s()
-            queued_wall_s, got = await _at_once([ask_queue(queued, prompt, _TOKENS) for prompt in prompts])
+            queued_wall_s, got = await _at_once([ask_queue(queued, prompt, tokens) for prompt in prompts])
             if number == 0:
                 continue
             direct_s.append(wall_s)
             queued_s.append(queued_wall_s)
             cpu_s.append(stack.worker_cpu_s() - worker_s)
-            trips.append((stack.redis_reads() - reads) / (streams * _TOKENS))
+            trips.append((stack.redis_reads() - reads) / (streams * tokens))
             lost += sum(
-                one.text != other.text or other.tokens != _TOKENS for one, other in zip(expected, got, strict=True)
+                one.text != other.text or other.tokens != tokens for one, other in zip(expected, got, strict=True)
             )
     ratios = [ours / theirs for ours, theirs in zip(queued_s, direct_s, strict=True)]
     told = f"median of {rounds}; direct {_median(direct_s):.2f} s, queued {_median(queued_s):.2f} s"
     return [
-        Figure(f"wall of {streams} {what} x {_TOKENS} tokens, queued / direct", _median(ratios), 1.4, told),
+        Figure(f"wall of {streams} {what} x {tokens} tokens, queued / direct", _median(ratios), 1.4, told),
         Figure(f"{what} whose text or tokens differ from the direct call's", lost, 0, f"of {streams * rounds}"),
         Figure(f"Redis round trips per token of {what}", _median(trips), 0.25, "all clients counted, readers too"),
-        Figure(f"worker CPU per token of {what}, us", _median(cpu_s) / (streams * _TOKENS) * 1e6, None, "all threads"),
+        Figure(f"worker CPU per token of {what}, us", _median(cpu_s) / (streams * tokens) * 1e6, None, "all threads"),
     ]
 
 
@@ -268,8 +269,8 @@ async def crowd(stack: Stack) -> list[Figure]:
     streams = 500
     async with _direct_client() as direct, AsyncGenerationClient(stack.settings) as queued:
         prompts = [f"Prompt {number}:" for number in range(streams)]
-        wall_s, expected = await _at_once([_direct(direct, stack.url, prompt, _TOKENS) for prompt in prompts])
-        queued_wall_s, got = await _at_once([_queued(queued, prompt, _TOKENS) for prompt in prompts])
+        wall_s, expected = await _at_once([_direct(direct, stack.url, prompt, _CROWD_TOKENS) for prompt in prompts])
+        queued_wall_s, got = await _at_once([_queued(queued, prompt, _CROWD_TOKENS) for prompt in prompts])
     lost = sum(one.text != other.text for one, other in zip(expected, got, strict=True))
     told = f"one worker at -c 512; direct {wall_s:.2f} s, queued {queued_wall_s:.2f} s"
     return [Figure(f"of {streams} streams at once, those whose text differs", lost, 0, told)]
@@ -299,6 +300,7 @@ def _percentile(values: list[float], percent: int) -> float:
 def bench(
     parts: Annotated[list[Part] | None, typer.Argument(help="What to measure; everything if not said.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of the throughput measurement.")] = 5,
+    tokens: Annotated[int, typer.Option(min=10, help="Of each text of the throughput measurement.")] = 100,
     pairs: Annotated[int, typer.Option(min=20, help="Pairs of calls for the time to first token.")] = 200,
     generations: Annotated[int, typer.Option(min=1000, help="Generations of the memory measurement.")] = 10_000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there, too.")] = None,
@@ -310,8 +312,8 @@ def bench(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = set(parts or Part)
     small: dict[Part, Callable[[Stack], Coroutine[Any, Any, list[Figure]]]] = {
-        Part.THROUGHPUT: lambda stack: throughput(stack, rounds),
-        Part.CHAT: lambda stack: throughput(stack, rounds, _direct_chat, _queued_chat, "chats"),
+        Part.THROUGHPUT: lambda stack: throughput(stack, rounds, tokens),
+        Part.CHAT: lambda stack: throughput(stack, rounds, tokens, _direct_chat, _queued_chat, "chats"),
         Part.TTFT: lambda stack: ttft(stack, pairs),
         Part.MEMORY: lambda stack: memory(stack, generations),
     }
