@@ -252,6 +252,14 @@ async def test_empty_tokens_are_progress(server, call):
     assert ("".join(outbox.parts), outbox.completion_tokens) == ("!", 7)
 
 
+async def test_of_what_is_no_http_no_more_is_told_than_a_few_words(server, call):
+    server.head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    server.piece = b"no size of a chunk " * 500
+    with pytest.raises(UpstreamError, match="the way to the server failed") as failed:
+        await call()
+    assert len(failed.value.facts.message) < 600
+
+
 # --- bodies that are no streams --------------------------------------------------------------------
 
 

@@ -38,6 +38,7 @@ from genqueue_worker.transport import UpstreamError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_MOST_ERROR_CHARACTERS = 500
 _LOOK_EVERY_S = 5.0
 """At servers that nothing is asked of."""
 _PROBE_EVERY_S = 1.0
@@ -423,9 +424,7 @@ def facts_of(error: BaseException) -> UpstreamFacts | None:
         case json.JSONDecodeError():
             return UpstreamFacts("the stream is no JSON", error_type="generation")
         case httpx2.HTTPError() | OSError():
-            return UpstreamFacts(
-                f"the way to the server failed: {error or type(error).__name__}", error_type="transport"
-            )
+            return UpstreamFacts(f"the way to the server failed: {_words(error)}", error_type="transport")
         case UnicodeError():  # a header of the settings, a byte of the answer: not the caller's
             return UpstreamFacts(f"the call could not be encoded: {type(error).__name__}", error_type="generation")
         case HfHubHTTPError() | httpx2.StreamError() | ValueError():
@@ -440,8 +439,11 @@ def no_answer() -> UpstreamFacts:
     return UpstreamFacts("the server's answer is none of TGI's", error_type="generation")
 
 
+def _words(error: BaseException) -> str:
+    """What an error of the transport says; of a response that is no HTTP aiohttp's quotes all that was read."""
+    return str(error)[:_MOST_ERROR_CHARACTERS] or type(error).__name__
+
+
 def _unreached(error: Exception) -> UpstreamFacts:
     """Nobody was asked, so nobody failed."""
-    return UpstreamFacts(
-        f"the server cannot be reached: {error or type(error).__name__}", error_type="unreached", was_unreached=True
-    )
+    return UpstreamFacts(f"the server cannot be reached: {_words(error)}", error_type="unreached", was_unreached=True)
