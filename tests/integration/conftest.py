@@ -377,6 +377,20 @@ def read() -> Callable[[Any], Reading]:
     return Reading
 
 
+def printed_by(code: str, redis_url: str) -> str:
+    """What a Python program of a page prints that finds its queue at ``redis_url``."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "GENQUEUE_REDIS_URL": redis_url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def toml_of(generators: dict[str, dict[str, Any]]) -> str:
     """A ``genqueue.toml``; JSON scalars, arrays and strings are TOML's too."""
 

@@ -1,9 +1,6 @@
 """The chat component and a real model: SmolLM2 on llama.cpp's own server, with a real worker between."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,8 @@ from haystack.tools.tool import Tool
 from huggingface_hub import InferenceClient
 
 from genqueue.haystack import HuggingFaceAPIChatGenerator
+
+from .conftest import printed_by
 
 PAGE = (Path(__file__).parents[2] / "docs/haystack.md").read_text(encoding="utf-8")
 QUESTION = "What's Natural Language Processing?"
@@ -84,17 +83,10 @@ def test_the_pages_examples_of_chats_run(fleet, llama):
             *re.findall(r"^```python\n(.*?)^```$", chats, re.DOTALL | re.MULTILINE),
         ]
     ).replace("http://localhost:8080", llama)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, "GENQUEUE_REDIS_URL": fleet.producer_url},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    printed = printed_by(code, fleet.producer_url)
     # The model draws lots, so what it says is its own; but each of the three said something.
-    assert re.fullmatch(r"\S.*'completion_tokens': [1-9]\d*}}\n\[ASSISTANT\]\n\S.*\n\S.*", done.stdout, re.DOTALL)
-    assert not done.stdout.endswith("\nNone\n")
+    assert re.fullmatch(r"\S.*'completion_tokens': [1-9]\d*}}\n\[ASSISTANT\]\n\S.*\n\S.*", printed, re.DOTALL)
+    assert not printed.endswith("\nNone\n")
 
 
 def test_tools_that_are_not_used_leave_a_text(chat):

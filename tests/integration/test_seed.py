@@ -3,15 +3,13 @@
 Run as one page, from top to bottom: the original's pipeline uses an import of the example before it.
 """
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from .conftest import printed_by
 from .serverless_router import TOKEN, hugging_face_beside
 
 ROOT = Path(__file__).parents[2]
@@ -49,15 +47,8 @@ def outputs(fleet_of, standin, hugging_face, tmp_path_factory):
     with fleet_of(generators, **hugging_face.environ(tmp_path_factory.mktemp("ca") / "ca.pem")) as fleet:
         fleet.staff(1)
         standin.clear()
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code],
-            env={**os.environ, "GENQUEUE_REDIS_URL": fleet.producer_url},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split(f"{NEXT}\n"), standin.requests()
+        printed = printed_by(code, fleet.producer_url)
+        return printed.split(f"{NEXT}\n"), standin.requests()
 
 
 def test_every_example_runs_and_prints_a_reply(outputs):
