@@ -5,6 +5,7 @@ worker starts one of their own with ``start_worker``.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -95,13 +96,18 @@ class Prompt(str):
         return expected_text(self, tokens, tokens=self.tokens)
 
 
-@pytest.fixture(scope="session")
-def ask() -> Callable[..., Prompt]:
-    """``ask(tokens=5, itl_s=0.1, …)``: a prompt nobody used before that makes the stand-in behave so."""
+@pytest.fixture
+def ask(request: pytest.FixtureRequest) -> Callable[..., Prompt]:
+    """``ask(tokens=5, itl_s=0.1, …)``: a prompt nobody used before that makes the stand-in behave so.
+
+    The same one in each run, since the stand-in draws its text from it: what a test meets is no matter of luck.
+    """
+    count = itertools.count()
 
     def make(words: str = "Tell me", *, tokens: int = 8, **script: Any) -> Prompt:
         directive = json.dumps({"tokens": tokens, **script})
-        prompt = Prompt(f"{words} {uuid.uuid4().hex} {{{{standin {directive}}}}}")
+        name = uuid.uuid5(uuid.NAMESPACE_OID, f"{request.node.nodeid} {next(count)}").hex
+        prompt = Prompt(f"{words} {name} {{{{standin {directive}}}}}")
         prompt.tokens = tokens
         return prompt
 

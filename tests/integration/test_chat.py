@@ -109,7 +109,7 @@ def test_what_is_sent_is_the_callers_chat(client, standin, ask):
     client.submit_chat(
         messages,
         generation_kwargs={"max_tokens": 5, "temperature": 0.5, "seed": 7, "extra_body": {"top_k": 3}},
-        stop_words=["never"],
+        stop_words=["§"],
     ).result(timeout_s=10)
     (entry,) = standin.chats(prompt)
     del messages[1]["content"]
@@ -121,7 +121,7 @@ def test_what_is_sent_is_the_callers_chat(client, standin, ask):
         "temperature": 0.5,
         "seed": 7,
         "top_k": 3,
-        "stop": ["never"],
+        "stop": ["§"],
         "stream": True,
         "stream_options": {"include_usage": True},
     }

@@ -244,10 +244,10 @@ def test_characters_that_take_two_tokens_arrive_whole(client, ask, stream):
 def test_stop_words_end_the_text(client, ask, standin):
     prompt = ask(tokens=50)
     word = expected_tokens(prompt, 50)[8].text  # a counter word, so it stands in the text once
-    result = client.submit(prompt, stop_words=[word, "never"]).result(timeout_s=10)
+    result = client.submit(prompt, stop_words=[word, "§"]).result(timeout_s=10)
     assert result.replies == [prompt.beginning(9)]
     assert result.meta[0]["finish_reason"] == "stop_sequence"
-    assert standin.only(prompt)["body"]["parameters"]["stop"] == [word, "never"]
+    assert standin.only(prompt)["body"]["parameters"]["stop"] == [word, "§"]
 
 
 def test_the_reply_never_begins_with_the_prompt(client, ask, standin):

@@ -40,7 +40,7 @@ def fleet(fleet_of, standin):
         "tuned": {
             "api_type": ENDPOINT,
             "api_params": {"url": standin.url, "model": "our/model"},
-            "generation_kwargs": {"max_new_tokens": 3, "stop": [" never"]},
+            "generation_kwargs": {"max_new_tokens": 3, "stop": ["§"]},
         },
         "twin-1": {"api_type": TGI, "api_params": {"url": f"{standin.url}/generate"}},
         "twin-2": {"api_type": TGI, "api_params": {"url": f"{standin.url}/generate"}},
@@ -100,7 +100,7 @@ def test_a_generator_is_found_by_its_name_and_has_its_own_defaults(made, ask, st
     found = made(generator="tuned").run(prompt)
     assert found["replies"] == [prompt.beginning(3)]
     assert found["meta"] == [{"model": "our/model", "finish_reason": "length", "usage": {"completion_tokens": 3}}]
-    assert standin.only(prompt)["body"]["parameters"]["stop"] == [" never"]
+    assert standin.only(prompt)["body"]["parameters"]["stop"] == ["§"]
 
 
 def test_a_name_that_no_worker_has_is_an_error(made):
