@@ -17,7 +17,7 @@ from genqueue.address import read_address
 from genqueue.doctor import EndpointSeen, Facts, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.rights import COMMANDS, Role, trials
-from genqueue.settings import GeneratorSettings, Settings, load_settings
+from genqueue.settings import GeneratorSettings, Settings, load_settings, mistyped
 from genqueue.store import Store
 
 _CONNECT_S = 3.0
@@ -33,6 +33,10 @@ def examine(role: Role | None) -> list[Finding]:
     chosen = role or _role_of(address.username) or ("worker" if settings.generators else "producer")
     names = ", ".join(sorted(settings.generators)) or "none"
     known = [Finding("ok", "settings", f"role {chosen}; generators: {names}")]
+    known += [
+        Finding("warn", "settings", f"nobody reads {variable}", f"call it {like} if that is meant, else drop it")
+        for variable, like in mistyped(os.environ).items()
+    ]
     store = Store(settings.redis_url, settings.redis_timeout_s)
     try:
         facts = _gather(store, settings, chosen, address.database)

@@ -6,9 +6,11 @@ in it: a generator names the environment variables that hold its token (``token_
 Addresses and headers may hold credentials: no ``repr`` shows them, and a dump shows the rest of an address.
 """
 
+import difflib
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -35,6 +37,8 @@ from genqueue.address import TLS_FILES, read_address, without_secrets
 from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
 from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
+
+_OF_A_SERVICE = re.compile(r"(^|_)(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_\w+)?)$")
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 
@@ -254,6 +258,24 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigError("settings: " + "; ".join(describe(error))) from None
     except SettingsError as error:  # GENQUEUE_GENERATORS takes JSON; what it says holds the field, not the value
         raise ConfigError(f"settings: {error}") from None
+
+
+def mistyped(variables: Iterable[str]) -> dict[str, str]:
+    """Those that nobody reads though they look like a setting's, each with the one it looks like.
+
+    What only shares the prefix is left alone: Kubernetes sets ``GENQUEUE_PORT_6379_TCP`` and more of
+    its kind for a Service of that name.
+    """
+    prefix = "GENQUEUE_"
+    known = ["CONFIG", *(name.upper() for name in Settings.model_fields)]
+    found = {}
+    for variable in variables:
+        name = variable.upper().removeprefix(prefix)
+        if name == variable.upper() or name in known or _OF_A_SERVICE.search(name):
+            continue
+        for like in difflib.get_close_matches(name, known, n=1, cutoff=0.7):
+            found[variable] = prefix + like
+    return found
 
 
 def _http_address(value: str) -> str:

@@ -241,6 +241,12 @@ def test_no_redis_and_no_settings_are_findings(closed_port, tmp_path):
     assert "secret" not in done.stdout + done.stderr
 
 
+def test_a_variable_that_nobody_reads_is_a_warning(closed_port, tmp_path):
+    done = run_doctor(f"redis://127.0.0.1:{closed_port}/0", cwd=tmp_path, GENQUEUE_LEASE="9")
+    wanted = "call it GENQUEUE_LEASE_S if that is meant, else drop it"
+    assert f"warn  settings: nobody reads GENQUEUE_LEASE\n      -> {wanted}\n" in done.stdout
+
+
 def test_with_a_worker_all_is_well(worker, queue_redis, tmp_path):
     done = run_doctor(worker.producer_url, "--json", cwd=tmp_path)
     found = levels(done)

@@ -134,7 +134,10 @@ def test_the_words_of_a_server_are_not_logged_as_they_may_quote_the_prompt(clien
 def test_the_format_can_be_said(start_worker, ask, standin, queue_redis, eventually, log_format, is_json):
     name = f"format-{log_format}"
     generators = {name: {"api_type": TGI, "api_params": {"url": standin.url}}}
-    worker = start_worker(generators, queue_redis.url, environ={"GENQUEUE_LOG_FORMAT": log_format})
+    worker = start_worker(
+        generators, queue_redis.url, environ={"GENQUEUE_LOG_FORMAT": log_format, "GENQUEUE_LEASE": "9"}
+    )
+    assert "nobody reads the variable GENQUEUE_LEASE; is it GENQUEUE_LEASE_S?" in worker.log
     with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
         generation = client.submit(ask(), generator=name)
         generation.result(timeout_s=15)

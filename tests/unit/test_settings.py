@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from genqueue.errors import ConfigError
-from genqueue.settings import Settings, load_settings
+from genqueue.settings import Settings, load_settings, mistyped
 
 SECRET = "s3cret-do-not-show"
 TGI = 'api_type = "text_generation_inference"'
@@ -237,6 +237,46 @@ def test_a_bad_variable_names_its_field_and_never_shows_its_value(monkeypatch, n
     assert str(refused.value).startswith(f"settings: {words}")
     assert SECRET not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "like"),
+    [
+        ("GENQUEUE_LEASE", "GENQUEUE_LEASE_S"),
+        ("GENQUEUE_REDIS_ULR", "GENQUEUE_REDIS_URL"),
+        ("GENQUEUE_GENERATOR", "GENQUEUE_GENERATORS"),
+        ("GENQUEUE_CONFIG_FILE", "GENQUEUE_CONFIG"),
+        ("genqueue_drain", "GENQUEUE_DRAIN_S"),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_told_from_the_setting_it_looks_like(variable, like):
+    assert mistyped(["HOME", variable]) == {variable: like}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param([f"GENQUEUE_{name.upper()}" for name in Settings.model_fields], id="settings"),
+        pytest.param(["genqueue_config", "Genqueue_Redis_Url"], id="any-case"),
+        pytest.param(
+            [
+                "GENQUEUE_SERVICE_HOST",
+                "GENQUEUE_PORT",
+                "GENQUEUE_PORT_6379_TCP_ADDR",
+                "GENQUEUE_REDIS_SERVICE_PORT_REDIS",
+                "GENQUEUE_REDIS_PORT",
+            ],
+            id="of-kubernetes",
+        ),
+        pytest.param(
+            ["GENQUEUE_WORKER_PASSWORD", "GENQUEUE_TOML", "GENQUEUE_STOP_GRACE", "GENQUEUE_CONCURRENCY"],
+            id="of-compose",
+        ),
+        pytest.param(["LEASE_S", "MY_GENQUEUE_LEASE"], id="without-the-prefix"),
+    ],
+)
+def test_settings_and_what_only_shares_their_prefix_are_not_mistyped(variables):
+    assert mistyped(variables) == {}
 
 
 @pytest.mark.parametrize(

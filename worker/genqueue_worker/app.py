@@ -15,7 +15,7 @@ from celery import Celery, signals
 
 from genqueue import calls, keys
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
-from genqueue.settings import Settings, load_settings
+from genqueue.settings import Settings, load_settings, mistyped
 from genqueue.store import Store
 from genqueue_worker import broker, logs, tracing
 from genqueue_worker.broker import Consumer
@@ -60,6 +60,8 @@ class Runtime:
 
     def announce(self) -> None:
         """Log what is to be known of it, now that Celery has set logging up."""
+        for variable, like in mistyped(os.environ).items():
+            logger.warning("nobody reads the variable %s; is it %s?", variable, like)
         if self._monitor is not None:
             self._monitor.announce()
 
