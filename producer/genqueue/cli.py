@@ -19,6 +19,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
 from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import version as package_version
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -116,9 +117,24 @@ def exit_code(error: GenqueueError) -> ExitCode:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Hand LLM generations to a queue and read their tokens live.",
     epilog="\n".join(["\b", "Exit codes", *(f"{code:>4}  {code.meaning}" for code in ExitCode)]),  # \b: as it stands
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        _write(f"genqueue {package_version('genqueue')}", end="\n")
+        raise typer.Exit(ExitCode.OK)
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Hand LLM generations to a queue and read their tokens live."""
+
 
 GenerationId = Annotated[str, typer.Argument(metavar="ID", help="As submit printed it.", show_default=False)]
 
@@ -176,6 +192,7 @@ def submit(
             generation = client.submit_chat([*told, {"role": "user", "content": prompt}], **options)
         else:
             generation = client.submit(prompt, **options)
+        _say_if_nobody_serves(client, generator)
         if detach:
             _write(json.dumps({"id": generation.id}) if as_json else generation.id, end="\n")
         elif as_json:
@@ -309,6 +326,8 @@ def dead_list(
             ended = datetime.fromtimestamp(letter.ended_at, UTC).isoformat(timespec="seconds")
             figures = f"attempts {letter.attempts}, tokens {letter.completion_tokens}"
             _write(f"{letter.id}  {ended}  {letter.generator}  {figures}: {one_line(letter.message)}", end="\n")
+    if not letters:
+        _say("no dead letters")
     if len(letters) > limit:
         _say(f"there are more; these are the newest {limit} (--limit)")
 
@@ -370,6 +389,8 @@ def _each_letter(
     if every == bool(ids) or (generator and not every):
         raise typer.BadParameter("give ids, or --all and perhaps --generator")
     chosen = ids or [letter.id for letter in reversed(client.dead_letters(generator, None))]
+    if not chosen:
+        _say("no dead letters")
     missing = 0
     for generation_id in chosen:
         try:
@@ -380,6 +401,12 @@ def _each_letter(
                 missing += 1
     if missing:
         raise typer.Exit(ExitCode.NOT_FOUND)
+
+
+def _say_if_nobody_serves(client: GenerationClient, generator: str) -> None:
+    with contextlib.suppress(errors.StoreError):  # who reads on waits for Redis; the id is not lost for a remark
+        if not any(generator in worker.generators for worker in client.workers()):
+            _say(f"no worker has announced itself for generator {generator!r} in the last 30 s; it waits for one")
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

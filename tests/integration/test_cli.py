@@ -96,6 +96,15 @@ def test_submit_prints_the_text_and_beside_it_one_line_of_figures(genqueue, ask,
     assert re.match(r"[0-9a-f-]{36}: 13 tokens, finish_reason eos_token, queue_wait_s .*, attempts 1$", line)
 
 
+def test_who_queues_for_a_generator_that_nobody_serves_is_told_and_waits(genqueue):
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": "http://h"}}
+    done = genqueue("submit", "x", "-g", "idle", "--detach", GENQUEUE_GENERATORS=json.dumps({"idle": generator}))
+    assert done.returncode == 0
+    assert only_line(done) == "no worker has announced itself for generator 'idle' in the last 30 s; it waits for one"
+    assert json.loads(genqueue("status", done.stdout.strip(), "--json").stdout)["state"] == "queued"
+    assert genqueue("cancel", done.stdout.strip()).returncode == 0
+
+
 def test_text_is_printed_while_it_comes(start, ask):
     prompt = ask(tokens=40, itl_s=0.2)
     process = start("submit", prompt)
@@ -348,7 +357,8 @@ def dies(genqueue, prompt, *arguments):
 
 
 def test_dead_letters_are_listed_the_newest_first_and_without_prompts(genqueue, dead, ask):
-    assert (dead("list").returncode, dead("list").stdout) == (0, "")
+    for none in (dead("list"), dead("retry", "--all"), dead("drop", "--all")):
+        assert (none.returncode, none.stdout, only_line(none)) == (0, "", "no dead letters")
     prompt = ask(tokens=9, faults=[ONE_FAULT])
     first, second = dies(genqueue, prompt), dies(genqueue, ask(faults=[GATEWAY]), "-g", "endpoint")
     told = dead("list")
@@ -642,6 +652,10 @@ def test_help_lists_every_exit_code(genqueue):
     told = genqueue("--help").stdout
     for code in ExitCode:
         assert re.search(rf"^ *{code.value} +{re.escape(code.meaning)}", told, re.MULTILINE)
+
+
+def test_it_says_its_version(genqueue):
+    assert genqueue("--version").stdout == f"genqueue {importlib.metadata.version('genqueue')}\n"
 
 
 def test_the_worker_starts_by_our_command_too(
