@@ -221,7 +221,8 @@ class WorkerStatus:
         name: host, process id and a number of its own.
         announced_at: epoch seconds of Redis's clock.
         generators: for each generator it serves, its servers: ``address``, ``health`` ("up",
-            "rests" after a failure, "down"), ``running`` calls, ``trouble`` (the last one).
+            "rests" after a failure or while it is full, "waking", "refuses" whatever it is asked, "down"),
+            ``running`` calls, ``trouble`` (the last one).
     """
 
     name: str

@@ -320,9 +320,11 @@ def _workers(found: Overview) -> list[Finding]:
             if server["health"] == "up":
                 continue
             # Another that is up takes the work.
-            level: Level = "warn" if server["health"] != "down" or (name, "up") in up else "fail"
+            level: Level = "warn" if server["health"] not in {"down", "refuses"} or (name, "up") in up else "fail"
             seen = f"{server['health']} at {worker.name}" + (f": {server['trouble']}" if server["trouble"] else "")
             do = "look at that model server; its worker goes on by itself when it answers"
+            if server["health"] == "refuses":
+                do = "mend its address in the worker's settings, or the token: token_env, or api_params.headers"
             findings.append(Finding(level, f"endpoint {server['address']} of {name!r}", seen, do))
     return findings
 

@@ -97,7 +97,7 @@ def as_tables(found: Overview) -> "RenderableType":
     workers = table(
         ("worker", "heard", "generator", "health", "running", "address", "trouble"),
         rows,
-        [{"down": "red", "rests": "yellow", "waking": "yellow"}.get(row[3], "") for row in rows],
+        [{"down": "red", "refuses": "red", "rests": "yellow", "waking": "yellow"}.get(row[3], "") for row in rows],
     )
     lines = [totals(found), *(f"cannot be read: {key!r}: {words}" for key, words in found.unreadable.items())]
     if not found.workers:

@@ -459,7 +459,7 @@ class Outcome(BaseModel):
     @property
     def is_worth_another_try(self) -> bool:
         """Whether the same request may end otherwise: it was not its fault, nobody cancelled it, it is not too late."""
-        return self.error == "failed"
+        return self.error == "failed" or self.detail.get("fault") == "endpoint"
 
 
 def celery_success(generation_id: str, result: GenerationResult, date_done: str) -> bytes:

@@ -37,49 +37,6 @@ def kill(server):
     server.process.wait()
 
 
-class Hosts:
-    """A worker for each model server, as they stand side by side on their hosts."""
-
-    def __init__(self, redis_url, launch, urls_of_each, *, places=64, **options):
-        self.settings = Settings(redis_url=as_role(redis_url, "producer"), generators={})
-        self.workers = [
-            launch(
-                {"default": {"api_type": TGI, **options, "api_params": {"urls": urls}}},
-                redis_url,
-                "-c",
-                str(places),
-                wait=False,
-            )
-            for urls in urls_of_each
-        ]
-        for worker in self.workers:
-            worker.wait_until_ready()
-        self.client = GenerationClient(self.settings)
-
-    def health(self, worker):
-        """What the worker says of its servers; None before it said anything."""
-        for status in self.client.workers():
-            if f":{worker.process.pid}:" in status.name:
-                return [server["health"] for server in status.generators["default"]]
-        return None
-
-
-@pytest.fixture
-def hosts(real_redis, launch_worker, tmp_path):
-    """``hosts([[url], [url, url]])``: one worker for each list of addresses, on a Redis of their own."""
-    with contextlib.ExitStack() as stack:
-        redis_url = stack.enter_context(guarded_redis(tmp_path)).url
-
-        def start(urls_of_each, **options):
-            started = Hosts(redis_url, launch_worker, urls_of_each, **options)
-            stack.callback(started.client.close)
-            for worker in started.workers:
-                stack.callback(worker.end)
-            return started
-
-        yield start
-
-
 def record_of(hosts, generation, *names):
     import redis
 

@@ -351,7 +351,9 @@ def test_without_a_model_server_a_worker_is_not_ready_but_alive(start_worker, ow
         server.process.wait()
         with GenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as client:
             generation = client.submit(ask(tokens=50), generator="lonely")
-            eventually(lambda: monitored.probe("/readyz") == (503, {"endpoints": f"all are down: {address}"}))
+            eventually(
+                lambda: monitored.probe("/readyz") == (503, {"endpoints": f"none can be asked: {address} (down)"})
+            )
             assert monitored.probe("/livez") == (200, {})
             with running_standin("--itl-s", "0.1", "--port", address.rpartition(":")[2]):
                 eventually(lambda: monitored.probe("/readyz") == (200, {}))

@@ -210,7 +210,7 @@ def promtool():
 
 def test_prometheus_reads_its_configuration_and_the_rules(promtool):
     assert "SUCCESS: 1 rule files found" in promtool("check", "config", "prometheus.yml")
-    assert "SUCCESS: 15 rules found" in promtool("check", "rules", "rules.yml")
+    assert "SUCCESS: 17 rules found" in promtool("check", "rules", "rules.yml")
 
 
 def test_the_alerts_fire_when_they_should(promtool):

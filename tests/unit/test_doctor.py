@@ -113,6 +113,7 @@ GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "htt
         pytest.param(overview(workers=[]), [("fail", "workers")], id="no-worker"),
         pytest.param(server("up", "down"), [("warn", "endpoint http://1 of 'chat'")], id="one-down"),
         pytest.param(server("down"), [("fail", "endpoint http://0 of 'chat'")], id="all-down"),
+        pytest.param(server("refuses"), [("fail", "endpoint http://0 of 'chat'")], id="refuses"),
         pytest.param(server("rests"), [("warn", "endpoint http://0 of 'chat'")], id="rests"),
         pytest.param({"generators": {"chat": GENERATOR}}, [], id="settings-agree"),
         pytest.param(

@@ -1,4 +1,6 @@
-"""Which server is asked next."""
+"""Which server is asked next, and how many calls it is asked to take."""
+
+import math
 
 import pytest
 
@@ -19,6 +21,9 @@ def server(name="a", **facts):
         pytest.param([server("a", calls=9), server("b", calls=8)], "b", id="the-least-asked-of-equals"),
         pytest.param([server("a", rests_until_s=NOW_S + 1), server("b", running=9)], "b", id="one-that-need-not-rest"),
         pytest.param([server("a", rests_until_s=NOW_S), server("b", running=1)], "a", id="has-rested"),
+        pytest.param(
+            [server("a", running=1, limit=1, full_until_s=NOW_S + 1), server("b", running=9)], "b", id="one-with-room"
+        ),
         pytest.param(
             [server("a", rests_until_s=NOW_S + 2), server("b", rests_until_s=NOW_S + 1, running=1)],
             "b",
@@ -57,12 +62,112 @@ def test_a_server_that_fails_rests_longer_each_time_until_it_succeeds():
     assert (one.health(NOW_S), one.failures, one.trouble) == (Health.UP, 0, "")
 
 
-@pytest.mark.parametrize(("asked_s", "rest_s"), [(None, 1), (7.0, 7), (1e9, 30)])
-def test_a_full_server_rests_for_as_long_as_it_asks(asked_s, rest_s):
+def begin(one, calls, now_s=NOW_S):
+    for _ in range(calls):
+        one.began(now_s)
+
+
+def refuse_one_more(one, now_s=NOW_S, retry_after_s=None):
+    """A call is made, and finds the server full."""
+    one.began(now_s)
+    one.was_full(now_s, retry_after_s, "overloaded")
+    one.running -= 1
+
+
+def test_a_server_that_was_never_full_has_room_for_any_number():
     one = server()
-    one.was_full(NOW_S, asked_s, "overloaded")
-    assert one.rests_until_s - NOW_S == rest_s
+    begin(one, 1000)
+    assert one.room(NOW_S) == math.inf
+
+
+def test_a_full_server_has_room_for_as_many_as_it_took():
+    one = server()
+    begin(one, 10)
+    refuse_one_more(one)
+    assert (one.room(NOW_S), one.health(NOW_S), one.trouble) == (0, Health.RESTS, "overloaded")
+    one.running -= 3
+    assert (one.room(NOW_S), one.health(NOW_S)) == (3, Health.UP)
     assert one.failures == 0
+
+
+def test_of_many_calls_at_once_the_last_that_is_refused_tells_how_many_it_takes():
+    one = server()
+    begin(one, 50)
+    for _ in range(42):
+        one.was_full(NOW_S, None, "overloaded")
+        one.running -= 1
+    assert (one.running, one.limit, one.room(NOW_S)) == (8, 8, 0)
+
+
+def test_whether_a_full_server_takes_more_is_tried_with_one_then_with_twice_as_many_each_second():
+    one = server()
+    begin(one, 4)
+    refuse_one_more(one)
+    rooms = []
+    for second in range(1, 6):
+        rooms.append(one.room(NOW_S + second))
+        begin(one, rooms[-1], NOW_S + second)
+        assert one.room(NOW_S + second + 0.9) == 0
+    assert rooms == [1, 2, 4, 8, 16]
+    refuse_one_more(one, NOW_S + 6)
+    assert (one.limit, one.room(NOW_S + 6.9), one.room(NOW_S + 7)) == (35, 0, 1)
+
+
+@pytest.mark.parametrize(("asked_s", "rest_s"), [(None, 1), (7.0, 7), (1e9, 30)])
+def test_a_full_server_is_tried_again_after_as_long_as_it_asks(asked_s, rest_s):
+    one = server()
+    refuse_one_more(one, retry_after_s=asked_s)
+    assert (one.room(NOW_S + rest_s - 0.1), one.room(NOW_S + rest_s)) == (0, 1)
+
+
+def test_that_a_server_was_full_is_forgotten():
+    one = server()
+    begin(one, 3)
+    refuse_one_more(one)
+    assert one.room(NOW_S + 31) == math.inf
+    begin(one, 50, NOW_S + 31)
+    assert one.room(NOW_S + 31) == math.inf
+
+
+def refuses_all(one, now_s=NOW_S):
+    for _ in range(3):
+        one.refused(now_s, "wrong token")
+
+
+def test_of_a_server_that_refuses_whatever_comes_one_call_is_asked_after_each_rest():
+    one = server()
+    one.refused(NOW_S, "wrong token")
+    one.refused(NOW_S, "wrong token")
+    assert (one.room(NOW_S), one.health(NOW_S), one.rests_until_s) == (math.inf, Health.RESTS, NOW_S + 2)
+    now_s, rests_s = NOW_S, []
+    for _ in range(5):
+        one.refused(now_s, "wrong token")
+        assert (one.room(now_s), one.health(now_s), one.trouble) == (0, Health.REFUSES, "wrong token")
+        rests_s.append(one.rests_until_s - now_s)
+        now_s = one.rests_until_s
+        assert one.room(now_s) == 1
+        one.began(now_s)
+        assert one.room(now_s) == 0
+        one.running -= 1
+    assert rests_s == [4, 8, 16, 30, 30]
+    one.refused(now_s, "wrong token")
+    assert (one.refuses_since_s, one.room(NOW_S + 1e6)) == (NOW_S, 1)
+
+
+def test_a_server_that_refused_whatever_came_is_trusted_when_it_has_done_something():
+    one = server()
+    refuses_all(one)
+    one.succeeded()
+    assert (one.room(NOW_S), one.health(NOW_S), one.refusals) == (math.inf, Health.UP, 0)
+
+
+def test_requests_that_a_server_refuses_between_others_are_those_requests_fault():
+    one = server()
+    for _ in range(10):
+        one.refused(NOW_S, "no")
+        one.refused(NOW_S, "no")
+        one.succeeded()
+    assert (one.room(NOW_S), one.health(NOW_S)) == (math.inf, Health.UP)
 
 
 def test_a_server_that_is_down_stays_so_until_a_probe_finds_it():

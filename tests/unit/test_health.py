@@ -80,6 +80,7 @@ def servers(**health):
         pytest.param("", servers(a=[Health.RESTS]), {"a"}, False, set(), id="full-is-there"),
         pytest.param("", servers(a=[Health.WAKING]), {"a"}, False, set(), id="waking-is-there"),
         pytest.param("", servers(a=[Health.DOWN]), {"a"}, False, {"endpoints"}, id="no-server"),
+        pytest.param("", servers(a=[Health.REFUSES]), {"a"}, False, {"endpoints"}, id="a-wrong-token"),
         pytest.param("", servers(a=[Health.UP]), None, False, {"consumer"}, id="starting"),
         pytest.param("", servers(a=[Health.UP]), {"a"}, True, {"consumer"}, id="stopping"),
     ],
@@ -91,5 +92,5 @@ def test_ready_is_who_has_redis_and_a_server(redis_trouble, found, served, is_dr
 
 
 def test_who_is_not_ready_names_the_servers():
-    verdict = readiness("", servers(a=[Health.DOWN, Health.DOWN]), {"a"}, is_draining=False)
-    assert verdict.body()["checks"]["endpoints"] == "all are down: http://a-0, http://a-1"
+    verdict = readiness("", servers(a=[Health.DOWN, Health.REFUSES]), {"a"}, is_draining=False)
+    assert verdict.body()["checks"]["endpoints"] == "none can be asked: http://a-0 (down), http://a-1 (refuses)"

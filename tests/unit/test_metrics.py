@@ -306,7 +306,7 @@ def test_a_scrape_sees_what_is(metrics):
         for sample in shown.samples
         if sample.name == "genqueue_endpoint_health" and sample.labels["generator"] == "default"
     }
-    assert health == {"up": 1, "rests": 0, "waking": 0, "down": 1}
+    assert health == {"up": 1, "rests": 0, "waking": 0, "refuses": 0, "down": 1}
 
 
 def test_what_nobody_knows_is_not_shown(metrics):

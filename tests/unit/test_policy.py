@@ -16,7 +16,7 @@ from genqueue_worker.policy import (
     is_exhausted,
 )
 
-REQUEST, CAPACITY, SERVER = Fault.REQUEST, Fault.CAPACITY, Fault.SERVER
+REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPACITY, Fault.SERVER
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,10 @@ REQUEST, CAPACITY, SERVER = Fault.REQUEST, Fault.CAPACITY, Fault.SERVER
         (None, "transport", SERVER),
         # No word, or one that nobody knows: the status.
         (400, None, REQUEST),
-        (401, None, REQUEST),
-        (403, None, REQUEST),
-        (404, None, REQUEST),
-        (405, None, REQUEST),
+        (401, None, ENDPOINT),
+        (403, None, ENDPOINT),
+        (404, None, ENDPOINT),
+        (405, None, ENDPOINT),
         (413, None, REQUEST),
         (415, None, REQUEST),
         (422, None, REQUEST),
@@ -94,7 +94,15 @@ def test_in_the_stream_of_a_chat_the_words_tell(message, status, expected):
     assert fault_of(UpstreamFacts(message, status=status)) is expected
 
 
+@pytest.mark.parametrize(
+    ("status", "expected"), [(401, ENDPOINT), (402, ENDPOINT), (403, REQUEST), (404, REQUEST), (405, ENDPOINT)]
+)
+def test_inference_providers_mean_the_model_by_what_elsewhere_is_the_address(status, expected):
+    assert fault_of(UpstreamFacts("words", status=status, is_serverless=True)) is expected
+
+
 FULL = UpstreamFacts("words", status=429)
+FORBIDDEN = UpstreamFacts("words", status=403)
 WAKING = UpstreamFacts("words", status=503, retry_after_s=7.0)
 INVALID = UpstreamFacts("words", status=422, error_type="validation")
 BROKEN = UpstreamFacts("words", error_type="generation")
@@ -130,18 +138,18 @@ UNCHARGED = Again(0.0, is_failure=True, is_charged=False)
     ("facts", "circumstances", "expected"),
     [
         # Nobody's fault: it waits, for as long as it takes, whatever the caller says of failures.
-        pytest.param(FULL, {"draw": 0.0}, waits(0.0), id="full"),
-        pytest.param(FULL, {}, waits(1.998), id="full-jitter"),
-        pytest.param(FULL, {"failures": 4, "draw": 0.5}, waits(1.0), id="full-at-the-last-attempt"),
-        pytest.param(FULL, {"max_attempts": 1, "draw": 0.5}, waits(1.0), id="full-with-one-attempt"),
-        pytest.param(FULL, {"may_retry": False, "draw": 0.5}, waits(1.0), id="full-and-no-retries-wanted"),
-        pytest.param(FULL, {"can_go_on": True}, AT_ONCE, id="full-and-another-is-not"),
+        # At once: it is the worker that waits, until its server has room.
+        pytest.param(FULL, {}, AT_ONCE, id="full"),
+        pytest.param(FULL, {"failures": 4}, AT_ONCE, id="full-at-the-last-attempt"),
+        pytest.param(FULL, {"max_attempts": 1, "may_retry": False}, AT_ONCE, id="full-and-no-retries-wanted"),
         pytest.param(WAKING, {"draw": 0.0}, waits(7.0), id="retry-after"),
         pytest.param(WAKING, {"draw": 0.5}, waits(8.0), id="retry-after-and-jitter"),
-        pytest.param(
-            UNREACHED, {"may_retry": False, "draw": 0.5}, waits(1.0), id="nothing-listens-and-no-probe-says-when"
-        ),
+        pytest.param(WAKING, {"can_go_on": True}, AT_ONCE, id="retry-after-and-another-is-up"),
+        pytest.param(UNREACHED, {"may_retry": False}, AT_ONCE, id="nothing-listens-and-no-probe-says-when"),
         pytest.param(replace(UNREACHED, is_down=True), {"may_retry": False}, AT_ONCE, id="down-before-it-was-asked"),
+        # The endpoint's fault: another one may take it.
+        pytest.param(FORBIDDEN, {"can_go_on": True}, charged(0.0), id="another-may-take-what-one-refuses"),
+        pytest.param(replace(FORBIDDEN, is_down=True), {"may_retry": False}, AT_ONCE, id="it-refuses-whatever-comes"),
         # The server's fault: full jitter under a ceiling that doubles, up to 30 s.
         pytest.param(BROKEN, {"draw": 0.0}, charged(0.0), id="draw-0"),
         pytest.param(BROKEN, {}, charged(0.4995), id="first"),
@@ -181,6 +189,24 @@ def test_what_cannot_succeed_ends_in_the_servers_words(facts, circumstances, err
     assert isinstance(ended, Outcome)
     assert (ended.error, ended.message) == (error, message)
     assert ended.detail == {"status": facts.status, "error_type": facts.error_type}
+
+
+@pytest.mark.parametrize(
+    "circumstances",
+    [
+        pytest.param({}, id="nobody-else-to-ask"),
+        pytest.param({"can_go_on": True, "may_retry": False}, id="no-retries-wanted"),
+        pytest.param({"can_go_on": True, "failures": 4}, id="the-last-attempt"),
+        pytest.param({"can_go_on": True, "max_attempts": 1}, id="the-only-attempt"),
+    ],
+)
+def test_what_an_endpoint_refused_whatever_it_was_is_rejected_and_worth_another_try(circumstances):
+    ended = decide(FORBIDDEN, **circumstances)
+    assert isinstance(ended, Outcome)
+    assert (ended.error, ended.message, ended.is_worth_another_try) == ("rejected", "words", True)
+    refused = decide(INVALID)
+    assert isinstance(refused, Outcome)
+    assert not refused.is_worth_another_try
 
 
 def test_nobody_waits_longer_than_a_server_may_ask_for():

@@ -41,7 +41,9 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine = engine = Engine(settings, on_change=self.follow, look=self.look, show=self.show)
+        self.engine = engine = Engine(
+            settings, on_change=self.follow, on_room=self.take, backlog=self.backlog, look=self.look, show=self.show
+        )
         self._leases = LeaseKeeper(settings, engine.owner, engine.held, engine.lose, engine.servers, engine.metrics)
         self.consumer: Consumer | None = None
         self._served: set[str] | None = None
@@ -126,10 +128,19 @@ class Runtime:
     def _silent_s(self) -> dict[str, float]:
         return {ENGINE: self.engine.pulse.age_s, CONSUMER: broker.pulse.age_s, LEASES: self._leases.pulse.age_s}
 
-    def follow(self) -> None:
-        """Have Celery consume the queues of those generators that can be asked, and everybody know."""
+    def take(self) -> None:
+        """Have Celery consume the queues of those generators that can be asked."""
         if self.consumer is not None:
             self.consumer.leave({keys.queue(name) for name in self.engine.unavailable})
+
+    def backlog(self, generator: str) -> int:
+        """How many generations wait for a generator, as the last sweep was told."""
+        swept = self._leases.swept
+        return swept.queues[generator].depth if swept else 0
+
+    def follow(self) -> None:
+        """The same, and have everybody know."""
+        self.take()
         self._leases.announce_soon()
 
     def stop(self) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -121,6 +122,8 @@ class Engine:
         settings: which generators, and the registry's dials.
         environ: where generators look up their tokens.
         on_change: told, on the loop, when a model server went down or came back.
+        on_room: told, on the loop, when the servers of a generator are full, and when they are no longer.
+        backlog: how many generations wait for a generator; may be a little old.
         look: what a scrape of :attr:`metrics` finds.
         show: told more of a generation as it becomes known.
 
@@ -135,6 +138,8 @@ class Engine:
         settings: Settings,
         environ: Mapping[str, str] = os.environ,
         on_change: Callable[[], None] = lambda: None,
+        on_room: Callable[[], None] = lambda: None,
+        backlog: Callable[[str], int] = lambda generator: 0,
         look: Callable[[], Now] = Now,
         show: Show = show_nobody,
     ) -> None:
@@ -146,7 +151,7 @@ class Engine:
         self.places: int | None = None
         self.generators = {
             name: TextGeneration(
-                Upstream(name, configured, environ, on_change, lambda: self._may_park),
+                Upstream(name, configured, environ, on_change, on_room, partial(backlog, name), lambda: self._may_park),
                 self.metrics.of(name),
                 settings.max_reply_bytes,
             )
@@ -235,14 +240,14 @@ class Engine:
     def unavailable(self) -> set[str]:
         """The generators of which nothing can be taken on now; any thread may ask.
 
-        Their servers are all down; or asleep, and as many generations wait for such servers here as may.
+        Their servers are all down; or full, or asleep, and as many generations wait for them here as may.
         """
         may_park = self._may_park
         upstreams = {name: generator.upstream for name, generator in self.generators.items()}
         return {
             name
             for name, upstream in upstreams.items()
-            if not upstream.is_available or (upstream.is_asleep and not may_park)
+            if not upstream.is_available or upstream.is_full or (upstream.is_asleep and not may_park)
         }
 
     @property
@@ -304,8 +309,17 @@ class Engine:
             adopted = await self._adopt(generation_id, generator, foreign, traceparent)
             if adopted is not None:
                 return adopted
-        if generator in self.unavailable:
+        upstream = self.generators[generator].upstream
+        if generator in self.unavailable or not await upstream.take_place():
             return await self._leave(generation_id)
+        try:
+            return await self._begin(report)
+        finally:
+            upstream.give_place()
+
+    async def _begin(self, report: Report) -> Done | Ended | NotOurs:
+        """Claim what there is a place for, and run it."""
+        generation_id, generator = report.generation_id, report.generator
         claim = await self._claim(generation_id, generator)
         if isinstance(claim, NotClaimed):
             if claim.reason == "expired":
@@ -472,7 +486,7 @@ class Engine:
             record = await self._writer.insist(calls.read_record(generation_id))
             if not record.state.is_final:
                 await self._writer.insist(calls.ring(generation_id, record.generator, record.priority))
-        return NotOurs("its servers are down, or asleep")
+        return NotOurs("its servers are down, full or asleep")
 
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings
@@ -605,6 +619,8 @@ class Engine:
     def _drain(self) -> None:
         if not self._is_draining:
             self._is_draining = True
+            for generator in self.generators.values():
+                generator.upstream.send_away()
             logger.info(
                 "draining: %d generations run, others go on with them in %g s",
                 len(self._running),

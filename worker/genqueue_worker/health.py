@@ -84,7 +84,7 @@ def readiness(
     *,
     is_draining: bool,
 ) -> Verdict:
-    """Whether a worker can be counted on: Redis answers, and a server of some generator can be reached.
+    """Whether a worker can be counted on: Redis answers, and a server of some generator can be asked.
 
     Args:
         redis_trouble: why Redis does not answer; "" if it does.
@@ -95,8 +95,9 @@ def readiness(
     consumer = "told to stop" if is_draining else "not started yet" if served is None else ""
     names = servers.keys() if served is None else served
     asked = [server for name, found in servers.items() if name in names for server in found]
-    down = ", ".join(str(server["address"]) for server in asked if server["health"] == Health.DOWN)
-    any_reached = any(server["health"] != Health.DOWN for server in asked)
+    useless = [server for server in asked if server["health"] in {Health.DOWN, Health.REFUSES}]
+    told = ", ".join(f"{server['address']} ({server['health']})" for server in useless)
+    any_of_use = len(useless) < len(asked)
     return Verdict(
-        {CONSUMER: consumer, "redis": redis_trouble, "endpoints": "" if any_reached else f"all are down: {down}"}
+        {CONSUMER: consumer, "redis": redis_trouble, "endpoints": "" if any_of_use else f"none can be asked: {told}"}
     )

@@ -16,6 +16,8 @@ class Fault(StrEnum):
 
     REQUEST = "request"
     """The caller's: no attempt will fix it."""
+    ENDPOINT = "endpoint"
+    """The address's, or our token's: the server refuses whatever it is asked, another one may not."""
     CAPACITY = "capacity"
     """Nobody's: the server is full or waking up."""
     SERVER = "server"
@@ -33,7 +35,8 @@ class UpstreamFacts:
         error_type: TGI's word (``validation``, ``overloaded``, ``generation`` …), if any.
         retry_after_s: what the server asked for, if it did.
         was_unreached: whether the request never arrived anywhere.
-        is_down: whether the server cannot be reached now.
+        is_down: whether the server is asked nothing more for now: it cannot be reached, or refuses whatever comes.
+        is_serverless: whether Inference Providers said it, who mean the model by 403 and 404.
     """
 
     message: str
@@ -42,6 +45,7 @@ class UpstreamFacts:
     retry_after_s: float | None = None
     was_unreached: bool = False
     is_down: bool = False
+    is_serverless: bool = False
 
 
 _BY_TYPE = {
@@ -74,11 +78,11 @@ _BY_WORDS = {
 }
 _BY_STATUS = {
     400: Fault.REQUEST,
-    401: Fault.REQUEST,
-    402: Fault.REQUEST,  # the router: the account has used up what it may
-    403: Fault.REQUEST,
-    404: Fault.REQUEST,
-    405: Fault.REQUEST,
+    401: Fault.ENDPOINT,
+    402: Fault.ENDPOINT,  # the router: the account has used up what it may
+    403: Fault.ENDPOINT,
+    404: Fault.ENDPOINT,
+    405: Fault.ENDPOINT,
     413: Fault.REQUEST,
     415: Fault.REQUEST,
     422: Fault.REQUEST,
@@ -98,6 +102,8 @@ def fault_of(facts: UpstreamFacts) -> Fault:
     for words, fault in _BY_WORDS.items():
         if facts.message.startswith(words):
             return fault
+    if facts.is_serverless and facts.status in {403, 404}:
+        return Fault.REQUEST
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
 
 
@@ -130,7 +136,7 @@ class Again:
 
 AT_ONCE = Again(0.0, is_failure=False, is_charged=False)
 
-_CAPACITY_DELAY_S = 2.0
+_JITTER_S = 2.0
 _CAPACITY_MOST_S = 300.0
 """No server may have a generation rest until it is forgotten (``keep_s``)."""
 _RETRY_BASE_S = 0.5
@@ -169,10 +175,17 @@ def after_failure(
     match fault_of(facts):
         case Fault.REQUEST:
             return _outcome("rejected", facts.message, facts)
-        case Fault.CAPACITY if can_go_on or facts.is_down:  # a worker whose servers are all down leaves the queue
+        case Fault.ENDPOINT if facts.is_down:  # it is known to refuse whatever comes: this one too is no news
+            return AT_ONCE
+        case Fault.ENDPOINT if can_go_on and may_retry and not is_exhausted(failures + 1, errors + 1, max_attempts):
+            return Again(0.0, is_failure=True, is_charged=True)
+        case Fault.ENDPOINT:
+            return _outcome("rejected", facts.message, facts, fault=Fault.ENDPOINT)
+        # A worker whose servers are all down, or full, leaves the queue to others.
+        case Fault.CAPACITY if can_go_on or facts.is_down or facts.retry_after_s is None:
             return AT_ONCE
         case Fault.CAPACITY:
-            delay_s = min(_CAPACITY_MOST_S, facts.retry_after_s or 0.0) + draw * _CAPACITY_DELAY_S
+            delay_s = min(_CAPACITY_MOST_S, facts.retry_after_s or 0.0) + draw * _JITTER_S
             return Again(delay_s, is_failure=False, is_charged=False)
         case Fault.SERVER:
             is_charged = not facts.is_down
@@ -186,5 +199,7 @@ def after_failure(
             return Again(0.0 if can_go_on or facts.is_down else delay_s, is_failure=True, is_charged=is_charged)
 
 
-def _outcome(error: str, message: str, facts: UpstreamFacts) -> Outcome:
-    return Outcome(error=error, message=message, detail={"status": facts.status, "error_type": facts.error_type})
+def _outcome(error: str, message: str, facts: UpstreamFacts, **more: str) -> Outcome:
+    return Outcome(
+        error=error, message=message, detail={"status": facts.status, "error_type": facts.error_type, **more}
+    )

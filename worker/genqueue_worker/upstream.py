@@ -7,6 +7,7 @@ Every error of the client or of a server leaves here as
 import asyncio
 import json
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -41,6 +42,9 @@ T = TypeVar("T")
 _MOST_ERROR_CHARACTERS = 500
 _LOOK_EVERY_S = 5.0
 """At servers that nothing is asked of."""
+_LOOK_FOR_ROOM_S = 0.1
+"""While servers are full: whether more may be tried by now, or others wait."""
+_TAKEN_FOR_ONE_AT_HAND = 8
 _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _SCALE_UP_S = 600
@@ -136,10 +140,13 @@ class Upstream:
         settings: its configuration.
         environ: where its token is looked up, under ``settings.token_names``.
         on_change: told when a server goes down, falls asleep or comes back, and when one more call waits for one.
+        on_room: told when no more attempts should come, since all servers are full, and when they should again.
+        backlog: how many generations wait for this generator, some of them maybe for room here.
         may_park: whether one more call may wait for a server that wakes up.
 
     Attributes:
         parked: calls that wait for that.
+        is_full: whether no more attempts should come: all servers are full.
     """
 
     def __init__(
@@ -148,6 +155,8 @@ class Upstream:
         settings: GeneratorSettings,
         environ: Mapping[str, str],
         on_change: Callable[[], None],
+        on_room: Callable[[], None] = lambda: None,
+        backlog: Callable[[], int] = lambda: 0,
         may_park: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
@@ -173,7 +182,13 @@ class Upstream:
         bearer = {} if token is None else {"authorization": f"Bearer {token}"}
         self._probe_headers = bearer | {key: value for key, value in headers.items() if value is not None}
         self.parked = 0
+        self.is_full = False
+        self._taken = 0
+        self._line: deque[asyncio.Future[bool]] = deque()
+        self._look_again: asyncio.TimerHandle | None = None
         self._on_change = on_change
+        self._on_room = on_room
+        self._backlog = backlog
         self._may_park = may_park
         self._probes: dict[Endpoint, asyncio.Task[bool]] = {}
         self._wakings: dict[Endpoint, asyncio.Task[None]] = {}
@@ -202,6 +217,74 @@ class Upstream:
         """Whether another call could be made at once: somebody is up and need not rest."""
         return any_up(self.endpoints, asyncio.get_running_loop().time())
 
+    async def take_place(self) -> bool:
+        """Wait until a server has room for one more attempt, which has it until :meth:`give_place`.
+
+        Returns:
+            False where nobody should wait: as many do already, or nothing can be asked any more.
+        """
+        if not self._line and self._free() > 0:
+            self._taken += 1
+            self._serve_line()
+            return True
+        if self.is_full:
+            return False
+        place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._line.append(place)
+        self._serve_line()
+        try:
+            return await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled() and place.result():
+                self.give_place()
+            raise
+
+    def give_place(self) -> None:
+        """An attempt has ended."""
+        self._taken -= 1
+        self._serve_line()
+
+    def send_away(self) -> None:
+        """Nobody waits for room any more."""
+        while self._line:
+            self._answer(self._line.popleft(), has_place=False)
+        self._serve_line()
+
+    def _free(self) -> float:
+        """How many more attempts the servers have room for, those aside that have a place and make no call yet."""
+        now_s = asyncio.get_running_loop().time()
+        idle = self._taken - sum(endpoint.running for endpoint in self.endpoints)
+        return sum(endpoint.room(now_s) for endpoint in self.endpoints) - idle
+
+    def _serve_line(self) -> None:
+        """Let in those who have waited longest, as far as there is room, and say whether more should come."""
+        while self._line and self._free() > 0:
+            self._taken += self._answer(self._line.popleft(), has_place=True)
+        is_full = self._free() <= 0
+        if is_full:
+            # Some wait at hand, that a place need not wait for the broker; but only where all hosts have enough to do.
+            is_enough = self._backlog() > len(self._line)
+            most = max(1, self._taken // _TAKEN_FOR_ONE_AT_HAND) if is_enough else 0
+            while len(self._line) > most:
+                self._answer(self._line.pop(), has_place=False)
+            is_full = len(self._line) >= (most // 2 + 1 if self.is_full and most else most)
+            if self._look_again is None:
+                self._look_again = asyncio.get_running_loop().call_later(_LOOK_FOR_ROOM_S, self._look_for_room)
+        if is_full != self.is_full:
+            self.is_full = is_full
+            self._on_room()
+
+    def _look_for_room(self) -> None:
+        self._look_again = None
+        self._serve_line()
+
+    @staticmethod
+    def _answer(place: asyncio.Future[bool], *, has_place: bool) -> bool:
+        if place.done():  # who waited is gone
+            return False
+        place.set_result(has_place)
+        return has_place
+
     async def call(
         self, make: Callable[[AsyncInferenceClient, Endpoint], Awaitable[T]], sink: Sink, meter: CallMeter
     ) -> T:
@@ -226,9 +309,10 @@ class Upstream:
                 sink.awake()
                 may_wake = False  # awake and still 503 is full
                 continue
-            endpoint.running += 1
-            endpoint.calls += 1
             began_s, ended_with = loop.time(), "cancelled"
+            if not endpoint.room(began_s):  # there was some when the attempt was given its place
+                raise UpstreamError(UpstreamFacts(f"{endpoint.address} has no room", status=503, is_down=True))
+            endpoint.began(began_s)
             try:
                 async with self.client() as client:
                     answer = await make(client, endpoint)
@@ -245,7 +329,7 @@ class Upstream:
                 if may_wake and facts.status == 503 and facts.error_type is None:
                     self._wake_up(endpoint)
                     continue
-                judged = await self._judge(endpoint, facts)
+                judged = await self._judge(endpoint, facts, began_s)
                 if not (judged.was_unreached and judged.is_down and self.is_available):
                     raise UpstreamError(judged) from error
             finally:
@@ -287,9 +371,11 @@ class Upstream:
             if not any(endpoint.is_down for endpoint in self.endpoints):
                 self._went_down.clear()
 
-    async def _judge(self, endpoint: Endpoint, facts: UpstreamFacts) -> UpstreamFacts:
+    async def _judge(self, endpoint: Endpoint, facts: UpstreamFacts, began_s: float) -> UpstreamFacts:
         """Draw the consequences of a failed call for its server; whether it is down is added to the facts."""
         now_s = asyncio.get_running_loop().time()
+        facts = replace(facts, is_serverless=endpoint.url is None)
+        is_down = False
         if facts.was_unreached and endpoint.url is not None:
             self._down(endpoint, facts.message, facts.message)
         match fault_of(facts):
@@ -298,12 +384,24 @@ class Upstream:
             case Fault.SERVER:
                 endpoint.failed(now_s, facts.message)
                 await self._look_after(endpoint)
+            case Fault.ENDPOINT:
+                since_s = endpoint.refuses_since_s
+                is_down = since_s is not None and began_s < since_s
+                if not is_down:
+                    self._refused(endpoint, now_s, facts.message)
             case Fault.REQUEST:
                 endpoint.succeeded()
         model, message = self.settings.api_params.model, facts.message
         if endpoint.url is None and model and model not in message:  # the router does not say which
             message = f"{message} (model {model!r}, provider {endpoint.address!r})"
-        return replace(facts, message=message, is_down=endpoint.is_down)
+        return replace(facts, message=message, is_down=is_down or endpoint.is_down)
+
+    def _refused(self, endpoint: Endpoint, now_s: float, trouble: str) -> None:
+        refused_before = endpoint.refuses_since_s is not None
+        endpoint.refused(now_s, trouble)
+        if endpoint.refuses_since_s is not None and not refused_before:
+            logger.warning("%s: %s refuses whatever it is asked", self.name, endpoint.address)
+            self._on_change()
 
     async def _look_after_the_idle(self) -> None:
         """Find out which servers are down that no call tells of; what is not self-hosted may cost money to ask."""
@@ -326,6 +424,8 @@ class Upstream:
         endpoint.went_down(trouble)
         logger.warning("%s: %s is down: %s", self.name, endpoint.address, told)
         self._went_down.set()
+        if not self.is_available:
+            self.send_away()
         self._on_change()
 
     async def _probe(self, endpoint: Endpoint, ask: Callable[[Endpoint], Coroutine[Any, Any, bool]]) -> bool:
