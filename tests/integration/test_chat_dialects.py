@@ -136,6 +136,10 @@ def delta(finish_reason=None, more=None, **fields):
     }
 
 
+def choice(index, content=None, finish_reason=None):
+    return {"index": index, "delta": {"content": content}, "logprobs": None, "finish_reason": finish_reason}
+
+
 def piece(index=0, call_id=None, name=None, arguments=None, **more):
     function = {key: value for key, value in {"name": name, "arguments": arguments}.items() if value is not None}
     return {"index": index, **({"id": call_id, "type": "function"} if call_id else {}), "function": function, **more}
@@ -184,6 +188,31 @@ async def test_usage_in_every_event(chat):
     first = {"usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}}
     _, ending = await chat(delta(None, first, content="a"), delta("stop", {"usage": USAGE}), DONE)
     assert (ending.prompt_tokens, ending.completion_tokens) == (7, 9)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param([[choice(0, "A1")], [choice(1, "B1")], [choice(1, "B2")], [choice(0, "A2")]], id="in-turns"),
+        pytest.param([[choice(0, "A1"), choice(1, "B1")], [choice(1, "B2"), choice(0, "A2")]], id="together"),
+        pytest.param([[choice(1, "B1", "stop")], [choice(0, "A1")], [choice(0, "A2")]], id="one-ends-first"),
+        pytest.param([[choice(None, "A1"), choice(1, "B1")], [{"delta": {"content": "A2"}}]], id="no-index"),
+    ],
+)
+async def test_of_several_answers_the_first_is_the_reply(chat, events):
+    heard, ending = await chat(
+        *({**delta(), "choices": choices} for choices in events),
+        {**delta(), "choices": [choice(1, finish_reason="length"), choice(0, finish_reason="stop")]},
+        usage(),
+        DONE,
+    )
+    assert (heard.text, ending.finish_reason, ending.completion_tokens) == ("A1A2", "stop", 9)
+    assert heard.closed_after == heard.deltas == len(["A1", "A2", "the end"])
+
+
+async def test_an_end_of_another_answer_is_none_of_the_reply(chat):
+    with pytest.raises(UpstreamError, match="the stream ended without its end marker"):
+        await chat(delta(content="a"), {**delta(), "choices": [choice(1, "b", "stop")]})
 
 
 async def test_parallel_tool_calls_are_kept_apart(chat):

@@ -4,6 +4,7 @@ Pure.  JSON can hold anything in any place.  What is not of its type is left out
 and is a TypeError, and so the end of the call, where it cannot.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from genqueue.messages import Token
@@ -36,6 +37,17 @@ def text(value: object) -> str:
 def encodable(value: str) -> str:
     """``value`` with halves of surrogate pairs replaced: JSON can spell them, UTF-8 cannot."""
     return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def first_choice(choices: Iterable[Any]) -> Any:
+    """Of the answers that an event of OpenAI's adds to, the first one; None if it adds to others only.
+
+    One is asked for.  A server that gives several all the same sends them in turns, each with its ``index``.
+    """
+    for choice in choices:
+        if choice.get("index") in (None, 0):
+            return choice
+    return None
 
 
 def number(value: Any) -> float | None:

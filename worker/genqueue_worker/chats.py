@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 
 from genqueue.messages import GenerationRequest, ToolCallDelta, join_tool_calls
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import encodable, integer, number, text, word
+from genqueue_worker.answers import encodable, first_choice, integer, number, text, word
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -89,8 +89,8 @@ class ChatAnswer:
             self._is_done = self._is_done or data.strip() == b"[DONE]"
             return False
         try:
-            (choice,) = event["choices"]
-            if choice.get("finish_reason") or event.get("error") is not None:
+            choice = first_choice(event["choices"])
+            if choice is None or choice.get("finish_reason") or event.get("error") is not None:
                 return False
             self._push(choice["delta"], choice.get("logprobs"))
             self.usage = event.get("usage") or self.usage
@@ -103,11 +103,13 @@ class ChatAnswer:
         if output.choices is None and output.get("message"):  # an error as vLLM once put it: at the top
             raise UpstreamError(in_stream_error(output))
         self.usage = output.usage or self.usage
-        for choice in output.choices or ():
-            self._push(choice.delta or {}, choice.logprobs, is_end=bool(choice.finish_reason))
-            if choice.finish_reason:
-                self._finish_reason = word(choice.finish_reason)
-                self._sink.close()
+        choice = first_choice(output.choices or ())
+        if choice is None:
+            return
+        self._push(choice.delta or {}, choice.logprobs, is_end=bool(choice.finish_reason))
+        if choice.finish_reason:
+            self._finish_reason = word(choice.finish_reason)
+            self._sink.close()
 
     @property
     def is_complete(self) -> bool:
