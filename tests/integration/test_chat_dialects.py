@@ -104,7 +104,7 @@ async def engine():
 
 @pytest.fixture
 async def chat(engine):
-    """``await chat(*events)``: (what the sink heard, the ending)."""
+    """``await chat(*events, **generation_kwargs)``: (what the sink heard, the ending)."""
     transport = open_transport()
     async with serving(engine) as url:
         settings = GeneratorSettings.model_validate(
@@ -112,11 +112,11 @@ async def chat(engine):
         )
         upstream, meter = Upstream("chat", settings, {}, lambda: None), Metrics({"chat": settings}).of("chat")
         generator = TextGeneration(upstream, meter, 1_000_000)
-        request = read_request({"messages": [{"role": "user", "content": "hi"}]})
 
-        async def run(*events):
+        async def run(*events, heard=None, **kwargs):
+            heard = heard or Heard()
             engine.events = list(events)
-            heard = Heard()
+            request = read_request({"messages": [{"role": "user", "content": "hi"}], "generation_kwargs": kwargs})
             ending = await generator.run(request.given, generator.parameters(request), heard)
             return heard, ending
 
@@ -364,6 +364,24 @@ async def test_an_error_in_the_stream_is_one(chat, event, words, fault):
         await chat(delta(content="a"), event, DONE)
     assert failed.value.facts.message == words
     assert fault_of(failed.value.facts) is fault
+
+
+@pytest.mark.parametrize("word", ["error", "abort"])
+@pytest.mark.parametrize("last", [{}, {"content": ""}, {"content": "lo"}])
+async def test_an_answer_that_its_server_gave_up_is_no_answer(engine, chat, word, last):
+    """As vLLM and SGLang end what they abort; what came by then is text, and the end no token of it."""
+    heard = Heard()
+    with pytest.raises(UpstreamError, match=f"the server ended its answer with '{word}'") as failed:
+        await chat(delta(content="hel"), delta(word, **last), usage(), DONE, heard=heard)
+    assert fault_of(failed.value.facts) is Fault.SERVER
+    said = last.get("content", "")
+    assert (heard.text, heard.deltas) == ("hel" + said, 2 if said else 1)
+
+
+@pytest.mark.parametrize("word", ["content_filter", "model_length", "function_call", "aborted by a stop word"])
+async def test_a_word_for_the_end_that_nobody_knows_is_an_end(chat, word):
+    heard, ending = await chat(delta(content="a"), delta(word), usage(), DONE)
+    assert (heard.text, ending.finish_reason) == ("a", word)
 
 
 @pytest.mark.parametrize("separator", [b"\n\n", b"\r\n\r\n", b"\n"])

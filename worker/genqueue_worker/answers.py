@@ -9,6 +9,11 @@ from typing import Any
 
 from genqueue.messages import Token
 
+GIVEN_UP = frozenset({"error", "abort"})
+"""Each a ``finish_reason`` of vLLM, SGLang and providers that is no end: the server failed, or stopped what it ran.
+
+TGI has no such word, and whatever other word a server has is an end.
+"""
 _MOST_INTEGER = 2**53 - 1
 """The largest that every reader of JSON has exactly."""
 _MOST_WORD_CHARACTERS = 200

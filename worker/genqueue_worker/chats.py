@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 
 from genqueue.messages import GenerationRequest, ToolCallDelta, join_tool_calls
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import encodable, first_choice, integer, number, text, word
+from genqueue_worker.answers import GIVEN_UP, encodable, first_choice, integer, number, text, word
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -106,9 +106,11 @@ class ChatAnswer:
         choice = first_choice(output.choices or ())
         if choice is None:
             return
-        self._push(choice.delta or {}, choice.logprobs, is_end=bool(choice.finish_reason))
-        if choice.finish_reason:
-            self._finish_reason = word(choice.finish_reason)
+        finish_reason = word(choice.finish_reason)
+        is_end = finish_reason is not None
+        self._push(choice.delta or {}, choice.logprobs, is_end=is_end and finish_reason not in GIVEN_UP)
+        if is_end:
+            self._finish_reason = finish_reason
             self._sink.close()
 
     @property
