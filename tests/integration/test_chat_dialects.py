@@ -287,6 +287,32 @@ async def test_a_tool_call_however_it_is_told(chat, events):
 
 
 @pytest.mark.parametrize(
+    ("pieces", "max_tokens", "finish_reason"),
+    [
+        pytest.param([piece(0, "0", "f", '{"city": "Par')], 9, "length", id="cut"),
+        pytest.param([piece(0, "0", "f", '{"city": "Par')], 8, "length", id="cut-late"),
+        pytest.param([piece(0, "0", "f", "")], 9, "length", id="cut-before-its-arguments"),
+        pytest.param([piece(0, "0", "f", "{}"), piece(1, "1", "g", '{"x": 1')], 9, "length", id="the-second-is-cut"),
+        pytest.param([], 9, "length", id="cut-before-its-name"),
+        pytest.param([piece(0, "0", "f", '{"city": "Paris"}')], 9, "tool_calls", id="whole"),
+        pytest.param([piece(0, "0", "f", '{"city": "Par')], 10, "tool_calls", id="odd-with-room-left"),
+    ],
+)
+async def test_a_tool_call_that_the_limit_cut_is_none_that_ended(chat, pieces, max_tokens, finish_reason):
+    """TGI sends nothing of a call before it knows its name, and may end one without a word."""
+    heard, ending = await chat(*(delta(tool_calls=[each]) for each in pieces), usage(), DONE, max_tokens=max_tokens)
+    assert (ending.finish_reason, ending.completion_tokens, heard.text) == (finish_reason, 9, "")
+    arguments = [call["function"]["arguments"] for call in ending.extra.get("tool_calls", ())]
+    assert arguments == [each["function"]["arguments"] for each in pieces]
+
+
+async def test_the_servers_own_word_for_the_end_of_a_call_stands(chat):
+    cut = delta("tool_calls", tool_calls=[piece(0, "0", "f", "{")])
+    _, ending = await chat(cut, usage(), DONE, max_tokens=9)
+    assert ending.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
     "events",
     [
         pytest.param([delta(content="a")], id="no-end"),
@@ -294,6 +320,7 @@ async def test_a_tool_call_however_it_is_told(chat, events):
         pytest.param([DONE], id="done-and-nothing-else"),
         pytest.param([delta(tool_calls=[piece(0, "0", "f", "{")])], id="half-a-call"),
         pytest.param([usage()], id="usage-only"),
+        pytest.param([usage(), DONE], id="tokens-and-no-text-with-room-left"),
     ],
 )
 async def test_a_stream_that_breaks_off_is_no_answer(chat, events):

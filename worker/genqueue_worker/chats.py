@@ -3,7 +3,7 @@
 Pure but for the sink.  The route is TGI's and that of OpenAI-compatible engines (vLLM, SGLang,
 llama.cpp), whose events differ: who names the role when, where thoughts are (``reasoning`` or
 ``reasoning_content``), whether a tool call has an index, whether the end has a finish_reason
-(TGI's has none after a tool call).  How the call is made is :mod:`genqueue_worker.generators`'.
+(TGI's has none after a whole tool call).  How the call is made is :mod:`genqueue_worker.generators`'.
 """
 
 from collections.abc import Mapping
@@ -60,12 +60,14 @@ class ChatAnswer:
     """The answer to one chat as its events come; what each adds goes to ``sink``.
 
     Attributes:
-        finish_reason: the server's word; ``tool_calls`` where it calls tools and says none.
+        finish_reason: the server's word; where it says none, ``tool_calls`` if it calls tools, and ``length`` if
+            the limit cut that off.
         usage: as the server counts; {} if it did not say.
         extra: ``tool_calls`` as OpenAI has them, ``reasoning`` and ``logprobs``: each only if there is any.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self.usage: Mapping[str, Any] = {}
         self._sink = sink
         self._finish_reason: str | None = None
@@ -116,12 +118,26 @@ class ChatAnswer:
     @property
     def is_complete(self) -> bool:
         """Whether the server said that this is all; a stream that breaks off does not."""
-        return self._finish_reason is not None or (self._is_done and self._came)
+        return self._finish_reason is not None or (self._is_done and (self._came or self._is_cut))
 
     @property
     def finish_reason(self) -> str | None:
         """See the class."""
-        return self._finish_reason or ("tool_calls" if self._calls else None)
+        unsaid = "length" if self._is_cut else "tool_calls" if self._calls else None
+        return self._finish_reason or unsaid
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether all tokens were used up with no word of the end, and no text or whole call came of them."""
+        if (integer(self.usage.get("completion_tokens")) or 0) < self._max_tokens:
+            return False
+        if not self._calls:
+            return not self._came
+        try:
+            from_json(join_tool_calls(self._calls)[-1]["function"]["arguments"])
+        except ValueError:
+            return True
+        return False
 
     @property
     def extra(self) -> dict[str, Any]:

@@ -270,7 +270,7 @@ class TextGeneration:
         raise _broke_off()
 
     async def _chat(self, ask: _Ask) -> Ending:
-        answer = ChatAnswer(ask.sink)
+        answer = ChatAnswer(ask.sink, ask.parameters["max_tokens"])
         ask.told.on_data = answer.take
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.
