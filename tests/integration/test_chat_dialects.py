@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from huggingface_hub import set_async_client_factory
 from huggingface_hub.utils._http import default_async_client_factory
+from pydantic_core import to_json
 
 from genqueue.messages import ToolCallDelta, read_request
 from genqueue.settings import GeneratorSettings
@@ -176,6 +177,16 @@ async def test_vllm_and_sglang_name_thoughts_differently(chat, field):
     )
     assert (heard.reasoning, heard.text) == ("Hm, so", "Yes")
     assert ending.extra == {"reasoning": "Hm, so"}
+
+
+async def test_half_a_character_ends_no_chat(chat):
+    """JSON can spell half of a surrogate pair; no result could hold it."""
+    half = "\ud83d"
+    _, ending = await chat(
+        delta(content=half, reasoning=half, tool_calls=[piece(0, "0", "f", half)]), delta("stop"), DONE
+    )
+    to_json(ending.extra)
+    assert (ending.extra["reasoning"], ending.extra["tool_calls"][0]["function"]["arguments"]) == ("?", "?")
 
 
 async def test_the_last_event_may_bring_text_or_thoughts(chat):

@@ -143,7 +143,7 @@ class ChatAnswer:
     def extra(self) -> dict[str, Any]:
         """See the class."""
         calls = join_tool_calls(self._calls)
-        found = {"tool_calls": calls, "reasoning": "".join(self._reasoning), "logprobs": self._logprobs}
+        found = {"tool_calls": calls, "reasoning": encodable("".join(self._reasoning)), "logprobs": self._logprobs}
         return {name: value for name, value in found.items() if value}
 
     def _push(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None, *, is_end: bool = False) -> None:
@@ -183,7 +183,7 @@ class ChatAnswer:
         # Some engines name both in every piece: readers are told once.
         known_id, known_name = self._told.get(index, (None, None))
         self._told[index] = known_id or call_id, known_name or name
-        piece = ToolCallDelta(index, None if known_id else call_id, None if known_name else name, arguments)
+        piece = ToolCallDelta(index, None if known_id else call_id, None if known_name else name, encodable(arguments))
         self._calls.append(piece)
         return piece
 
