@@ -179,13 +179,28 @@ async def test_vllm_and_sglang_name_thoughts_differently(chat, field):
     assert ending.extra == {"reasoning": "Hm, so"}
 
 
+async def test_a_refusal_is_text_and_told_apart(chat):
+    """OpenAI and Azure say it in place of the content, which every other event has as null, or leaves out."""
+    heard, ending = await chat(
+        delta(role="assistant", content="", refusal=None),
+        delta(refusal="I'm "),
+        delta(refusal="sorry.", content=None),
+        delta("stop"),
+        usage(),
+        DONE,
+    )
+    assert (heard.text, heard.deltas) == ("I'm sorry.", len(["I'm ", "sorry.", "the end"]))
+    assert (ending.finish_reason, ending.extra) == ("stop", {"refusal": "I'm sorry."})
+
+
 async def test_half_a_character_ends_no_chat(chat):
     """JSON can spell half of a surrogate pair; no result could hold it."""
     half = "\ud83d"
     _, ending = await chat(
-        delta(content=half, reasoning=half, tool_calls=[piece(0, "0", "f", half)]), delta("stop"), DONE
+        delta(refusal=half, reasoning=half, tool_calls=[piece(0, "0", "f", half)]), delta("stop"), DONE
     )
     to_json(ending.extra)
+    assert ending.extra["refusal"] == "?"
     assert (ending.extra["reasoning"], ending.extra["tool_calls"][0]["function"]["arguments"]) == ("?", "?")
 
 

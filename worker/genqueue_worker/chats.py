@@ -63,7 +63,8 @@ class ChatAnswer:
         finish_reason: the server's word; where it says none, ``tool_calls`` if it calls tools, and ``length`` if
             the limit cut that off.
         usage: as the server counts; {} if it did not say.
-        extra: ``tool_calls`` as OpenAI has them, ``reasoning`` and ``logprobs``: each only if there is any.
+        extra: ``tool_calls`` as OpenAI has them, ``reasoning``, ``refusal``, which is text too, and ``logprobs``:
+            each only if there is any.
     """
 
     def __init__(self, sink: Sink, max_tokens: int) -> None:
@@ -74,6 +75,7 @@ class ChatAnswer:
         self._is_done = False
         self._came = False
         self._reasoning: list[str] = []
+        self._refusal: list[str] = []
         self._calls: list[ToolCallDelta] = []
         self._told: dict[int, tuple[str | None, str | None]] = {}
         self._places: dict[int, int] = {}
@@ -143,11 +145,16 @@ class ChatAnswer:
     def extra(self) -> dict[str, Any]:
         """See the class."""
         calls = join_tool_calls(self._calls)
-        found = {"tool_calls": calls, "reasoning": encodable("".join(self._reasoning)), "logprobs": self._logprobs}
+        said = {"reasoning": self._reasoning, "refusal": self._refusal}
+        texts = {name: encodable("".join(parts)) for name, parts in said.items()}
+        found = {"tool_calls": calls, **texts, "logprobs": self._logprobs}
         return {name: value for name, value in found.items() if value}
 
     def _push(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None, *, is_end: bool = False) -> None:
         content = text(delta.get("content"))
+        if refusal := text(delta.get("refusal")):  # what OpenAI's models say in place of the content
+            self._refusal.append(refusal)
+            content += refusal
         reasoning = text(delta.get("reasoning_content") or delta.get("reasoning"))
         calls = delta.get("tool_calls") or ()
         if calls:
