@@ -439,7 +439,8 @@ class GenerationResult(BaseModel):
     (``prompt_tokens``, None where the server does not say, and ``completion_tokens``),
     ``completion_start_time`` (ISO 8601, UTC; None for an empty text), ``generator``,
     ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.timing.timings`).  A chat's
-    may also hold ``tool_calls``, as OpenAI has them, and ``reasoning``.
+    may also hold ``tool_calls``, as OpenAI has them, ``reasoning``, ``logprobs``, and ``refusal``:
+    the part of the reply that OpenAI's models say in place of their answer.
     """
 
     model_config = ConfigDict(frozen=True)

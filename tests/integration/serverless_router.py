@@ -206,7 +206,10 @@ class HuggingFace:
 
 
 def completion_events(event):
-    """TGI's stream event as an OpenAI-compatible server would put it."""
+    """TGI's stream event as an OpenAI-compatible server would put it; an error may be a ``finish_reason`` only."""
+    if event.get("error_type") == "finish_reason":
+        given_up = {"index": 0, "text": "", "logprobs": None, "finish_reason": event["error"]}
+        return [{"object": "text_completion", "choices": [given_up]}]
     if "error" in event:
         return [{"error": {"message": event["error"], "type": event["error_type"], "code": 500}}]
     token, details = event["token"], event["details"]

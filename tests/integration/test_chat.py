@@ -212,6 +212,15 @@ def test_a_tool_call_comes_in_pieces_and_whole(client, ask):
     assert result.meta[0]["usage"]["completion_tokens"] == 13
 
 
+def test_a_tool_call_that_the_limit_cuts_says_so(client, ask):
+    prompt = ask(tokens=12, calls_tools=True)
+    options = {"tools": [WEATHER], "generation_kwargs": {"max_tokens": 5}}
+    (meta,) = client.submit_chat(user(prompt), **options).result(timeout_s=10).meta
+    (call,) = meta["tool_calls"]
+    assert call["function"]["arguments"] == call_of(answer_to(prompt, 5))["function"]["arguments"].removesuffix('"}')
+    assert (meta["finish_reason"], meta["usage"]["completion_tokens"], meta["attempts"]) == ("length", 5, 1)
+
+
 def test_thoughts_are_no_text(client, ask):
     prompt = ask(tokens=12, itl_s=0.005, reasoning=5)
     generation = client.submit_chat(user(prompt))

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from huggingface_hub import set_async_client_factory
 from huggingface_hub.utils._http import default_async_client_factory
+from pydantic_core import to_json
 
 from genqueue.messages import ToolCallDelta, read_request
 from genqueue.settings import GeneratorSettings
@@ -104,7 +105,7 @@ async def engine():
 
 @pytest.fixture
 async def chat(engine):
-    """``await chat(*events)``: (what the sink heard, the ending)."""
+    """``await chat(*events, **generation_kwargs)``: (what the sink heard, the ending)."""
     transport = open_transport()
     async with serving(engine) as url:
         settings = GeneratorSettings.model_validate(
@@ -112,11 +113,11 @@ async def chat(engine):
         )
         upstream, meter = Upstream("chat", settings, {}, lambda: None), Metrics({"chat": settings}).of("chat")
         generator = TextGeneration(upstream, meter, 1_000_000)
-        request = read_request({"messages": [{"role": "user", "content": "hi"}]})
 
-        async def run(*events):
+        async def run(*events, heard=None, **kwargs):
+            heard = heard or Heard()
             engine.events = list(events)
-            heard = Heard()
+            request = read_request({"messages": [{"role": "user", "content": "hi"}], "generation_kwargs": kwargs})
             ending = await generator.run(request.given, generator.parameters(request), heard)
             return heard, ending
 
@@ -134,6 +135,10 @@ def delta(finish_reason=None, more=None, **fields):
         "choices": [{"index": 0, "delta": fields, "logprobs": None, "finish_reason": finish_reason}],
         **(more or {}),
     }
+
+
+def choice(index, content=None, finish_reason=None):
+    return {"index": index, "delta": {"content": content}, "logprobs": None, "finish_reason": finish_reason}
 
 
 def piece(index=0, call_id=None, name=None, arguments=None, **more):
@@ -174,6 +179,31 @@ async def test_vllm_and_sglang_name_thoughts_differently(chat, field):
     assert ending.extra == {"reasoning": "Hm, so"}
 
 
+async def test_a_refusal_is_text_and_told_apart(chat):
+    """OpenAI and Azure say it in place of the content, which every other event has as null, or leaves out."""
+    heard, ending = await chat(
+        delta(role="assistant", content="", refusal=None),
+        delta(refusal="I'm "),
+        delta(refusal="sorry.", content=None),
+        delta("stop"),
+        usage(),
+        DONE,
+    )
+    assert (heard.text, heard.deltas) == ("I'm sorry.", len(["I'm ", "sorry.", "the end"]))
+    assert (ending.finish_reason, ending.extra) == ("stop", {"refusal": "I'm sorry."})
+
+
+async def test_half_a_character_ends_no_chat(chat):
+    """JSON can spell half of a surrogate pair; no result could hold it."""
+    half = "\ud83d"
+    _, ending = await chat(
+        delta(refusal=half, reasoning=half, tool_calls=[piece(0, "0", "f", half)]), delta("stop"), DONE
+    )
+    to_json(ending.extra)
+    assert ending.extra["refusal"] == "?"
+    assert (ending.extra["reasoning"], ending.extra["tool_calls"][0]["function"]["arguments"]) == ("?", "?")
+
+
 async def test_the_last_event_may_bring_text_or_thoughts(chat):
     heard, ending = await chat(delta(content="a"), delta("length", content="b", reasoning_content="c"), usage(), DONE)
     assert (heard.text, heard.reasoning, ending.extra) == ("ab", "c", {"reasoning": "c"})
@@ -184,6 +214,31 @@ async def test_usage_in_every_event(chat):
     first = {"usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}}
     _, ending = await chat(delta(None, first, content="a"), delta("stop", {"usage": USAGE}), DONE)
     assert (ending.prompt_tokens, ending.completion_tokens) == (7, 9)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param([[choice(0, "A1")], [choice(1, "B1")], [choice(1, "B2")], [choice(0, "A2")]], id="in-turns"),
+        pytest.param([[choice(0, "A1"), choice(1, "B1")], [choice(1, "B2"), choice(0, "A2")]], id="together"),
+        pytest.param([[choice(1, "B1", "stop")], [choice(0, "A1")], [choice(0, "A2")]], id="one-ends-first"),
+        pytest.param([[choice(None, "A1"), choice(1, "B1")], [{"delta": {"content": "A2"}}]], id="no-index"),
+    ],
+)
+async def test_of_several_answers_the_first_is_the_reply(chat, events):
+    heard, ending = await chat(
+        *({**delta(), "choices": choices} for choices in events),
+        {**delta(), "choices": [choice(1, finish_reason="length"), choice(0, finish_reason="stop")]},
+        usage(),
+        DONE,
+    )
+    assert (heard.text, ending.finish_reason, ending.completion_tokens) == ("A1A2", "stop", 9)
+    assert heard.closed_after == heard.deltas == len(["A1", "A2", "the end"])
+
+
+async def test_an_end_of_another_answer_is_none_of_the_reply(chat):
+    with pytest.raises(UpstreamError, match="the stream ended without its end marker"):
+        await chat(delta(content="a"), {**delta(), "choices": [choice(1, "b", "stop")]})
 
 
 async def test_parallel_tool_calls_are_kept_apart(chat):
@@ -258,6 +313,32 @@ async def test_a_tool_call_however_it_is_told(chat, events):
 
 
 @pytest.mark.parametrize(
+    ("pieces", "max_tokens", "finish_reason"),
+    [
+        pytest.param([piece(0, "0", "f", '{"city": "Par')], 9, "length", id="cut"),
+        pytest.param([piece(0, "0", "f", '{"city": "Par')], 8, "length", id="cut-late"),
+        pytest.param([piece(0, "0", "f", "")], 9, "length", id="cut-before-its-arguments"),
+        pytest.param([piece(0, "0", "f", "{}"), piece(1, "1", "g", '{"x": 1')], 9, "length", id="the-second-is-cut"),
+        pytest.param([], 9, "length", id="cut-before-its-name"),
+        pytest.param([piece(0, "0", "f", '{"city": "Paris"}')], 9, "tool_calls", id="whole"),
+        pytest.param([piece(0, "0", "f", '{"city": "Par')], 10, "tool_calls", id="odd-with-room-left"),
+    ],
+)
+async def test_a_tool_call_that_the_limit_cut_is_none_that_ended(chat, pieces, max_tokens, finish_reason):
+    """TGI sends nothing of a call before it knows its name, and may end one without a word."""
+    heard, ending = await chat(*(delta(tool_calls=[each]) for each in pieces), usage(), DONE, max_tokens=max_tokens)
+    assert (ending.finish_reason, ending.completion_tokens, heard.text) == (finish_reason, 9, "")
+    arguments = [call["function"]["arguments"] for call in ending.extra.get("tool_calls", ())]
+    assert arguments == [each["function"]["arguments"] for each in pieces]
+
+
+async def test_the_servers_own_word_for_the_end_of_a_call_stands(chat):
+    cut = delta("tool_calls", tool_calls=[piece(0, "0", "f", "{")])
+    _, ending = await chat(cut, usage(), DONE, max_tokens=9)
+    assert ending.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
     "events",
     [
         pytest.param([delta(content="a")], id="no-end"),
@@ -265,6 +346,7 @@ async def test_a_tool_call_however_it_is_told(chat, events):
         pytest.param([DONE], id="done-and-nothing-else"),
         pytest.param([delta(tool_calls=[piece(0, "0", "f", "{")])], id="half-a-call"),
         pytest.param([usage()], id="usage-only"),
+        pytest.param([usage(), DONE], id="tokens-and-no-text-with-room-left"),
     ],
 )
 async def test_a_stream_that_breaks_off_is_no_answer(chat, events):
@@ -335,6 +417,24 @@ async def test_an_error_in_the_stream_is_one(chat, event, words, fault):
         await chat(delta(content="a"), event, DONE)
     assert failed.value.facts.message == words
     assert fault_of(failed.value.facts) is fault
+
+
+@pytest.mark.parametrize("word", ["error", "abort"])
+@pytest.mark.parametrize("last", [{}, {"content": ""}, {"content": "lo"}])
+async def test_an_answer_that_its_server_gave_up_is_no_answer(engine, chat, word, last):
+    """As vLLM and SGLang end what they abort; what came by then is text, and the end no token of it."""
+    heard = Heard()
+    with pytest.raises(UpstreamError, match=f"the server ended its answer with '{word}'") as failed:
+        await chat(delta(content="hel"), delta(word, **last), usage(), DONE, heard=heard)
+    assert fault_of(failed.value.facts) is Fault.SERVER
+    said = last.get("content", "")
+    assert (heard.text, heard.deltas) == ("hel" + said, 2 if said else 1)
+
+
+@pytest.mark.parametrize("word", ["content_filter", "model_length", "function_call", "aborted by a stop word"])
+async def test_a_word_for_the_end_that_nobody_knows_is_an_end(chat, word):
+    heard, ending = await chat(delta(content="a"), delta(word), usage(), DONE)
+    assert (heard.text, ending.finish_reason) == ("a", word)
 
 
 @pytest.mark.parametrize("separator", [b"\n\n", b"\r\n\r\n", b"\n"])

@@ -423,6 +423,15 @@ async def test_figures_that_are_none_are_left_out(server, call):
     )
 
 
+@pytest.mark.parametrize("word", ["error", "abort"])
+async def test_a_text_that_its_server_gave_up_is_no_answer(server, call, word):
+    end = {"token": None, "generated_text": "a", "details": {"finish_reason": word}}
+    server.head = STREAM + native("a") + b"data: " + json.dumps(end).encode() + b"\n\n"
+    with pytest.raises(UpstreamError, match=f"the server ended its answer with '{word}'") as failed:
+        await call()
+    assert fault_of(failed.value.facts) is Fault.SERVER
+
+
 async def test_numbers_that_are_none_are_not_passed_on(server, call):
     end = b'data: {"token":null,"generated_text":"a","details":null}\n\n'
     server.head = STREAM + native("a", logprob=float("nan")) + native("", logprob=float("-inf")) + end

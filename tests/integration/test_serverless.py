@@ -116,9 +116,16 @@ def test_a_prompt_of_a_provider_streams_too(client, hugging_face, ask):
     assert body.keys().isdisjoint({"details", "return_full_text", "decoder_input_details"})
 
 
-@pytest.mark.parametrize("kind", ["error", "cut"])
-def test_a_prompt_of_a_provider_goes_on_where_it_broke_off(client, ask, kind):
-    prompt = ask(tokens=9, faults=[{"kind": kind, "after_tokens": 5, "times": 1}])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"kind": "error"}, id="error"),
+        pytest.param({"kind": "cut"}, id="cut"),
+        pytest.param({"kind": "error", "error_type": "finish_reason", "error": "abort"}, id="given-up"),
+    ],
+)
+def test_a_prompt_of_a_provider_goes_on_where_it_broke_off(client, ask, fault):
+    prompt = ask(tokens=9, faults=[{**fault, "after_tokens": 5, "times": 1}])
     generation = client.submit(prompt, generator="texts")
     assert "".join(chunk.text for chunk in generation.stream()) == prompt.answer
     assert "resumed" in [event.type for event in generation.events()]

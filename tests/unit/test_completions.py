@@ -39,6 +39,18 @@ def test_texts_end_and_usage_are_heard():
     assert (answer.finish_reason, answer.usage, answer.is_complete) == ("stop", usage, True)
 
 
+def test_of_several_texts_the_first_is_heard():
+    other = {"index": 1, "text": "B", "finish_reason": "stop"}
+    heard, answer, took = taken(
+        {"choices": [{"index": 0, "text": "A1"}, other]},
+        {"choices": [other]},
+        {"choices": [other, {"text": "A2", "finish_reason": "length"}]},
+    )
+    assert (took, heard.texts, answer.finish_reason) == ([True] * 3, ["A1", "A2"], "length")
+    _, answer, _ = taken(event("A1"), {"choices": [other]})
+    assert not answer.is_complete
+
+
 @pytest.mark.parametrize("end", [[], [b" [DONE]"]], ids=["breaks-off", "done"])
 def test_a_stream_without_a_finish_reason_is_not_complete(end):
     heard, answer, _ = taken(event("Hel"), event(""), *end)

@@ -167,6 +167,7 @@ def test_an_answer_that_begins_anew_says_so():
         ("eos_token", None, "stop"),
         ("stop_sequence", None, "stop"),
         ("stop", CALLS, "tool_calls"),
+        ("length", CALLS, "length"),
         (None, None, None),
     ],
 )

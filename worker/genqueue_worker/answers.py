@@ -4,10 +4,16 @@ Pure.  JSON can hold anything in any place.  What is not of its type is left out
 and is a TypeError, and so the end of the call, where it cannot.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from genqueue.messages import Token
 
+GIVEN_UP = frozenset({"error", "abort"})
+"""Each a ``finish_reason`` of vLLM, SGLang and providers that is no end: the server failed, or stopped what it ran.
+
+TGI has no such word, and whatever other word a server has is an end.
+"""
 _MOST_INTEGER = 2**53 - 1
 """The largest that every reader of JSON has exactly."""
 _MOST_WORD_CHARACTERS = 200
@@ -36,6 +42,17 @@ def text(value: object) -> str:
 def encodable(value: str) -> str:
     """``value`` with halves of surrogate pairs replaced: JSON can spell them, UTF-8 cannot."""
     return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def first_choice(choices: Iterable[Any]) -> Any:
+    """Of the answers that an event of OpenAI's adds to, the first one; None if it adds to others only.
+
+    One is asked for.  A server that gives several all the same sends them in turns, each with its ``index``.
+    """
+    for choice in choices:
+        if choice.get("index") in (None, 0):
+            return choice
+    return None
 
 
 def number(value: Any) -> float | None:

@@ -3,7 +3,7 @@
 Pure but for the sink.  The route is TGI's and that of OpenAI-compatible engines (vLLM, SGLang,
 llama.cpp), whose events differ: who names the role when, where thoughts are (``reasoning`` or
 ``reasoning_content``), whether a tool call has an index, whether the end has a finish_reason
-(TGI's has none after a tool call).  How the call is made is :mod:`genqueue_worker.generators`'.
+(TGI's has none after a whole tool call).  How the call is made is :mod:`genqueue_worker.generators`'.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 
 from genqueue.messages import GenerationRequest, ToolCallDelta, join_tool_calls
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import encodable, integer, number, text, word
+from genqueue_worker.answers import GIVEN_UP, encodable, first_choice, integer, number, text, word
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -60,18 +60,22 @@ class ChatAnswer:
     """The answer to one chat as its events come; what each adds goes to ``sink``.
 
     Attributes:
-        finish_reason: the server's word; ``tool_calls`` where it calls tools and says none.
+        finish_reason: the server's word; where it says none, ``tool_calls`` if it calls tools, and ``length`` if
+            the limit cut that off.
         usage: as the server counts; {} if it did not say.
-        extra: ``tool_calls`` as OpenAI has them, ``reasoning`` and ``logprobs``: each only if there is any.
+        extra: ``tool_calls`` as OpenAI has them, ``reasoning``, ``refusal``, which is text too, and ``logprobs``:
+            each only if there is any.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self.usage: Mapping[str, Any] = {}
         self._sink = sink
         self._finish_reason: str | None = None
         self._is_done = False
         self._came = False
         self._reasoning: list[str] = []
+        self._refusal: list[str] = []
         self._calls: list[ToolCallDelta] = []
         self._told: dict[int, tuple[str | None, str | None]] = {}
         self._places: dict[int, int] = {}
@@ -89,8 +93,8 @@ class ChatAnswer:
             self._is_done = self._is_done or data.strip() == b"[DONE]"
             return False
         try:
-            (choice,) = event["choices"]
-            if choice.get("finish_reason") or event.get("error") is not None:
+            choice = first_choice(event["choices"])
+            if choice is None or choice.get("finish_reason") or event.get("error") is not None:
                 return False
             self._push(choice["delta"], choice.get("logprobs"))
             self.usage = event.get("usage") or self.usage
@@ -103,31 +107,54 @@ class ChatAnswer:
         if output.choices is None and output.get("message"):  # an error as vLLM once put it: at the top
             raise UpstreamError(in_stream_error(output))
         self.usage = output.usage or self.usage
-        for choice in output.choices or ():
-            self._push(choice.delta or {}, choice.logprobs, is_end=bool(choice.finish_reason))
-            if choice.finish_reason:
-                self._finish_reason = word(choice.finish_reason)
-                self._sink.close()
+        choice = first_choice(output.choices or ())
+        if choice is None:
+            return
+        finish_reason = word(choice.finish_reason)
+        is_end = finish_reason is not None
+        self._push(choice.delta or {}, choice.logprobs, is_end=is_end and finish_reason not in GIVEN_UP)
+        if is_end:
+            self._finish_reason = finish_reason
+            self._sink.close()
 
     @property
     def is_complete(self) -> bool:
         """Whether the server said that this is all; a stream that breaks off does not."""
-        return self._finish_reason is not None or (self._is_done and self._came)
+        return self._finish_reason is not None or (self._is_done and (self._came or self._is_cut))
 
     @property
     def finish_reason(self) -> str | None:
         """See the class."""
-        return self._finish_reason or ("tool_calls" if self._calls else None)
+        unsaid = "length" if self._is_cut else "tool_calls" if self._calls else None
+        return self._finish_reason or unsaid
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether all tokens were used up with no word of the end, and no text or whole call came of them."""
+        if (integer(self.usage.get("completion_tokens")) or 0) < self._max_tokens:
+            return False
+        if not self._calls:
+            return not self._came
+        try:
+            from_json(join_tool_calls(self._calls)[-1]["function"]["arguments"])
+        except ValueError:
+            return True
+        return False
 
     @property
     def extra(self) -> dict[str, Any]:
         """See the class."""
         calls = join_tool_calls(self._calls)
-        found = {"tool_calls": calls, "reasoning": "".join(self._reasoning), "logprobs": self._logprobs}
+        said = {"reasoning": self._reasoning, "refusal": self._refusal}
+        texts = {name: encodable("".join(parts)) for name, parts in said.items()}
+        found = {"tool_calls": calls, **texts, "logprobs": self._logprobs}
         return {name: value for name, value in found.items() if value}
 
     def _push(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None, *, is_end: bool = False) -> None:
         content = text(delta.get("content"))
+        if refusal := text(delta.get("refusal")):  # what OpenAI's models say in place of the content
+            self._refusal.append(refusal)
+            content += refusal
         reasoning = text(delta.get("reasoning_content") or delta.get("reasoning"))
         calls = delta.get("tool_calls") or ()
         if calls:
@@ -163,7 +190,7 @@ class ChatAnswer:
         # Some engines name both in every piece: readers are told once.
         known_id, known_name = self._told.get(index, (None, None))
         self._told[index] = known_id or call_id, known_name or name
-        piece = ToolCallDelta(index, None if known_id else call_id, None if known_name else name, arguments)
+        piece = ToolCallDelta(index, None if known_id else call_id, None if known_name else name, encodable(arguments))
         self._calls.append(piece)
         return piece
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from genqueue_worker.answers import text, word
+from genqueue_worker.answers import first_choice, text, word
 from genqueue_worker.sink import Sink
 
 _OF_TGI = ("details", "return_full_text", "decoder_input_details")
@@ -50,16 +50,17 @@ class CompletionAnswer:
             if event.get("error") is not None:
                 return False
             usage = event.get("usage")
-            choices = [(text(choice["text"]), word(choice.get("finish_reason"))) for choice in event["choices"]]
+            choice = first_choice(event["choices"])
+            said = "" if choice is None else text(choice["text"])
+            finish_reason = None if choice is None else word(choice.get("finish_reason"))
         except (ValueError, TypeError, KeyError, AttributeError):
             return False
         self.usage = usage or self.usage
-        for said, finish_reason in choices:
-            if said:
-                self._sink.push_delta(said)
-            if finish_reason:
-                self.finish_reason = finish_reason
-                self._sink.close()
+        if said:
+            self._sink.push_delta(said)
+        if finish_reason:
+            self.finish_reason = finish_reason
+            self._sink.close()
         return True
 
     @property

@@ -17,7 +17,7 @@ from pydantic_core import from_json, to_json
 from genqueue.chat import U64
 from genqueue.messages import GenerationRequest, Given
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import encodable, integer, number, text, token, word
+from genqueue_worker.answers import GIVEN_UP, encodable, integer, number, text, token, word
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.endpoints import Endpoint
@@ -159,8 +159,8 @@ class TextGeneration:
         """Generate, pushing every token into ``sink`` as it comes; ``prompt`` may be a chat's messages.
 
         Raises:
-            UpstreamError: the settings or the server refused, or it failed, fell silent, or broke off without
-                its end marker.
+            UpstreamError: the settings or the server refused, or it failed, fell silent, gave its answer up, or
+                broke off without its end marker.
         """
         refusal = self.settings.refusal(prompt)
         if refusal is not None:
@@ -234,6 +234,9 @@ class TextGeneration:
                 finally:
                     if streams:
                         listen()
+            if ending.finish_reason in GIVEN_UP:
+                message = f"the server ended its answer with {ending.finish_reason!r}"
+                raise UpstreamError(UpstreamFacts(message, error_type="generation"))
             call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
         meter.used(ending.prompt_tokens, ending.completion_tokens)
         return replace(ending, endpoint=endpoint)
@@ -267,7 +270,7 @@ class TextGeneration:
         raise _broke_off()
 
     async def _chat(self, ask: _Ask) -> Ending:
-        answer = ChatAnswer(ask.sink)
+        answer = ChatAnswer(ask.sink, ask.parameters["max_tokens"])
         ask.told.on_data = answer.take
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.

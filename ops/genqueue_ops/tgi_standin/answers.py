@@ -143,7 +143,9 @@ class ChatAnswer:
             b'"usage":null}\n\n'
             % (
                 self._head,
-                self._delta("" if token.special else token.text, len(decoded.tokens), ended),
+                self._delta(
+                    "" if token.special else token.text, len(decoded.tokens), decoded.finish_reason == "eos_token"
+                ),
                 wire.json_bytes({"content": [_logprob(token, step.top_tokens)]}) if self.request.logprobs else b"null",
                 b"null" if reason is None else wire.json_string(reason),
             )
@@ -186,12 +188,15 @@ class ChatAnswer:
     def _tool(self) -> str | None:
         return self.request.tool if self.script.calls_tools else None
 
-    def _delta(self, text: str, index: int, ended: bool) -> bytes:
-        """What the token ``index`` (from 1) adds: to the call's arguments, to the thoughts, or to the text."""
+    def _delta(self, text: str, index: int, is_whole: bool) -> bytes:
+        """What the token ``index`` (from 1) adds: to the call's arguments, to the thoughts, or to the text.
+
+        ``is_whole`` is whether the model ended by itself; a call that was cut off is no JSON.
+        """
         if self._tool:
             function = {
                 "name": self._tool if index == 1 else None,
-                "arguments": ('{"text": "' if index == 1 else "") + json.dumps(text)[1:-1] + ('"}' if ended else ""),
+                "arguments": ('{"text": "' if index == 1 else "") + json.dumps(text)[1:-1] + ('"}' if is_whole else ""),
             }
             call = {"index": 0, "id": "0", "type": "function", "function": function}
             return b'"tool_calls":' + wire.json_bytes([call])

@@ -71,7 +71,7 @@ def haystacks_word(finish_reason: str | None, *, called: bool) -> FinishReason |
     """Haystack's word for how an answer ended; ``called`` is whether it calls a tool."""
     if finish_reason is None:
         return None
-    return "tool_calls" if called else "length" if finish_reason == "length" else "stop"
+    return "length" if finish_reason == "length" else "tool_calls" if called else "stop"
 
 
 def usage_of(result: GenerationResult) -> dict[str, int]:
