@@ -297,7 +297,14 @@ def _queue(queue: QueueStatus) -> list[Finding]:
     oldest = queue.oldest_wait_s or 0.0
     if queue.waiting and not queue.workers:
         seen = f"{queue.waiting} wait, the oldest for {duration(oldest)}; no worker serves it"
-        found.append(Finding("fail", what, seen, f"start a worker whose settings name generator {queue.generator!r}"))
+        found.append(
+            Finding(
+                "fail",
+                what,
+                seen,
+                f"start a worker that serves {queue.generator!r}: named by its settings and, if it has one, its -g",
+            )
+        )
     elif queue.waiting and not queue.doorbells and oldest > STUCK_S:
         seen = f"{queue.waiting} wait for up to {duration(oldest)}, and no doorbell is in its list"
         do = "are its workers' endpoints up, and do they log 'sweep'? restart the workers"
