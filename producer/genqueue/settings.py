@@ -12,10 +12,11 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -38,7 +39,21 @@ from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
 from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, 5.6.2."""
 _OF_A_SERVICE = re.compile(r"(^|_)(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_\w+)?)$")
+
+
+def is_sendable(value: str) -> bool:
+    """Whether a request can carry it in a header."""
+    return value.isascii() and value.isprintable()
+
+
+def _sendable(value: SecretStr) -> SecretStr:
+    if not is_sendable(value.get_secret_value()):
+        raise ValueError("holds a character that cannot stand in a header")
+    return value
+
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 
@@ -58,7 +73,7 @@ class ApiParams(BaseModel):
     provider: str | None = None
     bill_to: str | None = None
     timeout: float | None = Field(None, gt=0)
-    headers: dict[str, SecretStr] = {}
+    headers: dict[str, Annotated[SecretStr, AfterValidator(_sendable)]] = {}
 
     @field_validator("url")
     @classmethod
@@ -71,6 +86,14 @@ class ApiParams(BaseModel):
         if len(set(value)) < len(value):
             raise ValueError("the same address twice")
         return tuple(map(_http_address, value))
+
+    @field_validator("headers")
+    @classmethod
+    def _named(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name in value:
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r}: a name has letters, digits and any of !#$%&'*+-.^_`|~")
+        return value
 
     @field_serializer("url")
     def _url_without_secrets(self, value: str | None) -> str | None:

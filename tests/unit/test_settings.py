@@ -180,6 +180,24 @@ def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected
             id="unknown-param",
         ),
         pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', headers = {{ 'bad header' = 'x' }} }}",
+            "generators.g.api_params.headers: 'bad header': a name has letters, digits and any of !#$%",
+            id="header-name",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', headers = {{ '' = 'x' }} }}",
+            "generators.g.api_params.headers: '': a name has letters",
+            id="no-header-name",
+        ),
+        *(
+            pytest.param(
+                f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', headers = {{ x-key = {value} }} }}",
+                "generators.g.api_params.headers.x-key: holds a character that cannot stand in a header",
+                id=f"header-{value}",
+            )
+            for value in (rf'"{SECRET}\n"', f"'{SECRET}“'", rf'"{SECRET}\u0001"')
+        ),
+        pytest.param(
             f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\ntoken_env = 'HF_TOKEN'",
             "generators.g.token_env: Input should be a valid tuple",
             id="token-env-string",
@@ -207,6 +225,7 @@ def test_a_value_that_cannot_work_names_its_key_in_one_line(text, words):
         load_settings()
     assert str(refused.value).startswith(f"settings: {words}")
     assert "\n" not in str(refused.value)
+    assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize(
