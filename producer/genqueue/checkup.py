@@ -17,7 +17,7 @@ from genqueue.address import read_address
 from genqueue.doctor import EndpointSeen, Facts, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.rights import COMMANDS, Role, trials
-from genqueue.settings import GeneratorSettings, Settings, load_settings, mistyped
+from genqueue.settings import GeneratorSettings, Settings, is_sendable, load_settings, mistyped
 from genqueue.store import Store
 
 _CONNECT_S = 3.0
@@ -81,6 +81,7 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
         overview_error=overview_error,
         endpoints=_endpoints(settings) if role == "worker" else (),
         missing_tokens=_missing_tokens(settings) if role == "worker" else {},
+        broken_tokens=_broken_tokens(settings) if role == "worker" else {},
     )
 
 
@@ -110,15 +111,15 @@ def _see(generator: GeneratorSettings, url: str) -> EndpointSeen:
         try:
             connection.request("GET", f"{parts.path.rstrip('/')}/health", headers=_headers(generator))
             return EndpointSeen(address, status=connection.getresponse().status)
-        except ValueError:  # its words would hold the header
-            return EndpointSeen(address, "its token, or one of its headers, cannot stand in a request")
+        except ValueError:  # its words would hold all of it
+            return EndpointSeen(address, "its path cannot stand in a request")
         except (http.client.HTTPException, OSError):
             return EndpointSeen(address)
 
 
 def _headers(generator: GeneratorSettings) -> dict[str, str]:
-    token = next((os.environ[name] for name in generator.token_names if os.environ.get(name)), None)
-    bearer = {} if token is None else {"authorization": f"Bearer {token}"}
+    _, token = generator.find_token(os.environ) or ("", "")
+    bearer = {"authorization": f"Bearer {token}"} if token and is_sendable(token) else {}
     return bearer | {key: value.get_secret_value() for key, value in generator.api_params.headers.items()}
 
 
@@ -126,5 +127,10 @@ def _missing_tokens(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {
         name: generator.token_names
         for name, generator in settings.generators.items()
-        if generator.token_names and not any(os.environ.get(variable) for variable in generator.token_names)
+        if generator.token_names and generator.find_token(os.environ) is None
     }
+
+
+def _broken_tokens(settings: Settings) -> dict[str, str]:
+    found = {name: generator.find_token(os.environ) for name, generator in settings.generators.items()}
+    return {name: token[0] for name, token in found.items() if token and not is_sendable(token[1])}

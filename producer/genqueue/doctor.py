@@ -65,6 +65,7 @@ class Facts:
         overview: queues and workers; None if refused, and ``overview_error`` says why.
         endpoints: the model servers of the settings.
         missing_tokens: for each generator the variables of its token, none of which is set.
+        broken_tokens: for each generator the variable of a token that no request can carry.
     """
 
     hello: Mapping[str, str] | None
@@ -77,6 +78,7 @@ class Facts:
     overview_error: str = ""
     endpoints: Sequence[EndpointSeen] = ()
     missing_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    broken_tokens: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -95,6 +97,15 @@ def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Findi
                 "fail", f"token of {name!r}", "no variable holds it", f"set {' or '.join(variables)} for the worker"
             )
             for name, variables in facts.missing_tokens.items()
+        ),
+        *(
+            Finding(
+                "fail",
+                f"token of {name!r}",
+                f"{variable} holds a character that cannot stand in a header",
+                "set it to the token alone; a worker does not start with it",
+            )
+            for name, variable in facts.broken_tokens.items()
         ),
         *map(_endpoint, facts.endpoints),
     ]

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -195,6 +195,11 @@ class GeneratorSettings(BaseModel):
         if self.token_env is not None:
             return self.token_env
         return () if self.api_type == "text_generation_inference" else self.DEFAULT_TOKEN_ENV
+
+    def find_token(self, environ: Mapping[str, str]) -> tuple[str, str] | None:
+        """The first of its variables that is set, and the token without the line's end that files of secrets have."""
+        found = ((name, environ.get(name, "").strip()) for name in self.token_names)
+        return next(((name, token) for name, token in found if token), None)
 
 
 class Settings(BaseSettings):

@@ -14,6 +14,7 @@ from genqueue.store import Store
 from genqueue_ops.local_redis import find_redis_server, free_port, local_redis
 from genqueue_ops.processes import Child
 
+from .conftest import TOKENS
 from .roles import as_role, guarded_redis, password, refusals
 
 
@@ -219,6 +220,26 @@ def test_model_servers_are_asked_how_they_are(guarded, standin, closed_port, tmp
     assert found[f"endpoint http://127.0.0.1:{closed_port}"] == ("fail", "not reached from here: Connection refused")
     assert found[f"endpoint {sleeping}"][0] == "ok"
     assert "canary" not in done.stdout + done.stderr
+
+
+def test_a_token_counts_as_the_worker_reads_it(guarded, keyed_standin, tmp_path):
+    (tmp_path / "genqueue.toml").write_text(
+        '[generators.default]\napi_type = "text_generation_inference"\ntoken_env = ["STANDIN_KEY"]\n'
+        f'api_params.url = "{keyed_standin.url}"\n'
+    )
+
+    def findings(key):
+        done = run_doctor(as_role(guarded.url, "worker"), "--json", cwd=tmp_path, STANDIN_KEY=key)
+        assert "canary" not in done.stdout + done.stderr
+        found = json.loads(done.stdout)["findings"]
+        return [(one["level"], one["seen"]) for one in found if one["what"].startswith(("endpoint ", "token "))]
+
+    assert findings(f"{TOKENS['STANDIN_KEY']}\r\n") == [("ok", "answers /health with 200")]
+    assert findings(" \n") == [("fail", "no variable holds it"), ("ok", "answers /health with 200")]
+    assert findings("canary\nX-Other: 1")[0] == (
+        "fail",
+        "STANDIN_KEY holds a character that cannot stand in a header",
+    )
 
 
 def test_a_redis_that_forgets_and_evicts_is_a_failure(tmp_path):

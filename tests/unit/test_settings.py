@@ -319,6 +319,13 @@ def test_neither_repr_nor_dump_shows_a_secret(overrides: dict[str, Any]):
         assert SECRET not in shown
 
 
+def test_the_first_token_that_is_set_is_read_without_the_end_of_its_line():
+    write(f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\ntoken_env = ['A', 'B', 'C']")
+    generator = load_settings().generators["g"]
+    assert generator.find_token({"C": "c", "B": "hf_b\r\n", "A": " \n"}) == ("B", "hf_b")
+    assert generator.find_token({"A": "", "HF_TOKEN": "hf"}) is None
+
+
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         load_settings().log_ttl_s = 5  # type: ignore[misc]  # that is the point

@@ -385,15 +385,15 @@ class Upstream:
 
 
 def _token(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:
-    """The first of a generator's tokens that is set, without the line's end that files of secrets have."""
-    for variable in settings.token_names:
-        if token := environ.get(variable, "").strip():
-            if not is_sendable(token):
-                raise ConfigError(
-                    f"{variable}, the token of generator {name!r}: holds a character that cannot stand in a header"
-                )
-            return token
-    return None
+    found = settings.find_token(environ)
+    if found is None:
+        return None
+    variable, token = found
+    if not is_sendable(token):
+        raise ConfigError(
+            f"{variable}, the token of generator {name!r}: holds a character that cannot stand in a header"
+        )
+    return token
 
 
 _TYPE_OF = {
