@@ -10,10 +10,11 @@ import os
 import ssl
 import time
 import uuid
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from genqueue import calls, doctor
-from genqueue.address import read_address
+from genqueue.address import read_address, without_secrets
 from genqueue.doctor import EndpointSeen, Facts, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.rights import COMMANDS, Role, trials
@@ -86,16 +87,19 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
 
 
 def _endpoints(settings: Settings) -> list[EndpointSeen]:
-    chosen = [(generator, url) for generator in settings.generators.values() for url in generator.api_params.addresses]
-    return list(dict.fromkeys(_see(generator, url) for generator, url in chosen))
+    return [
+        _see(name, generator, url)
+        for name, generator in settings.generators.items()
+        for url in generator.api_params.addresses
+    ]
 
 
-def _see(generator: GeneratorSettings, url: str) -> EndpointSeen:
+def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
     """Ask a Text Generation Inference for ``/health`` as a worker does; only connect to what a question may wake."""
     parts = urlsplit(url)
     is_tls, is_asked = parts.scheme == "https", generator.api_type == "text_generation_inference"
-    port = parts.port or (443 if is_tls else 80)
-    address, host = f"{parts.scheme}://{parts.hostname}:{port}", parts.hostname or ""
+    port, host = parts.port or (443 if is_tls else 80), parts.hostname or ""
+    seen = EndpointSeen(name, without_secrets(url), is_asked=is_asked)
     connection = (
         http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=ssl.create_default_context())
         if is_tls
@@ -105,16 +109,16 @@ def _see(generator: GeneratorSettings, url: str) -> EndpointSeen:
         try:
             connection.connect()
         except OSError as error:
-            return EndpointSeen(address, error.strerror or str(error))
+            return replace(seen, trouble=error.strerror or str(error))
         if not is_asked:
-            return EndpointSeen(address, is_asked=False)
+            return seen
         try:
             connection.request("GET", f"{parts.path.rstrip('/')}/health", headers=_headers(generator))
-            return EndpointSeen(address, status=connection.getresponse().status)
+            return replace(seen, status=connection.getresponse().status)
         except ValueError:  # its words would hold all of it
-            return EndpointSeen(address, "its path cannot stand in a request")
+            return replace(seen, trouble="its path cannot stand in a request")
         except (http.client.HTTPException, OSError):
-            return EndpointSeen(address)
+            return seen
 
 
 def _headers(generator: GeneratorSettings) -> dict[str, str]:

@@ -40,12 +40,14 @@ class EndpointSeen:
     """A model server as this host sees it.
 
     Attributes:
-        address: scheme, host and port.
+        generator: whose.
+        address: without user, password and query.
         trouble: why there is no connection; "" if there is one.
         status: of its answer to ``/health``; None if what came was no HTTP, or nothing.
         is_asked: whether it was asked for that.
     """
 
+    generator: str
     address: str
     trouble: str = ""
     status: int | None = None
@@ -256,7 +258,7 @@ def _clock(facts: Facts) -> list[Finding]:
 
 
 def _endpoint(seen: EndpointSeen) -> Finding:
-    what, status = f"endpoint {seen.address}", seen.status
+    what, status = f"endpoint {seen.address} of {seen.generator!r}", seen.status
     if seen.trouble:
         return Finding("fail", what, f"not reached from here: {seen.trouble}", "start it, or mend its address")
     if not seen.is_asked:

@@ -215,10 +215,28 @@ def test_model_servers_are_asked_how_they_are(guarded, standin, closed_port, tmp
         assert asked.recv(100) == b""  # connected to, and not asked: that may wake a paid one
         asked.close()
     found = {one["what"]: (one["level"], one["seen"]) for one in json.loads(done.stdout)["findings"]}
-    assert found[f"endpoint {standin.url}"] == ("ok", "answers /health with 200")
-    assert found[f"endpoint http://127.0.0.1:{redis_port}"] == ("fail", "no HTTP answer to /health")
-    assert found[f"endpoint http://127.0.0.1:{closed_port}"] == ("fail", "not reached from here: Connection refused")
-    assert found[f"endpoint {sleeping}"][0] == "ok"
+    assert found[f"endpoint {standin.url}/ of 'default'"] == ("ok", "answers /health with 200")
+    assert found[f"endpoint http://127.0.0.1:{redis_port} of 'default'"] == ("fail", "no HTTP answer to /health")
+    refused = ("fail", "not reached from here: Connection refused")
+    assert found[f"endpoint http://127.0.0.1:{closed_port} of 'default'"] == refused
+    assert found[f"endpoint {sleeping} of 'paid'"][0] == "ok"
+    assert "canary" not in done.stdout + done.stderr
+
+
+def test_two_model_servers_of_one_host_are_told_apart_without_what_is_secret(guarded, closed_port, tmp_path):
+    host = f"127.0.0.1:{closed_port}"
+    (tmp_path / "genqueue.toml").write_text(
+        '[generators.a]\napi_type = "text_generation_inference"\n'
+        f'api_params.urls = ["http://{host}/one?key=canary", "http://u:canary@{host}/two"]\n'
+        f'[generators.b]\napi_type = "text_generation_inference"\napi_params.url = "http://{host}/two"\n'
+    )
+    done = run_doctor(as_role(guarded.url, "worker"), "--json", cwd=tmp_path)
+    named = [one["what"] for one in json.loads(done.stdout)["findings"] if one["what"].startswith("endpoint ")]
+    assert named == [
+        f"endpoint http://{host}/one of 'a'",
+        f"endpoint http://{host}/two of 'a'",
+        f"endpoint http://{host}/two of 'b'",
+    ]
     assert "canary" not in done.stdout + done.stderr
 
 
