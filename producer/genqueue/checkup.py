@@ -9,6 +9,7 @@ import http.client
 import os
 import ssl
 import time
+import urllib.request
 import uuid
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -100,6 +101,8 @@ def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
     is_tls, is_asked = parts.scheme == "https", generator.api_type == "text_generation_inference"
     port, host = parts.port or (443 if is_tls else 80), parts.hostname or ""
     seen = EndpointSeen(name, without_secrets(url), is_asked=is_asked)
+    if _is_behind_proxy(parts.scheme, host):
+        return replace(seen, is_behind_proxy=True)
     connection = (
         http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=ssl.create_default_context())
         if is_tls
@@ -119,6 +122,12 @@ def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
             return replace(seen, trouble="its path cannot stand in a request")
         except (http.client.HTTPException, OSError):
             return seen
+
+
+def _is_behind_proxy(scheme: str, host: str) -> bool:
+    """Whether a worker with our environment would not call the server itself."""
+    proxies = urllib.request.getproxies()
+    return bool(proxies.get(scheme) or proxies.get("all")) and not urllib.request.proxy_bypass(host)
 
 
 def _headers(generator: GeneratorSettings) -> dict[str, str]:

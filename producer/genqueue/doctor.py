@@ -45,6 +45,7 @@ class EndpointSeen:
         trouble: why there is no connection; "" if there is one.
         status: of its answer to ``/health``; None if what came was no HTTP, or nothing.
         is_asked: whether it was asked for that.
+        is_behind_proxy: whether it was left alone, since a worker reaches it by way of a proxy.
     """
 
     generator: str
@@ -52,6 +53,7 @@ class EndpointSeen:
     trouble: str = ""
     status: int | None = None
     is_asked: bool = True
+    is_behind_proxy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,9 @@ def _clock(facts: Facts) -> list[Finding]:
 
 def _endpoint(seen: EndpointSeen) -> Finding:
     what, status = f"endpoint {seen.address} of {seen.generator!r}", seen.status
+    if seen.is_behind_proxy:
+        do = "genqueue status --workers says how a worker finds it; NO_PROXY names what is called without a proxy"
+        return Finding("warn", what, "not asked: HTTP_PROXY, HTTPS_PROXY or ALL_PROXY has a worker use a proxy", do)
     if seen.trouble:
         return Finding("fail", what, f"not reached from here: {seen.trouble}", "start it, or mend its address")
     if not seen.is_asked:

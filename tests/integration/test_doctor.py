@@ -240,6 +240,24 @@ def test_two_model_servers_of_one_host_are_told_apart_without_what_is_secret(gua
     assert "canary" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("variables", "level"),
+    [
+        pytest.param({"HTTP_PROXY": "http://u:canary@proxy.invalid:1"}, "warn", id="by-a-proxy"),
+        pytest.param({"ALL_PROXY": "http://u:canary@proxy.invalid:1"}, "warn", id="by-one-for-all"),
+        pytest.param({"HTTPS_PROXY": "http://proxy.invalid:1"}, "ok", id="of-another-scheme"),
+        pytest.param({"HTTP_PROXY": "http://proxy.invalid:1", "NO_PROXY": "127.0.0.1"}, "ok", id="but-not-to-there"),
+    ],
+)
+def test_a_model_server_that_a_worker_reaches_by_a_proxy_is_left_alone(guarded, standin, tmp_path, variables, level):
+    (tmp_path / "genqueue.toml").write_text(
+        f'[generators.default]\napi_type = "text_generation_inference"\napi_params.url = "{standin.url}"\n'
+    )
+    done = run_doctor(as_role(guarded.url, "worker"), "--json", cwd=tmp_path, **variables)
+    assert levels(done)[f"endpoint {standin.url} of 'default'"] == level
+    assert "canary" not in done.stdout + done.stderr
+
+
 def test_a_token_counts_as_the_worker_reads_it(guarded, keyed_standin, tmp_path):
     (tmp_path / "genqueue.toml").write_text(
         '[generators.default]\napi_type = "text_generation_inference"\ntoken_env = ["STANDIN_KEY"]\n'

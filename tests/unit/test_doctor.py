@@ -93,6 +93,7 @@ GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "htt
         pytest.param(endpoint(trouble="refused"), [("fail", "endpoint http://a/path of 'chat'")], id="unreachable"),
         pytest.param(endpoint(status=200), [], id="well"),
         pytest.param(endpoint(is_asked=False), [], id="not-asked"),
+        pytest.param(endpoint(is_behind_proxy=True), [("warn", "endpoint http://a/path of 'chat'")], id="proxy"),
         pytest.param(endpoint(), [("fail", "endpoint http://a/path of 'chat'")], id="no-http"),
         pytest.param(endpoint(status=307), [("fail", "endpoint http://a/path of 'chat'")], id="redirect"),
         pytest.param(endpoint(status=401), [("warn", "endpoint http://a/path of 'chat'")], id="wants-a-token"),
