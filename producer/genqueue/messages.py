@@ -1,8 +1,10 @@
 """The wire models: what a producer hands over, what a reader is told, what is kept.
 
-Every model has a version ``v``; a reader refuses a newer one rather than misread it.
-Unknown fields of the same version are ignored.  Nothing here holds a connection or a
-clock.  How events are put in order is :mod:`genqueue.sequence`'s.
+A request, an event and an outcome have a version ``v``; a reader refuses a newer one rather
+than misread it.  Within a version an event or an outcome may hold fields that a reader does
+not know, and ignores.  A request may not: what a worker does not know it would leave undone,
+so it rejects it, and workers are upgraded before producers (``docs/deploy.md``).  Nothing here
+holds a connection or a clock.  How events are put in order is :mod:`genqueue.sequence`'s.
 """
 
 import hashlib
