@@ -9,15 +9,17 @@ import http.client
 import os
 import ssl
 import time
+import urllib.request
 import uuid
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from genqueue import calls, doctor
-from genqueue.address import read_address
+from genqueue.address import read_address, without_secrets
 from genqueue.doctor import EndpointSeen, Facts, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.rights import COMMANDS, Role, trials
-from genqueue.settings import GeneratorSettings, Settings, load_settings, mistyped
+from genqueue.settings import GeneratorSettings, Settings, is_sendable, load_settings, mistyped
 from genqueue.store import Store
 
 _CONNECT_S = 3.0
@@ -81,20 +83,26 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
         overview_error=overview_error,
         endpoints=_endpoints(settings) if role == "worker" else (),
         missing_tokens=_missing_tokens(settings) if role == "worker" else {},
+        broken_tokens=_broken_tokens(settings) if role == "worker" else {},
     )
 
 
 def _endpoints(settings: Settings) -> list[EndpointSeen]:
-    chosen = [(generator, url) for generator in settings.generators.values() for url in generator.api_params.addresses]
-    return list(dict.fromkeys(_see(generator, url) for generator, url in chosen))
+    return [
+        _see(name, generator, url)
+        for name, generator in settings.generators.items()
+        for url in generator.api_params.addresses
+    ]
 
 
-def _see(generator: GeneratorSettings, url: str) -> EndpointSeen:
+def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
     """Ask a Text Generation Inference for ``/health`` as a worker does; only connect to what a question may wake."""
     parts = urlsplit(url)
     is_tls, is_asked = parts.scheme == "https", generator.api_type == "text_generation_inference"
-    port = parts.port or (443 if is_tls else 80)
-    address, host = f"{parts.scheme}://{parts.hostname}:{port}", parts.hostname or ""
+    port, host = parts.port or (443 if is_tls else 80), parts.hostname or ""
+    seen = EndpointSeen(name, without_secrets(url), is_asked=is_asked)
+    if _is_behind_proxy(parts.scheme, host):
+        return replace(seen, is_behind_proxy=True)
     connection = (
         http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=ssl.create_default_context())
         if is_tls
@@ -104,21 +112,27 @@ def _see(generator: GeneratorSettings, url: str) -> EndpointSeen:
         try:
             connection.connect()
         except OSError as error:
-            return EndpointSeen(address, error.strerror or str(error))
+            return replace(seen, trouble=error.strerror or str(error))
         if not is_asked:
-            return EndpointSeen(address, is_asked=False)
+            return seen
         try:
             connection.request("GET", f"{parts.path.rstrip('/')}/health", headers=_headers(generator))
-            return EndpointSeen(address, status=connection.getresponse().status)
-        except ValueError:  # its words would hold the header
-            return EndpointSeen(address, "its token, or one of its headers, cannot stand in a request")
+            return replace(seen, status=connection.getresponse().status)
+        except ValueError:  # its words would hold all of it
+            return replace(seen, trouble="its path cannot stand in a request")
         except (http.client.HTTPException, OSError):
-            return EndpointSeen(address)
+            return seen
+
+
+def _is_behind_proxy(scheme: str, host: str) -> bool:
+    """Whether a worker with our environment would not call the server itself."""
+    proxies = urllib.request.getproxies()
+    return bool(proxies.get(scheme) or proxies.get("all")) and not urllib.request.proxy_bypass(host)
 
 
 def _headers(generator: GeneratorSettings) -> dict[str, str]:
-    token = next((os.environ[name] for name in generator.token_names if os.environ.get(name)), None)
-    bearer = {} if token is None else {"authorization": f"Bearer {token}"}
+    _, token = generator.find_token(os.environ) or ("", "")
+    bearer = {"authorization": f"Bearer {token}"} if token and is_sendable(token) else {}
     return bearer | {key: value.get_secret_value() for key, value in generator.api_params.headers.items()}
 
 
@@ -126,5 +140,10 @@ def _missing_tokens(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {
         name: generator.token_names
         for name, generator in settings.generators.items()
-        if generator.token_names and not any(os.environ.get(variable) for variable in generator.token_names)
+        if generator.token_names and generator.find_token(os.environ) is None
     }
+
+
+def _broken_tokens(settings: Settings) -> dict[str, str]:
+    found = {name: generator.find_token(os.environ) for name, generator in settings.generators.items()}
+    return {name: token[0] for name, token in found.items() if token and not is_sendable(token[1])}

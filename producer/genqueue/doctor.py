@@ -40,16 +40,20 @@ class EndpointSeen:
     """A model server as this host sees it.
 
     Attributes:
-        address: scheme, host and port.
+        generator: whose.
+        address: without user, password and query.
         trouble: why there is no connection; "" if there is one.
         status: of its answer to ``/health``; None if what came was no HTTP, or nothing.
         is_asked: whether it was asked for that.
+        is_behind_proxy: whether it was left alone, since a worker reaches it by way of a proxy.
     """
 
+    generator: str
     address: str
     trouble: str = ""
     status: int | None = None
     is_asked: bool = True
+    is_behind_proxy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Facts:
         overview: queues and workers; None if refused, and ``overview_error`` says why.
         endpoints: the model servers of the settings.
         missing_tokens: for each generator the variables of its token, none of which is set.
+        broken_tokens: for each generator the variable of a token that no request can carry.
     """
 
     hello: Mapping[str, str] | None
@@ -77,6 +82,7 @@ class Facts:
     overview_error: str = ""
     endpoints: Sequence[EndpointSeen] = ()
     missing_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    broken_tokens: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -95,6 +101,15 @@ def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Findi
                 "fail", f"token of {name!r}", "no variable holds it", f"set {' or '.join(variables)} for the worker"
             )
             for name, variables in facts.missing_tokens.items()
+        ),
+        *(
+            Finding(
+                "fail",
+                f"token of {name!r}",
+                f"{variable} holds a character that cannot stand in a header",
+                "set it to the token alone; a worker does not start with it",
+            )
+            for name, variable in facts.broken_tokens.items()
         ),
         *map(_endpoint, facts.endpoints),
     ]
@@ -245,7 +260,10 @@ def _clock(facts: Facts) -> list[Finding]:
 
 
 def _endpoint(seen: EndpointSeen) -> Finding:
-    what, status = f"endpoint {seen.address}", seen.status
+    what, status = f"endpoint {seen.address} of {seen.generator!r}", seen.status
+    if seen.is_behind_proxy:
+        do = "genqueue status --workers says how a worker finds it; NO_PROXY names what is called without a proxy"
+        return Finding("warn", what, "not asked: HTTP_PROXY, HTTPS_PROXY or ALL_PROXY has a worker use a proxy", do)
     if seen.trouble:
         return Finding("fail", what, f"not reached from here: {seen.trouble}", "start it, or mend its address")
     if not seen.is_asked:
@@ -297,7 +315,14 @@ def _queue(queue: QueueStatus) -> list[Finding]:
     oldest = queue.oldest_wait_s or 0.0
     if queue.waiting and not queue.workers:
         seen = f"{queue.waiting} wait, the oldest for {duration(oldest)}; no worker serves it"
-        found.append(Finding("fail", what, seen, f"start a worker whose settings name generator {queue.generator!r}"))
+        found.append(
+            Finding(
+                "fail",
+                what,
+                seen,
+                f"start a worker that serves {queue.generator!r}: named by its settings and, if it has one, its -g",
+            )
+        )
     elif queue.waiting and not queue.doorbells and oldest > STUCK_S:
         seen = f"{queue.waiting} wait for up to {duration(oldest)}, and no doorbell is in its list"
         do = "are its workers' endpoints up, and do they log 'sweep'? restart the workers"

@@ -1,8 +1,10 @@
 """The wire models: what a producer hands over, what a reader is told, what is kept.
 
-Every model has a version ``v``; a reader refuses a newer one rather than misread it.
-Unknown fields of the same version are ignored.  Nothing here holds a connection or a
-clock.  How events are put in order is :mod:`genqueue.sequence`'s.
+A request, an event and an outcome have a version ``v``; a reader refuses a newer one rather
+than misread it.  Within a version an event or an outcome may hold fields that a reader does
+not know, and ignores.  A request may not: what a worker does not know it would leave undone,
+so it rejects it, and workers are upgraded before producers (``docs/deploy.md``).  Nothing here
+holds a connection or a clock.  How events are put in order is :mod:`genqueue.sequence`'s.
 """
 
 import hashlib
@@ -228,6 +230,15 @@ def _is_json(value: object) -> bool:
     return True
 
 
+_WORDS = {
+    "tuple_type": "Input should be a valid list",
+    "dict_type": "Input should be an object",
+    "model_type": "Input should be an object",
+    "extra_forbidden": "no such key",
+}
+"""In place of pydantic's, which speak of Python's types."""
+
+
 def describe(error: ValidationError, kwargs: type[BaseModel] = GenerationKwargs) -> list[str]:
     """One readable line for each problem, with its place and never with the value (it may be a prompt or a secret).
 
@@ -239,11 +250,18 @@ def describe(error: ValidationError, kwargs: type[BaseModel] = GenerationKwargs)
         if problem["type"] == "default_factory_not_called":  # pydantic's own note on another problem
             continue
         place = ".".join(str(part) for part in problem["loc"])
-        words = problem["msg"].removeprefix("Value error, ")
+        words = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").replace(
+            "Tuple should", "List should"
+        )
         if problem["type"] == "extra_forbidden" and (model := known.get(str(problem["loc"][-2:][0]))):
             lines.append(f"{place}: unknown; known: {', '.join(model.model_fields)}")
         elif problem["loc"] and problem["loc"][-1] == "return_full_text":
             lines.append(f"{place}: only False; a reply never holds the prompt")
+        elif problem["type"] == "extra_forbidden" and (problem["loc"][0], problem["loc"][-1]) == (
+            "generators",
+            "token",
+        ):
+            lines.append(f"{place}: {words}; token_env names the variables that hold it")
         else:
             lines.append(f"{place}: {words}" if place else words)
     return lines

@@ -10,12 +10,13 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -38,7 +39,21 @@ from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
 from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, 5.6.2."""
 _OF_A_SERVICE = re.compile(r"(^|_)(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_\w+)?)$")
+
+
+def is_sendable(value: str) -> bool:
+    """Whether a request can carry it in a header."""
+    return value.isascii() and value.isprintable()
+
+
+def _sendable(value: SecretStr) -> SecretStr:
+    if not is_sendable(value.get_secret_value()):
+        raise ValueError("holds a character that cannot stand in a header")
+    return value
+
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 
@@ -58,7 +73,7 @@ class ApiParams(BaseModel):
     provider: str | None = None
     bill_to: str | None = None
     timeout: float | None = Field(None, gt=0)
-    headers: dict[str, SecretStr] = {}
+    headers: dict[str, Annotated[SecretStr, AfterValidator(_sendable)]] = {}
 
     @field_validator("url")
     @classmethod
@@ -71,6 +86,14 @@ class ApiParams(BaseModel):
         if len(set(value)) < len(value):
             raise ValueError("the same address twice")
         return tuple(map(_http_address, value))
+
+    @field_validator("headers")
+    @classmethod
+    def _named(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name in value:
+            if not _HEADER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r}: a name has letters, digits and any of !#$%&'*+-.^_`|~")
+        return value
 
     @field_serializer("url")
     def _url_without_secrets(self, value: str | None) -> str | None:
@@ -172,6 +195,11 @@ class GeneratorSettings(BaseModel):
         if self.token_env is not None:
             return self.token_env
         return () if self.api_type == "text_generation_inference" else self.DEFAULT_TOKEN_ENV
+
+    def find_token(self, environ: Mapping[str, str]) -> tuple[str, str] | None:
+        """The first of its variables that is set, and the token without the line's end that files of secrets have."""
+        found = ((name, environ.get(name, "").strip()) for name in self.token_names)
+        return next(((name, token) for name, token in found if token), None)
 
 
 class Settings(BaseSettings):

@@ -266,6 +266,19 @@ def test_a_pod_that_ends_has_time_to_drain_and_keeps_its_model_server_meanwhile(
     assert values["GENQUEUE_MONITOR_PORT"] == str(worker["ports"][0]["containerPort"])
 
 
+def test_the_worker_has_the_token_of_hugging_face_as_in_compose(services):
+    """For generators that call Hugging Face; who has none need not make one up."""
+    assert "HF_TOKEN" in services["worker"]["environment"]
+    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+    tokens = [
+        variable["valueFrom"]
+        for container in (*pod["containers"], *pod["initContainers"])
+        for variable in container["env"]
+        if variable["name"] == "HF_TOKEN"
+    ]
+    assert tokens == [{"secretKeyRef": {"name": "genqueue", "key": "hf-token", "optional": True}}] * 2
+
+
 def test_no_container_has_more_rights_than_it_needs():
     pod = manifests()["Deployment"]["spec"]["template"]["spec"]
     (worker,), (tgi,) = pod["containers"], pod["initContainers"]

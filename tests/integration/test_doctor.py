@@ -14,6 +14,7 @@ from genqueue.store import Store
 from genqueue_ops.local_redis import find_redis_server, free_port, local_redis
 from genqueue_ops.processes import Child
 
+from .conftest import TOKENS
 from .roles import as_role, guarded_redis, password, refusals
 
 
@@ -214,11 +215,67 @@ def test_model_servers_are_asked_how_they_are(guarded, standin, closed_port, tmp
         assert asked.recv(100) == b""  # connected to, and not asked: that may wake a paid one
         asked.close()
     found = {one["what"]: (one["level"], one["seen"]) for one in json.loads(done.stdout)["findings"]}
-    assert found[f"endpoint {standin.url}"] == ("ok", "answers /health with 200")
-    assert found[f"endpoint http://127.0.0.1:{redis_port}"] == ("fail", "no HTTP answer to /health")
-    assert found[f"endpoint http://127.0.0.1:{closed_port}"] == ("fail", "not reached from here: Connection refused")
-    assert found[f"endpoint {sleeping}"][0] == "ok"
+    assert found[f"endpoint {standin.url}/ of 'default'"] == ("ok", "answers /health with 200")
+    assert found[f"endpoint http://127.0.0.1:{redis_port} of 'default'"] == ("fail", "no HTTP answer to /health")
+    refused = ("fail", "not reached from here: Connection refused")
+    assert found[f"endpoint http://127.0.0.1:{closed_port} of 'default'"] == refused
+    assert found[f"endpoint {sleeping} of 'paid'"][0] == "ok"
     assert "canary" not in done.stdout + done.stderr
+
+
+def test_two_model_servers_of_one_host_are_told_apart_without_what_is_secret(guarded, closed_port, tmp_path):
+    host = f"127.0.0.1:{closed_port}"
+    (tmp_path / "genqueue.toml").write_text(
+        '[generators.a]\napi_type = "text_generation_inference"\n'
+        f'api_params.urls = ["http://{host}/one?key=canary", "http://u:canary@{host}/two"]\n'
+        f'[generators.b]\napi_type = "text_generation_inference"\napi_params.url = "http://{host}/two"\n'
+    )
+    done = run_doctor(as_role(guarded.url, "worker"), "--json", cwd=tmp_path)
+    named = [one["what"] for one in json.loads(done.stdout)["findings"] if one["what"].startswith("endpoint ")]
+    assert named == [
+        f"endpoint http://{host}/one of 'a'",
+        f"endpoint http://{host}/two of 'a'",
+        f"endpoint http://{host}/two of 'b'",
+    ]
+    assert "canary" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "level"),
+    [
+        pytest.param({"HTTP_PROXY": "http://u:canary@proxy.invalid:1"}, "warn", id="by-a-proxy"),
+        pytest.param({"ALL_PROXY": "http://u:canary@proxy.invalid:1"}, "warn", id="by-one-for-all"),
+        pytest.param({"HTTPS_PROXY": "http://proxy.invalid:1"}, "ok", id="of-another-scheme"),
+        pytest.param({"HTTP_PROXY": "http://proxy.invalid:1", "NO_PROXY": "127.0.0.1"}, "ok", id="but-not-to-there"),
+    ],
+)
+def test_a_model_server_that_a_worker_reaches_by_a_proxy_is_left_alone(guarded, standin, tmp_path, variables, level):
+    (tmp_path / "genqueue.toml").write_text(
+        f'[generators.default]\napi_type = "text_generation_inference"\napi_params.url = "{standin.url}"\n'
+    )
+    done = run_doctor(as_role(guarded.url, "worker"), "--json", cwd=tmp_path, **variables)
+    assert levels(done)[f"endpoint {standin.url} of 'default'"] == level
+    assert "canary" not in done.stdout + done.stderr
+
+
+def test_a_token_counts_as_the_worker_reads_it(guarded, keyed_standin, tmp_path):
+    (tmp_path / "genqueue.toml").write_text(
+        '[generators.default]\napi_type = "text_generation_inference"\ntoken_env = ["STANDIN_KEY"]\n'
+        f'api_params.url = "{keyed_standin.url}"\n'
+    )
+
+    def findings(key):
+        done = run_doctor(as_role(guarded.url, "worker"), "--json", cwd=tmp_path, STANDIN_KEY=key)
+        assert "canary" not in done.stdout + done.stderr
+        found = json.loads(done.stdout)["findings"]
+        return [(one["level"], one["seen"]) for one in found if one["what"].startswith(("endpoint ", "token "))]
+
+    assert findings(f"{TOKENS['STANDIN_KEY']}\r\n") == [("ok", "answers /health with 200")]
+    assert findings(" \n") == [("fail", "no variable holds it"), ("ok", "answers /health with 200")]
+    assert findings("canary\nX-Other: 1")[0] == (
+        "fail",
+        "STANDIN_KEY holds a character that cannot stand in a header",
+    )
 
 
 def test_a_redis_that_forgets_and_evicts_is_a_failure(tmp_path):

@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from genqueue.cli import ExitCode
 from genqueue_ops.tgi_standin.prose import expected_text
 
 
@@ -72,6 +73,31 @@ def test_a_signal_ends_it_cleanly_even_while_it_streams(standin, number):
         process.send_signal(number)
         assert process.wait(timeout=10) == 0
     assert process.stderr.read() == ""
+
+
+def genqueue(*arguments):
+    """The same as a command of ``genqueue``."""
+    command = [sys.executable, "-m", "genqueue", "tgi-standin", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return done.returncode, line
+
+
+def test_a_port_that_is_none_is_not_taken_for_another():
+    code, line = genqueue("--port", "99999")
+    assert code == ExitCode.USAGE
+    assert "--port" in line
+    assert "65535" in line
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_where_nothing_can_listen_is_named_in_one_line(standin, host):
+    _, url = standin()
+    port = url.rpartition(":")[2]
+    code, line = genqueue("--host", host, "--port", port)
+    assert code == ExitCode.CONFIG
+    assert line.startswith(f"genqueue: host, port: cannot listen on {host}:{port}: ")
 
 
 def test_wrong_options_are_explained():

@@ -380,6 +380,20 @@ def test_what_a_worker_still_holds_is_sent_when_it_ends(start_worker, ask, stand
     assert len(collector.spans(generation)) == 2
 
 
+def test_an_exporter_that_is_not_installed_keeps_no_worker_from_serving(launch_worker, ask, standin, queue_redis):
+    """As where a whole cluster is told to speak gRPC to its collector."""
+    generators = {"untold": {"api_type": TGI, "api_params": {"url": standin.url}}}
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    worker = launch_worker(generators, queue_redis.url, environ=environ)
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
+        prompt = ask(tokens=2)
+        assert client.submit(prompt, generator="untold").result(timeout_s=15).replies == [prompt.answer]
+    assert worker.end() == 0
+    (warning,) = [line["message"] for line in worker.lines if "no traces" in line["message"]]
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL" in warning
+    assert "pip install opentelemetry-exporter-otlp-proto-grpc" in warning
+
+
 WITHOUT = """
 import sys
 class Blocker:

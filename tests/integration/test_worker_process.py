@@ -114,6 +114,37 @@ def test_a_worker_outlives_every_order_of_celerys_that_it_does_not_know(start_wo
     assert worker.end() == 0
 
 
+def test_what_a_worker_announces_is_what_it_serves(start_worker, own_db, tgi, closed_port, eventually):
+    gone = {"api_type": "text_generation_inference", "api_params": {"url": f"http://127.0.0.1:{closed_port}"}}
+    worker = start_worker({"aa": tgi["default"], "bb": gone}, own_db, "-c", "4", "-Q", "generate.aa")
+    with (
+        Celery(broker=as_role(own_db, "flower"), set_as_current=False) as app,
+        GenerationClient(Settings(redis_url=as_role(own_db, "producer"), generators={})) as client,
+    ):
+
+        def served():
+            (status,) = client.workers()
+            return {name: [server["health"] for server in servers] for name, servers in status.generators.items()}
+
+        def order(name, generator):
+            app.control.broadcast(name, {"queue": f"generate.{generator}"}, reply=True, limit=1, timeout=5)
+
+        assert served() == {"aa": ["up"]}
+        assert set(client.places()) == {"aa"}
+        assert set(client.generators()) == {"aa", "bb"}  # its limit and type: work may be handed in for another worker
+        assert {queue.generator: queue.workers for queue in client.overview().queues} == {"aa": 1, "bb": 0}
+        assert "bb: " not in worker.log  # nor does it look after servers that it never calls
+        order("add_consumer", "bb")
+        # The queue of a server that is down is left, and served all the same.
+        eventually(lambda: served() == {"aa": ["up"], "bb": ["down"]})
+        assert set(client.places()) == {"aa", "bb"}
+        order("cancel_consumer", "aa")
+        eventually(lambda: served() == {"bb": ["down"]})
+        order("cancel_consumer", "bb")
+        eventually(lambda: served() == {})
+    assert worker.end() == 0
+
+
 def test_no_worker_is_sent_the_heartbeats_of_the_others(start_worker, own_db, tgi):
     """By Celery's own command too, which would have every worker listen to every other."""
     start_worker(tgi, own_db, "-c", "1")

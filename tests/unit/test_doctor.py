@@ -40,7 +40,7 @@ def server(*healths):
 
 
 def endpoint(**seen):
-    return {"endpoints": [EndpointSeen("http://a:80", **seen)]}
+    return {"endpoints": [EndpointSeen("chat", "http://a/path", **seen)]}
 
 
 def test_an_old_redis_is_told_what_is_needed():
@@ -90,14 +90,15 @@ GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "htt
         pytest.param({"clock_ahead_s": None}, [], id="clock-hidden"),
         pytest.param({"clock_ahead_s": 1.5, "clock_bound_s": 0.6}, [], id="clock-perhaps"),
         pytest.param({"missing_tokens": {"chat": ("HF_TOKEN",)}}, [("fail", "token of 'chat'")], id="no-token"),
-        pytest.param(endpoint(trouble="refused"), [("fail", "endpoint http://a:80")], id="unreachable"),
+        pytest.param(endpoint(trouble="refused"), [("fail", "endpoint http://a/path of 'chat'")], id="unreachable"),
         pytest.param(endpoint(status=200), [], id="well"),
         pytest.param(endpoint(is_asked=False), [], id="not-asked"),
-        pytest.param(endpoint(), [("fail", "endpoint http://a:80")], id="no-http"),
-        pytest.param(endpoint(status=307), [("fail", "endpoint http://a:80")], id="redirect"),
-        pytest.param(endpoint(status=401), [("warn", "endpoint http://a:80")], id="wants-a-token"),
-        pytest.param(endpoint(status=404), [("warn", "endpoint http://a:80")], id="no-health"),
-        pytest.param(endpoint(status=503), [("fail", "endpoint http://a:80")], id="unhealthy"),
+        pytest.param(endpoint(is_behind_proxy=True), [("warn", "endpoint http://a/path of 'chat'")], id="proxy"),
+        pytest.param(endpoint(), [("fail", "endpoint http://a/path of 'chat'")], id="no-http"),
+        pytest.param(endpoint(status=307), [("fail", "endpoint http://a/path of 'chat'")], id="redirect"),
+        pytest.param(endpoint(status=401), [("warn", "endpoint http://a/path of 'chat'")], id="wants-a-token"),
+        pytest.param(endpoint(status=404), [("warn", "endpoint http://a/path of 'chat'")], id="no-health"),
+        pytest.param(endpoint(status=503), [("fail", "endpoint http://a/path of 'chat'")], id="unhealthy"),
         pytest.param({"overview": None, "overview_error": "x"}, [("fail", "queues and workers")], id="no-overview"),
         pytest.param({"overview": None, "role": "flower"}, [], id="flower-needs-none"),
         pytest.param(overview({"waiting": 1, "workers": 0, "doorbells": 1}), [("fail", "queue 'chat'")], id="unserved"),

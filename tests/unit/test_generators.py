@@ -115,6 +115,13 @@ def test_without_a_url_the_provider_is_the_address(params, expected):
     assert (endpoint.url, endpoint.address) == (None, expected)
 
 
+def test_a_provider_that_is_none_is_refused_at_the_start():
+    params = {"model": "m", "provider": "nonsense"}
+    words = r"^generators\..*\.api_params\.provider: 'nonsense' is none; known: auto, .*hf-inference"
+    with pytest.raises(ConfigError, match=words):
+        upstream(generator("serverless_inference_api", api_params=params))
+
+
 BOTH = {"HF_API_TOKEN": "api", "HF_TOKEN": "hf", "MINE": "mine"}
 SUPPRESSED = {"authorization": None}
 
@@ -156,12 +163,9 @@ def test_a_token_is_read_without_the_end_of_its_line():
 
 
 @pytest.mark.parametrize("secret", ["hf_can\nary", "hf_canary“”", "hf_canary\x01"])
-@pytest.mark.parametrize("place", ["token", "header"])
-def test_what_no_header_can_hold_is_refused_at_the_start_and_not_shown(secret, place):
-    params = {"url": "http://tgi", "headers": {"x-key": secret} if place == "header" else {}}
-    settings = GeneratorSettings.model_validate({"api_type": "inference_endpoints", "api_params": params})
-    with pytest.raises(ConfigError, match=r"HF_TOKEN, the token|headers\.x-key: holds a character") as refused:
-        upstream(settings, {"HF_TOKEN": secret} if place == "token" else {})
+def test_a_token_that_no_header_can_hold_is_refused_at_the_start_and_not_shown(secret):
+    with pytest.raises(ConfigError, match=r"HF_TOKEN, the token of generator '.*': holds a character") as refused:
+        upstream(generator("inference_endpoints"), {"HF_TOKEN": secret})
     assert "canary" not in str(refused.value)
 
 

@@ -68,29 +68,27 @@ def servers(**health):
 
 
 @pytest.mark.parametrize(
-    ("redis_trouble", "found", "served", "is_draining", "failing"),
+    ("redis_trouble", "found", "is_started", "is_draining", "failing"),
     [
-        pytest.param("", servers(a=[Health.UP]), {"a"}, False, set(), id="ready"),
-        pytest.param("no answer", servers(a=[Health.UP]), {"a"}, False, {"redis"}, id="no-redis"),
-        pytest.param("", servers(a=[Health.DOWN, Health.UP]), {"a"}, False, set(), id="one-server-is-enough"),
-        pytest.param("", servers(a=[Health.DOWN], b=[Health.UP]), {"a", "b"}, False, set(), id="of-one-generator"),
-        pytest.param(
-            "", servers(a=[Health.DOWN], b=[Health.UP]), {"a"}, False, {"endpoints"}, id="not-of-one-not-served"
-        ),
-        pytest.param("", servers(a=[Health.RESTS]), {"a"}, False, set(), id="full-is-there"),
-        pytest.param("", servers(a=[Health.WAKING]), {"a"}, False, set(), id="waking-is-there"),
-        pytest.param("", servers(a=[Health.DOWN]), {"a"}, False, {"endpoints"}, id="no-server"),
-        pytest.param("", servers(a=[Health.REFUSES]), {"a"}, False, {"endpoints"}, id="a-wrong-token"),
-        pytest.param("", servers(a=[Health.UP]), None, False, {"consumer"}, id="starting"),
-        pytest.param("", servers(a=[Health.UP]), {"a"}, True, {"consumer"}, id="stopping"),
+        pytest.param("", servers(a=[Health.UP]), True, False, set(), id="ready"),
+        pytest.param("no answer", servers(a=[Health.UP]), True, False, {"redis"}, id="no-redis"),
+        pytest.param("", servers(a=[Health.DOWN, Health.UP]), True, False, set(), id="one-server-is-enough"),
+        pytest.param("", servers(a=[Health.DOWN], b=[Health.UP]), True, False, set(), id="of-one-generator"),
+        pytest.param("", servers(), True, False, {"endpoints"}, id="serves-nothing"),
+        pytest.param("", servers(a=[Health.RESTS]), True, False, set(), id="full-is-there"),
+        pytest.param("", servers(a=[Health.WAKING]), True, False, set(), id="waking-is-there"),
+        pytest.param("", servers(a=[Health.DOWN]), True, False, {"endpoints"}, id="no-server"),
+        pytest.param("", servers(a=[Health.REFUSES]), True, False, {"endpoints"}, id="a-wrong-token"),
+        pytest.param("", servers(a=[Health.UP]), False, False, {"consumer"}, id="starting"),
+        pytest.param("", servers(a=[Health.UP]), True, True, {"consumer"}, id="stopping"),
     ],
 )
-def test_ready_is_who_has_redis_and_a_server(redis_trouble, found, served, is_draining, failing):
-    verdict = readiness(redis_trouble, found, served, is_draining=is_draining)
+def test_ready_is_who_has_redis_and_a_server(redis_trouble, found, is_started, is_draining, failing):
+    verdict = readiness(redis_trouble, found, is_started=is_started, is_draining=is_draining)
     assert {name for name, why in verdict.checks.items() if why} == failing
     assert verdict.is_ok is (not failing)
 
 
 def test_who_is_not_ready_names_the_servers():
-    verdict = readiness("", servers(a=[Health.DOWN, Health.REFUSES]), {"a"}, is_draining=False)
+    verdict = readiness("", servers(a=[Health.DOWN, Health.REFUSES]), is_started=True, is_draining=False)
     assert verdict.body()["checks"]["endpoints"] == "none can be asked: http://a-0 (down), http://a-1 (refuses)"

@@ -100,7 +100,8 @@ def test_equal_requests_share_a_fingerprint_however_they_were_written():
         pytest.param({"stop_words": ["a", 5]}, "stop_words.1: Input should be a valid string", id="stop-words-number"),
         pytest.param({"stop_words": [""]}, "stop_words.0: String should have at least 1", id="stop-words-empty"),
         pytest.param({"stop_words": ["\ud83d"]}, "stop_words.0: Input should be a valid", id="stop-words-surrogate"),
-        pytest.param({"generation_kwargs": [1]}, "generation_kwargs: Input should be", id="kwargs-list"),
+        pytest.param({"stop_words": 3}, "stop_words: Input should be a valid list", id="stop-words-no-list"),
+        pytest.param({"generation_kwargs": [1]}, "generation_kwargs: Input should be an object", id="kwargs-list"),
         pytest.param({"generation_kwargs": {"seed": "1"}}, "generation_kwargs.seed: Input should", id="kwargs-type"),
         pytest.param({"generation_kwargs": {"seed": True}}, "generation_kwargs.seed: Input should", id="kwargs-bool"),
         pytest.param(
@@ -136,7 +137,10 @@ def test_equal_requests_share_a_fingerprint_however_they_were_written():
             "generation_kwargs.return_full_text: only False; a reply never holds the prompt",
             id="full-text",
         ),
-        pytest.param({"promt": "typo"}, "promt: Extra inputs are not permitted", id="unknown-field"),
+        pytest.param(
+            {"stop_words": ["a"] * 65}, "stop_words: List should have at most 64 items", id="stop-words-too-many"
+        ),
+        pytest.param({"promt": "typo"}, "promt: no such key", id="unknown-field"),
         pytest.param({"v": 2}, "v: Input should be 1", id="newer-version"),
     ],
 )

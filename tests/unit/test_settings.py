@@ -115,8 +115,8 @@ def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected
         pytest.param("monitor_port = -1", "monitor_port: Input should be greater than or equal to 0", id="port-low"),
         pytest.param("log_ttl_s = 1.5", "log_ttl_s: Input should be a valid integer", id="ttl-fraction"),
         pytest.param("keep_s = 1", "keep_s: Input should be greater than or equal to 60", id="keep-short"),
-        pytest.param("colour = 1", "colour: Extra inputs are not permitted", id="unknown-key"),
-        pytest.param("generators = 3", "generators: Input should be a valid dictionary", id="generators-number"),
+        pytest.param("colour = 1", "colour: no such key", id="unknown-key"),
+        pytest.param("generators = 3", "generators: Input should be an object", id="generators-number"),
         pytest.param("[generators.g]", "generators.g.api_type: Field required", id="nothing"),
         pytest.param(
             f"[generators.'é']\n{TGI}\napi_params = {{ url = 'http://h' }}",
@@ -176,12 +176,40 @@ def test_a_self_hosted_generator_has_no_token_unless_it_names_one(body, expected
         ),
         pytest.param(
             f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', token = 't' }}",
-            "generators.g.api_params.token: Extra inputs",
+            "generators.g.api_params.token: no such key; token_env names the variables that hold it",
+            id="token-as-a-param",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\ntoken = '{SECRET}'",
+            "generators.g.token: no such key; token_env names the variables that hold it",
+            id="token-as-haystack-has-it",
+        ),
+        pytest.param(
+            f"[generators.token]\n{TGI}\napi_params = {{ url = 'http://h', colour = 1 }}",
+            "generators.token.api_params.colour: no such key",
             id="unknown-param",
         ),
         pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', headers = {{ 'bad header' = 'x' }} }}",
+            "generators.g.api_params.headers: 'bad header': a name has letters, digits and any of !#$%",
+            id="header-name",
+        ),
+        pytest.param(
+            f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', headers = {{ '' = 'x' }} }}",
+            "generators.g.api_params.headers: '': a name has letters",
+            id="no-header-name",
+        ),
+        *(
+            pytest.param(
+                f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h', headers = {{ x-key = {value} }} }}",
+                "generators.g.api_params.headers.x-key: holds a character that cannot stand in a header",
+                id=f"header-{value}",
+            )
+            for value in (rf'"{SECRET}\n"', f"'{SECRET}“'", rf'"{SECRET}\u0001"')
+        ),
+        pytest.param(
             f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\ntoken_env = 'HF_TOKEN'",
-            "generators.g.token_env: Input should be a valid tuple",
+            "generators.g.token_env: Input should be a valid list",
             id="token-env-string",
         ),
         pytest.param(
@@ -207,6 +235,7 @@ def test_a_value_that_cannot_work_names_its_key_in_one_line(text, words):
         load_settings()
     assert str(refused.value).startswith(f"settings: {words}")
     assert "\n" not in str(refused.value)
+    assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +254,7 @@ def test_a_file_that_is_no_toml_says_so_in_one_line(content):
     [
         ("GENQUEUE_REDIS_TIMEOUT_S", "soon", "redis_timeout_s: Input should be a valid number"),
         ("GENQUEUE_GENERATORS", "{" + SECRET, 'error parsing value for field "generators"'),
-        ("GENQUEUE_GENERATORS", '{"g": "x"}', "generators.g: Input should be"),
+        ("GENQUEUE_GENERATORS", '{"g": "x"}', "generators.g: Input should be an object"),
         ("GENQUEUE_REDIS_URL", f"http://:{SECRET}@h", "redis_url: must be"),
         ("GENQUEUE_REDIS_URL", f"redis://:{SECRET}@h:port", "redis_url: the port"),
     ],
@@ -298,6 +327,13 @@ def test_neither_repr_nor_dump_shows_a_secret(overrides: dict[str, Any]):
         settings = load_settings(**overrides)
     for shown in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
         assert SECRET not in shown
+
+
+def test_the_first_token_that_is_set_is_read_without_the_end_of_its_line():
+    write(f"[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}\ntoken_env = ['A', 'B', 'C']")
+    generator = load_settings().generators["g"]
+    assert generator.find_token({"C": "c", "B": "hf_b\r\n", "A": " \n"}) == ("B", "hf_b")
+    assert generator.find_token({"A": "", "HF_TOKEN": "hf"}) is None
 
 
 def test_settings_cannot_be_changed():

@@ -9,6 +9,7 @@ from genqueue.tracing import valid_traceparent
 from genqueue_worker.tracing import captures_content, exporters
 
 VALID = f"00-{'0af7651916cd43dd8448eb211c80319c'}-{'b7ad6b7169203331'}-01"
+HTTP = "otlp_proto_http"
 
 
 @pytest.mark.parametrize(
@@ -42,15 +43,30 @@ def test_a_traceparent_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        ({}, []),
-        ({"OTEL_SERVICE_NAME": "x"}, []),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, ["otlp_proto_http"]),
-        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/v1/traces"}, ["otlp_proto_http"]),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, ["otlp_proto_grpc"]),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_SDK_DISABLED": "TRUE"}, []),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_TRACES_EXPORTER": "none"}, []),
-        ({"OTEL_TRACES_EXPORTER": "otlp"}, ["otlp_proto_http"]),
-        ({"OTEL_TRACES_EXPORTER": "console, otlp"}, ["console", "otlp_proto_http"]),
+        ({}, {}),
+        ({"OTEL_SERVICE_NAME": "x"}, {}),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, {HTTP: "OTEL_EXPORTER_OTLP_ENDPOINT"}),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/v1/traces"}, {HTTP: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"}),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+            {"otlp_proto_grpc": "OTEL_EXPORTER_OTLP_PROTOCOL"},
+        ),
+        (
+            {
+                "OTEL_TRACES_EXPORTER": "otlp",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            },
+            {HTTP: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"},
+        ),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, {}),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_SDK_DISABLED": "TRUE"}, {}),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_TRACES_EXPORTER": "none"}, {}),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, {HTTP: "OTEL_TRACES_EXPORTER"}),
+        (
+            {"OTEL_TRACES_EXPORTER": "console, otlp"},
+            {"console": "OTEL_TRACES_EXPORTER", HTTP: "OTEL_TRACES_EXPORTER"},
+        ),
     ],
     ids=str,
 )

@@ -41,12 +41,17 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.engine = engine = Engine(
-            settings, on_change=self.follow, on_room=self.take, backlog=self.backlog, look=self.look, show=self.show
-        )
-        self._leases = LeaseKeeper(settings, engine.owner, engine.held, engine.lose, engine.servers, engine.metrics)
         self.consumer: Consumer | None = None
-        self._served: set[str] | None = None
+        self.engine = engine = Engine(
+            settings,
+            is_served=self.is_served,
+            on_change=self.follow,
+            on_room=self.take,
+            backlog=self.backlog,
+            look=self.look,
+            show=self.show,
+        )
+        self._leases = LeaseKeeper(settings, engine.owner, engine.held, engine.lose, self.servers, engine.metrics)
         self._is_draining = False
         self._monitor: Monitor | None = None
         if settings.monitor_port is not None:
@@ -78,8 +83,16 @@ class Runtime:
         self.consumer = consumer
         # Who waits for a server that wakes up, for minutes maybe, shall not keep a generator of another one waiting.
         self.engine.places = consumer.pool.limit // 2
-        self._served = {name.removeprefix(keys.QUEUE_PREFIX) for name in consumer.app.amqp.queues.consume_from}
+        consumer.on_order = self._leases.announce_soon
         self.follow()
+
+    def is_served(self, generator: str) -> bool:
+        """Whether Celery consumes its queue, or would if it had a server; any thread may ask."""
+        return keys.queue(generator) in (self.consumer.served if self.consumer else app.amqp.queues.consume_from)
+
+    def servers(self) -> dict[str, list[dict[str, Any]]]:
+        """Those of the generators that are served, as :meth:`Engine.servers` has them; any thread may ask."""
+        return {name: servers for name, servers in self.engine.servers().items() if self.is_served(name)}
 
     def drain(self) -> None:
         """Celery takes no more work, and waits for what runs; after ``drain_s`` others go on with it."""
@@ -108,15 +121,19 @@ class Runtime:
 
     def is_ready(self) -> Verdict:
         """What ``/readyz`` answers."""
-        servers = self.engine.servers()
-        return readiness(self._leases.redis_trouble, servers, self._served, is_draining=self._is_draining)
+        return readiness(
+            self._leases.redis_trouble,
+            self.servers(),
+            is_started=self.consumer is not None,
+            is_draining=self._is_draining,
+        )
 
     def look(self) -> Now:
         """What a scrape of ``/metrics`` finds."""
         swept = self._leases.swept
         return Now(
             in_flight=self.engine.in_flight(),
-            servers=self.engine.servers(),
+            servers=self.servers(),
             queues=swept.queues if swept else None,
             dead_letters=swept.dead_letters if swept else None,
             silent_s=self._silent_s(),

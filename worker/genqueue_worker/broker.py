@@ -310,6 +310,10 @@ class Consumer(consumer.Consumer):
     worker where a header or the body's shape surprises it (``stamps: 3``, a body of ``{}``).
     And it publishes what its event buffer holds at the next turn of its loop: 60 % of the
     consumer's CPU when 200 generations arrive at once (py-spy), on the thread they wait for.
+
+    Attributes:
+        served: the queues that were chosen at the start and by orders since, those left for now among them.
+        on_order: told when an order has changed them.
     """
 
     _EVENTS_EVERY_S = 0.1
@@ -322,6 +326,8 @@ class Consumer(consumer.Consumer):
         super().__init__(*args, worker_options={**(worker_options or {}), **alone}, **kwargs)
         self._unwanted: set[str] = set()
         self._left: set[str] = set()
+        self.served = set(self.app.amqp.queues.consume_from)
+        self.on_order: Callable[[], None] = lambda: None
 
     def leave(self, queues: set[str]) -> None:
         """Take nothing from ``queues`` for now, and from those left before again; any thread may say so."""
@@ -338,10 +344,24 @@ class Consumer(consumer.Consumer):
             return  # Redis is lost; on_ready comes
         for queue in self._unwanted & set(self.app.amqp.queues.consume_from):
             self._left.add(queue)
-            self.cancel_task_queue(queue)
+            super().cancel_task_queue(queue)
         for queue in self._left - self._unwanted:
             self._left.remove(queue)
-            self.add_task_queue(queue)
+            super().add_task_queue(queue)
+
+    def cancel_task_queue(self, queue: str) -> None:
+        """Leave a queue until the opposite is ordered: ``cancel_consumer``."""
+        self.served.discard(queue)
+        self._left.discard(queue)
+        super().cancel_task_queue(queue)
+        self.on_order()
+
+    def add_task_queue(self, queue: str, *args: Any, **options: Any) -> None:
+        """Consume one, unless it is left for now: ``add_consumer``."""
+        self.served.add(queue)
+        super().add_task_queue(queue, *args, **options)
+        self._follow()
+        self.on_order()
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Each time that the loop begins; its timers end with it."""

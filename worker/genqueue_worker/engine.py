@@ -68,6 +68,7 @@ logger = logging.getLogger(__name__)
 
 _LEAVING_S = 0.1
 _BEAT_S = 0.25
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class Engine:
     Args:
         settings: which generators, and the registry's dials.
         environ: where generators look up their tokens.
+        is_served: whether work of a generator is taken; servers that none was taken for are not looked after.
         on_change: told, on the loop, when a model server went down or came back.
         on_room: told, on the loop, when the servers of a generator are full, and when they are no longer.
         backlog: how many generations wait for a generator; may be a little old.
@@ -137,6 +139,7 @@ class Engine:
         self,
         settings: Settings,
         environ: Mapping[str, str] = os.environ,
+        is_served: Callable[[str], bool] = lambda _: True,
         on_change: Callable[[], None] = lambda: None,
         on_room: Callable[[], None] = lambda: None,
         backlog: Callable[[str], int] = lambda generator: 0,
@@ -144,6 +147,7 @@ class Engine:
         show: Show = show_nobody,
     ) -> None:
         self.settings = settings
+        self._is_served = is_served
         self._show = show
         self.metrics = Metrics(settings.generators, look)
         self.pulse = Pulse()
@@ -677,7 +681,7 @@ class Engine:
         await asyncio.gather(*(generator.warm_up() for generator in self.generators.values()))
         hub = LiveHub(settings.redis_url, settings.redis_timeout_s)
         lasting = [self._writer.run(), self._hear_cancels(hub), self._beat()]
-        lasting += [generator.upstream.watch() for generator in self.generators.values()]
+        lasting += [self._watch(name) for name in self.generators]
         helpers = [asyncio.create_task(work) for work in lasting]
         for helper in helpers:
             helper.add_done_callback(_report)
@@ -690,6 +694,12 @@ class Engine:
         await hub.close()
         await transport.close()
         await self._store.close()
+
+    async def _watch(self, generator: str) -> None:
+        """Look after a generator's servers, once it is served: ``add_consumer`` may come late."""
+        while not self._is_served(generator):
+            await asyncio.sleep(_LOOK_S)
+        await self.generators[generator].upstream.watch()
 
     async def _beat(self) -> None:
         """Show that the loop comes round, and how late."""

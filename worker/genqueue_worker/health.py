@@ -6,7 +6,7 @@ to count on it: ready is a worker that has both.  Pure but for :class:`Pulse`, w
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,24 +80,22 @@ def liveness(silent_s: Mapping[str, float], *, redis_up_s: float, redis_timeout_
 def readiness(
     redis_trouble: str,
     servers: Mapping[str, Sequence[Mapping[str, Any]]],
-    served: Collection[str] | None,
     *,
+    is_started: bool,
     is_draining: bool,
 ) -> Verdict:
     """Whether a worker can be counted on: Redis answers, and a server of some generator can be asked.
 
     Args:
         redis_trouble: why Redis does not answer; "" if it does.
-        servers: for each generator ``address`` and ``health`` of its servers.
-        served: the generators that Celery consumes, or would if they had a server; None before it does.
+        servers: for each generator that is served ``address`` and ``health`` of its servers.
+        is_started: whether Celery consumes.
         is_draining: whether the worker was told to stop.
     """
-    consumer = "told to stop" if is_draining else "not started yet" if served is None else ""
-    names = servers.keys() if served is None else served
-    asked = [server for name, found in servers.items() if name in names for server in found]
+    consumer = "told to stop" if is_draining else "" if is_started else "not started yet"
+    asked = [server for found in servers.values() for server in found]
     useless = [server for server in asked if server["health"] in {Health.DOWN, Health.REFUSES}]
     told = ", ".join(f"{server['address']} ({server['health']})" for server in useless)
     any_of_use = len(useless) < len(asked)
-    return Verdict(
-        {CONSUMER: consumer, "redis": redis_trouble, "endpoints": "" if any_of_use else f"none can be asked: {told}"}
-    )
+    endpoints = "" if any_of_use else f"none can be asked: {told}" if told else "none is served"
+    return Verdict({CONSUMER: consumer, "redis": redis_trouble, "endpoints": endpoints})

@@ -42,7 +42,7 @@ class LeaseKeeper:
         owner: the worker's name in the registry.
         held: the (generation id, attempt) pairs to renew.
         on_lost: told (id, reason) for what the registry no longer counts as this worker's.
-        servers: for each generator what is known of its servers, to announce.
+        servers: for each generator that is served what is known of its servers, to announce.
         metrics: told of each round trip.
 
     Attributes:
@@ -161,11 +161,10 @@ class LeaseKeeper:
             name: {"api_type": generator.api_type, "max_queue_depth": generator.max_queue_depth}
             for name, generator in generators.items()
         }
-        where = {name: places(generator) for name, generator in generators.items()}
         self._announced_s = time.monotonic()
-        self._run(
-            calls.announce(facts, self._owner, self._servers(), worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where)
-        )
+        servers = self._servers()
+        where = {name: places(generators[name]) for name in servers}
+        self._run(calls.announce(facts, self._owner, servers, worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where))
 
     def _sweep(self) -> None:
         settings = self._settings

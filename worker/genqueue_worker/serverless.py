@@ -15,8 +15,9 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.inference._providers import get_provider_helper
+from huggingface_hub.inference._providers import PROVIDERS, get_provider_helper
 
+from genqueue.errors import ConfigError
 from genqueue.settings import ApiParams
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.transport import UpstreamError
@@ -54,6 +55,15 @@ async def asked(question: Callable[[], T], model: str | None) -> T:
     except TimeoutError:
         words = f"Model {model}: the Hub does not answer within {_PATIENCE_S:g} s"
         raise UpstreamError(UpstreamFacts(words, error_type="transport")) from None
+
+
+def check_provider(name: str, params: ApiParams) -> None:
+    """Raise ConfigError for a provider that huggingface_hub does not know; the Hub need not be asked for that."""
+    known = ("auto", *PROVIDERS)
+    if params.provider is not None and params.provider not in known:
+        raise ConfigError(
+            f"generators.{name}.api_params.provider: {params.provider!r} is none; known: {', '.join(known)}"
+        )
 
 
 def find_provider(params: ApiParams, token: str | None, task: str) -> str:

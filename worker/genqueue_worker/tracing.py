@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from genqueue.errors import ConfigError
 from genqueue.messages import Given, Token, ToolCallDelta
 from genqueue.settings import GeneratorSettings
 from genqueue.tracing import attributes_of, fail, open_tracer, traceparent_of
@@ -28,7 +27,13 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_S = 5.0
 """How long a worker that ends waits for its last spans to leave."""
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_EXPORTER = "OTEL_TRACES_EXPORTER"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_PACKAGES = {
+    "otlp_proto_grpc": "opentelemetry-exporter-otlp-proto-grpc",
+    "otlp_proto_http": "opentelemetry-exporter-otlp-proto-http",
+}
 _CAPTURE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _CAPTURES = {"true", "span_only", "span_and_event"}
 _PARAMETERS = {
@@ -44,21 +49,28 @@ _PARAMETERS = {
 """Of a call's parameters those that have a name in OpenTelemetry and hold no text."""
 
 
-def exporters(environ: Mapping[str, str]) -> list[str]:
-    """The exporters that the environment asks for, by the names under which they are installed; [] for no traces."""
+def exporters(environ: Mapping[str, str]) -> dict[str, str]:
+    """The exporters that the environment asks for, by the names under which they are installed; {} for no traces.
+
+    Returns:
+        For each the variable that chose it.
+    """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return []
-    named = environ.get("OTEL_TRACES_EXPORTER", "").strip()
-    if not named:
-        named = "otlp" if any(environ.get(name) for name in _ENDPOINTS) else "none"
-    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http"
-    otlp = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
-    names = [name.strip() for name in named.split(",")]
-    return [otlp if name == "otlp" else name for name in names if name not in {"", "none"}]
+        return {}
+    asked = next((name for name in (_EXPORTER, *_ENDPOINTS) if environ.get(name, "").strip()), None)
+    names = environ[asked].split(",") if asked == _EXPORTER else ["otlp"] if asked else []
+    chosen = {name.strip(): str(asked) for name in names if name.strip() not in {"", "none"}}
+    if (asked := chosen.pop("otlp", None)) is not None:
+        protocol = next((name for name in _PROTOCOLS if environ.get(name, "").strip()), asked)
+        is_grpc = environ[protocol].strip() == "grpc"
+        chosen["otlp_proto_grpc" if is_grpc else "otlp_proto_http"] = protocol
+    return chosen
 
 
 def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], None]:
     """Have spans exported as the environment says, unless somebody (``opentelemetry-instrument``) saw to it already.
+
+    What cannot be had is a warning: these variables are often set for a whole cluster, and no reason not to serve.
 
     Args:
         owner: who this worker is.
@@ -66,12 +78,9 @@ def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], 
 
     Returns:
         What sends the last spans, within 5 s; to be called at the end.
-
-    Raises:
-        ConfigError: an exporter is named that is not installed.
     """
-    names = exporters(environ)
-    if not names:
+    chosen = exporters(environ)
+    if not chosen:
         return lambda: None
     try:
         from importlib.metadata import entry_points
@@ -88,11 +97,20 @@ def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], 
     own = {"service.name": "genqueue-worker", "service.instance.id": owner}
     resource = Resource.create(own | dict(OTELResourceDetector().detect().attributes))
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    for name in names:
+    is_heard = False
+    for name, variable in chosen.items():
         found = tuple(entry_points(group="opentelemetry_traces_exporter", name=name))
         if not found:
-            raise ConfigError(f"OTEL_TRACES_EXPORTER: {name!r} is not installed")
-        provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+            install = f": pip install {_PACKAGES[name]}" if name in _PACKAGES else ""
+            logger.warning("no traces by %r, which %s asks for: it is not installed%s", name, variable, install)
+            continue
+        try:
+            provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+            is_heard = True
+        except Exception as error:  # of a value that it cannot take
+            logger.warning("no traces by %r: %s: %s", name, type(error).__name__, error)
+    if not is_heard:
+        return lambda: None
     trace.set_tracer_provider(provider)
 
     def end() -> None:

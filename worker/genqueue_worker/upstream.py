@@ -27,12 +27,12 @@ from huggingface_hub.errors import (
 
 from genqueue.address import without_secrets
 from genqueue.errors import ConfigError
-from genqueue.settings import GeneratorSettings
+from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.chats import error_words, in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.metrics import CallMeter
 from genqueue_worker.policy import Fault, UpstreamFacts, error_class, fault_of
-from genqueue_worker.serverless import examine
+from genqueue_worker.serverless import check_provider, examine
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
 
@@ -133,7 +133,7 @@ class Silence:
 class Upstream:
     """The servers of one generator, on the engine's loop.
 
-    Raises ConfigError for a token or a header that no request could carry.
+    Raises ConfigError for a token that no request could carry, and a provider that nobody knows.
 
     Args:
         name: the generator's name.
@@ -166,9 +166,9 @@ class Upstream:
             Endpoint(None, params.provider or "auto")
         ]
         token = self.token = _token(name, settings, environ)
+        if not params.addresses:
+            check_provider(name, params)
         headers: dict[str, Any] = {key: value.get_secret_value() for key, value in params.headers.items()}
-        for header, value in headers.items():
-            _check_header(f"generators.{name}: api_params.headers.{header}", value)
         if token is None and params.addresses and not any(key.lower() == "authorization" for key in headers):
             # huggingface_hub sends HF_TOKEN, if set, to any address; only this keeps it back.
             headers["authorization"] = None
@@ -485,18 +485,15 @@ class Upstream:
 
 
 def _token(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:
-    """The first of a generator's tokens that is set, without the line's end that files of secrets have."""
-    for variable in settings.token_names:
-        if token := environ.get(variable, "").strip():
-            _check_header(f"{variable}, the token of generator {name!r}", token)
-            return token
-    return None
-
-
-def _check_header(what: str, value: str) -> None:
-    """Raise ConfigError for what no request could carry; without the value, which is secret."""
-    if not (value.isascii() and value.isprintable()):
-        raise ConfigError(f"{what}: holds a character that cannot stand in a header")
+    found = settings.find_token(environ)
+    if found is None:
+        return None
+    variable, token = found
+    if not is_sendable(token):
+        raise ConfigError(
+            f"{variable}, the token of generator {name!r}: holds a character that cannot stand in a header"
+        )
+    return token
 
 
 _TYPE_OF = {

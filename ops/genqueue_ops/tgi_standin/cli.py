@@ -28,7 +28,7 @@ def tgi_standin(
         EngineName, typer.Option(help="scripted: made-up text; llama: SmolLM2-135M.")
     ] = EngineName.SCRIPTED,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free port.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free port.")] = 0,
     ttft_s: Annotated[float, typer.Option(help="scripted: seconds to the first token.")] = 0.0,
     itl_s: Annotated[float, typer.Option(help="scripted: seconds between tokens.")] = 0.0,
     tokens: Annotated[int | None, typer.Option(help="scripted: length of the whole text; default endless.")] = None,

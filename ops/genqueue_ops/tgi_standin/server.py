@@ -1,5 +1,6 @@
 """Serve a stand-in: for tests in their own loop, for the command line until a signal."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from genqueue.errors import ConfigError
 from genqueue_ops.tgi_standin.app import Standin
 from genqueue_ops.tgi_standin.engine import Engine
 from genqueue_ops.tgi_standin.protocol import Limits
@@ -53,6 +55,9 @@ async def serve(
         host: to listen on.
         port: 0 takes a free one.
         shutdown_s: how long requests in flight may go on at the end.
+
+    Raises:
+        ConfigError: nothing can listen there.
     """
     engine = engine or ScriptedEngine()
     limits = limits or Limits()
@@ -76,7 +81,11 @@ async def serve(
         await runner.setup()
         try:
             site = web.TCPSite(runner, host, port, backlog=1024)
-            await site.start()
+            try:
+                await site.start()
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+                raise ConfigError(f"host, port: cannot listen on {host}:{port}: {reason}") from error
             yield Served(f"http://{host}:{runner.addresses[0][1]}", standin)
         finally:
             await runner.cleanup()
