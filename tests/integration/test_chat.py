@@ -448,7 +448,8 @@ def test_a_chat_that_must_begin_anew_does_so_also_where_the_server_goes_on(fleet
 
 def test_neither_log_nor_registry_keep_a_chat_that_ended(client, celery_app, ask, db, worker):
     prompts = [ask(tokens=9, reasoning=3) for _ in range(4)]
-    kept = [client.submit_chat(user(prompts[0])), client.submit_chat(user(prompts[1]), generator="locked")]
+    invalid = {"kind": "status", "status": 422, "body": {"error": "no", "error_type": "validation"}}
+    kept = [client.submit_chat(user(prompts[0])), client.submit_chat(user(ask(faults=[invalid])))]
     for generation in kept:
         with contextlib.suppress(GenerationError):
             generation.result(timeout_s=10)
