@@ -12,6 +12,7 @@ be read is for :mod:`genqueue.settings` to see.  No error shows any part of the 
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +108,16 @@ def without_secrets(url: str) -> str:
     """Any url without user, password and query, fit for messages."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def secrets_of(url: str) -> list[str]:
+    """What :func:`without_secrets` leaves out of a url, but for the user's name, in each form in which it is sent."""
+    parts = urlsplit(url)
+    user, _, password = (unquote(part) for part in parts.netloc.rpartition("@")[0].partition(":"))
+    found = [*parse_qsl(parts.query), ("", parts.query), ("", password), ("", parts.password or "")]
+    if password:
+        found.append(("", b64encode(f"{user}:{password}".encode()).decode()))  # the header that a client makes of it
+    return [value for _, value in found if value]
 
 
 def _node(text: str, default_port: int) -> tuple[str, int]:

@@ -316,7 +316,7 @@ def dead_list(
     limit: Annotated[int, typer.Option(min=1, help="The most that are printed.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Each as one line of JSON.")] = False,
 ) -> None:
-    """Print the dead letters, the newest first, without prompts and texts."""
+    """Print the dead letters, the newest first, each with its error: a server's words, which may quote the prompt."""
     with GenerationClient() as client:
         letters = client.dead_letters(generator, limit + 1)
     for letter in letters[:limit]:

@@ -58,7 +58,8 @@ def _inbox(kept: "queue.SimpleQueue[bytes | None] | asyncio.Queue[bytes | None]"
 def _request(settings: Settings, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
     request = read_request(fields, settings.bounds)
     own = settings.generators.get(request.generator)
-    if own is not None and (refusal := own.refusal(request.given)) is not None:
+    extra_body = getattr(request.generation_kwargs, "extra_body", None)
+    if own is not None and (refusal := own.refusal(request.given, extra_body)) is not None:
         raise InvalidRequestError(refusal)
     if idempotency_key is not None:
         _check_name("idempotency_key", idempotency_key)

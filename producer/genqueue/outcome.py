@@ -59,11 +59,11 @@ class GenerationStatus:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A generation that failed for good; neither its prompt nor its text.
+    """A generation that failed for good; of its prompt and text no more than its error quotes.
 
     Attributes:
         ended_at: epoch seconds of Redis's clock.
-        message: what ended it.
+        message: what ended it, often in a server's words.
         attempts: how many attempts were started.
         completion_tokens: how many tokens its partial text has.
     """

@@ -169,10 +169,10 @@ class GeneratorSettings(BaseModel):
             raise ValueError("api_params.url: either url or urls")
         return self
 
-    def refusal(self, given: Given) -> str | None:
-        """Why the server is not given this; None if it is."""
+    def refusal(self, given: Given, extra_body: Mapping[str, Any] | None = None) -> str | None:
+        """Why the server is not given this, and this beside a chat's messages; None if it is."""
         may_fetch = self.api_type == "serverless_inference_api" if self.fetches_images is None else self.fetches_images
-        if may_fetch or isinstance(given, str) or not (found := addresses(given)):
+        if may_fetch or isinstance(given, str) or not (found := addresses(given, extra_body)):
             return None
         return (
             f"{found[0]}: the model server would fetch this address; give a data: URI, "

@@ -167,6 +167,11 @@ def test_no_server_is_asked_to_fetch_an_image_unless_its_generator_says_so(clien
     before = len(standin.requests())
     with pytest.raises(GenerationRejectedError, match=r"^messages\.0\.content\.1\.image_url\.url: the model server"):
         client.submit_chat(messages).result(timeout_s=10)
+    images = {"images": ["http://169.254.169.254/latest"]}
+    with pytest.raises(GenerationRejectedError, match=r"^messages\.0\.images\.0: the model server"):
+        client.submit_chat([{**user(ask())[0], **images}]).result(timeout_s=10)
+    with pytest.raises(GenerationRejectedError, match=r"^generation_kwargs\.extra_body\.images\.0: the model server"):
+        client.submit_chat(user(ask()), generation_kwargs={"extra_body": images}).result(timeout_s=10)
     assert len(standin.requests()) == before
     own = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
     # Who knows the generator's settings is told at once.

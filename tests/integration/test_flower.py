@@ -299,9 +299,12 @@ def test_nothing_that_flower_shows_or_logs_holds_a_secret_a_prompt_or_a_reply(fl
     client = fleet.client
     ended(client.submit(prompt()))
     ended(client.submit(prompt(), generation_kwargs={"top_p": 1.0}))
-    words = prompt()  # a server's error that quotes the prompt
-    fault = {"kind": "status", "status": 422, "body": json.dumps({"error": f"not {words[:60]}"})}
-    ended(client.submit(prompt(faults=[fault])))
+    failures = {422: "GenerationRejectedError('HTTP 422')", 500: "GenerationFailedError('HTTP 500')"}
+    for status, exception in failures.items():  # of a server that quotes all it was sent
+        ended(client.submit(prompt(faults=[{"kind": "status", "status": status, "body": "no", "quotes": True}])))
+        info = f"/api/task/info/{ids[-1]}"
+        told = eventually(lambda info=info: "FAILURE" in (text := flower.get(info, user=USER)[1]) and json.loads(text))
+        assert (told["exception"], told["traceback"]) == (exception, None)
     chats.append(prompt(tokens=9, reasoning=3))
     ended(client.submit_chat([{"role": "user", "content": chats[-1]}]))
     cancelled = read(client.submit(prompt(tokens=5000, itl_s=0.02)))

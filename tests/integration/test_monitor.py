@@ -97,7 +97,7 @@ def monitored(launch_worker, own_redis, served, eventually, tmp_path_factory):
             from genqueue_worker import app
 
             HOLDUPS = {
-                "engine": lambda seconds: app.engine()._loop.call_soon_threadsafe(time.sleep, seconds),
+                "engine": lambda seconds: app.runtime().engine._loop.call_soon_threadsafe(time.sleep, seconds),
                 "consumer": lambda seconds: app._runtime.consumer.call_soon(time.sleep, seconds),
             }
 

@@ -193,6 +193,49 @@ def test_neither_log_nor_events_hold_a_prompt_a_reply_or_a_token(
     assert [token for token in tokens if token in everything] == []
 
 
+QUOTED = [
+    ({"kind": "status", "status": 500, "body": "broken"}, "GenerationFailedError('HTTP 500')", "HTTP 500"),
+    ({"kind": "status", "status": 422, "body": "refused"}, "GenerationRejectedError('HTTP 422')", ""),
+    ({"kind": "error", "after_tokens": 3}, "GenerationFailedError('generation')", "generation"),
+]
+
+
+@pytest.mark.parametrize("as_chat", [False, True], ids=["prompt", "chat"])
+@pytest.mark.parametrize(("fault", "shown", "trouble"), QUOTED, ids=["failed", "refused", "in-stream"])
+def test_a_server_that_quotes_all_it_was_sent_is_quoted_to_the_caller_only_and_without_the_token(
+    client, ask, db, eventually, worker, heard, celery_app, fault, shown, trouble, as_chat
+):
+    """Redis, the caller's error by either way, events, what workers say of their servers, the log."""
+    prompt = ask(faults=[{**fault, "quotes": True}])
+    asked, _ = canaries(prompt)
+    submit = {True: lambda: client.submit_chat([{"role": "user", "content": prompt}], generator="keyed")}
+    generation = submit.get(as_chat, lambda: client.submit(prompt, generator="keyed"))()
+    with pytest.raises(GenerationError) as ended:
+        generation.result(timeout_s=15)
+    failed = eventually(
+        lambda: [each for each in list(heard) if each.get("uuid") == generation.id and each["type"] == "task-failed"]
+    )
+    if not as_chat or fault["kind"] == "status":  # TGI's chat says in a stream neither of what kind an error is
+        assert [each["exception"] for each in failed] == [shown]
+    assert asked not in repr(failed)
+    with pytest.raises(GenerationError) as by_celery:
+        celery_app.AsyncResult(generation.id).get(timeout=5)
+    for error in (ended.value, by_celery.value):
+        assert asked in str(error)
+        assert "***" in str(error)
+    own = f"genqueue:generation:{generation.id}"
+    assert holders(db, asked) <= {own, f"{own}:log", f"celery-task-meta-{generation.id}"}
+    assert holders(db, "canary-standin-key") == set()
+
+    def told():
+        return [each["trouble"] for one in client.workers() for each in one.generators["keyed"]]
+
+    if not as_chat:
+        eventually(lambda: told() == [trouble])
+    assert asked not in worker.log
+    assert "canary-standin-key" not in worker.log
+
+
 def test_a_worker_that_is_asked_what_it_does_shows_no_prompt_and_no_password(
     worker, celery_app, ask, eventually, client, db
 ):

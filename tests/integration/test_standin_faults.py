@@ -60,6 +60,15 @@ async def test_status_brings_its_body_and_headers(path):
         assert (await post(http))[0] == 200
 
 
+@pytest.mark.parametrize("kind", ["status", "error"])
+async def test_an_error_may_quote_what_was_asked_and_with_which_headers(kind):
+    async with faulty(Fault(kind=kind, body="broken", error="broken", quotes=True)) as http:
+        _, raw, _ = await post(http)
+        assert b"broken for {" in raw
+        assert b"Hi" in raw
+        assert http.served.url.removeprefix("http://").encode() in raw
+
+
 async def test_slow_headers_come_late():
     async with faulty(Fault(kind="slow_headers", delay_s=0.2)) as http:
         began_s = asyncio.get_running_loop().time()

@@ -201,6 +201,9 @@ def asks_for(part):
         pytest.param({"type": "text", "text": "x", "image_url": {"url": "http://host/"}}, "image_url.url", id="text"),
         pytest.param({"type": "image", "image": "http://host/i.png"}, "image", id="under-another-name"),
         pytest.param({"type": "x", "x": [{"y": "s3://bucket/i"}]}, "x.0.y", id="deep"),
+        pytest.param({"type": "image", "image": "/etc/passwd"}, "image", id="a-bare-path"),
+        pytest.param({"type": "video", "video": ["1.jpg"]}, "video.0", id="frames"),
+        pytest.param({"type": "input_audio", "input_audio": "/dev/zero"}, "input_audio", id="bare-audio"),
     ],
 )
 def test_what_a_server_would_fetch_is_found_and_refused_unless_it_may(part, place):
@@ -216,8 +219,66 @@ def test_what_a_server_would_fetch_is_found_and_refused_unless_it_may(part, plac
 
 
 @pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ({"images": ["http://169.254.169.254/latest"]}, "images.0"),
+        ({"images": [{"url": "i.png"}]}, "images.0.url"),
+        ({"image_url": {"url": "/etc/passwd"}}, "image_url.url"),
+        ({"video": "file:///v"}, "video"),
+        ({"audio": {"id": "audio_1", "data": "http://host/a"}}, "audio.data"),
+        ({"image_data": "/etc/passwd"}, "image_data"),
+    ],
+)
+def test_what_a_server_would_fetch_is_found_outside_of_contents_too(field, place):
+    given = read_request({"messages": [USER, {**USER, **field}]}).given
+    assert addresses(given) == [f"messages.1.{place}"]
+    body = read_request({"messages": [USER], "generation_kwargs": {"extra_body": {"top_k": 3, "x": field}}})
+    assert addresses(body.given, body.generation_kwargs.extra_body) == [f"generation_kwargs.extra_body.x.{place}"]
+    refusal = generator().refusal(body.given, body.generation_kwargs.extra_body)
+    assert refusal is not None
+    assert refusal.startswith(f"generation_kwargs.extra_body.x.{place}: the model server would fetch this address; ")
+    assert generator(fetches_images=True).refusal(body.given, body.generation_kwargs.extra_body) is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "http://host/ and ![](http://host/i.png)", "name": "http://host"},
+        {"reasoning_content": "http://host/", "refusal": None, "reasoning": "https://host"},
+        {"images": ["data:image/png;base64,AA=="], "image_url": {"url": "DATA:image/png;base64,AA==", "detail": "low"}},
+        {"audio": {"id": "audio_1", "data": "//uQ", "expires_at": 1, "transcript": "https://host/ is an address"}},
+        {"annotations": [{"type": "url_citation", "url_citation": {"url": "https://host/", "title": "x"}}]},
+        {"citations": ["https://host/"], "metadata": {"source": "https://host/", "path": "/tmp"}},
+        {"function_call": {"name": "show", "arguments": {"image": "http://host/i.png"}}},
+        {"tool_calls": [{**CALL, "function": {"name": "show", "arguments": {"image": "http://host/i.png"}}}]},
+    ],
+)
+def test_what_an_ordinary_message_holds_beside_its_content_is_no_address(message):
+    assert addresses(read_request({"messages": [{"role": "assistant", "content": "x", **message}]}).given) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"guided_json": {"$schema": "https://json-schema.org/", "properties": {"image": {"default": "http://host/"}}}},
+        {"structured_outputs": {"json": {"$defs": {"image": {"$id": "http://host/"}}, "required": ["image", "url"]}}},
+        {"media_io_kwargs": {"video": {"num_frames": 8, "video_backend": "opencv"}, "image": {"mode": "RGB"}}},
+        {"mm_processor_kwargs": {"images_kwargs": {"do_resize": False}}, "limit_mm_per_prompt": {"image": 2}},
+        {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}},
+        {"documents": [{"title": "x", "url": "https://host/", "text": "http://host/"}], "lora_path": "/adapters/a"},
+        {"chat_template_kwargs": {"enable_thinking": False}, "guided_choice": ["http://host/a", "http://host/b"]},
+        {"image_embeds": "gASV", "grammar": "root ::= x"},
+    ],
+)
+def test_what_engines_are_told_of_other_things_is_no_address(body):
+    assert addresses([USER], body) == []
+
+
+@pytest.mark.parametrize(
     "part",
     [
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA==", "filename": "a.pdf"}},
+        {"type": "image_embeds", "image_embeds": "gASV"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,/9j/AA==", "detail": "low"}},
         {"type": "image_url", "image_url": {"url": "DATA:image/png;base64,AA=="}},
         {"type": "input_audio", "input_audio": {"data": "//uQxAAA", "format": "wav"}},

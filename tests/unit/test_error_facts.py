@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from genqueue_worker.policy import UpstreamFacts, shown
 from genqueue_worker.transport import error_facts
+from genqueue_worker.upstream import secrets_among, without
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>503</title></head><body>nginx</body></html>"
 
@@ -71,3 +73,40 @@ def test_a_retry_after_of_odd_digits_is_none():
 def test_a_huge_message_is_cut():
     body = json.dumps({"error": "x" * 1_000_000}).encode()
     assert len(error_facts(500, "", {}, body).message) <= 2000
+
+
+HEADERS = ["hf_ABCDEF", "Bearer of-a-header", "hf_ABC", "1"]
+URLS = ["http://me:p%40ss@tgi/?key=of-a-query"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param("CUDA error: 1 of 2", "CUDA error: 1 of 2", id="nothing-secret"),
+        pytest.param("auth=Bearer hf_ABCDEF.", "auth=Bearer ***.", id="token"),
+        pytest.param("hf_ABCDEF hf_ABC hf_ABCDEF", "*** *** ***", id="one-within-another"),
+        pytest.param("got Bearer of-a-header", "got ***", id="header"),
+        pytest.param("got of-a-header", "got ***", id="header-without-its-scheme"),
+        pytest.param("me:p%40ss p@ss bWU6cEBzcw== /?key=of-a-query", "me:*** *** *** /?***", id="address"),
+        pytest.param("cut: Bearer hf_ABCD", "cut: Bearer ***", id="cut-in-the-middle"),
+        pytest.param("", "", id="empty"),
+    ],
+)
+def test_no_error_holds_what_lets_us_in(words, expected):
+    told = without(secrets_among(HEADERS, URLS), UpstreamFacts(words, 500, words or None))
+    assert (told.message, told.status, told.error_type) == (expected, 500, expected or None)
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "expected"),
+    [
+        (422, None, "HTTP 422"),
+        (422, "validation", "validation"),
+        (500, "words of the server", "HTTP 500"),
+        (None, "generation", "generation"),
+        (None, "words of the server", "_OTHER"),
+        (999, None, "_OTHER"),
+    ],
+)
+def test_who_may_not_see_the_prompt_sees_the_class_of_an_error(status, error_type, expected):
+    assert shown(UpstreamFacts("words of the server", status, error_type)) == expected

@@ -72,11 +72,11 @@ class Runtime:
         if self._monitor is not None:
             self._monitor.announce()
 
-    def show(self, generation_id: str, facts: dict[str, Any]) -> None:
-        """Tell Flower more of a generation than Celery does; any thread may."""
+    def show(self, generation_id: str, facts: dict[str, Any], event: str = FACTS) -> None:
+        """Tell Flower of a generation what Celery does not; any thread may."""
         events: Any = self.consumer and self.consumer.event_dispatcher
         if events:
-            events.send(FACTS, uuid=generation_id, **facts)
+            events.send(event, uuid=generation_id, **facts)
 
     def consume(self, consumer: Consumer) -> None:
         """Celery is ready to take messages."""
@@ -172,10 +172,10 @@ _runtime: Runtime | None = None
 _end_traces: Callable[[], None] = lambda: None  # noqa: E731  # replaced at the start
 
 
-def engine() -> Engine:
-    """The engine of this worker process."""
+def runtime() -> Runtime:
+    """What this worker process runs beside Celery."""
     assert _runtime is not None, "tasks run in a started worker"
-    return _runtime.engine
+    return _runtime
 
 
 def worker_settings() -> Settings:

@@ -50,7 +50,7 @@ class Endpoint:
         full_until_s: loop time before which they are not.
         is_down: whether it cannot be reached.
         is_waking: whether it has scaled to zero and is on its way back.
-        trouble: what went wrong last; "" if nothing did since a call succeeded.
+        trouble: what went wrong last, in our words; "" if nothing did since a call succeeded.
     """
 
     url: str | None

@@ -162,7 +162,7 @@ class TextGeneration:
             UpstreamError: the settings or the server refused, or it failed, fell silent, gave its answer up, or
                 broke off without its end marker.
         """
-        refusal = self.settings.refusal(prompt)
+        refusal = self.settings.refusal(prompt, parameters.get("extra_body"))
         if refusal is not None:
             raise UpstreamError(UpstreamFacts(refusal, error_type="validation"))
         meter = self._meter.call(TEXT_COMPLETION if isinstance(prompt, str) else CHAT)

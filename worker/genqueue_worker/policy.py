@@ -121,6 +121,12 @@ def error_class(facts: UpstreamFacts) -> str:
     return str(facts.status) if facts.status in _STATUSES else "_OTHER"
 
 
+def shown(facts: UpstreamFacts) -> str:
+    """An error for whoever may not see what was asked: its class, as a server's words may quote a prompt."""
+    found = error_class(facts)
+    return f"HTTP {found}" if found.isdecimal() else found
+
+
 @dataclass(frozen=True, slots=True)
 class Again:
     """Another attempt after ``delay_s``.

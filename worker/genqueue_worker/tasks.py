@@ -5,12 +5,13 @@ from typing import Any
 from celery import Task
 from celery.exceptions import Ignore
 
-from genqueue.errors import GenerationError
+from genqueue.errors import GenerationFailedError
 from genqueue.keys import QUEUE_PREFIX
-from genqueue.messages import TASK_NAME, GenerationResult
+from genqueue.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue.outcome import ENDINGS
-from genqueue_worker.app import app, engine
+from genqueue_worker.app import app, runtime
 from genqueue_worker.engine import Done, Ended
+from genqueue_worker.policy import UpstreamFacts, shown
 
 
 class Receipt:
@@ -24,11 +25,16 @@ class Receipt:
         return f"{meta['usage']['completion_tokens']} tokens, {meta['finish_reason']}, attempt {meta['attempts']}"
 
 
+def failure(outcome: Outcome) -> str:
+    """An error as Celery's events and Flower show it: its class; the words of a server or a request may quote more."""
+    known = {name: outcome.detail[name] for name in ("status", "error_type") if outcome.detail.get(name) is not None}
+    return repr(ENDINGS[outcome.error](shown(UpstreamFacts("", **known)) if known else outcome.error))
+
+
 @app.task(
     name=TASK_NAME,
     bind=True,
     typing=False,
-    throws=(GenerationError,),  # an outcome, not a defect: one line, no traceback
     # The result was written with the terminal event, in one call that nothing can cut in two;
     # Celery would only read it back.  A defect of ours is still stored as FAILURE.
     ignore_result=True,
@@ -44,13 +50,21 @@ def generate(self: Task, *args: Any, **foreign: Any) -> Receipt:
     generator = self.request.delivery_info["routing_key"].removeprefix(QUEUE_PREFIX)
     if args:
         foreign["args"] = args  # no such field: answered as every unknown one
-    match engine().run(self.request.id, generator, foreign or None, self.request.get("traceparent")):
+    generation_id, traceparent = self.request.id, self.request.get("traceparent")
+    try:
+        ended = runtime().engine.run(generation_id, generator, foreign or None, traceparent)
+    except Exception as error:
+        # Celery shows whoever listens what a task raises; the words of a defect may quote what it was about.
+        raise GenerationFailedError(f"unexpected {type(error).__name__} in the worker") from None
+    match ended:
         case Done(result):
             return Receipt(result)
         case Ended(outcome) if outcome.error == "cancelled":
             self.send_event("task-revoked", terminated=True, signum=None, expired=False)  # Flower
             raise Ignore
         case Ended(outcome):
-            raise ENDINGS[outcome.error](outcome.message)
+            # Not raised: Celery would show its words, and write its result a second time.
+            runtime().show(generation_id, {"exception": failure(outcome)}, "task-failed")
+            raise Ignore
         case _:
             raise Ignore  # a second doorbell, or a newer attempt: nothing may be stored

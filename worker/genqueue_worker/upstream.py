@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -25,13 +25,13 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from genqueue.address import without_secrets
+from genqueue.address import secrets_of, without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.chats import error_words, in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.metrics import CallMeter
-from genqueue_worker.policy import Fault, UpstreamFacts, error_class, fault_of
+from genqueue_worker.policy import Fault, UpstreamFacts, error_class, fault_of, shown
 from genqueue_worker.serverless import check_provider, examine
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MOST_ERROR_CHARACTERS = 500
+_LEAST_SECRET_CHARACTERS = 4
+"""What is shorter keeps nobody out, and stands in words that say nothing of it."""
 _LOOK_EVERY_S = 5.0
 """At servers that nothing is asked of."""
 _LOOK_FOR_ROOM_S = 0.1
@@ -180,6 +182,7 @@ class Upstream:
             "timeout": httpx2.Timeout(None, connect=settings.timeouts.connect_s),
         }
         bearer = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._secrets = secrets_among([token or "", *(value or "" for value in headers.values())], params.addresses)
         self._probe_headers = bearer | {key: value for key, value in headers.items() if value is not None}
         self.parked = 0
         self.is_full = False
@@ -324,6 +327,7 @@ class Upstream:
                 facts = error.facts if isinstance(error, UpstreamError) else facts_of(error)
                 if facts is None:
                     raise
+                facts = without(self._secrets, facts)
                 ended_with = error_class(facts)
                 meter.failed(endpoint, facts)
                 if may_wake and facts.status == 503 and facts.error_type is None:
@@ -375,20 +379,21 @@ class Upstream:
         """Draw the consequences of a failed call for its server; whether it is down is added to the facts."""
         now_s = asyncio.get_running_loop().time()
         facts = replace(facts, is_serverless=endpoint.url is None)
+        trouble = facts.message if facts.was_unreached else shown(facts)
         is_down = False
         if facts.was_unreached and endpoint.url is not None:
-            self._down(endpoint, facts.message, facts.message)
+            self._down(endpoint, trouble)
         match fault_of(facts):
             case Fault.CAPACITY:
-                endpoint.was_full(now_s, facts.retry_after_s, facts.message)
+                endpoint.was_full(now_s, facts.retry_after_s, trouble)
             case Fault.SERVER:
-                endpoint.failed(now_s, facts.message)
+                endpoint.failed(now_s, trouble)
                 await self._look_after(endpoint)
             case Fault.ENDPOINT:
                 since_s = endpoint.refuses_since_s
                 is_down = since_s is not None and began_s < since_s
                 if not is_down:
-                    self._refused(endpoint, now_s, facts.message)
+                    self._refused(endpoint, now_s, trouble)
             case Fault.REQUEST:
                 endpoint.succeeded()
         model, message = self.settings.api_params.model, facts.message
@@ -414,15 +419,14 @@ class Upstream:
         if endpoint.url is None or endpoint.is_down or endpoint.is_waking:
             return
         if not await self._probe(endpoint, self._answers):
-            silent = "no answer to /health"
-            self._down(endpoint, endpoint.trouble or silent, silent)
+            self._down(endpoint, endpoint.trouble or "no answer to /health")
 
-    def _down(self, endpoint: Endpoint, trouble: str, told: str) -> None:
-        """A server is down; ``trouble`` may be its own words, which may quote a prompt, so ``told`` is logged."""
+    def _down(self, endpoint: Endpoint, trouble: str) -> None:
+        """A server is down; ``trouble`` is not in its words, which may quote a prompt."""
         if endpoint.is_down:
             return
         endpoint.went_down(trouble)
-        logger.warning("%s: %s is down: %s", self.name, endpoint.address, told)
+        logger.warning("%s: %s is down: %s", self.name, endpoint.address, trouble)
         self._went_down.set()
         if not self.is_available:
             self.send_away()
@@ -494,6 +498,29 @@ def _token(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -
             f"{variable}, the token of generator {name!r}: holds a character that cannot stand in a header"
         )
     return token
+
+
+def secrets_among(headers: Iterable[str], urls: Iterable[str]) -> list[str]:
+    """What no error may hold of what is sent to a server: the longest first, for one may be a part of another."""
+    # Of "Bearer <token>" a server may name the token alone.
+    found = {part for value in headers for part in (value, value.rpartition(" ")[2])}
+    found |= {value for url in urls for value in secrets_of(url)}
+    return sorted((value for value in found if len(value) >= _LEAST_SECRET_CHARACTERS), key=len, reverse=True)
+
+
+def without(secrets: Iterable[str], facts: UpstreamFacts) -> UpstreamFacts:
+    """The facts without what their server was sent to let us in: a careless one quotes that in its errors."""
+
+    def hide(words: str) -> str:
+        for secret in secrets:
+            words = words.replace(secret, "***")
+            # They may have been cut in the middle of it.
+            sizes = range(len(secret) - 1, _LEAST_SECRET_CHARACTERS - 1, -1)
+            begun = next((size for size in sizes if words.endswith(secret[:size])), 0)
+            words = f"{words[:-begun]}***" if begun else words
+        return words
+
+    return replace(facts, message=hide(facts.message), error_type=facts.error_type and hide(facts.error_type))
 
 
 _TYPE_OF = {

@@ -36,7 +36,7 @@ from genqueue_ops.tgi_standin.protocol import (
     parse_generate,
     validate,
 )
-from genqueue_ops.tgi_standin.script import DirectiveError, Fault, Script, changed, choose_fault, directed
+from genqueue_ops.tgi_standin.script import DirectiveError, Fault, Script, changed, choose_fault, directed, quoting
 
 VERSION = "3.3.6-dev0"
 COMPUTE_TYPE = "cpu+standin"
@@ -156,6 +156,8 @@ class Standin:
         fault = self._fault_for(script, generate.inputs)
         if fault is not None:
             entry.fault = fault.kind
+            if fault.quotes:
+                fault = quoting(fault, payload, entry.headers)
             early = await _fail_before_headers(request, entry, fault)
             if early is not None:
                 return early

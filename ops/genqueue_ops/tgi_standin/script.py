@@ -55,6 +55,8 @@ class Fault(BaseModel):
     headers: dict[str, str] = {}
     error: str = "Request failed during generation: the stand-in was told to fail"
     error_type: str = "generation"
+    quotes: bool = False
+    """Whether ``error`` and a ``body`` that is a string go on with what was asked, and with which headers."""
 
 
 class Script(BaseModel):
@@ -120,6 +122,13 @@ def directed(script: Script, prompt: str) -> Script:
     if not isinstance(update, dict) or not prompt.startswith(_CLOSING, end):
         raise DirectiveError(f"directive: expected a JSON object and {_CLOSING!r}")
     return changed(script, update)
+
+
+def quoting(fault: Fault, asked: Any, headers: Mapping[str, str]) -> Fault:
+    """The fault as a careless server words it, which tells all that it was sent."""
+    quoted = f" for {json.dumps(asked)} with {json.dumps(dict(headers))}"
+    body = fault.body + quoted if isinstance(fault.body, str) else fault.body
+    return fault.model_copy(update={"error": fault.error + quoted, "body": body})
 
 
 def choose_fault(script: Script, fired: Mapping[str, int], prompt_tag: str) -> tuple[Fault, str] | None:
