@@ -355,12 +355,23 @@ def test_redelivered_messages_in_the_low_priority_lists_run_too(client, ask, db)
     ]
 
 
-def test_celery_messages_with_a_priority_of_their_own_are_served(worker, ask):
+@pytest.mark.parametrize(
+    ("options", "kwargs", "priority"),
+    [
+        pytest.param({"priority": 7}, {}, 7, id="the-messages"),
+        pytest.param({}, {}, 0, id="none-is-first"),
+        pytest.param({"priority": 7}, {"priority": 2}, 2, id="the-requests-own"),
+        pytest.param({"priority": 200}, {}, 9, id="of-another-brokers-scale"),
+    ],
+)
+def test_a_celery_messages_priority_is_the_generations(worker, client, ask, options, kwargs, priority):
     app = Celery(broker=worker.producer_url, backend=worker.producer_url, set_as_current=False)
     try:
         prompt = ask()
-        sent = app.send_task("genqueue.generate", kwargs={"prompt": prompt}, queue="generate.default", priority=7)
+        kwargs = {"prompt": prompt, **kwargs}
+        sent = app.send_task("genqueue.generate", kwargs=kwargs, queue="generate.default", **options)
         assert sent.get(timeout=10)["replies"] == [prompt.answer]
+        assert client.generation(sent.id).status().priority == priority
     finally:
         app.backend.result_consumer.stop()
         app.backend.result_consumer._pubsub = None

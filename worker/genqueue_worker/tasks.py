@@ -6,7 +6,7 @@ from celery import Task
 from celery.exceptions import Ignore
 
 from genqueue.errors import GenerationFailedError
-from genqueue.keys import QUEUE_PREFIX
+from genqueue.keys import PRIORITIES, QUEUE_PREFIX
 from genqueue.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue.outcome import ENDINGS
 from genqueue_worker.app import app, runtime
@@ -45,9 +45,12 @@ def generate(self: Task, *args: Any, **foreign: Any) -> Receipt:
 
     Its request is in the registry.  A producer without this library sends it as keyword
     arguments instead (``prompt``, ``generation_kwargs``, ``stop_words``, ``stream``,
-    ``priority``, ``deadline_s``) to the queue ``generate.<generator>``.
+    ``priority``, ``deadline_s``) to the queue ``generate.<generator>``.  Without a priority it has its message's.
     """
-    generator = self.request.delivery_info["routing_key"].removeprefix(QUEUE_PREFIX)
+    sent = self.request.delivery_info
+    generator = sent["routing_key"].removeprefix(QUEUE_PREFIX)
+    if foreign and type(sent["priority"]) is int:
+        foreign = {"priority": min(max(sent["priority"], PRIORITIES[0]), PRIORITIES[-1]), **foreign}
     if args:
         foreign["args"] = args  # no such field: answered as every unknown one
     generation_id, traceparent = self.request.id, self.request.get("traceparent")
