@@ -631,10 +631,18 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What waits for one generator: how many, and the seconds since the oldest was submitted (0 if none)."""
+    """What waits for one generator.
+
+    Attributes:
+        depth: how many accepted generations.
+        oldest_s: seconds since the oldest of them was submitted; 0 if there is none.
+        messages: doorbells that nobody has taken, of a second ago at most.  Among them are plain Celery's, which
+            are accepted when a worker takes them, and those of generations that were cancelled meanwhile.
+    """
 
     depth: int
     oldest_s: float
+    messages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -682,7 +690,9 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
             ],
         )
         told = zip(generators, queues, strict=True)
-        return Swept(found, {name: Queue(depth, float(oldest_s)) for name, (depth, oldest_s) in told}, dead_letters)
+        return Swept(
+            found, {name: Queue(depth, float(oldest_s), more) for name, (depth, oldest_s, more) in told}, dead_letters
+        )
 
     arguments: tuple[_Plain, ...] = (
         _SWEEP_LIMIT,

@@ -57,7 +57,7 @@ OURS: Mapping[Role, Selectors] = {
         ("hgetall hrandfield hset hdel expire ttl", (keys.WORKERS,)),
         ("hrandfield hset hdel expire ttl", (keys.PLACES,)),
         ("hget hgetall hset expire ttl", (keys.newest_claimed("*"),)),
-        ("hget hmget hset expire ttl", (keys.SWEPT,)),
+        ("hmget hset expire ttl", (keys.SWEPT,)),
         ("lpush rpush llen lrange", (_LIST,)),
         ("get set", (_RESULT,)),
     ),

@@ -601,10 +601,19 @@ def test_every_sweeper_is_told_how_many_wait_and_how_long_the_oldest_has(registr
     for _ in range(2):
         swept = registry.run(calls.sweep(generators, lease_s=LEASE_S, keep_s=KEEP_S))
         assert {name: queue.depth for name, queue in swept.queues.items()} == {"default": 5, "other": 1, "idle": 0}
+        assert {name: queue.messages for name, queue in swept.queues.items()} == {"default": 5, "other": 1, "idle": 0}
         assert 30.0 <= swept.queues["default"].oldest_s < 40.0
         assert 0.0 <= swept.queues["other"].oldest_s < 10.0
         assert swept.queues["idle"].oldest_s == 0.0
         assert swept.dead_letters == 0
+
+
+def test_every_sweeper_is_told_of_messages_that_are_no_generations_yet(registry):
+    registry.submit(priority=3)
+    registry.raw.lpush(keys.doorbell("default", 0), *[b"of a plain Celery producer"] * 4)
+    for _ in range(2):
+        swept = registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
+        assert (swept.queues["default"].depth, swept.queues["default"].messages) == (1, 5)
 
 
 def test_what_a_sweep_puts_back_is_counted_by_it_and_dead_letters_are_too(registry):

@@ -251,7 +251,8 @@ def test_what_keda_makes_of_its_manifest_is_an_autoscaler():
     kubernetes_validate.validate(autoscaler, kubernetes_validate.latest_version(), strict=True)
     assert spec["scaleTargetRef"]["name"] == manifests()["Deployment"]["metadata"]["name"]
     # All priorities, and the one number that every worker reports once.
-    assert trigger["metadata"]["query"] == 'max(genqueue_queue_depth{generator="default"})'
+    waits = '{__name__=~"genqueue_queue_depth|genqueue_queue_messages", generator="default"}'
+    assert trigger["metadata"]["query"] == f'max({waits}) + sum(genqueue_in_flight{{generator="default"}})'
 
 
 def test_a_pod_that_ends_has_time_to_drain_and_keeps_its_model_server_meanwhile():

@@ -32,7 +32,7 @@ def everything():
     """A worker with all that there is to see."""
     server = {"address": "http://tgi", "health": Health.UP, "running": 0, "calls": 0}
     silent_s = {ENGINE: 0.0, CONSUMER: 0.0, LEASES: 0.0}
-    return Now({}, {"default": [server]}, {"default": Queue(0, 0.0)}, 0, silent_s, True, 1, 0)
+    return Now({}, {"default": [server]}, {"default": Queue(0, 0.0, 0)}, 0, silent_s, True, 1, 0)
 
 
 def scrape():

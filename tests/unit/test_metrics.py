@@ -279,7 +279,7 @@ def everything():
     return Now(
         in_flight={"default": 2},
         servers={"default": [up, down], "hub": [{**up, "address": "cerebras"}]},
-        queues={"default": Queue(4, 1.5), "hub": Queue(0, 0.0)},
+        queues={"default": Queue(4, 1.5, 6), "hub": Queue(0, 0.0, 0)},
         dead_letters=3,
         silent_s={"engine": 0.25},
         is_redis_up=True,
@@ -294,6 +294,7 @@ def test_a_scrape_sees_what_is(metrics):
     assert shown.value("genqueue_in_flight", generator="hub") == 0
     assert shown.value("genqueue_queue_depth", generator="default") == 4
     assert shown.value("genqueue_queue_oldest_wait_seconds", generator="default") == 1.5
+    assert shown.value("genqueue_queue_messages", generator="default") == 6
     assert shown.value("genqueue_dead_letters") == 3
     assert shown.value("genqueue_heartbeat_age_seconds", part="engine") == 0.25
     assert shown.value("genqueue_redis_up") == 1
@@ -312,7 +313,12 @@ def test_a_scrape_sees_what_is(metrics):
 def test_what_nobody_knows_is_not_shown(metrics):
     """The newest that is known would be taken for what is: a scaler would follow a number of yesterday."""
     shown = Scraped(metrics)
-    for name in ("genqueue_queue_depth", "genqueue_queue_oldest_wait_seconds", "genqueue_dead_letters"):
+    for name in (
+        "genqueue_queue_depth",
+        "genqueue_queue_oldest_wait_seconds",
+        "genqueue_queue_messages",
+        "genqueue_dead_letters",
+    ):
         assert shown.value(name) is None
     assert shown.value("genqueue_concurrency") is None
     assert shown.value("genqueue_redis_up") == 0

@@ -153,7 +153,7 @@ class Runtime:
     def backlog(self, generator: str) -> int:
         """How many generations wait for a generator, as the last sweep was told."""
         swept = self._leases.swept
-        return swept.queues[generator].depth if swept else 0
+        return max(swept.queues[generator].depth, swept.queues[generator].messages) if swept else 0
 
     def follow(self) -> None:
         """The same, and have everybody know."""

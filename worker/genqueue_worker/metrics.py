@@ -388,11 +388,16 @@ def _of_queues(now: Now) -> Iterator[Metric]:
         "How long the oldest of them has been waiting; 0 if none is.",
         labels=["generator"],
     )
+    messages = GaugeMetricFamily(
+        "genqueue_queue_messages",
+        "Messages of all priorities that no worker has taken: Redis's number, the same from every worker.",
+        labels=["generator"],
+    )
     for name, queue in (now.queues or {}).items():
         depth.add_metric([name], queue.depth)
         oldest.add_metric([name], queue.oldest_s)
-    yield depth
-    yield oldest
+        messages.add_metric([name], queue.messages)
+    yield from (depth, oldest, messages)
     if now.dead_letters is not None:
         yield GaugeMetricFamily(
             "genqueue_dead_letters", "Dead letters of all generators: Redis's number.", value=now.dead_letters

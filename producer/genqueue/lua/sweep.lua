@@ -1,8 +1,8 @@
 -- Find what nobody looks after, and ring for it: running generations whose lease ran out and
 -- delayed ones that are due wait in their queues from now on; waiting ones may have lost their
 -- doorbell (their list is empty, or younger ones were claimed). Answers the ids that were rung for,
--- what passed its deadline, for the caller to end, of each generator how many wait and how long the
--- oldest has been waiting, and how many dead letters there are.
+-- what passed its deadline, for the caller to end, of each generator how many wait, how long the
+-- oldest has been waiting and how many messages its lists had lately, and how many dead letters there are.
 -- What is found leaves the place where it was found, or stands there later: so it is one sweeper's
 -- only, and hides nothing, even if no worker can claim it. Queues are looked through in turns: what a
 -- sweeper has looked through less than turn_s ago the others leave alone, so a thousand cost no more than a few.
@@ -103,7 +103,9 @@ local function oldest_wait_s(waiting)
   return time - oldest_s
 end
 
+-- Answers how many messages its lists have.
 local function look_for_lost_doorbells(generator, waiting)
+  local messages = 0
   local claimed = redis.call('HGETALL', claimed_prefix .. generator)
   local newest_claimed = {}
   for field = 1, #claimed, 2 do newest_claimed[claimed[field]] = tonumber(claimed[field + 1]) end
@@ -117,7 +119,9 @@ local function look_for_lost_doorbells(generator, waiting)
     -- that were passed over by less than that: they are looked for twice.
     local until_place = tonumber(place_in_queue(priority, time - grace_s))
     local twice_from = until_place
-    if redis.call('LLEN', list) > 0 then
+    local length = redis.call('LLEN', list)
+    messages = messages + length
+    if length > 0 then
       until_place = math.min(until_place, newest_claimed[priority] or 0)
       twice_from = (newest_claimed[priority] or 0) - grace_s * PLACES_PER_S
     end
@@ -144,17 +148,19 @@ local function look_for_lost_doorbells(generator, waiting)
       end
     end
   end
+  return messages
 end
 
 local queues = {}
 for index = FIRST_GENERATOR, #ARGV do
   local generator, waiting = ARGV[index], waiting_prefix .. ARGV[index]
-  local turn = 'queue ' .. generator
-  if math.abs(time - tonumber(redis.call('HGET', swept, turn) or 0)) >= turn_s then -- a clock may have gone back
-    redis.call('HSET', swept, turn, stamp(time))
-    look_for_lost_doorbells(generator, waiting)
+  local turn, counted = 'queue ' .. generator, 'messages ' .. generator
+  local looked_at, messages = unpack(redis.call('HMGET', swept, turn, counted))
+  if math.abs(time - tonumber(looked_at or 0)) >= turn_s then -- a clock may have gone back
+    messages = look_for_lost_doorbells(generator, waiting)
+    redis.call('HSET', swept, turn, stamp(time), counted, messages)
   end
-  queues[#queues + 1] = {redis.call('ZCARD', waiting), stamp(oldest_wait_s(waiting))}
+  queues[#queues + 1] = {redis.call('ZCARD', waiting), stamp(oldest_wait_s(waiting)), tonumber(messages) or 0}
 end
 
 -- Each goes to the front of its list: the oldest goes last, and is first.
