@@ -345,6 +345,7 @@ class LiveHub:
         self._sending = asyncio.Lock()
         self._teller: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._rests = False
         self._closed = False
 
     @contextlib.asynccontextmanager
@@ -399,6 +400,9 @@ class LiveHub:
             await self._changed.wait()
             async with self._sending:
                 self._changed.clear()
+                if self._rests:  # whoever reads notices what was lost meanwhile
+                    self._rests = False
+                    self._start_reading()
                 if self._is_read and not self._is_connected:
                     continue
                 wanted = dict(self._channels)
@@ -416,7 +420,10 @@ class LiveHub:
                     continue
             # Before the first subscription there is no connection to read from.
             if self._told and not self._is_read:
-                self._reader = asyncio.create_task(self._read(), name="genqueue-live")
+                self._start_reading()
+
+    def _start_reading(self) -> None:
+        self._reader = asyncio.create_task(self._read(), name="genqueue-live")
 
     async def _read(self) -> None:
         silent = False
@@ -477,6 +484,22 @@ class LiveHub:
                 except (redis.RedisError, OSError):
                     pass
             await asyncio.sleep(0.2)
+
+    async def rest(self) -> None:
+        """Keep the connection, but nothing on the loop until somebody listens again; only if nobody does now."""
+        async with self._sending:  # so no command is broken off
+            if self._channels:
+                return
+            self._rests = self._rests or self._is_read
+            if self._is_read and self._told:
+                with contextlib.suppress(*_LOST):
+                    await self._pubsub.unsubscribe(*self._told)
+                self._told = {}
+            try:
+                await _end(self._teller, self._reader)
+            finally:
+                if self._channels:  # who came meanwhile told him who had to go
+                    self._change()
 
     async def close(self) -> None:
         """End the subscription; readers hear nothing more."""
@@ -570,18 +593,31 @@ _thread_hubs: dict[tuple[int, str], _Users[tuple[LiveHub, LoopThread]]] = {}
 _thread_hubs_lock = threading.RLock()  # a client may be finalised while another one is made
 
 
-@contextlib.asynccontextmanager
-async def shared_hub(url: str, timeout_s: float) -> AsyncIterator[LiveHub]:
-    """The running loop's hub for ``url``; the last to leave closes it."""
-    key = (asyncio.get_running_loop(), url)
-    users = _loop_hubs.get(key) or _loop_hubs.setdefault(key, _Users(LiveHub(url, timeout_s)))
-    users.count += 1
-    try:
-        yield users.thing
-    finally:
+class shared_hub:
+    """The running loop's hub for ``url``; the last to leave closes it.
+
+    No generator: a loop that ends closes its generators, all at once.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> LiveHub:
+        for closed in [key for key in tuple(_loop_hubs) if key[0].is_closed()]:
+            _loop_hubs.pop(closed, None)
+        self._key = (asyncio.get_running_loop(), self._url)
+        users = _loop_hubs.get(self._key) or _loop_hubs.setdefault(
+            self._key, _Users(LiveHub(self._url, self._timeout_s))
+        )
+        users.count += 1
+        return users.thing
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        users = _loop_hubs[self._key]
         users.count -= 1
         if users.count == 0:
-            del _loop_hubs[key]
+            del _loop_hubs[self._key]
             await users.thing.close()
 
 
