@@ -632,6 +632,11 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         self._store = AsyncStore(self.settings.redis_url, self.settings.redis_timeout_s)
         self._loop = None
 
+    async def rest(self) -> None:
+        """Leave the loop without a task of this client's until its next use; the connections stay."""
+        if self._hub is not None:
+            await self._hub.rest()
+
     def _stay_on_loop(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop not in {None, loop}:

@@ -6,6 +6,7 @@ its channel over one connection.  No ``redis`` exception leaves this module.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import os
@@ -37,6 +38,9 @@ _SILENCE_S = 2.0
 """After so long a silence a process's one subscription is asked for a sign of life, and has as long to give it."""
 _REFUSED_S = 1.0
 """Between two tries to subscribe at a Redis that refuses it."""
+_END_S = 2.0
+"""So long a client's end waits for its thread's loop, on which a silent Redis may hold calls."""
+_ENDED = "the client was closed while it was in use"
 _LOST = (redis.RedisError, OSError, AttributeError)
 """What a lost subscription raises; AttributeError where one task closes it under the other's hands."""
 _PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
@@ -341,6 +345,7 @@ class LiveHub:
         self._sending = asyncio.Lock()
         self._teller: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._rests = False
         self._closed = False
 
     @contextlib.asynccontextmanager
@@ -395,6 +400,9 @@ class LiveHub:
             await self._changed.wait()
             async with self._sending:
                 self._changed.clear()
+                if self._rests:  # whoever reads notices what was lost meanwhile
+                    self._rests = False
+                    self._start_reading()
                 if self._is_read and not self._is_connected:
                     continue
                 wanted = dict(self._channels)
@@ -412,7 +420,10 @@ class LiveHub:
                     continue
             # Before the first subscription there is no connection to read from.
             if self._told and not self._is_read:
-                self._reader = asyncio.create_task(self._read(), name="genqueue-live")
+                self._start_reading()
+
+    def _start_reading(self) -> None:
+        self._reader = asyncio.create_task(self._read(), name="genqueue-live")
 
     async def _read(self) -> None:
         silent = False
@@ -474,6 +485,22 @@ class LiveHub:
                     pass
             await asyncio.sleep(0.2)
 
+    async def rest(self) -> None:
+        """Keep the connection, but nothing on the loop until somebody listens again; only if nobody does now."""
+        async with self._sending:  # so no command is broken off
+            if self._channels:
+                return
+            self._rests = self._rests or self._is_read
+            if self._is_read and self._told:
+                with contextlib.suppress(*_LOST):
+                    await self._pubsub.unsubscribe(*self._told)
+                self._told = {}
+            try:
+                await _end(self._teller, self._reader)
+            finally:
+                if self._channels:  # who came meanwhile told him who had to go
+                    self._change()
+
     async def close(self) -> None:
         """End the subscription; readers hear nothing more."""
         self._closed = True
@@ -487,11 +514,12 @@ class LiveHub:
         await self.store.close()
 
 
-async def _end(task: "asyncio.Task[None] | None") -> None:
+async def _end(*tasks: "asyncio.Task[Any] | None") -> None:
     # Again and again: before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
-    while task is not None and not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=0.1)
+    while left := [task for task in tasks if task is not None and not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.1)
 
 
 class LoopThread:
@@ -499,34 +527,57 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
+        self._is_ended = False
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, T], within_s: float | None = None) -> T:
-        """Run ``work`` on the loop and wait for it; after ``within_s`` it is cancelled, and TimeoutError raised."""
-        running = asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Run ``work`` on the loop and wait for it; after ``within_s`` it is cancelled, and TimeoutError raised.
+
+        Raises:
+            GenqueueError: the thread was ended.
+        """
+        running = self._started(work)
         try:
             return running.result(within_s)
         except TimeoutError:
             running.cancel()
             raise
+        except concurrent.futures.CancelledError:
+            raise GenqueueError(_ENDED) from None
 
     def post(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run ``work`` on the loop without waiting for it; nothing happens once the thread has ended."""
-        try:
-            asyncio.run_coroutine_threadsafe(work, self.loop)
-        except RuntimeError:
+        """Run ``work`` on the loop without waiting for it; nothing happens once the thread was ended."""
+        with contextlib.suppress(GenqueueError):
+            self._started(work)
+
+    def _started(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if self._is_ended:
             work.close()
+            raise GenqueueError(_ENDED)
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run ``work`` and end the thread; what else runs on the loop is abandoned."""
+        """Cancel what runs on the loop, run ``work``, and end the thread, within ``_END_S`` whatever Redis does."""
+        ending = self._started(self._wind_up(work))
+        self._is_ended = True
         if threading.current_thread() is self._thread:  # a client forgotten by all is finalised here
-            asyncio.ensure_future(work, loop=self.loop).add_done_callback(lambda _: self.loop.stop())
+            ending.add_done_callback(lambda _: self.loop.stop())
             return
-        self.call(work)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+        try:
+            ending.result()
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join()
+            self.loop.close()
+
+    async def _wind_up(self, work: Coroutine[Any, Any, None]) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        with contextlib.closing(work), contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                # First: a call whose connection is closed under it would make another.
+                await _end(*others)
+                await work
 
 
 class _Users(Generic[T]):
@@ -542,18 +593,31 @@ _thread_hubs: dict[tuple[int, str], _Users[tuple[LiveHub, LoopThread]]] = {}
 _thread_hubs_lock = threading.RLock()  # a client may be finalised while another one is made
 
 
-@contextlib.asynccontextmanager
-async def shared_hub(url: str, timeout_s: float) -> AsyncIterator[LiveHub]:
-    """The running loop's hub for ``url``; the last to leave closes it."""
-    key = (asyncio.get_running_loop(), url)
-    users = _loop_hubs.get(key) or _loop_hubs.setdefault(key, _Users(LiveHub(url, timeout_s)))
-    users.count += 1
-    try:
-        yield users.thing
-    finally:
+class shared_hub:
+    """The running loop's hub for ``url``; the last to leave closes it.
+
+    No generator: a loop that ends closes its generators, all at once.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> LiveHub:
+        for closed in [key for key in tuple(_loop_hubs) if key[0].is_closed()]:
+            _loop_hubs.pop(closed, None)
+        self._key = (asyncio.get_running_loop(), self._url)
+        users = _loop_hubs.get(self._key) or _loop_hubs.setdefault(
+            self._key, _Users(LiveHub(self._url, self._timeout_s))
+        )
+        users.count += 1
+        return users.thing
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        users = _loop_hubs[self._key]
         users.count -= 1
         if users.count == 0:
-            del _loop_hubs[key]
+            del _loop_hubs[self._key]
             await users.thing.close()
 
 

@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -336,6 +339,63 @@ def test_a_silent_redis_does_not_outlast_the_callers_patience(real_redis, loop_t
         assert reader.status(generation_id).state is State.RUNNING
         reader.close()
         store.close()
+
+
+CALL_UNDER_WAY_AT_EXIT = """
+import contextlib, os, signal, sys
+from genqueue import GenerationClient, ResultTimeoutError, calls
+
+client = GenerationClient()
+with contextlib.suppress(ResultTimeoutError):
+    client.generation(sys.argv[1]).result(timeout_s=0.01)
+os.kill(int(sys.argv[2]), signal.SIGSTOP)
+hub, thread = client._hub
+thread.post(hub.store.run(calls.read_record(sys.argv[1])))
+"""
+
+
+def test_a_call_under_way_at_the_end_of_a_program_neither_holds_it_nor_shows(real_redis):
+    with local_redis() as server:
+        store = Store(server.url, 5.0)
+        generation_id = Registry(store.run, redis.Redis.from_url(server.url)).running()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-W", "error", "-c", CALL_UNDER_WAY_AT_EXIT, generation_id, str(server.pid)],
+                env={**os.environ, "GENQUEUE_REDIS_URL": server.url},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        finally:
+            server.resume()
+        store.close()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_end_of_a_loops_thread_waits_for_what_it_cancels():
+    steps, is_under_way = [], threading.Event()
+
+    async def slow_to_leave() -> None:
+        try:
+            is_under_way.set()
+            await asyncio.sleep(60)
+        finally:
+            for _ in range(100):
+                await asyncio.sleep(0)
+            steps.append("left")
+
+    async def last() -> None:
+        steps.append("last")
+
+    thread = LoopThread("ends")
+    thread.post(slow_to_leave())
+    assert is_under_way.wait(10)
+    thread.end(last())
+    assert steps == ["left", "last"]
+    thread.post(last())
+    with pytest.raises(GenqueueError, match="the client was closed"):
+        thread.call(last())
+    assert steps == ["left", "last"]
 
 
 def test_a_result_that_is_there_is_given_also_without_patience(reader, writer):

@@ -124,6 +124,49 @@ async def test_a_listener_that_gives_up_at_once_is_no_harm_to_the_next(hub: Live
         await second.__aexit__(None, None, None)
 
 
+async def test_a_hub_that_rests_has_nothing_on_the_loop_and_hears_again_what_is_wanted(hub: LiveHub, raw: redis.Redis):
+    own = asyncio.all_tasks()
+    for number in range(3):
+        await hub.rest()
+        assert asyncio.all_tasks() == own
+        inbox = Inbox()
+        async with hub.listen("a", inbox.put_nowait):
+            await hub.rest()  # which is not for now
+            raw.publish("a", number)
+            while (message := await heard(inbox)) is None:
+                pass
+            assert message == b"%d" % number
+
+
+async def test_who_listens_as_a_hub_goes_to_rest_hears_everything(hub: LiveHub, raw: redis.Redis):
+    for yields in range(8):
+        async with hub.listen("a", Inbox().put_nowait):
+            pass
+        resting = asyncio.create_task(hub.rest())
+        for _ in range(yields):
+            await asyncio.sleep(0)
+        inbox = Inbox()
+        async with asyncio.timeout(4), hub.listen("a", inbox.put_nowait):  # less than the hub's own
+            raw.publish("a", "1")
+            while await heard(inbox) is None:
+                pass
+        await resting
+
+
+@only_real_redis
+async def test_a_connection_that_was_lost_in_a_rest_is_made_anew(hub: LiveHub, raw: redis.Redis):
+    for _ in range(2):
+        inbox = Inbox()
+        async with hub.listen("a", inbox.put_nowait):
+            await eventually(lambda: {b"a"} & set(raw.pubsub_channels()))
+            raw.publish("a", "1")
+            while await heard(inbox) is None:
+                pass
+        await hub.rest()
+        raw.client_kill_filter(_type="pubsub")
+        raw.client_kill_filter(_type="normal", skipme=True)  # which it is without a channel
+
+
 @only_real_redis
 @pytest.mark.parametrize("times", [1, 5])
 async def test_a_killed_connection_comes_back_and_everybody_is_told(hub: LiveHub, raw: redis.Redis, times: int):

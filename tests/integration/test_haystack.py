@@ -7,6 +7,9 @@ import asyncio
 import copy
 import json
 import pickle
+import subprocess
+import sys
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -211,6 +214,118 @@ async def test_many_at_once_share_the_connections_of_their_loop(here, ask, fleet
 def test_one_component_serves_one_loop_after_another(here, ask):
     for prompt in (ask(), ask()):
         assert asyncio.run(here.run_async(prompt))["replies"] == [prompt.answer]
+
+
+@pytest.fixture
+def connected(fleet, eventually):
+    """Which connections producers have to Redis; none when the test starts."""
+    with redis.Redis.from_url(fleet.redis.url) as db:
+        user = urlsplit(fleet.producer_url).username
+
+        def ids():
+            return {client["id"] for client in db.client_list() if client["user"] == user}
+
+        eventually(lambda: not ids())
+        yield ids
+
+
+async def test_a_loops_runs_connect_once_whichever_component_runs(made, here, ask, connected, eventually):
+    async def show(chunk):
+        pass
+
+    await here.warm_up_async()
+    await here.run_async(ask(), show)
+    first = connected()
+    assert len(first) == 2  # for calls, and for what is published
+    for component in (here, here, made(generator="here"), copy.deepcopy(here)):
+        await component.warm_up_async()
+        await component.run_async(ask(), show)
+        await component.run_async(ask())
+        assert connected() == first
+    await here.close_async()
+    await asyncio.to_thread(eventually, lambda: not connected())  # Redis has seen it
+    prompt = ask()
+    assert (await here.run_async(prompt))["replies"] == [prompt.answer]
+    assert len(connected()) == 2
+
+
+async def test_close_async_leaves_alone_what_a_run_uses(here, ask):
+    prompt, first = ask(tokens=20, itl_s=0.02), asyncio.Event()
+    run = asyncio.create_task(here.run_async(prompt, lambda chunk: first.set()))
+    await asyncio.wait_for(first.wait(), 15)
+    await here.close_async()
+    assert (await run)["replies"] == [prompt.answer]
+
+
+async def test_connections_that_were_lost_between_two_runs_are_made_anew(here, ask, connected, fleet):
+    for _ in range(3):
+        prompt, shown = ask(), []
+        assert (await here.run_async(prompt, shown.append))["replies"] == [prompt.answer]
+        with redis.Redis.from_url(fleet.redis.url) as db:
+            for lost in connected():
+                db.client_kill_filter(_id=lost)
+
+
+ON_LOOPS = """
+import asyncio, gc, threading
+from genqueue.haystack import HuggingFaceAPIGenerator
+
+component = HuggingFaceAPIGenerator(generator="here")
+
+
+async def show(chunk):
+    pass
+
+
+async def runs():
+    for _ in range(2):
+        found = await component.run_async("Hello", show)
+        print(f"{len(found['replies'])}\\n", end="")
+
+
+def in_threads():
+    threads = [threading.Thread(target=asyncio.run, args=[runs()]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def on_a_loop_that_is_only_closed():
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(runs())
+    loop.close()
+
+
+def dropped_while_its_loop_stands_still():
+    global component
+    with asyncio.Runner() as runner:
+        runner.run(runs())
+        component = HuggingFaceAPIGenerator(generator="here")
+"""
+
+
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        pytest.param("asyncio.run(runs())", ["-W", "error"], id="asyncio-run"),
+        pytest.param("in_threads()", ["-W", "error"], id="threads"),
+        pytest.param("dropped_while_its_loop_stands_still()", ["-W", "error"], id="dropped"),
+        # Its sockets are closed by the garbage collector, which says so where ResourceWarning is shown.
+        pytest.param("on_a_loop_that_is_only_closed()", [], id="loop-close"),
+    ],
+)
+def test_loops_end_one_after_another_in_silence_and_leave_no_connection(connected, eventually, use, options):
+    code = f"{ON_LOOPS}\n{use}\n{use}\nasyncio.run(runs())\ngc.collect()\ninput()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, *options, "-c", code], text=True, stdin=pipe, stdout=pipe, stderr=pipe
+    ) as of:
+        expected = 10 if use == "in_threads()" else 6
+        said = [of.stdout.readline() for _ in range(expected)]  # of which nothing comes before input()
+        eventually(lambda: not connected())
+        rest, errors = of.communicate("\n", timeout=60)
+    assert (of.returncode, said, rest, errors) == (0, ["1\n"] * expected, "", "")
 
 
 @pytest.mark.parametrize("awaited", [False, True], ids=["run", "run_async"])

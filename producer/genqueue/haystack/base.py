@@ -90,8 +90,12 @@ class HuggingFaceAPI:
         await self._queue.warm_up_async()
 
     def close(self) -> None:
-        """Close the connections; they come back with the next run."""
+        """Close the synchronous connections; they come back with the next run."""
         self._queue.close()
+
+    async def close_async(self) -> None:
+        """As :meth:`close`, and close the running loop's that no run uses; its end would close them too."""
+        await self._queue.close_async()
 
     def _shown(self, callback: StreamingCallbackT | None) -> Shown | None:
         """How a run's chunks are shown; None if nobody wants them."""

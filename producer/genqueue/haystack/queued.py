@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -19,6 +19,7 @@ from genqueue.errors import GenerationExpiredError, GenqueueError, ResultTimeout
 from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.target import Named, Placed
 from genqueue.messages import GenerationResult
+from genqueue.settings import Settings, load_settings
 
 Verb = Literal["submit", "submit_chat"]
 
@@ -71,12 +72,44 @@ class _Patience:
             raise GenerationExpiredError(words) from error
 
 
-@dataclass(slots=True)
-class _Shared:
-    """A loop's client, and how many runs use it."""
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A loop's client, what closes it, and how many runs use it."""
 
     client: AsyncGenerationClient
+    closing: AsyncGenerator[None, None]
     users: int = 0
+
+
+_kept: dict[asyncio.AbstractEventLoop, list[_Kept]] = {}
+"""All components on a loop share its client; where their settings differ, it has one for each."""
+
+
+async def _closing(client: AsyncGenerationClient, of_loop: list[_Kept]) -> AsyncGenerator[None, None]:
+    """Closes ``client`` when it is closed itself, at the latest by the loop.
+
+    ``asyncio.run`` and its like close every generator that has begun: once all tasks have ended, before
+    they close the loop.
+    """
+    try:
+        yield
+    finally:
+        of_loop[:] = [kept for kept in of_loop if kept.client is not client]
+        await client.close()
+
+
+async def _kept_here(settings: Settings) -> _Kept:
+    for loop in tuple(_kept):
+        if loop.is_closed():
+            _kept.pop(loop, None)
+    of_loop = _kept.setdefault(asyncio.get_running_loop(), [])
+    for kept in of_loop:
+        if kept.client.settings == settings:
+            return kept
+    client = AsyncGenerationClient(settings)
+    of_loop.append(kept := _Kept(client, _closing(client, of_loop)))
+    await anext(kept.closing)
+    return kept
 
 
 class Queue:
@@ -94,7 +127,7 @@ class Queue:
         self._target = target
         self._lock = threading.Lock()
         self._client: GenerationClient | None = None
-        self._async_clients: dict[asyncio.AbstractEventLoop, _Shared] = {}
+        self._settings: Settings | None = None
 
     def __reduce__(self) -> tuple[type[Self], tuple[Named | Placed]]:
         """A copy connects for itself."""
@@ -123,11 +156,19 @@ class Queue:
                 self._target.find(await client.places())
 
     def close(self) -> None:
-        """Close the synchronous connections; they come back with the next use."""
+        """Close the synchronous connections; they come back with the next use, as the settings then are."""
         with self._lock:
-            client, self._client = self._client, None
+            client, self._client, self._settings = self._client, None, None
         if client is not None:
             client.close()
+
+    async def close_async(self) -> None:
+        """As :meth:`close`, and close the running loop's connections, unless a run of some component uses them."""
+        settings = self._settings
+        self.close()
+        for kept in tuple(_kept.get(asyncio.get_running_loop(), ())):
+            if kept.client.settings == settings and kept.users == 0:
+                await kept.closing.aclose()
 
     def run(self, verb: Verb, arguments: dict[str, Any], shown: Shown | None) -> GenerationResult:
         """Queue ``client.<verb>(**arguments)``, show its chunks if they are to be shown, return its result."""
@@ -174,22 +215,30 @@ class Queue:
     def _connected(self) -> GenerationClient:
         with self._lock:
             if self._client is None:
-                self._client = GenerationClient()
+                self._client = GenerationClient(self._known_settings())
             return self._client
+
+    def _known_settings(self) -> Settings:
+        """Read once."""
+        settings = self._settings
+        if settings is None:
+            settings = self._settings = load_settings()
+        return settings
 
     @contextlib.asynccontextmanager
     async def _connected_here(self) -> AsyncIterator[AsyncGenerationClient]:
-        """The client of the running loop, which all runs on it share; the last to leave closes it."""
-        loop = asyncio.get_running_loop()
-        shared = self._async_clients.get(loop) or self._async_clients.setdefault(loop, _Shared(AsyncGenerationClient()))
-        shared.users += 1
+        """The client of the running loop, which outlives its use by one run.
+
+        But no task does: a loop that is closed without more ado would lose it, and Python say so.
+        """
+        kept = await _kept_here(self._known_settings())
+        kept.users += 1
         try:
-            yield shared.client
+            yield kept.client
         finally:
-            shared.users -= 1
-            if shared.users == 0:
-                del self._async_clients[loop]
-                await shared.client.close()
+            kept.users -= 1
+            if kept.users == 0:
+                await kept.client.rest()
 
     def _find(self, client: GenerationClient) -> str:
         return self._target.generator if isinstance(self._target, Named) else self._target.find(client.places())
