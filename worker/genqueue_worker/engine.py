@@ -251,7 +251,7 @@ class Engine:
         return {
             name
             for name, upstream in upstreams.items()
-            if not upstream.is_available or upstream.is_full or (upstream.is_asleep and not may_park)
+            if not upstream.is_available or upstream.admission.is_closed or (upstream.is_asleep and not may_park)
         }
 
     @property
@@ -313,16 +313,16 @@ class Engine:
             adopted = await self._adopt(generation_id, generator, foreign, traceparent)
             if adopted is not None:
                 return adopted
-        upstream = self.generators[generator].upstream
-        if generator in self.unavailable or not await upstream.take_place():
+        admission = self.generators[generator].upstream.admission
+        if generator in self.unavailable or not await admission.enter():
             return await self._leave(generation_id)
         try:
             return await self._begin(report)
         finally:
-            upstream.give_place()
+            admission.leave()
 
     async def _begin(self, report: Report) -> Done | Ended | NotOurs:
-        """Claim what there is a place for, and run it."""
+        """Claim what there is room for, and run it."""
         generation_id, generator = report.generation_id, report.generator
         claim = await self._claim(generation_id, generator)
         if isinstance(claim, NotClaimed):
@@ -624,7 +624,7 @@ class Engine:
         if not self._is_draining:
             self._is_draining = True
             for generator in self.generators.values():
-                generator.upstream.send_away()
+                generator.upstream.admission.dismiss()
             logger.info(
                 "draining: %d generations run, others go on with them in %g s",
                 len(self._running),

@@ -7,7 +7,6 @@ Every error of the client or of a server leaves here as
 import asyncio
 import json
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from huggingface_hub.errors import (
 from genqueue.address import secrets_of, without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings, is_sendable
+from genqueue_worker.admission import Admission
 from genqueue_worker.chats import error_words, in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.metrics import CallMeter
@@ -44,9 +44,6 @@ _LEAST_SECRET_CHARACTERS = 4
 """What is shorter keeps nobody out, and stands in words that say nothing of it."""
 _LOOK_EVERY_S = 5.0
 """At servers that nothing is asked of."""
-_LOOK_FOR_ROOM_S = 0.1
-"""While servers are full: whether more may be tried by now, or others wait."""
-_TAKEN_FOR_ONE_AT_HAND = 8
 _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _SCALE_UP_S = 600
@@ -142,13 +139,13 @@ class Upstream:
         settings: its configuration.
         environ: where its token is looked up, under ``settings.token_names``.
         on_change: told when a server goes down, falls asleep or comes back, and when one more call waits for one.
-        on_room: told when no more attempts should come, since all servers are full, and when they should again.
-        backlog: how many generations wait for this generator, some of them maybe for room here.
+        on_room: told when all servers are full, and when they are no longer.
+        backlog: how many generations wait for this generator, those that wait here for room among them.
         may_park: whether one more call may wait for a server that wakes up.
 
     Attributes:
         parked: calls that wait for that.
-        is_full: whether no more attempts should come: all servers are full.
+        admission: who may make a call.
     """
 
     def __init__(
@@ -185,13 +182,8 @@ class Upstream:
         self._secrets = secrets_among([token or "", *(value or "" for value in headers.values())], params.addresses)
         self._probe_headers = bearer | {key: value for key, value in headers.items() if value is not None}
         self.parked = 0
-        self.is_full = False
-        self._taken = 0
-        self._line: deque[asyncio.Future[bool]] = deque()
-        self._look_again: asyncio.TimerHandle | None = None
+        self.admission = Admission(self.endpoints, backlog, on_room)
         self._on_change = on_change
-        self._on_room = on_room
-        self._backlog = backlog
         self._may_park = may_park
         self._probes: dict[Endpoint, asyncio.Task[bool]] = {}
         self._wakings: dict[Endpoint, asyncio.Task[None]] = {}
@@ -220,74 +212,6 @@ class Upstream:
         """Whether another call could be made at once: somebody is up and need not rest."""
         return any_up(self.endpoints, asyncio.get_running_loop().time())
 
-    async def take_place(self) -> bool:
-        """Wait until a server has room for one more attempt, which has it until :meth:`give_place`.
-
-        Returns:
-            False where nobody should wait: as many do already, or nothing can be asked any more.
-        """
-        if not self._line and self._free() > 0:
-            self._taken += 1
-            self._serve_line()
-            return True
-        if self.is_full:
-            return False
-        place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._line.append(place)
-        self._serve_line()
-        try:
-            return await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and place.result():
-                self.give_place()
-            raise
-
-    def give_place(self) -> None:
-        """An attempt has ended."""
-        self._taken -= 1
-        self._serve_line()
-
-    def send_away(self) -> None:
-        """Nobody waits for room any more."""
-        while self._line:
-            self._answer(self._line.popleft(), has_place=False)
-        self._serve_line()
-
-    def _free(self) -> float:
-        """How many more attempts the servers have room for, those aside that have a place and make no call yet."""
-        now_s = asyncio.get_running_loop().time()
-        idle = self._taken - sum(endpoint.running for endpoint in self.endpoints)
-        return sum(endpoint.room(now_s) for endpoint in self.endpoints) - idle
-
-    def _serve_line(self) -> None:
-        """Let in those who have waited longest, as far as there is room, and say whether more should come."""
-        while self._line and self._free() > 0:
-            self._taken += self._answer(self._line.popleft(), has_place=True)
-        is_full = self._free() <= 0
-        if is_full:
-            # Some wait at hand, that a place need not wait for the broker; but only where all hosts have enough to do.
-            is_enough = self._backlog() > len(self._line)
-            most = max(1, self._taken // _TAKEN_FOR_ONE_AT_HAND) if is_enough else 0
-            while len(self._line) > most:
-                self._answer(self._line.pop(), has_place=False)
-            is_full = len(self._line) >= (most // 2 + 1 if self.is_full and most else most)
-            if self._look_again is None:
-                self._look_again = asyncio.get_running_loop().call_later(_LOOK_FOR_ROOM_S, self._look_for_room)
-        if is_full != self.is_full:
-            self.is_full = is_full
-            self._on_room()
-
-    def _look_for_room(self) -> None:
-        self._look_again = None
-        self._serve_line()
-
-    @staticmethod
-    def _answer(place: asyncio.Future[bool], *, has_place: bool) -> bool:
-        if place.done():  # who waited is gone
-            return False
-        place.set_result(has_place)
-        return has_place
-
     async def call(
         self, make: Callable[[AsyncInferenceClient, Endpoint], Awaitable[T]], sink: Sink, meter: CallMeter
     ) -> T:
@@ -313,7 +237,7 @@ class Upstream:
                 may_wake = False  # awake and still 503 is full
                 continue
             began_s, ended_with = loop.time(), "cancelled"
-            if not endpoint.room(began_s):  # there was some when the attempt was given its place
+            if not endpoint.room(began_s):  # there was some when the attempt was let in
                 raise UpstreamError(UpstreamFacts(f"{endpoint.address} has no room", status=503, is_down=True))
             endpoint.began(began_s)
             try:
@@ -429,7 +353,7 @@ class Upstream:
         logger.warning("%s: %s is down: %s", self.name, endpoint.address, trouble)
         self._went_down.set()
         if not self.is_available:
-            self.send_away()
+            self.admission.dismiss()
         self._on_change()
 
     async def _probe(self, endpoint: Endpoint, ask: Callable[[Endpoint], Coroutine[Any, Any, bool]]) -> bool:
