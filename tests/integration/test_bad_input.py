@@ -468,7 +468,7 @@ def tidy_up():
 
 
 def assert_soon_unavailable(error, began_s, settings):
-    assert time.monotonic() - began_s < 5.5
+    assert time.monotonic() - began_s < 8  # 5, and what a busy machine adds
     port = int(settings.redis_url.rsplit(":", 1)[1].removesuffix("/0"))
     assert (error.host, error.port) == ("127.0.0.1", port)
     assert f"127.0.0.1:{port}" in str(error)

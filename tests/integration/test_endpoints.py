@@ -203,8 +203,8 @@ def test_a_frozen_server_is_found_out_by_its_silence(servers, hosts, ask, read, 
         pytest.param({"ttft_s": 30.0}, {"first_token_s": 0.5}, "no token within 0.5 s", id="first-token"),
         pytest.param(
             {"faults": [{"kind": "stall", "after_tokens": 4}]},
-            {"between_tokens_s": 0.5},
-            "no more tokens within 0.5 s",
+            {"between_tokens_s": 2.0},
+            "no more tokens within 2 s",
             id="between-tokens",
         ),
     ],
@@ -216,7 +216,7 @@ def test_keep_alive_comments_are_no_tokens(hosts, ask, script, timeouts, words):
         with pytest.raises(Exception, match=words) as failed:
             generation.result(timeout_s=20)
         assert type(failed.value).__name__ == "GenerationFailedError"
-        # A slow answer is none.
+        # A slow answer is none: 2.8 s in all.
         slow = ask(tokens=8, ttft_s=0.4, itl_s=0.3)
         if "between_tokens_s" in timeouts:
             assert fleet.client.submit(slow).result(timeout_s=20).replies == [slow.answer]

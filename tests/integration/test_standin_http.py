@@ -223,7 +223,7 @@ async def test_the_batch_is_full_and_the_next_one_waits():
 
 
 async def test_a_client_that_leaves_stops_its_generation():
-    async with standin(Script(itl_s=0.01)) as http:
+    async with standin(Script(itl_s=0.1)) as http:
         async with http.post("/generate_stream", json={"inputs": "Hi"}) as response:
             for _ in range(6):
                 await response.content.readline()
@@ -239,12 +239,14 @@ async def test_a_client_that_leaves_stops_its_generation():
 
 async def test_silence_is_broken_by_comments():
     async with (
-        standin(Script(ttft_s=0.35), keep_alive_s=0.1) as http,
+        standin(Script(ttft_s=0.95), keep_alive_s=0.1) as http,
         http.post("/generate_stream", json={"inputs": "Hi", "parameters": {"max_new_tokens": 1}}) as response,
     ):
         raw = await response.read()
-    assert raw.startswith(b":\n\n:\n\n:\n\ndata: ")
-    assert raw.count(b":\n\n") == 3
+    comments, _, _ = raw.partition(b"data: ")
+    count = comments.count(b":")
+    assert comments == b":\n\n" * count
+    assert 3 <= count <= 9
 
 
 @pytest.mark.parametrize(
