@@ -480,7 +480,7 @@ def test_a_full_queue_takes_no_retry(genqueue, dead, ask, db, worker):
         ),
         pytest.param(
             {"faults": [{"kind": "stall", "after_tokens": 3}]},
-            ["--deadline-s", "1"],
+            ["--deadline-s", "3"],
             ExitCode.EXPIRED,
             "the deadline passed while it ran",
             3,

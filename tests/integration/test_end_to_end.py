@@ -127,7 +127,7 @@ async def test_the_async_client_has_the_same_verbs(async_client, ask):
     assert (await generation.status()).state == "finished"
     assert await generation.cancel() is False
     again = async_client.generation(generation.id)
-    assert (await again.result(timeout_s=1)) == result
+    assert (await again.result(timeout_s=10)) == result
     events = [event async for event in again.events()]
     assert isinstance(events[-1], Finished)
 
@@ -149,7 +149,7 @@ def test_without_streaming_nothing_is_published_but_the_end_is_the_same(client, 
     assert [event.type for event in events] == ["started", "finished"]
     (chunk,) = quiet.stream()
     assert chunk.text == prompt.answer
-    meta = quiet.result(timeout_s=1).meta[0]
+    meta = quiet.result(timeout_s=10).meta[0]
     loud = client.submit(prompt).result(timeout_s=10)
     assert loud.replies == [prompt.answer]
     assert (loud.meta[0]["usage"], loud.meta[0]["finish_reason"]) == (meta["usage"], meta["finish_reason"])

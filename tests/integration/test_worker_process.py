@@ -140,7 +140,7 @@ async def test_with_a_longer_gap_a_flush_carries_more_and_the_first_text_still_g
 ):
     start_worker(tgi, own_db, "-c", "4", environ={"GENQUEUE_FLUSH_GAP_S": "0.5"})
     async with AsyncGenerationClient(Settings(redis_url=as_role(own_db, "producer"), **{"generators": tgi})) as client:
-        prompt = ask(tokens=60, itl_s=0.02)  # 1.2 s
+        prompt = ask(tokens=12, itl_s=0.1)  # 1.2 s
         chunks = [chunk async for chunk in (await client.submit(prompt)).stream()]
     assert "".join(chunk.text for chunk in chunks) == prompt.answer
     assert len(chunks[0].tokens) == 1
