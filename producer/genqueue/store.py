@@ -337,6 +337,8 @@ class LiveHub:
         else:
             self._sentinel = _async_sentinel(address, timeout_s)
             pool = _sentinel_pool(redis.asyncio.sentinel.SentinelConnectionPool, address, self._sentinel, **options)
+        tries = _TRIES if address.master is None else _SENTINEL_TRIES
+        self._retry = redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), tries - 1)
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._pubsub: Any = self._redis.pubsub()  # half of its methods have no types
         self._channels: dict[bytes, _Channel] = {}
@@ -409,7 +411,7 @@ class LiveHub:
                 missing = [name for name, channel in wanted.items() if self._told.get(name) is not channel]
                 try:
                     if missing:
-                        await self._pubsub.subscribe(*missing)
+                        await self._subscribe(missing)
                     if left := self._told.keys() - wanted.keys():
                         await self._pubsub.unsubscribe(*left)
                     self._told = wanted
@@ -424,6 +426,12 @@ class LiveHub:
 
     def _start_reading(self) -> None:
         self._reader = asyncio.create_task(self._read(), name="genqueue-live")
+
+    async def _subscribe(self, names: Sequence[bytes]) -> None:
+        if self._is_read:  # who reads notices that it was lost
+            await self._pubsub.subscribe(*names)
+        else:
+            await self._retry.call_with_retry(lambda: self._pubsub.subscribe(*names), _nothing)
 
     async def _read(self) -> None:
         silent = False

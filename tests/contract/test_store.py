@@ -210,7 +210,7 @@ def test_a_redis_that_does_not_answer_is_reported_in_time_without_its_password(r
     while cause is not None:
         assert PASSWORD not in str(cause)
         cause = cause.__cause__ or cause.__context__
-    assert took_s < timeout_s + 0.5  # what a busy machine adds
+    assert took_s < timeout_s + 2.0  # what a busy machine adds
 
 
 @pytest.mark.parametrize("how", [ask_sync, ask_async, listen])

@@ -118,9 +118,9 @@ def test_it_is_found_again_if_nobody_has_come_for_it(registry, lose):
     registry.sweep()
     rests(registry, generation_id, LOOK_AGAIN_S)
     lose_doorbells(registry)  # who was rung for died
-    registry.raw.zincrby(keys.RUNG, -(LOOK_AGAIN_S * 1e3 - 100), generation_id)
+    registry.raw.zincrby(keys.RUNG, -(LOOK_AGAIN_S * 1e3 - 1000), generation_id)
     assert registry.sweep() == NOTHING
-    registry.raw.zincrby(keys.RUNG, -200, generation_id)
+    registry.raw.zincrby(keys.RUNG, -1100, generation_id)
     assert registry.sweep() == Found([generation_id], [])
 
 
@@ -196,9 +196,9 @@ def test_one_of_many_submitted_together_is_found_though_none_is_much_younger(reg
     rests(registry, overtaker, MINUTE_S - 0.1)
     registry.claim(overtaker)
     assert registry.sweep() == NOTHING
-    registry.raw.zincrby(keys.RUNG, -900, lost)
+    registry.raw.zincrby(keys.RUNG, -100, lost)
     assert registry.sweep() == NOTHING
-    registry.raw.zincrby(keys.RUNG, -200, lost)
+    registry.raw.zincrby(keys.RUNG, -1000, lost)
     assert registry.sweep() == Found([lost], [])
 
 
@@ -277,9 +277,9 @@ def test_a_deadline_that_a_dying_sweeper_took_is_found_again(registry):
     generation_id = registry.submit(deadline_s=100)
     expires(registry, generation_id)
     registry.sweep()
-    registry.raw.zincrby(keys.DEADLINES, -(LOOK_AGAIN_S * 1e3 - 100), generation_id)
+    registry.raw.zincrby(keys.DEADLINES, -(LOOK_AGAIN_S * 1e3 - 1000), generation_id)
     assert registry.sweep() == NOTHING
-    registry.raw.zincrby(keys.DEADLINES, -200, generation_id)
+    registry.raw.zincrby(keys.DEADLINES, -1100, generation_id)
     assert registry.sweep() == Found([], [waited(generation_id)])
 
 

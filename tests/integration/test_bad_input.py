@@ -79,7 +79,7 @@ def test_a_foreign_message_that_is_no_request_is_answered(celery_app, client, li
     assert words in failed.message
     assert generation.status().state == "failed"
     with pytest.raises(GenerationRejectedError):
-        generation.result(timeout_s=1)
+        generation.result(timeout_s=10)
     lives()
 
 
@@ -179,7 +179,7 @@ def test_a_message_with_an_alien_body_is_answered(db, lives, client, eventually,
     db.lpush(doorbell("default", 5), json.dumps(message))
     eventually(lambda: db.get(f"celery-task-meta-{generation_id}"), what="an answer")
     with pytest.raises(GenerationRejectedError, match="the message is no task"):
-        client.generation(generation_id).result(timeout_s=1)
+        client.generation(generation_id).result(timeout_s=10)
     lives()
 
 
@@ -212,7 +212,7 @@ def test_what_is_not_json_is_never_decoded(db, lives, client, tmp_path, eventual
     generation_id = message["headers"]["id"]
     eventually(lambda: db.get(f"celery-task-meta-{generation_id}"), what="an answer")
     with pytest.raises(GenerationRejectedError, match="the message is no task"):
-        client.generation(generation_id).result(timeout_s=1)
+        client.generation(generation_id).result(timeout_s=10)
     assert not bomb.exists()
     lives()
 
@@ -423,7 +423,7 @@ def test_a_stream_that_breaks_off_fails_with_its_text_kept(client, ask, kind, st
     assert "".join(seen) == prompt.beginning(7)
     assert failed.value.usage["completion_tokens"] == 7
     with pytest.raises(GenerationFailedError) as by_result:
-        generation.result(timeout_s=1)
+        generation.result(timeout_s=10)
     assert by_result.value.partial_text == prompt.beginning(7)
     if kind == "cut":
         assert "without its end marker" in str(failed.value)
@@ -468,7 +468,7 @@ def tidy_up():
 
 
 def assert_soon_unavailable(error, began_s, settings):
-    assert time.monotonic() - began_s < 5.5
+    assert time.monotonic() - began_s < 8  # 5, and what a busy machine adds
     port = int(settings.redis_url.rsplit(":", 1)[1].removesuffix("/0"))
     assert (error.host, error.port) == ("127.0.0.1", port)
     assert f"127.0.0.1:{port}" in str(error)

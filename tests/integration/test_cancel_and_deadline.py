@@ -92,7 +92,7 @@ def test_cancel_while_decoding_closes_the_call_and_keeps_the_text(client, ask, s
     assert generation.cancel() is True
     call = eventually(lambda: (entry := standin.only(prompt))["state"] != "running" and entry, within_s=5)
     assert call["state"] == "dropped"
-    assert call["closed_at_s"] - cancelled_s < 1
+    assert call["closed_at_s"] - cancelled_s < 5
     text = assert_cancelled(generation, prompt)
     assert len(text) >= len(prompt.beginning(5))
     with pytest.raises(GenerationCancelledError) as cancelled:
@@ -135,7 +135,7 @@ def test_cancel_after_the_end_changes_nothing(client, ask, db):
     result = generation.result(timeout_s=10)
     stored = db.get(f"celery-task-meta-{generation.id}")
     assert generation.cancel() is False
-    assert generation.result(timeout_s=1) == result
+    assert generation.result(timeout_s=10) == result
     assert db.get(f"celery-task-meta-{generation.id}") == stored
     assert generation.status().state == "finished"
 
@@ -158,7 +158,7 @@ async def test_the_async_client_cancels(async_client, ask, standin):
         async for _ in chunks:
             pass
     with pytest.raises(GenerationCancelledError):
-        await generation.result(timeout_s=1)
+        await generation.result(timeout_s=10)
     assert len(standin.requests(prompt)) == 1
 
 
@@ -198,9 +198,9 @@ def assert_expired(generation, prompt):
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "no-stream"])
 def test_the_deadline_ends_a_running_generation_with_its_text_kept(client, ask, standin, eventually, stream):
     began_s = time.monotonic()
-    prompt, generation = endless(client, ask, deadline_s=0.6, stream=stream)
+    prompt, generation = endless(client, ask, deadline_s=2.0, stream=stream)
     error = assert_expired(generation, prompt)
-    assert 0.6 <= time.monotonic() - began_s < 3
+    assert 2.0 <= time.monotonic() - began_s < 10
     assert "while it ran" in str(error)
     assert len(error.partial_text) >= len(prompt.beginning(5))
     assert error.usage["completion_tokens"] >= 5
@@ -210,7 +210,7 @@ def test_the_deadline_ends_a_running_generation_with_its_text_kept(client, ask, 
 
 def test_the_deadline_covers_the_first_token(client, ask, standin, eventually):
     prompt = ask(ttft_s=60)
-    error = assert_expired(client.submit(prompt, deadline_s=0.5), prompt)
+    error = assert_expired(client.submit(prompt, deadline_s=2.0), prompt)
     assert error.partial_text == ""
     eventually(lambda: standin.only(prompt)["state"] == "dropped", within_s=5)
 
@@ -235,19 +235,19 @@ def test_a_deadline_that_is_kept_is_not_noticed(client, ask):
 
 @pytest.mark.parametrize("timeout_s", [0, 0.3])
 def test_patience_ends_and_the_generation_goes_on(client, ask, timeout_s):
-    prompt = ask(tokens=40, itl_s=0.03)
+    prompt = ask(tokens=100, itl_s=0.03)
     generation = client.submit(prompt)
     began_s = time.monotonic()
     with pytest.raises(ResultTimeoutError, match=f"not ended within {timeout_s:g} s") as timed_out:
         generation.result(timeout_s=timeout_s)
-    assert time.monotonic() - began_s < timeout_s + 1
+    assert time.monotonic() - began_s < timeout_s + 5
     assert (timed_out.value.generation_id, timed_out.value.timeout_s) == (generation.id, timeout_s)
     assert isinstance(timed_out.value, TimeoutError)
     assert generation.result(timeout_s=10).replies == [prompt.answer]
 
 
 async def test_async_patience_ends_and_the_generation_goes_on(async_client, ask):
-    prompt = ask(tokens=40, itl_s=0.03)
+    prompt = ask(tokens=100, itl_s=0.03)
     generation = await async_client.submit(prompt)
     with pytest.raises(ResultTimeoutError):
         await generation.result(timeout_s=0.2)

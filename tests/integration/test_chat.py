@@ -51,7 +51,7 @@ def call_of(text):
 
 
 def test_a_chat_is_answered_chunk_by_chunk(client, standin, ask):
-    prompt = ask(tokens=30, itl_s=0.005)
+    prompt = ask(tokens=30, itl_s=0.02)
     generation = client.submit_chat(user(prompt))
     chunks = list(generation.stream())
     assert len(chunks) > 1
@@ -328,15 +328,15 @@ def test_a_cancel_keeps_the_calls_that_came(client, ask, eventually):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_deadline_keeps_what_came(client, standin, ask, stream):
+def test_a_deadline_keeps_what_came(client, standin, ask, eventually, stream):
     prompt = ask(tokens=5000, itl_s=0.01, reasoning=10)
-    generation = client.submit_chat(user(prompt), deadline_s=1.0, stream=stream)
+    generation = client.submit_chat(user(prompt), deadline_s=3.0, stream=stream)
     with pytest.raises(GenerationExpiredError) as ended:
         generation.result(timeout_s=10)
     assert ended.value.partial_reasoning == answer_to(prompt, 10)
     assert answer_to(prompt, 5000).startswith(ended.value.partial_reasoning + ended.value.partial_text)
     assert ended.value.usage["completion_tokens"] > 10
-    assert standin.chats(prompt)[0]["state"] == "dropped"
+    eventually(lambda: standin.chats(prompt)[0]["state"] == "dropped")
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ class Start:
         server = self.folder / "bin" / "redis-server"
         program = server.readlink()
         server.unlink()
-        server.write_text(f'#!/bin/sh\nexec timeout 1 {program} "$@" --port 0 --unixsocket {self.folder}/s --save ""\n')
+        server.write_text(f'#!/bin/sh\nexec timeout 3 {program} "$@" --port 0 --unixsocket {self.folder}/s --save ""\n')
         server.chmod(0o755)
         return subprocess.run(self.command(), capture_output=True, text=True, timeout=20, check=False)
 

@@ -23,7 +23,7 @@ def tokens_of(chunks):
 
 
 def test_a_streamed_generation_gives_every_token_and_the_same_text_as_its_result(client, ask):
-    prompt = ask(tokens=12, itl_s=0.02)
+    prompt = ask(tokens=12, itl_s=0.1)
     generation = client.submit(prompt)
     chunks = list(generation.stream())
     result = generation.result(timeout_s=10)
@@ -32,7 +32,7 @@ def test_a_streamed_generation_gives_every_token_and_the_same_text_as_its_result
     assert [tuple(token) for token in tokens_of(chunks)] == [tuple(token) for token in made]
     assert {chunk.attempt for chunk in chunks} == {1}
     assert [chunk.seq for chunk in chunks] == list(range(chunks[0].seq, chunks[0].seq + len(chunks)))
-    assert len(chunks) > 3, "tokens 20 ms apart came in one piece: that is no streaming"
+    assert len(chunks) > 3, "tokens 100 ms apart came in one piece: that is no streaming"
 
 
 def test_chunks_arrive_while_the_server_still_generates(client, ask, standin):
@@ -58,7 +58,7 @@ def test_events_run_from_started_to_finished_without_a_gap(client, ask):
 
 def test_meta_says_model_usage_times_and_where(client, ask, standin):
     before = datetime.now(UTC)
-    prompt = ask(tokens=6, ttft_s=0.1, itl_s=0.02)
+    prompt = ask(tokens=6, ttft_s=0.1, itl_s=0.05)
     result = client.submit(prompt).result(timeout_s=10)
     (meta,) = result.meta
     assert set(meta) == {
@@ -82,8 +82,8 @@ def test_meta_says_model_usage_times_and_where(client, ask, standin):
     assert before + timedelta(seconds=0.1) <= started <= datetime.now(UTC)
     timings = meta["timings"]
     assert set(timings) == {"queue_wait_s", "waking_s", "first_text_s", "decode_s", "total_s"}
-    assert 0.1 <= timings["first_text_s"] < 2
-    assert 0.1 <= timings["decode_s"] < 2
+    assert 0.1 <= timings["first_text_s"] < 10
+    assert 0.1 <= timings["decode_s"] < 10
     phases = timings["queue_wait_s"] + timings["first_text_s"] + timings["decode_s"]
     assert timings["total_s"] == pytest.approx(phases, abs=1e-3)
 
@@ -127,7 +127,7 @@ async def test_the_async_client_has_the_same_verbs(async_client, ask):
     assert (await generation.status()).state == "finished"
     assert await generation.cancel() is False
     again = async_client.generation(generation.id)
-    assert (await again.result(timeout_s=1)) == result
+    assert (await again.result(timeout_s=10)) == result
     events = [event async for event in again.events()]
     assert isinstance(events[-1], Finished)
 
@@ -149,7 +149,7 @@ def test_without_streaming_nothing_is_published_but_the_end_is_the_same(client, 
     assert [event.type for event in events] == ["started", "finished"]
     (chunk,) = quiet.stream()
     assert chunk.text == prompt.answer
-    meta = quiet.result(timeout_s=1).meta[0]
+    meta = quiet.result(timeout_s=10).meta[0]
     loud = client.submit(prompt).result(timeout_s=10)
     assert loud.replies == [prompt.answer]
     assert (loud.meta[0]["usage"], loud.meta[0]["finish_reason"]) == (meta["usage"], meta["finish_reason"])

@@ -139,9 +139,9 @@ def test_what_waits_for_a_server_runs_once_it_is_there(hosts, ask, back, eventua
 
 def test_a_frozen_server_is_found_out_by_its_silence(servers, hosts, ask, read, eventually):
     first, second = servers
-    timeouts = {"first_token_s": 1.0, "between_tokens_s": 1.0}
+    timeouts = {"first_token_s": 3.0, "between_tokens_s": 3.0}
     fleet = hosts([[first.url, second.url]], max_attempts=1, timeouts=timeouts)
-    prompts = [ask(tokens=60, itl_s=0.03) for _ in range(4)]
+    prompts = [ask(tokens=200, itl_s=0.03) for _ in range(4)]
     readings = [read(fleet.client.submit(prompt)) for prompt in prompts]
     eventually(lambda: all(len(reading.events) > 10 for reading in readings))
     first.process.send_signal(signal.SIGSTOP)
@@ -160,8 +160,8 @@ def test_a_frozen_server_is_found_out_by_its_silence(servers, hosts, ask, read, 
         pytest.param({"ttft_s": 30.0}, {"first_token_s": 0.5}, "no token within 0.5 s", id="first-token"),
         pytest.param(
             {"faults": [{"kind": "stall", "after_tokens": 4}]},
-            {"between_tokens_s": 0.5},
-            "no more tokens within 0.5 s",
+            {"between_tokens_s": 2.0},
+            "no more tokens within 2 s",
             id="between-tokens",
         ),
     ],
@@ -173,7 +173,7 @@ def test_keep_alive_comments_are_no_tokens(hosts, ask, script, timeouts, words):
         with pytest.raises(Exception, match=words) as failed:
             generation.result(timeout_s=20)
         assert type(failed.value).__name__ == "GenerationFailedError"
-        # A slow answer is none.
+        # A slow answer is none: 2.8 s in all.
         slow = ask(tokens=8, ttft_s=0.4, itl_s=0.3)
         if "between_tokens_s" in timeouts:
             assert fleet.client.submit(slow).result(timeout_s=20).replies == [slow.answer]
@@ -240,7 +240,7 @@ ENDPOINT = {"api_type": "inference_endpoints", "token_env": []}
 
 def test_one_question_wakes_an_endpoint_for_all_that_wait(servers, hosts, ask, read, eventually):
     server, _ = servers
-    server.script(asleep_s=1.5)
+    server.script(asleep_s=5.0)
     fleet = hosts([[server.url]], **ENDPOINT, max_attempts=1)
     prompts = [ask() for _ in range(20)]
     readings = [read(fleet.client.submit(prompts[0]))]
@@ -304,14 +304,15 @@ def test_the_deadline_and_a_cancel_rule_while_an_endpoint_wakes_up(servers, host
     server, _ = servers
     server.script(asleep_s=60.0)
     fleet = hosts([[server.url]], **ENDPOINT)
-    late, unwanted = (read(fleet.client.submit(ask(), deadline_s=deadline_s)) for deadline_s in (1.0, None))
+    late, unwanted = (read(fleet.client.submit(ask(), deadline_s=deadline_s)) for deadline_s in (4.0, None))
     eventually(lambda: late.came("waking", 1) and unwanted.came("waking", 1))
     unwanted.generation.cancel()
     assert unwanted.text() == ""
     assert unwanted.kinds()[-1] == "1.cancelled"
     with pytest.raises(GenerationExpiredError, match="while it ran") as expired:
         late.generation.result(timeout_s=10)
-    assert expired.value.detail["timings"]["waking_s"] == pytest.approx(1.0, abs=0.3)
+    timings = expired.value.detail["timings"]
+    assert 2.0 < timings["waking_s"] <= timings["total_s"]
 
 
 def test_an_endpoint_that_is_awake_and_still_full_is_asked_again_later(servers, hosts, ask):

@@ -243,7 +243,7 @@ def test_a_browser_is_told_what_cannot_be_taken(fastapi_url, fleet):
 
 
 def test_the_django_view_streams(django_url, ask, standin):
-    prompt = ask(tokens=6, itl_s=0.2)
+    prompt = ask(tokens=20, itl_s=0.2)
     with opened(django_url, urllib.parse.urlencode({"prompt": prompt}).encode()) as answer:
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
         first = answer.read1()

@@ -19,7 +19,7 @@ OVERLOADED = {"kind": "error", "error": "Model is overloaded", "error_type": "ov
 @pytest.fixture(scope="module")
 def fleet(fleet_of, standin):
     generators = {
-        "default": {"api_type": TGI, "api_params": {"url": standin.url, "timeout": 1.0}, "max_attempts": 3},
+        "default": {"api_type": TGI, "api_params": {"url": standin.url, "timeout": 2.0}, "max_attempts": 3},
         "once": {"api_type": TGI, "api_params": {"url": standin.url}, "max_attempts": 1},
     }
     with fleet_of(generators, GENQUEUE_LEASE_S="1") as opened:
@@ -105,7 +105,7 @@ def test_a_dead_letter_is_tried_again_once_its_server_is_well(client, ask, read,
     assert failed.id not in [letter.id for letter in client.dead_letters()]
     assert prompt not in str(fleet.record(failed))
     with pytest.raises(GenerationFailedError):
-        failed.result(timeout_s=1)
+        failed.result(timeout_s=10)
 
 
 def test_what_the_request_got_wrong_is_no_dead_letter_and_its_prompt_is_forgotten(client, ask, fleet):
@@ -181,8 +181,8 @@ def test_a_deadline_that_passes_while_it_backs_off_ends_it(client, ask, standin)
     prompt = ask(faults=[{"kind": "status", "status": 503, "headers": {"Retry-After": "60"}}])
     began_s = time.monotonic()
     with pytest.raises(GenerationExpiredError, match="in the queue"):
-        client.submit(prompt, deadline_s=1.0).result(timeout_s=10)
-    assert 1.0 <= time.monotonic() - began_s < 2.5
+        client.submit(prompt, deadline_s=3.0).result(timeout_s=15)
+    assert 3.0 <= time.monotonic() - began_s < 10
     assert len(standin.attempts(prompt)) == 1
 
 
@@ -192,6 +192,6 @@ def test_a_deadline_that_passes_with_nobody_serving_it_ends_it(fleet, ask):
     with GenerationClient(Settings(redis_url=fleet.producer_url, generators={"nobodys": nobodys})) as client:
         began_s = time.monotonic()
         with pytest.raises(GenerationExpiredError) as expired:
-            client.submit(ask(), generator="nobodys", deadline_s=0.5).result(timeout_s=10)
-        assert 0.5 <= time.monotonic() - began_s < 2.0
+            client.submit(ask(), generator="nobodys", deadline_s=0.5).result(timeout_s=15)
+        assert 0.5 <= time.monotonic() - began_s < 10
         assert expired.value.attempts == 0

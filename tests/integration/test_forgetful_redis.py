@@ -8,7 +8,7 @@ from genqueue import keys
 
 @pytest.mark.parametrize("events", [1, 25])
 def test_what_it_forgot_is_written_again_and_no_reader_sees_a_seam(client, worker, ask, read, eventually, events):
-    prompt = ask(tokens=100, itl_s=0.03)
+    prompt = ask(tokens=250, itl_s=0.03)
     generation = client.submit(prompt, generation_kwargs={"max_new_tokens": 500})
     reading = read(generation)
     eventually(lambda: len(reading.events) > 10)

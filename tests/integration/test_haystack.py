@@ -358,7 +358,7 @@ async def test_a_run_that_is_cancelled_ends_the_generation(here, ask, standin):
 @pytest.mark.parametrize("kind", [HuggingFaceAPIGenerator, HuggingFaceAPIChatGenerator])
 def test_a_run_ends_at_its_deadline_with_what_there_is(made, standin, ask, eventually, kind, awaited):
     where = {"api_type": TGI, "api_params": {"url": standin.url, "timeout": 60}}  # the worker has a timeout of its own
-    component, prompt = made(**where, deadline_s=1.0, kind=kind), ask(tokens=1000, itl_s=0.02)
+    component, prompt = made(**where, deadline_s=3.0, kind=kind), ask(tokens=1000, itl_s=0.02)
     standin.clear()
     with pytest.raises(GenerationExpiredError) as expired:
         asyncio.run(component.run_async(prompt)) if awaited else component.run(prompt)

@@ -120,7 +120,7 @@ def id_in(entry: bytes) -> str | None:
 def test_ten_thousand_messages_are_each_answered_ignored_or_dropped(target, ask, eventually):
     """Some of them name generations that are queued, running or finished."""
     db, client = target.db, target.client
-    finished_prompt, running_prompt = ask(tokens=5), ask(tokens=4000, itl_s=0.02)
+    finished_prompt, running_prompt = ask(tokens=5), ask(tokens=4000, itl_s=0.05)
     finished = client.submit(finished_prompt)
     assert finished.result(timeout_s=10).replies == [finished_prompt.answer]
     running = client.submit(running_prompt, generation_kwargs={"max_new_tokens": 4000})
@@ -194,7 +194,7 @@ def test_ten_thousand_messages_are_each_answered_ignored_or_dropped(target, ask,
     assert [generation_id for generation_id, meta in zip(answered, metas, strict=True) if meta is None] == []
     # And those with a true generation's id changed nothing.
     assert {key: db.dump(key) for key in kept} == kept
-    assert finished.result(timeout_s=1).replies == [finished_prompt.answer]
+    assert finished.result(timeout_s=10).replies == [finished_prompt.answer]
     assert waiting.status().state == "queued"
     assert running.status().state == "running"
     assert db.get(result(running.id)) is None
@@ -319,7 +319,7 @@ def test_ten_thousand_events_change_nothing_of_what_readers_get(target, ask, own
 
 
 def test_a_log_that_somebody_else_writes_into_ends_nobody(target, ask, own_redis, eventually):
-    prompt, other = ask(tokens=120, itl_s=0.02), ask(tokens=120, itl_s=0.02)
+    prompt, other = ask(tokens=400, itl_s=0.02), ask(tokens=400, itl_s=0.02)
     attacked, left_alone = target.client.submit(prompt), target.client.submit(other)
     reader, bystander = read_with_threads(attacked), read_with_threads(left_alone)
     eventually(lambda: len(reader.parts) > 3 and len(bystander.parts) > 3)

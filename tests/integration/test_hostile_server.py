@@ -107,28 +107,28 @@ async def server():
 
 @pytest.fixture
 async def call(server):
-    """``await call(chat=…, **generation_kwargs)``: the outbox; limits of 0.5 s, 1 MB of reply."""
+    """``await call(chat=…, silence_s=…, **generation_kwargs)``: the outbox; limits of 1 MB of reply."""
     transport = open_transport()
 
     async with listening(lambda reader, writer: server.serve(reader, writer)) as url:
-        settings = GeneratorSettings.model_validate(
-            {
-                "api_type": TGI,
-                "api_params": {"url": url},
-                "timeouts": {"first_token_s": 0.5, "between_tokens_s": 0.5},
-            }
-        )
-        metrics = Metrics({"g": settings})
-        generator = TextGeneration(Upstream("g", settings, {}, lambda: None), metrics.of("g"), 1_000_000)
 
-        async def run(chat=False, most_reply_bytes=1_000_000, **kwargs):
+        async def run(chat=False, most_reply_bytes=1_000_000, silence_s=10.0, **kwargs):
+            settings = GeneratorSettings.model_validate(
+                {
+                    "api_type": TGI,
+                    "api_params": {"url": url},
+                    "timeouts": {"first_token_s": silence_s, "between_tokens_s": silence_s},
+                }
+            )
+            metrics = Metrics({"g": settings})
+            generator = TextGeneration(Upstream("g", settings, {}, lambda: None), metrics.of("g"), 1_000_000)
             fields = {"messages": [{"role": "user", "content": "hi"}]} if chat else {"prompt": "hi"}
             request = read_request({**fields, "generation_kwargs": kwargs})
             meter = AttemptMeter(metrics.of("g"), Claim(1, b"", 0.0, 0.0, None, "", 0, 0, []), keeps=True)
             outbox = Outbox(NoWriter(), "id", 1, publish=True, max_reply_bytes=most_reply_bytes, meter=meter)
             before_kb = resident_kb()
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     ending = await generator.run(request.given, generator.parameters(request), outbox)
             finally:
                 assert resident_kb() - before_kb < MOST_GROWTH_KB
@@ -169,7 +169,7 @@ async def test_a_line_without_end_is_cut_off(server, call, chat):
 async def test_a_line_that_comes_slowly_is_no_token(server, call):
     server.piece, server.gap_s = b"data: ", 0.05
     with pytest.raises(UpstreamError, match=r"no token within 0.5 s"):
-        await call()
+        await call(silence_s=0.5)
 
 
 async def test_a_long_line_takes_time_in_proportion_to_its_length(server, call):
@@ -211,7 +211,7 @@ async def test_events_that_bring_nothing_are_silence(server, call, chat, piece, 
     server.piece, server.gap_s = piece * (1 if gap_s else 100), gap_s
     words = r"no token within 0.5 s|the server's answer has more than 1010 events"
     with pytest.raises(UpstreamError, match=words) as failed:
-        await call(chat, **{"max_tokens" if chat else "max_new_tokens": 5})
+        await call(chat, silence_s=0.5, **{"max_tokens" if chat else "max_new_tokens": 5})
     assert fault_of(failed.value.facts) is Fault.SERVER
 
 
@@ -248,7 +248,7 @@ async def test_empty_tokens_are_progress(server, call):
         writer.close()
 
     server.serve = slowly
-    _, outbox = await call(max_new_tokens=7)
+    _, outbox = await call(silence_s=1.0, max_new_tokens=7)  # 1.2 s in all
     assert ("".join(outbox.parts), outbox.completion_tokens) == ("!", 7)
 
 
@@ -278,7 +278,7 @@ async def test_no_more_of_an_errors_body_is_read_than_its_words_may_take(server,
 async def test_an_errors_body_that_does_not_end_is_silence(server, call):
     server.head, server.piece, server.gap_s = b"HTTP/1.1 500 No\r\n\r\n", b"no ", 0.1
     with pytest.raises(UpstreamError, match=r"no token within 0.5 s"):
-        await call()
+        await call(silence_s=0.5)
 
 
 async def test_a_redirects_body_is_not_read(server, call):
@@ -335,14 +335,14 @@ async def test_headers_have_their_bounds(server, call, headers):
 async def test_headers_without_end_are_silence(server, call):
     server.head, server.piece, server.gap_s = STREAM[:-2], b"x-a: b\r\n", 0.05
     with pytest.raises(UpstreamError, match=r"no token within 0.5 s"):
-        await call()
+        await call(silence_s=0.5)
 
 
 @pytest.mark.parametrize("status", [100, 103])
 async def test_answers_before_the_answer_are_silence(server, call, status):
     server.head, server.piece = b"", b"HTTP/1.1 %d Wait\r\n\r\n" % status * 100
     with pytest.raises(UpstreamError, match=r"no token within 0.5 s"):
-        await call()
+        await call(silence_s=0.5)
 
 
 # --- what is kept of an answer ---------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_a_finished_generation_is_one_line_of_json(client, ask, logging_worker, 
             {}, {"generation_kwargs": {"top_p": 1.0}}, ("rejected", "warning", "validation", 1), id="rejected"
         ),
         pytest.param(
-            {"tokens": 500, "itl_s": 0.02}, {"deadline_s": 0.3}, ("expired", "warning", None, 1), id="expired"
+            {"tokens": 500, "itl_s": 0.02}, {"deadline_s": 2.0}, ("expired", "warning", None, 1), id="expired"
         ),
     ],
 )

@@ -85,8 +85,24 @@ def served(standin, closed_port):
 
 
 @pytest.fixture(scope="module")
-def monitored(launch_worker, own_redis, served, eventually, tmp_path_factory):
-    """A worker for all tests below, with a module of its user's that can hold its loops up."""
+def monitored(launch_worker, own_redis, served, eventually):
+    """A worker for most tests below."""
+    worker = launch_worker(served, own_redis.url, "-c", "32", environ={"GENQUEUE_MONITOR_PORT": "0"})
+    try:
+        yield Monitored(worker, eventually)
+    finally:
+        worker.end()
+
+
+@pytest.fixture(scope="module")
+def hampered_redis(real_redis, tmp_path_factory):
+    with guarded_redis(tmp_path_factory.mktemp("hampered-redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hampered(launch_worker, hampered_redis, served, eventually, tmp_path_factory):
+    """A worker that soon gives Redis up, with a module of its user's that can hold its loops up."""
     folder = tmp_path_factory.mktemp("modules")
     (folder / "holdup.py").write_text(
         textwrap.dedent("""
@@ -114,7 +130,7 @@ def monitored(launch_worker, own_redis, served, eventually, tmp_path_factory):
             """)
     )
     environ = {"GENQUEUE_MONITOR_PORT": "0", "GENQUEUE_REDIS_TIMEOUT_S": "0.5", "PYTHONPATH": str(folder)}
-    worker = launch_worker(served, own_redis.url, "-c", "32", "--include", "holdup", environ=environ)
+    worker = launch_worker(served, hampered_redis.url, "--include", "holdup", environ=environ)
     try:
         yield Monitored(worker, eventually, folder)
     finally:
@@ -298,13 +314,13 @@ def test_what_is_no_probe_is_not_found(monitored):
     assert (status, "/livez" in body) == (404, True)
 
 
-def test_whose_engine_and_whose_consumer_are_stuck_is_not_alive(monitored, eventually):
-    monitored.hold_up("engine", STUCK_ENGINE_S)
-    monitored.hold_up("consumer", STUCK_CONSUMER_S)
+def test_whose_engine_and_whose_consumer_are_stuck_is_not_alive(hampered, eventually):
+    hampered.hold_up("engine", STUCK_ENGINE_S)
+    hampered.hold_up("consumer", STUCK_CONSUMER_S)
     seen = {}
 
     def both():
-        status, wrong = monitored.probe("/livez")
+        status, wrong = hampered.probe("/livez")
         assert status == (503 if wrong else 200)
         seen.update(wrong)
         return seen.keys() >= {"engine", "consumer"}
@@ -312,30 +328,30 @@ def test_whose_engine_and_whose_consumer_are_stuck_is_not_alive(monitored, event
     eventually(both, within_s=25)
     assert re.fullmatch(r"silent for 1\d\.\d s, limit 10 s", seen["engine"])
     assert re.fullmatch(r"silent for 1\d\.\d s, limit 12 s", seen["consumer"])
-    eventually(lambda: monitored.probe("/livez") == (200, {}), within_s=20)
+    eventually(lambda: hampered.probe("/livez") == (200, {}), within_s=20)
 
 
-def test_without_redis_a_worker_is_not_ready_but_alive(monitored, own_redis, eventually):
-    own_redis.pause()
+def test_without_redis_a_worker_is_not_ready_but_alive(hampered, hampered_redis, eventually):
+    hampered_redis.pause()
     try:
-        eventually(lambda: monitored.probe("/readyz")[0] == 503)
-        status, wrong = monitored.probe("/readyz")
+        eventually(lambda: hampered.probe("/readyz")[0] == 503)
+        status, wrong = hampered.probe("/readyz")
         assert (status, wrong.keys()) == (503, {"redis"})
-        assert monitored.scrape()("genqueue_redis_up") == 0
+        assert hampered.scrape()("genqueue_redis_up") == 0
         until_s = time.monotonic() + 14  # longer than the consumer may be silent
         while time.monotonic() < until_s:
-            assert monitored.probe("/livez") == (200, {})
-            assert monitored.probe("/readyz")[0] == 503
+            assert hampered.probe("/livez") == (200, {})
+            assert hampered.probe("/readyz")[0] == 503
             time.sleep(0.2)
         # Nobody knows how much waits now: a scaler must not follow what was.
-        assert "genqueue_queue_depth{" not in monitored.get("/metrics")[1]
+        assert "genqueue_queue_depth{" not in hampered.get("/metrics")[1]
     finally:
-        own_redis.resume()
-    eventually(lambda: monitored.probe("/readyz") == (200, {}))
-    eventually(lambda: "genqueue_queue_depth{" in monitored.get("/metrics")[1])
-    eventually(lambda: monitored.scrape()("genqueue_heartbeat_age_seconds", part="consumer") < 2)
-    assert monitored.probe("/livez") == (200, {})
-    assert monitored.scrape()("genqueue_redis_errors_total", error_type="unavailable") > 0
+        hampered_redis.resume()
+    eventually(lambda: hampered.probe("/readyz") == (200, {}))
+    eventually(lambda: "genqueue_queue_depth{" in hampered.get("/metrics")[1])
+    eventually(lambda: hampered.scrape()("genqueue_heartbeat_age_seconds", part="consumer") < 2)
+    assert hampered.probe("/livez") == (200, {})
+    assert hampered.scrape()("genqueue_redis_errors_total", error_type="unavailable") > 0
 
 
 def test_without_a_model_server_a_worker_is_not_ready_but_alive(start_worker, own_redis, ask, eventually):
@@ -389,35 +405,50 @@ def told(worker, generation):
     return [line["outcome"] for line in worker.outcomes(generation.id)]
 
 
-def test_a_cancel_in_the_queue_is_counted_and_logged_once(fleet_of, served, ask, eventually):
+@pytest.fixture
+def fleet_with_one_place(fleet_of, served, launch_worker, eventually):
+    """A fleet, and what starts its worker: one that has done with a doorbell before it takes the next."""
+    with fleet_of({"default": served["default"]}) as fleet:
+
+        def staff():
+            environ = {"GENQUEUE_MONITOR_PORT": "0"}
+            worker = launch_worker({"default": served["default"]}, fleet.redis.url, "-c", "1", environ=environ)
+            fleet.workers.append(worker)
+            return Monitored(worker, eventually)
+
+        yield fleet, staff
+
+
+def test_a_cancel_in_the_queue_is_counted_and_logged_once(fleet_with_one_place, ask, eventually):
     """By the worker that comes to its doorbell, of which there may be several."""
-    with fleet_of({"default": served["default"]}, GENQUEUE_MONITOR_PORT="0") as fleet:
-        generation = fleet.client.submit(ask())
-        assert generation.cancel()
-        (worker,) = fleet.staff(1)
-        monitored = Monitored(worker, eventually)
-        eventually(lambda: told(worker, generation) == ["cancelled"])
-        (line,) = worker.outcomes(generation.id)
-        assert (line["generator"], line["level"], line.get("attempt")) == ("default", "info", None)
-        with redis.Redis.from_url(fleet.redis.url) as db:
-            db.lpush(doorbell("default", 5), doorbell_message(generation.id, "default", 5))
-        fleet.client.submit(ask()).result(timeout_s=20)  # came behind it
-        value = monitored.scrape()
-        assert value("genqueue_generations_total", generator="default", outcome="cancelled") == 1
-        assert value("genqueue_attempts_total", ended="cancelled") == 0
-        assert told(worker, generation) == ["cancelled"]
+    fleet, staff = fleet_with_one_place
+    generation = fleet.client.submit(ask())
+    assert generation.cancel()
+    monitored = staff()
+    worker = monitored.worker
+    eventually(lambda: told(worker, generation) == ["cancelled"])
+    (line,) = worker.outcomes(generation.id)
+    assert (line["generator"], line["level"], line.get("attempt")) == ("default", "info", None)
+    with redis.Redis.from_url(fleet.redis.url) as db:
+        db.lpush(doorbell("default", 5), doorbell_message(generation.id, "default", 5))
+    fleet.client.submit(ask()).result(timeout_s=20)  # came behind it
+    value = monitored.scrape()
+    assert value("genqueue_generations_total", generator="default", outcome="cancelled") == 1
+    assert value("genqueue_attempts_total", ended="cancelled") == 0
+    assert told(worker, generation) == ["cancelled"]
 
 
-def test_a_cancel_of_what_runs_is_counted_by_who_ran_it_alone(monitored, own_redis, asker, ask, eventually):
-    before = monitored.scrape()
-    generation = asker.submit(ask(tokens=5000, itl_s=0.02))
+def test_a_cancel_of_what_runs_is_counted_by_who_ran_it_alone(fleet_with_one_place, ask, eventually):
+    fleet, staff = fleet_with_one_place
+    monitored = staff()
+    generation = fleet.client.submit(ask(tokens=5000, itl_s=0.02))
     eventually(lambda: generation.status().completion_tokens > 2)
     generation.cancel()
     eventually(lambda: told(monitored.worker, generation) == ["cancelled"])
-    with redis.Redis.from_url(own_redis.url) as db:
+    with redis.Redis.from_url(fleet.redis.url) as db:
         db.lpush(doorbell("default", 5), doorbell_message(generation.id, "default", 5))
-    asker.submit(ask()).result(timeout_s=20)
-    assert monitored.grows(before, "genqueue_generations_total", generator="default", outcome="cancelled") == 1
+    fleet.client.submit(ask()).result(timeout_s=20)  # came behind it
+    assert monitored.scrape()("genqueue_generations_total", generator="default", outcome="cancelled") == 1
     assert told(monitored.worker, generation) == ["cancelled"]
 
 

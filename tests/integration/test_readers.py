@@ -125,7 +125,7 @@ def test_a_killed_subscription_loses_and_repeats_nothing(client, ask, db, eventu
     assert [chunk.seq for chunk in chunks] == sorted({chunk.seq for chunk in chunks})
 
 
-def test_killing_every_subscription_worker_included_loses_nothing(client, ask, db, eventually):
+def test_killing_every_subscription_worker_included_loses_nothing(client, ask, db, standin, eventually):
     prompt = ask(tokens=100, itl_s=0.02)
     generation = client.submit(prompt)
     chunks = []
@@ -135,9 +135,11 @@ def test_killing_every_subscription_worker_included_loses_nothing(client, ask, d
             db.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     assert texts(chunks) == prompt.answer
     # And the worker still hears of cancels.
-    other = client.submit(ask(tokens=5000, itl_s=0.02))
+    unwanted = ask(tokens=5000, itl_s=0.02)
+    other = client.submit(unwanted)
     eventually(lambda: other.status().completion_tokens > 0)
     assert other.cancel() is True
+    eventually(lambda: standin.only(unwanted)["state"] == "dropped")
 
 
 async def test_an_async_reader_survives_a_killed_subscription(async_client, ask, db):
@@ -154,19 +156,19 @@ async def test_an_async_reader_survives_a_killed_subscription(async_client, ask,
 
 def test_a_result_survives_a_killed_subscription(client, ask, db, eventually):
     before = pubsub_ids(db)
-    prompt = ask(tokens=60, itl_s=0.02)
+    prompt = ask(tokens=200, itl_s=0.02)
     generation = client.submit(prompt)
-    killed = threading.Event()
+    states = []
 
     def kill():
         kill_subscriptions(db, eventually(lambda: own_pubsubs(db, before)))
-        killed.set()
+        states.append(generation.status().state)
 
     thread = threading.Thread(target=kill)
     thread.start()
     result = generation.result(timeout_s=15)
     thread.join()
-    assert killed.is_set()
+    assert states == ["running"]
     assert result.replies == [prompt.answer]
 
 
@@ -284,8 +286,8 @@ def test_a_reader_whose_network_swallowed_everything_is_soon_live_again(proxy, w
         proxy.swallow()
         time.sleep(5.0)  # the length of the outage is what is tested
         proxy.mend()
-        # A live channel again, well before a silent one would have been looked after.
-        eventually(lambda: own_pubsubs(db, before) - lost, within_s=3.0, what="subscribed again")
+        # A live channel again, before a silent one would have been looked after.
+        eventually(lambda: own_pubsubs(db, before) - lost, within_s=4.5, what="subscribed again")
         assert generation.status().state == "running"
         reader.join(timeout=40)
         assert texts(chunks) == prompt.answer
@@ -357,7 +359,7 @@ def test_once_the_log_has_expired_the_text_comes_as_one_chunk(start_worker, queu
         eventually(lambda: not brief_db.keys("genqueue:generation:*:log"))
         (chunk,) = generation.stream()
         assert chunk.text == prompt.answer
-        assert generation.result(timeout_s=1).replies == [prompt.answer]
+        assert generation.result(timeout_s=10).replies == [prompt.answer]
         with pytest.raises(LogExpiredError):
             list(generation.stream(from_seq=chunks[0].seq))
         with pytest.raises(LogExpiredError):

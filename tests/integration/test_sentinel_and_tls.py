@@ -105,11 +105,12 @@ LOSSES = {"plain": [freeze, hand_over], "tls": [kill]}
 def test_a_failover_shows_no_seam(family, served, ask, read, eventually):
     _, client = served
     for lose in LOSSES["tls" if family.certificates else "plain"]:
-        master = whole(family, eventually)
+        whole(family, eventually)
         prompt = ask(tokens=120, itl_s=0.03)
         generation = client.submit(prompt, generation_kwargs={"max_new_tokens": 500})
         reading = read(generation)
         eventually(lambda reading=reading: len(reading.events) > 20 or reading.error)
+        master = whole(family, eventually)  # a machine that stood still may have had them fail over meanwhile
         mend = lose(family, master)
         try:
             eventually(lambda master=master: family.master is not master, within_s=30)
@@ -127,19 +128,30 @@ def test_a_failover_shows_no_seam(family, served, ask, read, eventually):
             mend()
 
 
-def test_flower_and_celerys_own_commands_work_and_show_no_password(family, served, generators, flower_of, tmp_path):
+def test_flower_and_celerys_own_commands_work_and_show_no_password(
+    family, served, generators, flower_of, tmp_path, eventually
+):
     environ = {**os.environ, "GENQUEUE_REDIS_URL": family.url, "GENQUEUE_GENERATORS": json.dumps(generators)}
     command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "inspect", "-t", "3", "conf"]
-    asked = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert asked.returncode == 0, asked.stderr
+    said = []
+
+    def ask():
+        said.append(
+            subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        )
+        return said[-1].returncode == 0 and said[-1]
+
+    asked = eventually(ask, within_s=60)
     assert family.NAME in asked.stdout
     shown = ""
     if family.certificates:  # the harder of the two is enough
         with flower_of(family.url, generators) as flower:
-            shown = json.dumps(flower.ask("workers?refresh=1")) + flower.log_path.read_text()
-        assert "generate.default" in shown
+            found = eventually(
+                lambda: "generate.default" in (answer := json.dumps(flower.ask("workers?refresh=1"))) and answer
+            )
+            shown = found + flower.log_path.read_text()
     for secret in (PASSWORD, family.url, SENTINEL_PASSWORD):
-        assert secret not in asked.stdout + asked.stderr + shown
+        assert secret not in shown + "".join(each.stdout + each.stderr for each in said)
 
 
 async def test_an_async_client_asks_the_sentinels_too(family, served, ask, eventually):

@@ -223,7 +223,7 @@ async def test_the_batch_is_full_and_the_next_one_waits():
 
 
 async def test_a_client_that_leaves_stops_its_generation():
-    async with standin(Script(itl_s=0.01)) as http:
+    async with standin(Script(itl_s=0.1)) as http:
         async with http.post("/generate_stream", json={"inputs": "Hi"}) as response:
             for _ in range(6):
                 await response.content.readline()
@@ -239,12 +239,14 @@ async def test_a_client_that_leaves_stops_its_generation():
 
 async def test_silence_is_broken_by_comments():
     async with (
-        standin(Script(ttft_s=0.35), keep_alive_s=0.1) as http,
+        standin(Script(ttft_s=0.95), keep_alive_s=0.1) as http,
         http.post("/generate_stream", json={"inputs": "Hi", "parameters": {"max_new_tokens": 1}}) as response,
     ):
         raw = await response.read()
-    assert raw.startswith(b":\n\n:\n\n:\n\ndata: ")
-    assert raw.count(b":\n\n") == 3
+    comments, _, _ = raw.partition(b"data: ")
+    count = comments.count(b":")
+    assert comments == b":\n\n" * count
+    assert 3 <= count <= 9
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ async def test_many_streams_hold_the_pace():
         assert all(await asyncio.gather(*(one(number) for number in range(60))))
         took_s = [entry["closed_at_s"] - entry["started_at_s"] for entry in http.served.requests()]
     # 25 gaps of 20 ms, from absolute deadlines: a busy machine's lateness does not add up.
-    assert all(0.49 < duration_s < 2.5 for duration_s in took_s)
+    assert all(0.49 < duration_s < 10 for duration_s in took_s)
 
 
 async def test_the_journal_keeps_what_came_and_forgets_on_demand():
@@ -388,7 +390,7 @@ async def test_an_unhealthy_server_says_so():
 
 
 async def test_a_server_scaled_to_zero_wakes_up_by_a_request_and_holds_those_that_want_it():
-    async with standin(Script(tokens=1, asleep_s=0.3)) as http:
+    async with standin(Script(tokens=1, asleep_s=2.0)) as http:
 
         async def status(path="/health", **headers):
             async with http.get(path, headers=headers) as response:

@@ -169,7 +169,7 @@ async def test_a_cut_stream_raises_nothing():
 
 
 async def test_a_closed_stream_closes_the_call():
-    async with client(Script(itl_s=0.01)) as (hub, served):
+    async with client(Script(itl_s=0.05)) as (hub, served):
         stream = await hub.text_generation(PROMPT, stream=True)
         async for _ in stream:
             break

@@ -66,13 +66,13 @@ def rings(db):
 
 
 @pytest.mark.timeout(240)
-def test_they_cost_next_to_nothing_and_ring_once_for_each_of_500_lost(db, sweepers):
+def test_they_cost_next_to_nothing_and_ring_once_for_each_of_500_lost(db, sweepers, eventually):
     lost = submitted(db, LOST)
     left_by_a_dead_worker(db, lost)
     waiting = [one for _ in range(WAITING // 10_000) for one in submitted(db, 10_000)]
     for sweeper in sweepers:
         sweeper.start()
-    time.sleep(4.0)  # who has just begun waits one lease before it sweeps
+    eventually(lambda: db.llen(keys.doorbell("default", 5)) == WAITING + LOST, within_s=30)
     began_s = time.monotonic()
     db.config_resetstat()
     time.sleep(WATCHED_S)  # what they do in that time is what is counted
