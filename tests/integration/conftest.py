@@ -25,6 +25,8 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from huggingface_hub import set_async_client_factory
+from huggingface_hub.utils._http import default_async_client_factory
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
 from genqueue_ops.local_redis import LocalRedis
@@ -94,6 +96,13 @@ class Prompt(str):
     def beginning(self, tokens: int) -> str:
         """The first ``tokens`` tokens of that text."""
         return expected_text(self, tokens, tokens=self.tokens)
+
+
+@pytest.fixture(autouse=True)
+def hub_of_its_own() -> Iterator[None]:
+    """huggingface_hub as it comes: a test may have had it use our transport, which is closed by now."""
+    yield
+    set_async_client_factory(default_async_client_factory)
 
 
 @pytest.fixture

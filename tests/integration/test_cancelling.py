@@ -165,7 +165,7 @@ def test_a_cancel_that_races_with_the_end_gives_one_outcome_to_all(fleet, app, a
 @pytest.mark.parametrize("button", ["revoke/{}", "revoke/{}?terminate=true", "revoke/{}?terminate=true&signal=SIGKILL"])
 def test_flowers_buttons_mean_the_same(fleet, app, ask, read, standin, eventually, flower, button):
     """What decodes, what waits for its first token, and what backs off."""
-    unwilling = {"kind": "status", "status": 503, "headers": {"Retry-After": "60"}}
+    unwilling = {"kind": "status", "status": 503, "headers": {"Retry-After": "4"}}
     decodes, waits, backs_off = ask(tokens=400, itl_s=0.05), ask(ttft_s=60), ask(faults=[unwilling])
     readings = [read(fleet.client.submit(prompt)) for prompt in (decodes, waits, backs_off)]
     eventually(lambda: tokens_of(readings[0]) > 5 and standin.requests(waits))

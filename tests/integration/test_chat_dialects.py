@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
-from huggingface_hub import set_async_client_factory
-from huggingface_hub.utils._http import default_async_client_factory
 from pydantic_core import to_json
 
 from genqueue.messages import ToolCallDelta, read_request
@@ -123,7 +121,6 @@ async def chat(engine):
 
         yield run
         await transport.close()
-    set_async_client_factory(default_async_client_factory)  # other tests in this process call without it
 
 
 def delta(finish_reason=None, more=None, **fields):

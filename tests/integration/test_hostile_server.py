@@ -15,8 +15,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 import redis
-from huggingface_hub import set_async_client_factory
-from huggingface_hub.utils._http import default_async_client_factory
 
 from genqueue import GenerationClient, GenerationError, Settings
 from genqueue.calls import Claim
@@ -136,7 +134,6 @@ async def call(server):
 
         yield run
         await transport.close()
-    set_async_client_factory(default_async_client_factory)  # other tests in this process call without it
 
 
 def native(text="", **token):
