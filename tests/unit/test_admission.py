@@ -122,6 +122,23 @@ async def test_whether_a_full_endpoint_takes_more_is_found_out_without_anybody_e
     assert await asyncio.wait_for(waiting, 10) is True
 
 
+async def test_while_another_is_awake_one_that_wakes_up_has_no_room():
+    gate = Gate(1, None)
+    gate.endpoints[1].is_waking = True
+    await gate.begin(0)
+    assert gate.is_closed
+    gate.endpoints[0].is_down = True
+    gate.admission._decide()
+    assert await gate.admission.enter()  # it parks there
+
+
+async def test_where_nothing_runs_nobody_waits_at_hand():
+    gate = Gate(0)
+    gate.backlog = 5
+    assert await gate.admission.enter() is False
+    assert gate.is_closed
+
+
 @pytest.mark.parametrize("is_let_in", [False, True])
 async def test_who_gives_up_waiting_takes_no_room(is_let_in):
     gate = Gate(1)

@@ -44,6 +44,7 @@ REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPAC
         # No word, or one that nobody knows: the status.
         (400, None, REQUEST),
         (401, None, ENDPOINT),
+        (402, None, ENDPOINT),
         (403, None, ENDPOINT),
         (404, None, ENDPOINT),
         (405, None, ENDPOINT),
@@ -66,6 +67,9 @@ REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPAC
         (503, "unavailable_error", CAPACITY),
         (500, "server_error", SERVER),
         (400, "BadRequestError", REQUEST),
+        # OpenAI says of a wrong token what it says of a wrong request.
+        (401, "invalid_request_error", ENDPOINT),
+        (302, "redirect", ENDPOINT),
         # The word wins over the status: a proxy may change the status.
         (500, "validation", REQUEST),
         (422, "overloaded", CAPACITY),
@@ -95,10 +99,10 @@ def test_in_the_stream_of_a_chat_the_words_tell(message, status, expected):
 
 
 @pytest.mark.parametrize(
-    ("status", "expected"), [(401, ENDPOINT), (402, ENDPOINT), (403, REQUEST), (404, REQUEST), (405, ENDPOINT)]
+    ("status", "expected"), [(401, ENDPOINT), (402, ENDPOINT), (403, REQUEST), (404, REQUEST), (405, REQUEST)]
 )
-def test_inference_providers_mean_the_model_by_what_elsewhere_is_the_address(status, expected):
-    assert fault_of(UpstreamFacts("words", status=status, is_serverless=True)) is expected
+def test_where_the_address_is_right_it_is_what_was_asked(status, expected):
+    assert fault_of(UpstreamFacts("words", status=status, is_address_right=True)) is expected
 
 
 FULL = UpstreamFacts("words", status=429)
@@ -111,7 +115,16 @@ CUT = UpstreamFacts("words", error_type="transport", is_down=True)
 NEVER = 0.999
 
 
-def decide(facts, failures=0, errors=None, max_attempts=5, may_retry=True, can_go_on=False, draw=NEVER):
+def decide(
+    facts,
+    failures=0,
+    errors=None,
+    max_attempts=5,
+    may_retry=True,
+    can_go_on=False,
+    may_another_take_it=False,
+    draw=NEVER,
+):
     return after_failure(
         facts,
         failures=failures,
@@ -119,6 +132,7 @@ def decide(facts, failures=0, errors=None, max_attempts=5, may_retry=True, can_g
         max_attempts=max_attempts,
         may_retry=may_retry,
         can_go_on=can_go_on,
+        may_another_take_it=may_another_take_it,
         draw=draw,
     )
 
@@ -148,7 +162,7 @@ UNCHARGED = Again(0.0, is_failure=True, is_charged=False)
         pytest.param(UNREACHED, {"may_retry": False}, AT_ONCE, id="nothing-listens-and-no-probe-says-when"),
         pytest.param(replace(UNREACHED, is_down=True), {"may_retry": False}, AT_ONCE, id="down-before-it-was-asked"),
         # The endpoint's fault: another one may take it.
-        pytest.param(FORBIDDEN, {"can_go_on": True}, charged(0.0), id="another-may-take-what-one-refuses"),
+        pytest.param(FORBIDDEN, {"may_another_take_it": True}, charged(0.0), id="another-may-take-what-one-refuses"),
         pytest.param(replace(FORBIDDEN, is_down=True), {"may_retry": False}, AT_ONCE, id="it-refuses-whatever-comes"),
         # The server's fault: full jitter under a ceiling that doubles, up to 30 s.
         pytest.param(BROKEN, {"draw": 0.0}, charged(0.0), id="draw-0"),
@@ -194,10 +208,10 @@ def test_what_cannot_succeed_ends_in_the_servers_words(facts, circumstances, err
 @pytest.mark.parametrize(
     "circumstances",
     [
-        pytest.param({}, id="nobody-else-to-ask"),
-        pytest.param({"can_go_on": True, "may_retry": False}, id="no-retries-wanted"),
-        pytest.param({"can_go_on": True, "failures": 4}, id="the-last-attempt"),
-        pytest.param({"can_go_on": True, "max_attempts": 1}, id="the-only-attempt"),
+        pytest.param({"can_go_on": True}, id="nobody-else-to-ask"),
+        pytest.param({"may_another_take_it": True, "may_retry": False}, id="no-retries-wanted"),
+        pytest.param({"may_another_take_it": True, "failures": 4}, id="the-last-attempt"),
+        pytest.param({"may_another_take_it": True, "max_attempts": 1}, id="the-only-attempt"),
     ],
 )
 def test_what_an_endpoint_refused_whatever_it_was_is_rejected_and_worth_another_try(circumstances):

@@ -77,7 +77,9 @@ class Admission:
         """How many more there is room for, those aside that are in and make no call yet."""
         now_s = asyncio.get_running_loop().time()
         idle = self._admitted - sum(endpoint.running for endpoint in self._endpoints)
-        return sum(endpoint.room(now_s) for endpoint in self._endpoints) - idle
+        # One that wakes up is asked last: it has room for whoever parks there only while no other is awake.
+        awake = [endpoint for endpoint in self._endpoints if not (endpoint.is_down or endpoint.is_waking)]
+        return sum(endpoint.room(now_s) for endpoint in awake or self._endpoints) - idle
 
     def _decide(self) -> None:
         """Let in who has waited longest, as far as there is room, and say whether more should come."""
@@ -85,8 +87,9 @@ class Admission:
             self._admitted += self._tell(self._at_hand.popleft(), may_enter=True)
         is_closed = self._free() <= 0
         if is_closed:
-            others_wait = self._backlog() > len(self._at_hand)
-            most = max(1, self._admitted // _ADMITTED_FOR_ONE_AT_HAND) if others_wait else 0
+            # Where nothing runs nothing ends: what is at hand would wait for a rest to pass.
+            is_of_use = self._admitted > 0 and self._backlog() > len(self._at_hand)
+            most = max(1, self._admitted // _ADMITTED_FOR_ONE_AT_HAND) if is_of_use else 0
             while len(self._at_hand) > most:
                 self._tell(self._at_hand.pop(), may_enter=False)
             # Once closed it opens when half of those at hand are in: not for each of them.

@@ -84,6 +84,7 @@ class Runtime:
         # Who waits for a server that wakes up, for minutes maybe, shall not keep a generator of another one waiting.
         self.engine.places = consumer.pool.limit // 2
         consumer.on_order = self._leases.announce_soon
+        consumer.unwanted = lambda: {keys.queue(name) for name in self.engine.unavailable}
         self.follow()
 
     def is_served(self, generator: str) -> bool:
@@ -148,7 +149,7 @@ class Runtime:
     def take(self) -> None:
         """Have Celery consume the queues of those generators that can be asked."""
         if self.consumer is not None:
-            self.consumer.leave({keys.queue(name) for name in self.engine.unavailable})
+            self.consumer.follow_soon()
 
     def backlog(self, generator: str) -> int:
         """How many generations wait for a generator, as the last sweep was told."""

@@ -313,25 +313,26 @@ class Consumer(consumer.Consumer):
 
     Attributes:
         served: the queues that were chosen at the start and by orders since, those left for now among them.
+        unwanted: the queues from which nothing shall be taken for now.
         on_order: told when an order has changed them.
     """
 
     _EVENTS_EVERY_S = 0.1
     _BEAT_S = 1.0
+    _LISTEN_LEFT_S = 0.1
     _events_due_s = 0.0
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         # Of N workers each would be sent every other's heartbeat, and answer each that starts: N x N messages.
         alone = {"without_gossip": True, "without_mingle": True}
         super().__init__(*args, worker_options={**(worker_options or {}), **alone}, **kwargs)
-        self._unwanted: set[str] = set()
+        self.unwanted: Callable[[], set[str]] = set
         self._left: set[str] = set()
         self.served = set(self.app.amqp.queues.consume_from)
         self.on_order: Callable[[], None] = lambda: None
 
-    def leave(self, queues: set[str]) -> None:
-        """Take nothing from ``queues`` for now, and from those left before again; any thread may say so."""
-        self._unwanted = queues
+    def follow_soon(self) -> None:
+        """What is :attr:`unwanted` has changed; any thread may say so."""
         self.call_soon(self._follow)
 
     def on_ready(self) -> None:
@@ -342,12 +343,18 @@ class Consumer(consumer.Consumer):
     def _follow(self) -> None:
         if self.task_consumer is None:
             return  # Redis is lost; on_ready comes
-        for queue in self._unwanted & set(self.app.amqp.queues.consume_from):
+        # As Celery's own methods do it, which log each time; a full endpoint is left and joined again every second.
+        unwanted, queues = self.unwanted(), self.app.amqp.queues
+        for queue in unwanted & set(queues.consume_from):
             self._left.add(queue)
-            super().cancel_task_queue(queue)
-        for queue in self._left - self._unwanted:
+            queues.deselect(queue)
+            self.task_consumer.cancel_by_queue(queue)
+        for queue in self._left - unwanted:
             self._left.remove(queue)
-            super().add_task_queue(queue)
+            self.task_consumer.add_queue(queues.select_add(queues[queue]))
+            self.task_consumer.consume()
+        # A BRPOP under way does not hear of a queue that is joined again.
+        self.task_consumer.channel.brpop_timeout = self._LISTEN_LEFT_S if self._left else Transport.brpop_timeout
 
     def cancel_task_queue(self, queue: str) -> None:
         """Leave a queue until the opposite is ordered: ``cancel_consumer``."""

@@ -93,16 +93,18 @@ class Endpoint:
         """A call is made.  If it is one more than the server is known to take, next time it is twice as many."""
         self.running += 1
         self.calls += 1
-        if self.limit is None or self.running <= self.limit:
+        if self.limit is None or self.running <= self.limit or self.refuses_since_s is not None:
             return
         if self._is_long_ago(now_s):
             self.limit = None
         else:
             self.limit, self.more, self.full_until_s = self.limit + self.more, self.more * 2, now_s + _TRY_MORE_S
 
-    def succeeded(self) -> None:
-        """A call ended well."""
+    def succeeded(self, began_s: float = math.inf) -> None:
+        """A call that began then ended well; before the server refused all it says nothing of what it does now."""
         if self.refuses_since_s is not None:
+            if began_s < self.refuses_since_s:
+                return
             self.refuses_since_s = self.limit = None
         self.failures, self.refusals, self.rests_until_s, self.trouble = 0, 0, 0.0, ""
 

@@ -314,7 +314,7 @@ class Engine:
             if adopted is not None:
                 return adopted
         admission = self.generators[generator].upstream.admission
-        if generator in self.unavailable or not await admission.enter():
+        if self._is_draining or generator in self.unavailable or not await admission.enter():
             return await self._leave(generation_id)
         try:
             return await self._begin(report)
@@ -553,6 +553,7 @@ class Engine:
             max_attempts=configured.settings.max_attempts,
             may_retry=work.request.on_failure != "fail",
             can_go_on=configured.upstream.can_go_on,
+            may_another_take_it=configured.upstream.refuses_not_everywhere,
             draw=random.random(),
         )
         if isinstance(decision, Outcome):

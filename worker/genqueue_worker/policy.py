@@ -36,7 +36,8 @@ class UpstreamFacts:
         retry_after_s: what the server asked for, if it did.
         was_unreached: whether the request never arrived anywhere.
         is_down: whether the server is asked nothing more for now: it cannot be reached, or refuses whatever comes.
-        is_serverless: whether Inference Providers said it, who mean the model by 403 and 404.
+        is_address_right: whether 403, 404 and 405 are about what was asked: a model server answers ``/health`` there,
+            or Inference Providers do, who mean the model by them.
     """
 
     message: str
@@ -45,7 +46,7 @@ class UpstreamFacts:
     retry_after_s: float | None = None
     was_unreached: bool = False
     is_down: bool = False
-    is_serverless: bool = False
+    is_address_right: bool = False
 
 
 _BY_TYPE = {
@@ -56,6 +57,7 @@ _BY_TYPE = {
     "overloaded": Fault.CAPACITY,
     "healthcheck": Fault.CAPACITY,
     "unreached": Fault.CAPACITY,  # ours
+    "redirect": Fault.ENDPOINT,  # ours
     "generation": Fault.SERVER,
     "incomplete_generation": Fault.SERVER,
     "incomplete_generation_stream": Fault.SERVER,
@@ -78,8 +80,6 @@ _BY_WORDS = {
 }
 _BY_STATUS = {
     400: Fault.REQUEST,
-    401: Fault.ENDPOINT,
-    402: Fault.ENDPOINT,  # the router: the account has used up what it may
     403: Fault.ENDPOINT,
     404: Fault.ENDPOINT,
     405: Fault.ENDPOINT,
@@ -91,18 +91,28 @@ _BY_STATUS = {
 }
 
 
+_OF_THE_ACCOUNT = frozenset({401, 402})
+OF_THE_ADDRESS = frozenset({403, 404, 405})
+"""Or of what was asked of it: a route that a server does not have, words that a firewall does not let pass."""
+
+
 def fault_of(facts: UpstreamFacts) -> Fault:
     """Whose fault it is: the server's type of error first, then its words, then the status, else the server's.
+
+    Before all that: a token that is none (401, of which OpenAI says ``invalid_request_error``), or an account that
+    has used up what it may (402, the router).
 
     The types and statuses are those of TGI 3 (router/src/server.rs), of the Hugging Face proxies in
     front of Inference Endpoints and of the OpenAI-compatible engines.
     """
+    if facts.status in _OF_THE_ACCOUNT:
+        return Fault.ENDPOINT
     if facts.error_type in _BY_TYPE:
         return _BY_TYPE[facts.error_type]
     for words, fault in _BY_WORDS.items():
         if facts.message.startswith(words):
             return fault
-    if facts.is_serverless and facts.status in {403, 404}:
+    if facts.is_address_right and facts.status in OF_THE_ADDRESS:
         return Fault.REQUEST
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
 
@@ -164,6 +174,7 @@ def after_failure(
     max_attempts: int,
     may_retry: bool,
     can_go_on: bool,
+    may_another_take_it: bool,
     draw: float,
 ) -> Again | Outcome:
     """What an upstream error means for the generation: another attempt, or its end.
@@ -175,6 +186,7 @@ def after_failure(
         max_attempts: charged attempts in all.
         may_retry: whether the caller wants failures tried again.
         can_go_on: whether another server may be asked at once.
+        may_another_take_it: whether one may take what this one refused, at once or when it has room.
         draw: from [0, 1); spreads retries (full jitter, as in the AWS Architecture Blog's
             "Exponential Backoff And Jitter").
     """
@@ -183,7 +195,7 @@ def after_failure(
             return _outcome("rejected", facts.message, facts)
         case Fault.ENDPOINT if facts.is_down:  # it is known to refuse whatever comes: this one too is no news
             return AT_ONCE
-        case Fault.ENDPOINT if can_go_on and may_retry and not is_exhausted(failures + 1, errors + 1, max_attempts):
+        case Fault.ENDPOINT if may_another_take_it and may_retry and failures + 1 < max_attempts:
             return Again(0.0, is_failure=True, is_charged=True)
         case Fault.ENDPOINT:
             return _outcome("rejected", facts.message, facts, fault=Fault.ENDPOINT)

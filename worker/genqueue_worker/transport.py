@@ -281,7 +281,7 @@ async def _on_response(response: httpx2.Response) -> None:
         # Following it would take the call, with the prompt and the settings' headers, wherever the server likes.
         where = without_secrets(urljoin(str(response.url), headers.get("location", "")))
         message = f"HTTP {response.status_code}: the server sends us to {where}; if it moved there, mend its address"
-        raise UpstreamError(UpstreamFacts(message, status=response.status_code, error_type="validation"))
+        raise UpstreamError(UpstreamFacts(message, status=response.status_code, error_type="redirect"))
     if response.status_code >= 400:
         # Raised here, not left to huggingface_hub: it drops Retry-After, cannot read a chunked
         # body of a streaming call, and answers one kind of 400 by calling again without end.

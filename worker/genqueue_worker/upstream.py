@@ -7,7 +7,8 @@ Every error of the client or of a server leaves here as
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from genqueue_worker.admission import Admission
 from genqueue_worker.chats import error_words, in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.metrics import CallMeter
-from genqueue_worker.policy import Fault, UpstreamFacts, error_class, fault_of, shown
+from genqueue_worker.policy import OF_THE_ADDRESS, Fault, UpstreamFacts, error_class, fault_of, shown
 from genqueue_worker.serverless import check_provider, examine
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -44,6 +45,8 @@ _LEAST_SECRET_CHARACTERS = 4
 """What is shorter keeps nobody out, and stands in words that say nothing of it."""
 _LOOK_EVERY_S = 5.0
 """At servers that nothing is asked of."""
+_ROUTE = re.compile(r"/*(/generate(_stream)?|/v1(/chat/completions|/completions)?)?/*$")
+"""What an address may end with beside where its server is, which has ``/health``."""
 _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _SCALE_UP_S = 600
@@ -185,7 +188,7 @@ class Upstream:
         self.admission = Admission(self.endpoints, backlog, on_room)
         self._on_change = on_change
         self._may_park = may_park
-        self._probes: dict[Endpoint, asyncio.Task[bool]] = {}
+        self._probes: dict[Endpoint, asyncio.Task[int | None]] = {}
         self._wakings: dict[Endpoint, asyncio.Task[None]] = {}
         self._went_down = asyncio.Event()
 
@@ -211,6 +214,11 @@ class Upstream:
     def can_go_on(self) -> bool:
         """Whether another call could be made at once: somebody is up and need not rest."""
         return any_up(self.endpoints, asyncio.get_running_loop().time())
+
+    @property
+    def refuses_not_everywhere(self) -> bool:
+        """Whether a server may take what another one refuses from all."""
+        return any(not endpoint.refusals for endpoint in self.endpoints)
 
     async def call(
         self, make: Callable[[AsyncInferenceClient, Endpoint], Awaitable[T]], sink: Sink, meter: CallMeter
@@ -243,7 +251,7 @@ class Upstream:
             try:
                 async with self.client() as client:
                     answer = await make(client, endpoint)
-                endpoint.succeeded()
+                endpoint.succeeded(began_s)
                 ended_with = ""
                 return answer
             except Exception as error:
@@ -251,7 +259,7 @@ class Upstream:
                 facts = error.facts if isinstance(error, UpstreamError) else facts_of(error)
                 if facts is None:
                     raise
-                facts = without(self._secrets, facts)
+                facts = await self._told_apart(endpoint, without(self._secrets, facts))
                 ended_with = error_class(facts)
                 meter.failed(endpoint, facts)
                 if may_wake and facts.status == 503 and facts.error_type is None:
@@ -289,7 +297,7 @@ class Upstream:
                 continue
             await asyncio.sleep(_PROBE_EVERY_S)
             down = [endpoint for endpoint in self.endpoints if endpoint.is_down]
-            answers = await asyncio.gather(*(self._answers(endpoint) for endpoint in down))
+            answers = [is_answer(status) for status in await asyncio.gather(*map(self._health, down))]
             for endpoint, answered in zip(down, answers, strict=True):
                 if answered:
                     logger.info("%s: %s is back", self.name, endpoint.address)
@@ -299,10 +307,16 @@ class Upstream:
             if not any(endpoint.is_down for endpoint in self.endpoints):
                 self._went_down.clear()
 
+    async def _told_apart(self, endpoint: Endpoint, facts: UpstreamFacts) -> UpstreamFacts:
+        """The facts, and whether a refusal that might be the address's is what was asked's."""
+        if facts.status not in OF_THE_ADDRESS:
+            return facts
+        is_right = endpoint.url is None or (await self._probe(endpoint) or 0) in range(200, 300)
+        return replace(facts, is_address_right=is_right)
+
     async def _judge(self, endpoint: Endpoint, facts: UpstreamFacts, began_s: float) -> UpstreamFacts:
         """Draw the consequences of a failed call for its server; whether it is down is added to the facts."""
         now_s = asyncio.get_running_loop().time()
-        facts = replace(facts, is_serverless=endpoint.url is None)
         trouble = facts.message if facts.was_unreached else shown(facts)
         is_down = False
         if facts.was_unreached and endpoint.url is not None:
@@ -319,7 +333,7 @@ class Upstream:
                 if not is_down:
                     self._refused(endpoint, now_s, trouble)
             case Fault.REQUEST:
-                endpoint.succeeded()
+                endpoint.succeeded(began_s)
         model, message = self.settings.api_params.model, facts.message
         if endpoint.url is None and model and model not in message:  # the router does not say which
             message = f"{message} (model {model!r}, provider {endpoint.address!r})"
@@ -342,7 +356,7 @@ class Upstream:
         """Find out whether a server is down; however many calls it failed, it is asked once."""
         if endpoint.url is None or endpoint.is_down or endpoint.is_waking:
             return
-        if not await self._probe(endpoint, self._answers):
+        if not is_answer(await self._probe(endpoint)):
             self._down(endpoint, endpoint.trouble or "no answer to /health")
 
     def _down(self, endpoint: Endpoint, trouble: str) -> None:
@@ -356,11 +370,11 @@ class Upstream:
             self.admission.dismiss()
         self._on_change()
 
-    async def _probe(self, endpoint: Endpoint, ask: Callable[[Endpoint], Coroutine[Any, Any, bool]]) -> bool:
-        """What ``ask`` finds out; who comes while it is under way, or gives up, shares it with the others."""
+    async def _probe(self, endpoint: Endpoint) -> int | None:
+        """As :meth:`_health`; who comes while it is asked, or gives up, shares the answer with the others."""
         probe = self._probes.get(endpoint)
         if probe is None:
-            probe = self._probes[endpoint] = asyncio.create_task(ask(endpoint))
+            probe = self._probes[endpoint] = asyncio.create_task(self._health(endpoint))
             probe.add_done_callback(lambda _: self._probes.pop(endpoint))
         return await asyncio.shield(probe)
 
@@ -375,7 +389,7 @@ class Upstream:
     async def _wake(self, endpoint: Endpoint) -> None:
         logger.info("%s: %s wakes up", self.name, endpoint.address)
         try:
-            while not await self._answers(endpoint, held_s=_SCALE_UP_S):
+            while not is_answer(await self._health(endpoint, held_s=_SCALE_UP_S)):
                 await asyncio.sleep(_PROBE_EVERY_S)
         finally:
             endpoint.is_waking = False
@@ -393,8 +407,8 @@ class Upstream:
             self.parked -= 1
             self._on_change()
 
-    async def _answers(self, endpoint: Endpoint, held_s: int = 0) -> bool:
-        """Whether ``/health`` is answered; a server that has no such route answers too.
+    async def _health(self, endpoint: Endpoint, held_s: int = 0) -> int | None:
+        """The status that ``/health`` is answered with; None without an answer.
 
         Args:
             endpoint: whose.
@@ -404,12 +418,17 @@ class Upstream:
         headers = self._probe_headers | ({"x-scale-up-timeout": str(held_s)} if held_s else {})
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S + held_s), get_async_session() as session:
-                answer = await session.get(f"{endpoint.url.rstrip('/')}/health", headers=headers)
-        except UpstreamError as error:  # any status from 400 on
-            return (error.facts.status or 500) < 500
+                answer = await session.get(_ROUTE.sub("/health", endpoint.url, count=1), headers=headers)
+        except UpstreamError as error:  # any status from 300 on
+            return error.facts.status
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, ValueError):
-            return False  # the last two: of an address that cannot be asked, which a call will say
-        return bool(answer.status_code < 500)
+            return None  # the last two: of an address that cannot be asked, which a call will say
+        return int(answer.status_code)
+
+
+def is_answer(status: int | None) -> bool:
+    """Whether a server that answered ``/health`` so can be called; one that has no such route can."""
+    return status is not None and status < 500
 
 
 def _token(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:

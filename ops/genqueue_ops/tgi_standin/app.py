@@ -489,6 +489,7 @@ async def _fail_before_headers(request: web.Request, entry: journal.Entry, fault
             await _abort(request, reset=True)
             return web.Response()
         case "status":
+            await asyncio.sleep(fault.delay_s or 0.0)
             entry.state = "failed"
             if isinstance(fault.body, str):
                 return web.Response(status=fault.status, text=fault.body, headers=fault.headers)

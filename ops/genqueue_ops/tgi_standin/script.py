@@ -27,7 +27,7 @@ class Fault(BaseModel):
 
     kind            what the client sees
     refuse          connection reset before any header
-    status          HTTP ``status`` with ``body`` and ``headers``
+    status          HTTP ``status`` with ``body`` and ``headers``, after ``delay_s``
     slow_headers    nothing for ``delay_s``, then the usual answer
     error           the stream's error event ``error``/``error_type`` after ``after_tokens`` tokens;
                     of a request that does not stream, that answer
