@@ -23,6 +23,7 @@ SKEW_LIMIT_S = 1.0
 STUCK_S = 30.0
 """After so long a waiting generation without a doorbell should have been rung for ten times."""
 NEARLY_FULL = 0.8
+_LASTING = "and the same in redis.conf (CONFIG REWRITE), or it ends with the process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def _memory(info: Mapping[str, str]) -> list[Finding]:
     elif policy == "noeviction":
         found.append(Finding("ok", "eviction", policy))
     else:
-        do = "CONFIG SET maxmemory-policy noeviction: every other throws accepted generations away"
+        do = f"CONFIG SET maxmemory-policy noeviction, {_LASTING}: every other throws accepted generations away"
         found.append(Finding("fail", "eviction", policy, do))
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     seen = f"{used / 1e6:.0f} MB used" + (f" of {most / 1e6:.0f} MB" if most else ", no limit")
@@ -180,7 +181,12 @@ def _memory(info: Mapping[str, str]) -> list[Finding]:
         found.append(Finding("ok", "memory", seen))
     else:
         found.append(
-            Finding("warn", "memory", seen, "set maxmemory: at a limit Redis refuses, without one it is killed")
+            Finding(
+                "warn",
+                "memory",
+                seen,
+                "set maxmemory in redis.conf: at a limit Redis refuses, without one it is killed",
+            )
         )
     return found
 
@@ -196,12 +202,20 @@ def _persistence(info: Mapping[str, str], save: str | None) -> list[Finding]:
     elif save:
         seen = f"appendonly no, snapshots {save!r}"
         found.append(
-            Finding("warn", "persistence", seen, "CONFIG SET appendonly yes: a crash loses what no snapshot has")
+            Finding(
+                "warn",
+                "persistence",
+                seen,
+                f"CONFIG SET appendonly yes, {_LASTING}: a crash loses what no snapshot has",
+            )
         )
     else:
         found.append(
             Finding(
-                "fail", "persistence", "appendonly no, no snapshots", "CONFIG SET appendonly yes: a restart loses all"
+                "fail",
+                "persistence",
+                "appendonly no, no snapshots",
+                f"CONFIG SET appendonly yes, {_LASTING}: a restart loses all",
             )
         )
     for name, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "last snapshot")):
@@ -216,7 +230,7 @@ def _rights(role: Role, facts: Facts, user: str) -> list[Finding]:
         do = f"ACL SETUSER {user} +multi +exec +discard: Celery needs them too"
         return [Finding("fail", what, f"{user} may not say MULTI", do)]
     if not facts.refused:
-        return [Finding("ok", what, f"{user} may say every command")]
+        return [Finding("ok", what, f"{user} has every right that it needs")]
     by_command: dict[str, list[str]] = {}
     for trial in facts.refused:
         by_command.setdefault(trial.right, []).append(trial.on)
