@@ -5,6 +5,7 @@ generator, how long it took, how many tokens it has, and of its prompt the lengt
 is used as it is: a task class with more fields, a list of columns, its own authentication.
 """
 
+import errno
 import ipaddress
 import os
 import re
@@ -18,7 +19,6 @@ from flower.events import EventsState
 from flower.utils.authentication import validate_auth_option
 from flower.views.tasks import TASK_COLUMNS
 
-from genqueue import calls
 from genqueue.errors import ConfigError
 from genqueue.settings import load_settings
 from genqueue_worker.app import app, look_for_redis
@@ -149,8 +149,13 @@ def flower(
         where.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--db {where}: {error.strerror}") from None
-    look_for_redis(settings, calls.clock())
+    look_for_redis(settings, "flower")
     prepare(app)
     # No file of options: a flowerconfig.py that lies here could open what was just seen to be closed.
     options = {"conf": os.devnull, "address": address, "port": port, "db": where, **SETTINGS}
-    app.start(["flower", *(f"--{name}={value}" for name, value in options.items())])
+    try:
+        app.start(["flower", *(f"--{name}={value}" for name, value in options.items())])
+    except OSError as error:
+        if error.errno not in {errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES}:
+            raise
+        raise ConfigError(f"--address, --port: cannot listen on {address}:{port}: {os.strerror(error.errno)}") from None

@@ -118,6 +118,8 @@ def _translate(address: RedisAddress, error: Exception) -> GenqueueError:
         if "[SSL" in str(error):  # nor does this pass by waiting
             return StoreError(f"no TLS with Redis at {address.name}: {error}", may_pass=True)
         return RedisUnavailableError(host, port, str(error))
+    if "unauthenticated" in str(error):  # a call too long for who has not said who it is: not even NOAUTH
+        return StoreError(f"Redis at {address.name} refuses the credentials: there are none", may_pass=True)
     return StoreError(f"Redis refused: {error}", may_pass=any(word in str(error) for word in _PASSING))
 
 

@@ -72,6 +72,14 @@ async def test_credentials_that_redis_refuses_are_said_to_be_and_not_shown(locke
     await hub.close()
 
 
+async def test_who_sends_much_and_has_not_said_who_it_is_is_told_the_same(locked_redis):
+    """Redis does not even answer NOAUTH to a call of so many words."""
+    bare = Store(f"redis://127.0.0.1:{locked_redis.port}/0", 5.0)
+    with pytest.raises(StoreError, match=r"^Redis at .* refuses the credentials: "):
+        bare.run(calls.overview([f"generator-{number}" for number in range(50)]))
+    bare.close()
+
+
 KNOCKS = """
 import itertools, signal, sys
 from genqueue import calls

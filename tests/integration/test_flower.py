@@ -436,6 +436,15 @@ def test_a_redis_that_refuses_it_ends_the_start(fleet, generators, tmp_path):
         operator.acl_log_reset()  # meant, and no other's
 
 
+def test_a_port_that_is_taken_ends_the_start_in_one_line(fleet, generators, tmp_path, closed_port):
+    done = Flower(tmp_path, fleet.redis.url, generators)
+    done.command[-1] = f"--port={closed_port}"
+    ended = done.run()
+    assert ended.returncode == ExitCode.CONFIG
+    (line,) = ended.stderr.splitlines()
+    assert line == f"genqueue: --address, --port: cannot listen on 127.0.0.1:{closed_port}: Address already in use"
+
+
 BY_CELERY = ("-m", "celery", "-A", "genqueue_worker.app", "flower", f"--conf={ROOT / 'ops/flower.py'}")
 
 

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import redis
+
+from .roles import as_role, guarded_redis
 
 GOOD = '[generators.default]\napi_type = "text_generation_inference"\napi_params = { url = "http://127.0.0.1:1" }\n'
 
@@ -106,3 +109,26 @@ def test_importing_the_app_reads_no_settings(tmp_path, clean):
         check=False,
     )
     assert (ran.stdout, ran.returncode) == ("imported\n", 0), ran.stderr
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_user_without_a_workers_rights_ends_the_start(by, clean, tmp_path, real_redis):
+    """The producer's address on a worker's host, most likely."""
+    with guarded_redis(tmp_path) as server:
+        if as_role(server.url, "producer") == server.url:
+            pytest.skip(f"these rules need Redis 7, here is {server.kind}")
+        done = start(by, tmp_path, GOOD, clean, GENQUEUE_REDIS_URL=as_role(server.url, "producer"))
+        with redis.Redis.from_url(server.url) as operator:
+            operator.acl_log_reset()  # meant
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "SecurityWarning" not in line]
+    assert line == (
+        f"genqueue: Redis at 127.0.0.1:{server.port} lets its user 'genqueue-producer' not do all that a worker does: "
+        "genqueue doctor --role worker says what"
+    )
+
+
+def test_a_token_that_no_variable_holds_is_a_warning(start_worker, queue_redis, standin):
+    named = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}, "token_env": ["NOBODYS_KEY"]}
+    worker = start_worker({"tokenless": named}, queue_redis.url)
+    assert "tokenless: no variable holds its token: NOBODYS_KEY" in worker.log

@@ -8,13 +8,16 @@ import logging
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
 
-from genqueue import calls, keys
+from genqueue import keys
+from genqueue.address import read_address
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
+from genqueue.rights import Role, trials
 from genqueue.settings import Settings, load_settings, mistyped
 from genqueue.store import Store
 from genqueue_worker import broker, logs, tracing
@@ -69,6 +72,9 @@ class Runtime:
         """Log what is to be known of it, now that Celery has set logging up."""
         for variable, like in mistyped(os.environ).items():
             logger.warning("nobody reads the variable %s; is it %s?", variable, like)
+        for name, generator in self.settings.generators.items():
+            if generator.token_names and generator.find_token(os.environ) is None:
+                logger.warning("%s: no variable holds its token: %s", name, ", ".join(generator.token_names))
         if self._monitor is not None:
             self._monitor.announce()
 
@@ -237,7 +243,7 @@ def _start(**_: Any) -> None:
     sys.setswitchinterval(0.0005)
     try:
         settings = worker_settings()
-        look_for_redis(settings, calls.read_workers())
+        look_for_redis(settings, "worker")
         _runtime = Runtime(settings)
         _end_traces = tracing.set_up(_runtime.engine.owner)
     except (ConfigError, StoreError) as error:
@@ -249,21 +255,29 @@ def _start(**_: Any) -> None:
     limit_orders(_runtime.engine.cancel, [keys.queue(name) for name in settings.generators])
 
 
-def look_for_redis(settings: Settings, question: calls.Call[Any]) -> None:
+def look_for_redis(settings: Settings, role: Role) -> None:
     """A Redis that is away may come; one that refuses our credentials, or whose certificate we refuse, ends the start.
 
-    Celery, and Flower, would say so once a second for ever.
+    So does a user without the rights of its role: the producer's, most likely.  Celery, and Flower, would say so once
+    a second for ever, or end in a traceback.
 
     Args:
         settings: where it is.
-        question: what whoever starts may ask.
+        role: what starts.
 
     Raises:
         StoreError: it refuses, or we do.
     """
+    address = read_address(settings.redis_url)
+    queued, live = trials(role, f"start-{uuid.uuid4().hex}", address.database)
     store = Store(settings.redis_url, settings.redis_timeout_s)
     try:
-        store.run(question)
+        if store.refused([trial.command for trial in queued], [trial.command for trial in live]) != []:
+            user = address.username or "default"
+            raise StoreError(
+                f"Redis at {address.name} lets its user {user!r} not do all that a {role} does: "
+                f"genqueue doctor --role {role} says what"
+            )
     except RedisUnavailableError as error:
         logger.warning("starting all the same: %s", error)
     finally:
