@@ -27,7 +27,7 @@ asked = {
         queue="generate.default",  # one queue for each generator
         priority=3,  # 0 first, 9 last
     )
-    for prompt in sys.argv[1:]
+    for prompt in sys.argv[1:] or ["Once upon a time"]
 }
 
 failures = []

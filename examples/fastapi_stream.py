@@ -1,7 +1,8 @@
-"""Stream to a browser that may lose its connection (needs fastapi): uvicorn --app-dir examples fastapi_stream:app
+"""Stream to a browser that may lose its connection: uvicorn --app-dir examples fastapi_stream:app
 
-A browser that comes back, to this process or another one, says which event it saw last (``Last-Event-ID``, here a
-chunk's ``seq``), and the text goes on behind it.  So if it left for good, the model goes on to its end or deadline.
+It needs `pip install fastapi uvicorn`.  A browser that comes back, to this process or another one, says which event it
+saw last (``Last-Event-ID``, here a chunk's ``seq``), and the text goes on behind it.  So if it left for good, the model
+goes on to its end or deadline.
 """
 
 from collections.abc import AsyncIterator

@@ -44,7 +44,7 @@ pipeline.add_component(
 pipeline.connect("retriever.documents", "prompt.documents")
 pipeline.connect("prompt", "llm")
 
-question = sys.argv[1]
+question = sys.argv[1] if len(sys.argv) > 1 else "Which river flows through Paris?"
 found = pipeline.run({"retriever": {"query": question}, "prompt": {"question": question}})
 print("\n", found["llm"]["meta"][0])
 pipeline.close()

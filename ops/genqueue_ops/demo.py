@@ -243,7 +243,7 @@ def _serve(stack: Stack) -> None:
             stack.check()
             time.sleep(_LOOK_EVERY_S)
     except KeyboardInterrupt:
-        typer.echo("\nended")
+        typer.echo("\nended; in the other terminal: unset GENQUEUE_REDIS_URL GENQUEUE_CONFIG")
 
 
 def _tell(part: str, about: str) -> None:

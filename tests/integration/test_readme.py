@@ -100,9 +100,10 @@ def test_a_stream_that_is_left_half_read_does_not_hold_up_the_end_of_the_program
 
 
 def test_the_configuration_shown_is_valid_and_names_every_default(monkeypatch, tmp_path):
+    shortest, whole = blocks("toml")
     # What is the default of some types only is shown behind a #.
-    shown_toml = blocks("toml")[0].replace("# token_env", "token_env")
-    (tmp_path / "genqueue.toml").write_text(shown_toml, encoding="utf-8")
+    (tmp_path / "genqueue.toml").write_text(whole.replace("# token_env", "token_env"), encoding="utf-8")
+    (tmp_path / "shortest.toml").write_text(shortest, encoding="utf-8")
     for name in [name for name in os.environ if name.startswith("GENQUEUE_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -112,6 +113,8 @@ def test_the_configuration_shown_is_valid_and_names_every_default(monkeypatch, t
     assert set(shown.model_fields_set) == set(GeneratorSettings.model_fields)
     assert shown.token_env == GeneratorSettings.DEFAULT_TOKEN_ENV
     assert shown.max_queue_depth == GeneratorSettings.model_fields["max_queue_depth"].default
+    monkeypatch.setenv("GENQUEUE_CONFIG", "shortest.toml")
+    assert load_settings().generators["default"].api_params.url == shown.api_params.url
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
