@@ -467,4 +467,4 @@ async def test_no_server_sends_a_call_and_its_headers_elsewhere(chat, engine, el
             await chat(delta("stop"), DONE)
     assert other.connections == set()
     assert "canary" not in str(refused.value)
-    assert fault_of(refused.value.facts) is Fault.REQUEST
+    assert fault_of(refused.value.facts) is Fault.ENDPOINT

@@ -171,9 +171,9 @@ def test_a_token_that_no_header_can_hold_is_refused_at_the_start_and_not_shown(s
 
 async def test_a_server_that_is_asleep_again_when_it_has_woken_is_waited_for_again():
     class Dozing(Upstream):
-        async def _answers(self, endpoint, held_s=0):
+        async def _health(self, endpoint, held_s=0):
             await asyncio.sleep(0.001)
-            return True
+            return 200
 
     wakes = []
 
