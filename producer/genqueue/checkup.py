@@ -82,7 +82,7 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
         overview=overview,
         overview_error=overview_error,
         endpoints=_endpoints(settings) if role == "worker" else (),
-        missing_tokens=_missing_tokens(settings) if role == "worker" else {},
+        missing_tokens=settings.missing_tokens(os.environ) if role == "worker" else {},
         broken_tokens=_broken_tokens(settings) if role == "worker" else {},
     )
 
@@ -134,14 +134,6 @@ def _headers(generator: GeneratorSettings) -> dict[str, str]:
     _, token = generator.find_token(os.environ) or ("", "")
     bearer = {"authorization": f"Bearer {token}"} if token and is_sendable(token) else {}
     return bearer | {key: value.get_secret_value() for key, value in generator.api_params.headers.items()}
-
-
-def _missing_tokens(settings: Settings) -> dict[str, tuple[str, ...]]:
-    return {
-        name: generator.token_names
-        for name, generator in settings.generators.items()
-        if generator.token_names and generator.find_token(os.environ) is None
-    }
 
 
 def _broken_tokens(settings: Settings) -> dict[str, str]:

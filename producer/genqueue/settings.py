@@ -230,6 +230,14 @@ class Settings(BaseSettings):
         """How large a request may be, and what it asks for."""
         return Bounds(self.max_prompt_bytes, self.max_request_bytes, self.max_completion_tokens)
 
+    def missing_tokens(self, environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+        """For each generator that has none the variables that may hold its token."""
+        return {
+            name: generator.token_names
+            for name, generator in self.generators.items()
+            if generator.token_names and generator.find_token(environ) is None
+        }
+
     @field_serializer("redis_url")
     def _without_secrets(self, value: str) -> str:
         return without_secrets(value)
@@ -294,7 +302,7 @@ def mistyped(variables: Iterable[str]) -> dict[str, str]:
     What only shares the prefix is left alone: Kubernetes sets ``GENQUEUE_PORT_6379_TCP`` and more of
     its kind for a Service of that name.
     """
-    prefix = "GENQUEUE_"
+    prefix = Settings.model_config["env_prefix"]
     known = ["CONFIG", *(name.upper() for name in Settings.model_fields)]
     found = {}
     for variable in variables:

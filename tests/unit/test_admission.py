@@ -44,6 +44,16 @@ class Gate:
         return tasks
 
 
+async def one_at_hand() -> tuple[Gate, "asyncio.Task[bool]"]:
+    """A full endpoint, and who waits for it because others do as well."""
+    gate = Gate(1)
+    await gate.begin(0)
+    gate.backlog = 5
+    gate.admission._decide()
+    (waiting,) = await gate.at_hand(1)
+    return gate, waiting
+
+
 async def test_where_no_limit_is_known_all_enter():
     gate = Gate(None)
     await gate.begin(*[0] * 1000)
@@ -103,21 +113,13 @@ async def test_it_opens_when_half_of_those_at_hand_are_in():
 
 
 async def test_who_waits_at_hand_is_sent_away_once_nobody_else_waits():
-    gate = Gate(1)
-    await gate.begin(0)
-    gate.backlog = 5
-    gate.admission._decide()
-    (waiting,) = await gate.at_hand(1)
+    gate, waiting = await one_at_hand()
     gate.backlog = 1  # it alone: another host would take it at once
     assert await asyncio.wait_for(waiting, 10) is False
 
 
 async def test_whether_a_full_endpoint_takes_more_is_found_out_without_anybody_ending():
-    gate = Gate(1)
-    await gate.begin(0)
-    gate.backlog = 5
-    gate.admission._decide()
-    (waiting,) = await gate.at_hand(1)
+    gate, waiting = await one_at_hand()
     gate.endpoints[0].full_until_s = asyncio.get_running_loop().time()
     assert await asyncio.wait_for(waiting, 10) is True
 
@@ -141,11 +143,7 @@ async def test_where_nothing_runs_nobody_waits_at_hand():
 
 @pytest.mark.parametrize("is_let_in", [False, True])
 async def test_who_gives_up_waiting_takes_no_room(is_let_in):
-    gate = Gate(1)
-    await gate.begin(0)
-    gate.backlog = 5
-    gate.admission._decide()
-    (waiting,) = await gate.at_hand(1)
+    gate, waiting = await one_at_hand()
     if is_let_in:
         gate.end()  # it is let in, and cancelled before it hears of it
     waiting.cancel()

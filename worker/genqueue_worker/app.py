@@ -72,9 +72,8 @@ class Runtime:
         """Log what is to be known of it, now that Celery has set logging up."""
         for variable, like in mistyped(os.environ).items():
             logger.warning("nobody reads the variable %s; is it %s?", variable, like)
-        for name, generator in self.settings.generators.items():
-            if generator.token_names and generator.find_token(os.environ) is None:
-                logger.warning("%s: no variable holds its token: %s", name, ", ".join(generator.token_names))
+        for name, variables in self.settings.missing_tokens(os.environ).items():
+            logger.warning("%s: no variable holds its token: %s", name, ", ".join(variables))
         if self._monitor is not None:
             self._monitor.announce()
 

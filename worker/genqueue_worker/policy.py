@@ -80,9 +80,6 @@ _BY_WORDS = {
 }
 _BY_STATUS = {
     400: Fault.REQUEST,
-    403: Fault.ENDPOINT,
-    404: Fault.ENDPOINT,
-    405: Fault.ENDPOINT,
     413: Fault.REQUEST,
     415: Fault.REQUEST,
     422: Fault.REQUEST,
@@ -112,8 +109,8 @@ def fault_of(facts: UpstreamFacts) -> Fault:
     for words, fault in _BY_WORDS.items():
         if facts.message.startswith(words):
             return fault
-    if facts.is_address_right and facts.status in OF_THE_ADDRESS:
-        return Fault.REQUEST
+    if facts.status in OF_THE_ADDRESS:
+        return Fault.REQUEST if facts.is_address_right else Fault.ENDPOINT
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
 
 
