@@ -102,6 +102,10 @@ class _Stream:
     def __init__(self, generation_id: str, began_s: float) -> None:
         self.id, self.began_s, self.made, self.flushes = generation_id, began_s, 0, 0
 
+    def come(self, now_s: float, fleet: Fleet) -> int:
+        """How many tokens there are beyond ``made``; none where a sleep ended a moment early."""
+        return max(0, min(fleet.tokens, int((now_s - self.began_s) * fleet.tokens_per_s)) - self.made)
+
 
 class _Worker:
     """One worker's conversation with Redis."""
@@ -160,7 +164,7 @@ class _Worker:
             due_s = max(due_s + fleet.flush_gap_s, now_s)
             flushes, ended = [], []
             for stream in self._streams:
-                come = min(fleet.tokens, int((now_s - stream.began_s) * fleet.tokens_per_s)) - stream.made
+                come = stream.come(now_s, fleet)
                 if come:
                     stream.made += come
                     stream.flushes += 1
