@@ -16,6 +16,8 @@ import aiohttp
 import trustme
 from aiohttp import web
 
+from genqueue_ops.tgi_standin.server import cleanup, stop_accepting
+
 TOKEN = "hf_canaryServerless0005"
 
 
@@ -73,13 +75,14 @@ class HuggingFace:
             for app, context in ((hub, None), (router, self._context)):
                 runner = web.AppRunner(app)
                 await runner.setup()
-                opened.push_async_callback(runner.cleanup)
+                opened.push_async_callback(cleanup, runner)
                 site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
                 await site.start()
                 ports.append(site._server.sockets[0].getsockname()[1])
             self._router_port = ports[1]
             proxy = await asyncio.start_server(self._tunnel, "127.0.0.1", 0)
             opened.callback(proxy.close)
+            opened.push_async_callback(stop_accepting, proxy)
             self._session = await opened.enter_async_context(aiohttp.ClientSession())
             self.hub_url = f"http://127.0.0.1:{ports[0]}"
             self.proxy_url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"

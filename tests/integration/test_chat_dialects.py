@@ -14,6 +14,7 @@ from pydantic_core import to_json
 
 from genqueue.messages import ToolCallDelta, read_request
 from genqueue.settings import GeneratorSettings
+from genqueue_ops.tgi_standin.server import cleanup
 from genqueue_worker.generators import TextGeneration
 from genqueue_worker.metrics import Metrics
 from genqueue_worker.policy import Fault, fault_of
@@ -93,7 +94,7 @@ async def serving(engine):
     await site.start()
     host, port = runner.addresses[0][:2]
     yield f"http://{host}:{port}"
-    await runner.cleanup()
+    await cleanup(runner)
 
 
 @pytest.fixture

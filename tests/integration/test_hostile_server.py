@@ -20,6 +20,7 @@ from genqueue import GenerationClient, GenerationError, Settings
 from genqueue.calls import Claim
 from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
+from genqueue_ops.tgi_standin.server import stop_accepting
 from genqueue_worker.generators import TextGeneration
 from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.policy import Fault, fault_of
@@ -83,6 +84,7 @@ async def listening(serve):
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     yield f"http://{host}:{port}"
+    await stop_accepting(server)
     server.close()
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
-from contextlib import asynccontextmanager
+import socket
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -235,6 +237,19 @@ async def test_a_client_that_leaves_stops_its_generation():
             text = await response.text()
         assert 'tgi_request_failure{err="dropped"} 1' in text
         assert "tgi_batch_current_size 0" in text
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_who_connects_as_it_ends_is_not_left_waiting(turns):
+    """However many turns of the loop ago."""
+    async with serve() as served:
+        place = urlsplit(served.url)
+        late = socket.create_connection((place.hostname, place.port))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    with late, suppress(ConnectionResetError):
+        late.settimeout(5)
+        assert await asyncio.to_thread(late.recv, 1) == b""
 
 
 async def test_silence_is_broken_by_comments():

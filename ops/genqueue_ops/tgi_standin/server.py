@@ -1,5 +1,6 @@
 """Serve a stand-in: for tests in their own loop, for the command line until a signal."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -88,6 +89,27 @@ async def serve(
                 raise ConfigError(f"host, port: cannot listen on {host}:{port}: {reason}") from error
             yield Served(f"http://{host}:{runner.addresses[0][1]}", standin)
         finally:
-            await runner.cleanup()
+            await cleanup(runner)
     finally:
         await engine.close()
+
+
+async def cleanup(runner: web.AppRunner) -> None:
+    """As ``runner.cleanup()``, without losing a connection that has just been accepted."""
+    for site in runner.sites:
+        if site._server is not None:  # nothing public leads to it
+            await stop_accepting(site._server)
+    await runner.cleanup()
+
+
+async def stop_accepting(server: asyncio.AbstractServer) -> None:
+    """Have ``server`` know all that it accepted, so that it can be closed.
+
+    asyncio loses a connection whose server is closed in the turn of the loop after it was accepted: it
+    stays open, and nobody knows it (https://github.com/python/cpython/issues/109564).
+    """
+    if isinstance(server, asyncio.Server):  # uvloop's loses none
+        for listening in server.sockets:
+            server.get_loop().remove_reader(listening.fileno())
+    for _ in range(2):  # until connection_made
+        await asyncio.sleep(0)
