@@ -1,6 +1,8 @@
 """A real Redis for whoever asks for it; a test that does not ask starts nothing."""
 
+import gc
 import os
+import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import NoReturn
@@ -11,6 +13,27 @@ import redis
 from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported; children inherit it
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As for whatever a shell starts with "&"; children would inherit it, and tests press Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # or each test would look through what all of them share
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # Hypothesis, loaded for the summary, asks the collector who refers to what
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """Who leaves a connection, a file or a task to the garbage collector fails, and not whoever comes next."""
+    yield
+    gc.collect()
 
 
 def not_here(what: str) -> NoReturn:

@@ -33,7 +33,7 @@ from genqueue_ops.local_redis import LocalRedis
 from genqueue_ops.tgi_standin.llama import start_llama
 from genqueue_ops.tgi_standin.prose import expected_text
 
-from .roles import as_role, guarded_redis
+from .roles import as_role, guarded_redis, plain_celery
 
 LOG_TAIL_CHARACTERS = 6000
 
@@ -650,12 +650,8 @@ async def async_client(settings: Settings) -> Any:
 @pytest.fixture
 def celery_app(worker: WorkerProcess) -> Iterator[Celery]:
     """What a producer has that knows Celery and nothing of genqueue."""
-    app = Celery("plain", broker=worker.producer_url, backend=worker.producer_url, set_as_current=False)
-    yield app
-    app.backend.result_consumer.stop()
-    app.backend.result_consumer._pubsub = None  # or a result that is forgotten later unsubscribes on it
-    app.backend.client.close()
-    app.close()
+    with plain_celery(worker.producer_url) as app:
+        yield app
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,7 +10,6 @@ import time
 import uuid
 
 import pytest
-from celery import Celery
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from genqueue import (
@@ -29,6 +28,8 @@ from genqueue.messages import GenerationKwargs
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import expected_text
+
+from .roles import plain_celery
 
 
 @pytest.fixture
@@ -313,7 +314,7 @@ def test_a_reply_past_its_bound_is_cut_off_and_kept(bounded, ask, standin, event
 
 
 def test_a_foreign_request_past_a_bound_is_answered(bounded):
-    with Celery(broker=bounded.producer_url, backend=bounded.producer_url, set_as_current=False) as app:
+    with plain_celery(bounded.producer_url) as app:
         sent = app.send_task("genqueue.generate", kwargs={"prompt": "x" * 1001}, queue="generate.default")
         with pytest.raises(GenerationRejectedError, match="prompt: has 1001 bytes, max_prompt_bytes is 1000"):
             sent.get(timeout=10)

@@ -5,12 +5,11 @@ import threading
 import time
 
 import pytest
-from celery import Celery
 from celery.result import AsyncResult
 
 from genqueue import GenerationCancelledError
 
-from .roles import as_role
+from .roles import as_role, plain_celery
 
 CLOSED_WITHIN_S = 5.0  # here whatever else runs; `make chaos` holds the 95th percentile to 0.1 s
 
@@ -25,11 +24,8 @@ def fleet(fleet_of, standin):
 
 @pytest.fixture(scope="module")
 def app(fleet):
-    app = Celery("control", broker=as_role(fleet.redis.url, "flower"), backend=fleet.producer_url, set_as_current=False)
-    yield app
-    app.backend.result_consumer.stop()
-    app.backend.client.close()
-    app.close()
+    with plain_celery(fleet.producer_url, broker=as_role(fleet.redis.url, "flower")) as app:
+        yield app
 
 
 @pytest.fixture(scope="module")

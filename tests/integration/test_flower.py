@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import redis
-from celery import Celery
 from flower.urls import handlers
 from prometheus_client.parser import text_string_to_metric_families
 from selenium import webdriver
@@ -35,7 +34,7 @@ from genqueue_ops.tgi_standin.prose import tag_of
 
 from ..conftest import not_here
 from .conftest import TOKENS, clean_environment, toml_of
-from .roles import as_role, password, refusals
+from .roles import as_role, password, plain_celery, refusals
 
 ROOT = Path(__file__).parents[2]
 USER, SECRET = "watcher", "canary-flower-password"
@@ -314,7 +313,7 @@ def test_nothing_that_flower_shows_or_logs_holds_a_secret_a_prompt_or_a_reply(fl
     cancelled.generation.cancel()
     ended(cancelled.generation)
     # What a plain Celery producer sends holds its prompt.
-    with Celery("plain", broker=fleet.producer_url, backend=fleet.producer_url, set_as_current=False) as app:
+    with plain_celery(fleet.producer_url) as app:
         for task, more in (
             ("genqueue.generate", {}),
             ("genqueue.generate", {"max": 1}),
