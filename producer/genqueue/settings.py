@@ -291,7 +291,7 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigError("settings: " + "; ".join(describe(error))) from None
+        raise ConfigError("settings: " + "; ".join(describe(error)) + _in_file(error, overrides)) from None
     except SettingsError as error:  # GENQUEUE_GENERATORS takes JSON; what it says holds the field, not the value
         raise ConfigError(f"settings: {error}") from None
 
@@ -314,6 +314,14 @@ def mistyped(variables: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _in_file(error: ValidationError, overrides: Mapping[str, Any]) -> str:
+    """`` (in FILE)`` if a key that cannot work comes from there: no argument and no variable goes before it."""
+    prefix = Settings.model_config["env_prefix"]
+    before = overrides.keys() | {name.upper().removeprefix(prefix).lower() for name in os.environ}
+    keys = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
+    return f" (in {_toml_path()})" if (keys - before) & _read_toml().keys() else ""
+
+
 def _http_address(value: str) -> str:
     address = _address(value)
     if address.scheme not in {"http", "https"} or not address.hostname:
@@ -331,10 +339,15 @@ def _address(value: str) -> SplitResult:
     return parts
 
 
-def _read_toml() -> dict[str, Any]:
+def _toml_path() -> Path | None:
     named = os.environ.get("GENQUEUE_CONFIG")
     path = Path(named or "genqueue.toml")
-    if not named and not path.exists():
+    return path if named or path.exists() else None
+
+
+def _read_toml() -> dict[str, Any]:
+    path = _toml_path()
+    if path is None:
         return {}
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
