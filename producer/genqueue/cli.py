@@ -497,7 +497,7 @@ def _not_halfway() -> Iterator[None]:
 
 
 def _print_text(generation: Generation, from_seq: int = 0) -> None:
-    """The text on stdout, then one line of figures on stderr; or the typed error of another end."""
+    """The text on stdout, then one line on stderr: its figures, or why it ended otherwise."""
     seq, last = from_seq, ""
     try:
         try:
@@ -523,7 +523,8 @@ def _print_text(generation: Generation, from_seq: int = 0) -> None:
     _end_line(last)
     if result is None:
         assert ended is not None
-        raise ended
+        _say(f"{generation.id}: {ended}")
+        raise typer.Exit(exit_code(ended))
     typer.secho(_figures(generation.id, result), err=True, dim=True)
 
 

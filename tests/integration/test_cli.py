@@ -160,6 +160,14 @@ def test_json_of_a_failure_is_its_error_and_partial_text(genqueue, ask):
     assert answer["partial_text"] == prompt.beginning(6)
 
 
+def test_a_failure_is_the_text_so_far_and_one_line_with_the_id(genqueue, ask):
+    prompt = ask(tokens=20, faults=[{"kind": "error", "after_tokens": 6}])
+    done = genqueue("submit", prompt)
+    assert (done.returncode, done.stdout) == (ExitCode.FAILED, prompt.beginning(6) + "\n")
+    generation_id = only_line(done).partition(": ")[0]
+    assert genqueue("tail", generation_id).stderr == done.stderr
+
+
 def test_the_same_idempotency_key_is_the_same_generation(genqueue, ask):
     prompt = ask()
     first, second = (submitted(genqueue, prompt, "--idempotency-key", f"key of {prompt}") for _ in range(2))
@@ -275,7 +283,7 @@ def test_cancel_ends_it_for_whoever_reads(genqueue, start, ask):
     begun = reader.stdout.read1()
     assert genqueue("cancel", generation_id).returncode == 0
     rest, told = reader.communicate(timeout=30)
-    assert (reader.returncode, told) == (ExitCode.CANCELLED, b"genqueue: cancelled\n")
+    assert (reader.returncode, told) == (ExitCode.CANCELLED, f"genqueue: {generation_id}: cancelled\n".encode())
     assert prompt.answer.startswith((begun + rest).decode().removesuffix("\n"))
     assert genqueue("cancel", generation_id).returncode == 0
     assert genqueue("tail", generation_id).returncode == ExitCode.CANCELLED
