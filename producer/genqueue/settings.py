@@ -316,10 +316,11 @@ def mistyped(variables: Iterable[str]) -> dict[str, str]:
 
 def _in_file(error: ValidationError, overrides: Mapping[str, Any]) -> str:
     """`` (in FILE)`` if a key that cannot work comes from there: no argument and no variable goes before it."""
-    prefix = Settings.model_config["env_prefix"]
-    before = overrides.keys() | {name.upper().removeprefix(prefix).lower() for name in os.environ}
-    keys = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
-    return f" (in {_toml_path()})" if (keys - before) & _read_toml().keys() else ""
+    variables = {name.upper() for name in os.environ}
+    keys = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]} & _read_toml().keys()
+    if any(Settings.model_config["env_prefix"] + key.upper() not in variables for key in keys - overrides.keys()):
+        return f" (in {_toml_path()})"
+    return ""
 
 
 def _http_address(value: str) -> str:

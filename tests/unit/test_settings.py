@@ -248,6 +248,7 @@ def test_the_file_is_named_where_the_key_comes_from_it(monkeypatch):
     monkeypatch.setenv("GENQUEUE_CONFIG", "ours.toml")
     assert refused().endswith("; leas_s: no such key (in ours.toml)")
     write("lease_s = 'soon'\n", "ours.toml")
+    monkeypatch.setenv("LEASE_S", "3")  # somebody else's
     assert refused().endswith(" (in ours.toml)")
     assert "ours.toml" not in refused(lease_s="later")
     monkeypatch.setenv("GENQUEUE_LEASE_S", "never")
