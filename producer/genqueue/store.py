@@ -33,6 +33,8 @@ _untyped: Any = redis
 """For what of it has no types."""
 
 _TRIES = 3
+_BACKOFF = ExponentialBackoff(cap=0.1, base=0.02)
+"""Between them, in seconds."""
 _CONNECTIONS = 16
 _SILENCE_S = 2.0
 """After so long a silence a process's one subscription is asked for a sign of life, and has as long to give it."""
@@ -130,10 +132,9 @@ class Store:
         self._address = address = read_address(url)
         self._sentinel: redis.sentinel.Sentinel | None = None
         options = _node_options(address) | _connection_options(address, timeout_s) | _pool_options(timeout_s)
-        backoff = ExponentialBackoff(cap=0.1, base=0.02)
         if address.master is None:
             kind = redis.SSLConnection if address.tls else redis.Connection
-            retry = redis.retry.Retry(backoff, _TRIES - 1)
+            retry = redis.retry.Retry(_BACKOFF, _TRIES - 1)
             pool = _untyped.BlockingConnectionPool(connection_class=kind, retry=retry, **options)
             self._retry = redis.retry.Retry(NoBackoff(), 0)
         else:
@@ -142,7 +143,7 @@ class Store:
             # redis-py would try to connect as often again in each try to call.
             retry = redis.retry.Retry(NoBackoff(), 0)
             pool = _sentinel_pool(_SentinelPool, address, self._sentinel, retry=retry, **options)
-            self._retry = redis.retry.Retry(backoff, _SENTINEL_TRIES - 1)
+            self._retry = redis.retry.Retry(_BACKOFF, _SENTINEL_TRIES - 1)
         self._redis = redis.Redis.from_pool(pool)
 
     def run(self, call: Call[T]) -> T:
@@ -233,17 +234,16 @@ class AsyncStore:
         self._address = address = read_address(url)
         self._sentinel: redis.asyncio.sentinel.Sentinel | None = None
         options = _node_options(address) | _connection_options(address, timeout_s) | _pool_options(timeout_s)
-        backoff = ExponentialBackoff(cap=0.1, base=0.02)
         if address.master is None:
             kind = redis.asyncio.SSLConnection if address.tls else redis.asyncio.Connection
-            retry = redis.asyncio.retry.Retry(backoff, _TRIES - 1)
+            retry = redis.asyncio.retry.Retry(_BACKOFF, _TRIES - 1)
             pool = redis.asyncio.BlockingConnectionPool(connection_class=kind, retry=retry, **options)
             self._retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         else:
             self._sentinel = _async_sentinel(address, timeout_s)
             retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
             pool = _sentinel_pool(_AsyncSentinelPool, address, self._sentinel, retry=retry, **options)
-            self._retry = redis.asyncio.retry.Retry(backoff, _SENTINEL_TRIES - 1)
+            self._retry = redis.asyncio.retry.Retry(_BACKOFF, _SENTINEL_TRIES - 1)
         self._redis = redis.asyncio.Redis.from_pool(pool)
 
     async def run(self, call: Call[T]) -> T:
@@ -340,7 +340,7 @@ class LiveHub:
             self._sentinel = _async_sentinel(address, timeout_s)
             pool = _sentinel_pool(redis.asyncio.sentinel.SentinelConnectionPool, address, self._sentinel, **options)
         tries = _TRIES if address.master is None else _SENTINEL_TRIES
-        self._retry = redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.1, base=0.02), tries - 1)
+        self._retry = redis.asyncio.retry.Retry(_BACKOFF, tries - 1)
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._pubsub: Any = self._redis.pubsub()  # half of its methods have no types
         self._channels: dict[bytes, _Channel] = {}

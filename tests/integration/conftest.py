@@ -33,7 +33,7 @@ from genqueue_ops.local_redis import LocalRedis
 from genqueue_ops.tgi_standin.llama import start_llama
 from genqueue_ops.tgi_standin.prose import expected_text
 
-from .roles import as_role, guarded_redis, plain_celery
+from .roles import as_role, guarded_redis
 
 LOG_TAIL_CHARACTERS = 6000
 
@@ -203,6 +203,13 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def own_redis(real_redis: LocalRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
+    """A Redis of the module's own, as ``queue_redis`` is one for all."""
+    with guarded_redis(tmp_path_factory.mktemp("own-redis")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -645,6 +652,16 @@ def client(settings: Settings) -> Iterator[GenerationClient]:
 async def async_client(settings: Settings) -> Any:
     async with AsyncGenerationClient(settings) as made:
         yield made
+
+
+@contextlib.contextmanager
+def plain_celery(url: str, broker: str | None = None) -> Iterator[Celery]:
+    """An app that knows nothing of genqueue; ``Celery.close`` leaves the connections to its results open."""
+    with Celery("plain", broker=broker or url, backend=url, set_as_current=False) as app:
+        yield app
+        app.backend.result_consumer.stop()
+        app.backend.result_consumer._pubsub = None  # or a result that is forgotten later unsubscribes on it
+        app.backend.client.close()
 
 
 @pytest.fixture

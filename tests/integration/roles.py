@@ -12,7 +12,6 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import redis
-from celery import Celery
 
 from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
 
@@ -72,13 +71,3 @@ def as_role(url: str, role: Role) -> str:
     if "+sentinel" in url or (address := urlsplit(url)).port not in _guarded_ports or "@" in address.netloc:
         return url
     return url.replace("://", f"://genqueue-{role}:{password(role)}@", 1)
-
-
-@contextmanager
-def plain_celery(url: str, broker: str | None = None) -> Iterator[Celery]:
-    """An app that knows nothing of genqueue; ``Celery.close`` leaves the connections to its results open."""
-    with Celery("plain", broker=broker or url, backend=url, set_as_current=False) as app:
-        yield app
-        app.backend.result_consumer.stop()
-        app.backend.result_consumer._pubsub = None  # or a result that is forgotten later unsubscribes on it
-        app.backend.client.close()

@@ -29,7 +29,7 @@ from genqueue_ops.local_redis import local_redis
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import expected_text
 
-from .roles import plain_celery
+from .conftest import plain_celery
 
 
 @pytest.fixture

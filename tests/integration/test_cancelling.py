@@ -9,7 +9,8 @@ from celery.result import AsyncResult
 
 from genqueue import GenerationCancelledError
 
-from .roles import as_role, plain_celery
+from .conftest import plain_celery
+from .roles import as_role
 
 CLOSED_WITHIN_S = 5.0  # here whatever else runs; `make chaos` holds the 95th percentile to 0.1 s
 

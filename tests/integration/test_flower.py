@@ -33,8 +33,8 @@ from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import tag_of
 
 from ..conftest import not_here
-from .conftest import TOKENS, clean_environment, toml_of
-from .roles import as_role, password, plain_celery, refusals
+from .conftest import TOKENS, clean_environment, plain_celery, toml_of
+from .roles import as_role, password, refusals
 
 ROOT = Path(__file__).parents[2]
 USER, SECRET = "watcher", "canary-flower-password"

@@ -26,7 +26,7 @@ from genqueue.messages import read_events
 from genqueue_worker.broker import is_celery_message
 
 from ..hostile import drawn, entries, orders, publications
-from .roles import as_role, guarded_redis
+from .roles import as_role
 
 TGI = "text_generation_inference"
 ANSWERS = {"finished", "rejected", "failed", "expired", "cancelled"}
@@ -82,12 +82,6 @@ class Target:
         assert "".join(chunk.text for chunk in generation.stream()) == prompt.answer
         assert generation.result(timeout_s=20).replies == [prompt.answer]
         return generation.id
-
-
-@pytest.fixture(scope="module")
-def own_redis(real_redis, tmp_path_factory):
-    with guarded_redis(tmp_path_factory.mktemp("hostile-redis")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

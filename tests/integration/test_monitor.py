@@ -70,12 +70,6 @@ class Monitored:
 
 
 @pytest.fixture(scope="module")
-def own_redis(real_redis, tmp_path_factory):
-    with guarded_redis(tmp_path_factory.mktemp("monitored-redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def served(standin, closed_port):
     return {
         "default": {"api_type": TGI, "api_params": {"url": standin.url, "model": "our/model"}},
