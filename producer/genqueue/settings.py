@@ -286,12 +286,14 @@ def load_settings(**overrides: Any) -> Settings:
     """Read the settings from arguments, environment and file.
 
     Raises:
-        ConfigError: a value cannot work, or the file cannot be read; names each key.
+        ConfigError: a value cannot work, or the file cannot be read; names each key, and the file if there is one.
     """
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        raise ConfigError("settings: " + "; ".join(describe(error)) + _in_file(error, overrides)) from None
+        path = _toml_path()
+        where = f" (settings file: {path})" if path else ""
+        raise ConfigError("settings: " + "; ".join(describe(error)) + where) from None
     except SettingsError as error:  # GENQUEUE_GENERATORS takes JSON; what it says holds the field, not the value
         raise ConfigError(f"settings: {error}") from None
 
@@ -312,15 +314,6 @@ def mistyped(variables: Iterable[str]) -> dict[str, str]:
         for like in difflib.get_close_matches(name, known, n=1, cutoff=0.7):
             found[variable] = prefix + like
     return found
-
-
-def _in_file(error: ValidationError, overrides: Mapping[str, Any]) -> str:
-    """`` (in FILE)`` if a key that cannot work comes from there: no argument and no variable goes before it."""
-    variables = {name.upper() for name in os.environ}
-    keys = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]} & _read_toml().keys()
-    if any(Settings.model_config["env_prefix"] + key.upper() not in variables for key in keys - overrides.keys()):
-        return f" (in {_toml_path()})"
-    return ""
 
 
 def _http_address(value: str) -> str:
