@@ -520,11 +520,13 @@ def _print_text(generation: Generation, from_seq: int = 0) -> None:
     except KeyboardInterrupt:
         _end_line(last)
         _leave(generation.id, seq)
+    except (errors.RedisUnavailableError, errors.StoreError) as error:  # the generation goes on
+        _end_line(last)
+        _fail(generation.id, error)
     _end_line(last)
     if result is None:
         assert ended is not None
-        _say(f"{generation.id}: {ended}")
-        raise typer.Exit(exit_code(ended))
+        _fail(generation.id, ended)
     typer.secho(_figures(generation.id, result), err=True, dim=True)
 
 
@@ -586,6 +588,11 @@ def _leave(generation_id: str, seq: int) -> NoReturn:
     resume = f"genqueue tail {generation_id}" + (f" --from-seq {seq}" if seq else "")
     _say(f"the generation goes on; to read on: {resume}; to end it: genqueue cancel {generation_id}")
     raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _fail(generation_id: str, error: GenqueueError) -> NoReturn:
+    _say(f"{generation_id}: {error}")
+    raise typer.Exit(exit_code(error))
 
 
 def _stdin() -> str:

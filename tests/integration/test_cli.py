@@ -547,6 +547,20 @@ def test_stdin_that_is_no_text_is_refused(environ, tmp_path):
     )
 
 
+def test_a_redis_that_dies_under_a_submit_leaves_its_id(genqueue, start, real_redis):
+    with local_redis() as server, redis.Redis.from_url(server.url) as own:
+        own.hset("genqueue:generators", "default", '{"max_queue_depth": 1}')
+        waits = {"GENQUEUE_REDIS_TIMEOUT_S": "1", "GENQUEUE_OUTAGE_PATIENCE_S": "1"}
+        reader = start("submit", "x", GENQUEUE_REDIS_URL=server.url, **waits)
+        assert b"no worker has announced itself" in reader.stderr.readline()
+        (key,) = own.keys("genqueue:generation:*")
+        server.kill()
+        _, told = reader.communicate(timeout=30)
+    assert reader.returncode == ExitCode.REDIS
+    generation_id = key.decode().split(":")[2]
+    assert told.decode().startswith(f"genqueue: {generation_id}: no answer from Redis at 127.0.0.1:{server.port}: ")
+
+
 # --- terminals, pipes, Ctrl-C --------------------------------------------------------------
 
 
