@@ -658,10 +658,12 @@ async def async_client(settings: Settings) -> Any:
 def plain_celery(url: str, broker: str | None = None) -> Iterator[Celery]:
     """An app that knows nothing of genqueue; ``Celery.close`` leaves the connections to its results open."""
     with Celery("plain", broker=broker or url, backend=url, set_as_current=False) as app:
-        yield app
-        app.backend.result_consumer.stop()
-        app.backend.result_consumer._pubsub = None  # or a result that is forgotten later unsubscribes on it
-        app.backend.client.close()
+        try:
+            yield app
+        finally:
+            app.backend.result_consumer.stop()
+            app.backend.result_consumer._pubsub = None  # or a result that is forgotten later unsubscribes on it
+            app.backend.client.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import uuid
 
 import pytest
 import redis
-from celery import Celery
 from celery.result import AsyncResult
 
 from genqueue import (
@@ -25,6 +24,7 @@ from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
 from genqueue.messages import GenerationRequest
 
+from .conftest import plain_celery
 from .roles import as_role
 
 LONG = {"max_new_tokens": 5000}
@@ -366,15 +366,9 @@ def test_redelivered_messages_in_the_low_priority_lists_run_too(client, ask, db)
     ],
 )
 def test_a_celery_messages_priority_is_the_generations(worker, client, ask, options, kwargs, priority):
-    app = Celery(broker=worker.producer_url, backend=worker.producer_url, set_as_current=False)
-    try:
+    with plain_celery(worker.producer_url) as app:
         prompt = ask()
         kwargs = {"prompt": prompt, **kwargs}
         sent = app.send_task("genqueue.generate", kwargs=kwargs, queue="generate.default", **options)
         assert sent.get(timeout=10)["replies"] == [prompt.answer]
         assert client.generation(sent.id).status().priority == priority
-    finally:
-        app.backend.result_consumer.stop()
-        app.backend.result_consumer._pubsub = None
-        app.backend.client.close()
-        app.close()

@@ -96,17 +96,20 @@ async def serve(
 
 async def cleanup(runner: web.AppRunner) -> None:
     """As ``runner.cleanup()``, without losing a connection that has just been accepted."""
-    for site in runner.sites:
-        if site._server is not None:  # nothing public leads to it
-            await stop_accepting(site._server)
-    await runner.cleanup()
+    try:
+        for site in runner.sites:
+            if site._server is not None:  # nothing public leads to it
+                await stop_accepting(site._server)
+    finally:
+        await runner.cleanup()
 
 
 async def stop_accepting(server: asyncio.AbstractServer) -> None:
     """Have ``server`` know all that it accepted, so that it can be closed.
 
     asyncio loses a connection whose server is closed in the turn of the loop after it was accepted: it
-    stays open, and nobody knows it (https://github.com/python/cpython/issues/109564).
+    stays open, and nobody knows it (https://github.com/python/cpython/issues/109564).  With TLS a
+    protocol still hears of one only after its handshake.
     """
     if isinstance(server, asyncio.Server):  # uvloop's loses none
         for listening in server.sockets:
