@@ -114,6 +114,7 @@ class Claim:
         reasoning_so_far: what earlier attempts thought, of a chat.
         tokens_so_far: how many tokens all of that took.
         traceparent: of the span that submitted it, if that was traced.
+        answered_at: when Redis said so; later than ``started_at`` where its first answer was lost.
     """
 
     attempt: int
@@ -128,6 +129,7 @@ class Claim:
     reasoning_so_far: str = ""
     tokens_so_far: int = 0
     traceparent: str | None = None
+    answered_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +368,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         if reason != "claimed":
             return NotClaimed(reason, is_untold=answer[1:] == [b"untold"])
         _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, *rest = answer
-        errors, tokens, traceparent = rest
+        errors, tokens, traceparent, answered_at = rest
         said_so_far = _heard(so_far)
         return Claim(
             attempt=int(attempt),
@@ -381,6 +383,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             reasoning_so_far=said_so_far.reasoning,
             tokens_so_far=int(tokens),
             traceparent=valid_traceparent(traceparent.decode("ascii", "replace")),
+            answered_at=float(answered_at),
         )
 
     return _scripted(

@@ -184,6 +184,7 @@ def finished(generation_id: str, generator: str, last: Flush, result: Generation
         celery_success(generation_id, result, date_done),
         completion_tokens=completion_tokens,
         mark="first" if last.mark and last.text else last.mark,  # a reset's text goes anyway: it is in the result
+        number=last.number,
     )
 
 
@@ -211,6 +212,7 @@ def failed(
         text=last.text if last else "",
         outcome=outcome,
         mark=last.mark if last else "",
+        number=last.number if last else 0,
     )
 
 

@@ -297,3 +297,23 @@ def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_bac
         assert fleet.record(generation)["state"] == "queued"
         assert standin.requests(prompt) == []
         engine.stop()
+
+
+def test_news_of_an_attempt_that_is_over_stops_no_later_one(fleet_of, ask, standin, eventually):
+    """A renewal, or a flush, that was on its way may be refused once the same worker runs the next attempt."""
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": generator}) as fleet, ThreadPoolExecutor() as threads:
+        engine = Engine(Settings(redis_url=as_role(fleet.redis.url, "worker"), generators={"default": generator}), {})
+        engine.start()
+        prompt = ask(tokens=20, itl_s=0.02)
+        generation = fleet.client.submit(prompt)
+        running = threads.submit(engine.run, generation.id, "default", None)
+        eventually(lambda: standin.requests(prompt))
+        engine.lose(generation.id, 0, "superseded")
+        assert running.result(timeout=10).result.replies == [prompt.answer]
+        other = fleet.client.submit(ask(tokens=200, itl_s=0.05))
+        running = threads.submit(engine.run, other.id, "default", None)
+        eventually(lambda: engine.held() == [(other.id, 1)])
+        engine.lose(other.id, 1, "superseded")
+        assert running.result(timeout=5) == NotOurs("superseded")
+        engine.stop()

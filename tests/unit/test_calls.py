@@ -105,11 +105,11 @@ def test_a_claim_is_read_whole():
     answer = [b"claimed", 2, b"{}", b"1.5", b"2.5", b"9.5", "so far é".encode(), 4, 1]
     errors = [{"attempt": 1, "message": "é"}]
     traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
-    assert call.decode([*answer, '{"attempt":1,"message":"é"}'.encode(), 6, traceparent.encode()]) == Claim(
-        2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors, tokens_so_far=6, traceparent=traceparent
+    assert call.decode([*answer, '{"attempt":1,"message":"é"}'.encode(), 6, traceparent.encode(), b"7.5"]) == Claim(
+        2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors, tokens_so_far=6, traceparent=traceparent, answered_at=7.5
     )
     answer[5] = b""
-    claim = call.decode([*answer, b"", 0, b"\xff" * 9])
+    claim = call.decode([*answer, b"", 0, b"\xff" * 9, b"7.5"])
     assert isinstance(claim, Claim)
     assert (claim.deadline_at, claim.errors, claim.traceparent) == (None, [], None)
     assert call.arguments[-2] == "queued,running"

@@ -491,3 +491,30 @@ async def test_an_outbox_knows_what_the_registry_has(desk):
     push(outbox, "three")
     await desk.until(lambda: desk.lost)
     assert (outbox.completion_tokens, outbox.written_tokens) == (8, 7)
+
+
+async def test_an_attempt_that_is_dropped_late_takes_nothing_from_the_next_one(desk: Desk):
+    earlier, later = desk.outbox(attempt=1), desk.outbox(attempt=2)
+    desk.shelf.open.clear()
+    push(earlier, "a")
+    await desk.until(lambda: desk.shelf.in_flight)
+    push(later, "b")
+    desk.shelf.answers["g"] = "superseded"
+    desk.writer.drop(earlier)
+    desk.shelf.open.set()
+    await desk.until(lambda: len(desk.shelf.appends) == 2)
+    assert [each.attempt for flushes in desk.shelf.appends for each in flushes] == [1, 2]
+
+
+async def test_nothing_of_an_attempt_is_on_its_way_once_it_is_settled(desk: Desk):
+    outbox = desk.outbox()
+    desk.shelf.open.clear()
+    push(outbox, "a")
+    await desk.until(lambda: desk.shelf.in_flight)
+    push(outbox, "b")
+    settling = asyncio.create_task(desk.writer.settle(outbox))
+    await desk.settle()
+    assert not settling.done()
+    desk.shelf.open.set()
+    await desk.until(settling.done)
+    assert desk.shelf.text("g") == "a"

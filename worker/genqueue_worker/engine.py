@@ -279,9 +279,9 @@ class Engine:
             for name, generator in self.generators.items()
         }
 
-    def lose(self, generation_id: str, reason: str) -> None:
-        """Stop running a generation that is no longer ours; any thread may say so."""
-        self._loop.call_soon_threadsafe(self._lose, generation_id, reason)
+    def lose(self, generation_id: str, attempt: int, reason: str) -> None:
+        """Stop an attempt that is no longer ours, but none that began here meanwhile; any thread may say so."""
+        self._loop.call_soon_threadsafe(self._lose, generation_id, attempt, reason)
 
     # --- on the loop -----------------------------------------------------------------
 
@@ -360,7 +360,7 @@ class Engine:
             meter=meter,
         )
         work = Work(generation_id, generator, request, claim, outbox, self._loop.time(), meter, report)
-        ends_s = None if claim.deadline_at is None else work.claimed_s + claim.deadline_at - claim.started_at
+        ends_s = None if claim.deadline_at is None else work.claimed_s + claim.deadline_at - claim.answered_at
         upstream = asyncio.timeout_at(ends_s)
         self._running[generation_id] = Run(generator, claim.attempt, upstream)
         way = SUPERSEDED
@@ -421,7 +421,8 @@ class Engine:
                 return await self._fail(work, outcome.expired("while it ran"))
             if lost == HANDED_OVER:
                 return await self._release(work, AT_ONCE, None)
-            self._writer.drop(outbox)
+            # Nothing is left on its way: to a Redis that forgot, this worker's next attempt may have the same number.
+            await self._writer.settle(outbox)
             return _not_ours(lost)
         except Exception as error:
             # A defect of ours, or of a library: the generation ends with it, and Celery logs it.
@@ -562,9 +563,9 @@ class Engine:
         return await self._release(work, decision, failure)
 
     async def _release(self, work: Work, again: Again, failure: dict[str, Any] | None) -> Ended | NotOurs:
-        last = work.outbox.take()
+        way = RETRIED if failure else HANDED_OVER if self._is_leaving else DEFERRED
         call = calls.release(
-            last,
+            work.outbox.take(),
             work.generator,
             work.request.priority,
             delay_s=again.delay_s,
@@ -576,7 +577,7 @@ class Engine:
         answer = await self._writer.last(work.outbox, call)
         if answer != "ok":
             return _not_ours(answer)
-        return NotOurs(RETRIED if failure else HANDED_OVER if self._is_leaving else DEFERRED)
+        return NotOurs(way)
 
     async def _fail(self, work: Work, reason: Outcome) -> Ended | NotOurs:
         claim = work.claim
@@ -598,7 +599,7 @@ class Engine:
     async def _end(self, outbox: Outbox | None, end: End) -> str:
         settings = self.settings
         if outbox is not None:
-            end = replace(end, owner=self.owner, number=outbox.number)
+            end = replace(end, owner=self.owner)
         call = calls.finish(
             end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
         )
@@ -635,12 +636,13 @@ class Engine:
 
     def _hand_over(self) -> None:
         self._is_leaving = True
-        for generation_id in list(self._running):
-            self._lose(generation_id, HANDED_OVER)
+        for generation_id, attempt in self.held():
+            self._lose(generation_id, attempt, HANDED_OVER)
 
-    def _lose(self, generation_id: str, reason: str) -> None:
+    def _lose(self, generation_id: str, attempt: int | None, reason: str) -> None:
+        """Stop an attempt, or with None whichever runs: who says so may speak of one that ended meanwhile."""
         run = self._running.get(generation_id)
-        if run is not None and run.lost is None:
+        if run is not None and attempt in (None, run.attempt) and run.lost is None:
             run.lost = reason
             with contextlib.suppress(RuntimeError):  # the call has ended already; the fence has the last word
                 run.upstream.reschedule(self._loop.time())
@@ -675,7 +677,7 @@ class Engine:
             keep_s=settings.keep_s,
             gap_s=settings.flush_gap_s,
             now_s=self._loop.time,
-            on_lost=lambda outbox, reason: self._lose(outbox.generation_id, reason),
+            on_lost=lambda outbox, reason: self._lose(outbox.generation_id, outbox.attempt, reason),
             metrics=self.metrics,
         )
         transport = open_transport()
@@ -720,7 +722,7 @@ class Engine:
                     while True:
                         notice = await inbox.get()
                         if notice is not None:
-                            self._lose(notice.decode("utf-8", "replace"), "cancelled")
+                            self._lose(notice.decode("utf-8", "replace"), None, "cancelled")
             except (ConnectionError, StoreError) as error:
                 if trouble != str(error):
                     trouble = str(error)
@@ -736,7 +738,7 @@ def _gave_up(claim: Claim) -> Outcome:
 
 def _redis_time(work: Work, loop_s: float) -> float:
     """The loop's time in epoch seconds of Redis's clock."""
-    return work.claim.started_at + loop_s - work.claimed_s
+    return work.claim.answered_at + loop_s - work.claimed_s
 
 
 def _first_text_at(work: Work) -> float | None:

@@ -41,7 +41,7 @@ class LeaseKeeper:
         settings: ``lease_s``, ``keep_s`` and the generators to announce.
         owner: the worker's name in the registry.
         held: the (generation id, attempt) pairs to renew.
-        on_lost: told (id, reason) for what the registry no longer counts as this worker's.
+        on_lost: told (id, attempt, reason) for what the registry no longer counts as this worker's.
         servers: for each generator that is served what is known of its servers, to announce.
         metrics: told of each round trip.
 
@@ -54,7 +54,7 @@ class LeaseKeeper:
         settings: Settings,
         owner: str,
         held: Callable[[], list[tuple[str, int]]],
-        on_lost: Callable[[str, str], None],
+        on_lost: Callable[[str, int, str], None],
         servers: Callable[[], dict[str, list[dict[str, Any]]]],
         metrics: Metrics,
     ) -> None:
@@ -148,8 +148,9 @@ class LeaseKeeper:
         if held:  # first: it is what cannot wait, whatever of the rest Redis refuses
             settings = self._settings
             renewal = calls.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
+            attempts = dict(held)
             for generation_id, reason in self._run(renewal).items():
-                self._on_lost(generation_id, reason)
+                self._on_lost(generation_id, attempts[generation_id], reason)
         self._sweep()
         announced_s = self._announced_s  # another thread may say that it is due
         if announced_s is None or time.monotonic() - announced_s >= _ANNOUNCE_S:

@@ -33,6 +33,8 @@ _RETRY_S = 0.2
 _BEHIND = "behind "
 _KEPT_FLUSHES = 128
 """Of each attempt, for a Redis that lost what it had answered: 2.5 s at the fastest."""
+_MOST_LOSSES = 5
+"""So often one flush, or one last word, may find that Redis has lost what came before it."""
 
 
 class Runs(Protocol):
@@ -333,20 +335,28 @@ class Writer:
         """Send the last word of an attempt once nothing of it is in flight; waits for as long as Redis is away."""
         if outbox is None:
             return await self.insist(call)
-        self.drop(outbox)
-        async with self._in_flight:
-            pass  # what was taken before has arrived
+        up_to = outbox.number - 1  # the last flush goes out with the last word only
+        await self.settle(outbox)
         answer = await self.insist(call)
-        if _is_behind(answer):
-            # The last flush goes out with the last word only.
-            answer = await self._again(outbox, answer, up_to=outbox.number - 1)
-            return await self.insist(call) if answer == "ok" else answer
+        for _ in range(_MOST_LOSSES):
+            if not _is_behind(answer):
+                break
+            answer = await self._again(outbox, answer, up_to=up_to)
+            if answer == "ok":
+                answer = await self.insist(call)
         return answer
 
+    async def settle(self, outbox: Outbox) -> None:
+        """Write nothing more of an attempt, and wait for what of it is on its way."""
+        self.drop(outbox)
+        async with self._in_flight:
+            pass
+
     def drop(self, outbox: Outbox) -> None:
-        """Forget what an attempt that lost its generation has not written."""
-        self._dirty.pop(outbox.generation_id, None)
-        self._quiet.pop(outbox.generation_id, None)
+        """Forget what an attempt that lost its generation has not written; what a later one has, stays."""
+        for waiting in (self._dirty, self._quiet):
+            if waiting.get(outbox.generation_id) is outbox:
+                del waiting[outbox.generation_id]
 
     async def _flush(self) -> None:
         async with self._in_flight:
@@ -362,10 +372,11 @@ class Writer:
             try:
                 answers = await self.insist(calls.append(flushes, keep_s=self._keep_s, owner=self._owner))
             except StoreError:  # one of them cannot be written: find out which
-                answers = [await self._append_alone(flush) for flush in flushes]
-            for index, (outbox, answer) in enumerate(zip(outboxes.values(), answers, strict=True)):
-                if _is_behind(answer):
-                    answers[index] = await self._again(outbox, answer, up_to=outbox.number)
+                answers = [await self._append_those([flush]) for flush in flushes]
+            for index, (outbox, flush) in enumerate(zip(outboxes.values(), flushes, strict=True)):
+                if _is_behind(answers[index]):
+                    # Up to what was sent here: the engine may have taken more meanwhile, for its last word.
+                    answers[index] = await self._again(outbox, answers[index], up_to=flush.number)
         for outbox, flush, answer in zip(outboxes.values(), flushes, answers, strict=True):
             if answer == "ok":
                 outbox.written_tokens = flush.completion_tokens
@@ -373,26 +384,31 @@ class Writer:
                 self.drop(outbox)
                 self._on_lost(outbox, answer)
 
-    async def _append_alone(self, flush: Flush) -> str:
+    async def _append_those(self, flushes: list[Flush]) -> str:
+        """Write flushes of one attempt; what became of the last of them."""
         try:
-            return (await self.insist(calls.append([flush], keep_s=self._keep_s, owner=self._owner)))[0]
+            return (await self.insist(calls.append(flushes, keep_s=self._keep_s, owner=self._owner)))[-1]
         except StoreError as error:
-            logger.error("events cannot be written: %s", error, extra={"generation_id": flush.generation_id})
+            logger.error("events cannot be written: %s", error, extra={"generation_id": flushes[0].generation_id})
             return "unwritable"
 
     async def _again(self, outbox: Outbox, answer: str, *, up_to: int) -> str:
         """Write what Redis had answered and lost: under the same numbers, so that readers see no seam."""
-        known = int(answer.removeprefix(_BEHIND))
-        missing = [flush for flush in outbox.since(known) if flush.number <= up_to]
-        logger.warning(
-            "Redis has lost %d flushes of generation %s, of which %d are here",
-            up_to - known,
-            outbox.generation_id,
-            len(missing),
-        )
-        if not missing:
-            return "behind"  # what readers have seen cannot be had again: another attempt begins where Redis is
-        return (await self.insist(calls.append(missing, keep_s=self._keep_s, owner=self._owner)))[-1]
+        for _ in range(_MOST_LOSSES):
+            known = int(answer.removeprefix(_BEHIND))
+            missing = [flush for flush in outbox.since(known) if flush.number <= up_to]
+            logger.warning(
+                "Redis has lost %d flushes of generation %s, of which %d are here",
+                up_to - known,
+                outbox.generation_id,
+                len(missing),
+            )
+            if not missing:
+                break
+            answer = await self._append_those(missing)
+            if not _is_behind(answer):
+                return answer
+        return "behind"  # what readers have seen cannot be had again: another attempt begins where Redis is
 
     async def insist(self, call: Call[T]) -> T:
         """Send until Redis answers; every call of the writer may be sent twice."""

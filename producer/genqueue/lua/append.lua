@@ -18,7 +18,7 @@ for index = 0, #KEYS / 3 - 1 do
   else
     local refused = fenced(newest, attempt, holder, owner, flush, flushed)
     answers[index + 1] = refused or 'ok'
-    if not refused and flush > tonumber(flushed) then
+    if not refused and not is_written(flush, flushed) then
       local bodies = {}
       for offset = 1, count do bodies[offset] = ARGV[argument + 7 + offset] end
       seq = append_events(log, live, tonumber(seq), attempt, bodies)

@@ -16,13 +16,12 @@ if not is_one_of(state, may_start) then
   if redis.call('HDEL', generation, 'untold') == 1 then return {state, 'untold'} end
   return {state}
 end
-local so_far = read_text(text)
+local so_far, time = read_text(text), now()
 local function claimed()
   return {'claimed', tonumber(attempt), request, submitted_at, started_at, deadline_at or '',
     so_far, tonumber(solid_tokens or 0), tonumber(failures or 0), errors or '',
-    tonumber(tokens or 0), traceparent or ''}
+    tonumber(tokens or 0), traceparent or '', stamp(time)}
 end
-local time = now()
 if state == 'running' then
   local lease_end_ms = redis.call('ZSCORE', leases, id)
   if lease_end_ms and tonumber(lease_end_ms) > time * 1e3 then

@@ -65,6 +65,12 @@ local function fenced(newest, attempt, holder, owner, number, flushed)
   if owner ~= '' and number > tonumber(flushed) + 1 then return 'behind ' .. flushed end
 end
 
+-- Whether a flush came before: its answer was lost on the way, or Redis forgot it and its writer wrote it again.
+-- Flushes are numbered from 1 on; 0 is none.
+local function is_written(number, flushed)
+  return number > 0 and number <= (tonumber(flushed) or 0)
+end
+
 -- For a sorted set: whole milliseconds, which a double holds exactly.
 local function milliseconds(seconds)
   return string.format('%.0f', seconds * 1e3)

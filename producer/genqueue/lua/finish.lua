@@ -27,13 +27,18 @@ if attempt ~= '' then
   if refused then return refused end
 end
 
+-- The last body is the end's own. Those before it, and the text, are the flush that comes with it: not again, if that
+-- was written already.
+local is_new = not is_written(number, flushed)
 local bodies = {}
-for index = FIRST_BODY, #ARGV do bodies[index - FIRST_BODY + 1] = ARGV[index] end
+for index = is_new and FIRST_BODY or #ARGV, #ARGV do bodies[#bodies + 1] = ARGV[index] end
 seq = append_events(log, live, tonumber(seq), newest, bodies)
 local time = now()
 redis.call('HSET', generation, 'state', final, 'seq', seq, 'ended_at', stamp(time), 'outcome', outcome)
-if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(time)) end
-if mark == 'reset' then redis.call('DEL', text) end
+if is_new then
+  if mark == 'first' or (mark == 'reset' and more ~= '') then redis.call('HSET', generation, 'first_text_at', stamp(time)) end
+  if mark == 'reset' then redis.call('DEL', text) end
+end
 -- Nobody runs it who would tell of its cancel: the first of its doorbells does.
 if final == 'cancelled' and not redis.call('ZSCORE', leases, id) then redis.call('HSET', generation, 'untold', 1) end
 if completion_tokens ~= '' then redis.call('HSET', generation, 'completion_tokens', completion_tokens) end
@@ -52,7 +57,7 @@ redis.call('EXPIRE', generation, rest_s)
 if final == 'finished' then
   redis.call('DEL', text) -- it is in the result
 else
-  if more ~= '' then add_text(text, more) end
+  if is_new and more ~= '' then add_text(text, more) end
   redis.call('EXPIRE', text, rest_s)
 end
 redis.call('SET', result, celery_result, 'EX', result_ttl_s)

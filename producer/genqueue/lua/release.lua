@@ -15,13 +15,16 @@ if not is_one_of(state, sources) then return state end
 local refused = fenced(newest, attempt, holder, owner, number, flushed)
 if refused then return refused end
 
-local bodies = {}
-for index = FIRST_BODY, #ARGV do bodies[index - FIRST_BODY + 1] = ARGV[index] end
-seq = append_events(log, live, tonumber(seq), newest, bodies)
-redis.call('HSET', generation, 'state', 'queued', 'seq', seq, 'completion_tokens', completion_tokens,
-  'solid_tokens', solid_tokens)
-if mark == 'reset' then redis.call('DEL', text) end
-if more ~= '' and add_text(text, more) == #more then redis.call('EXPIRE', text, keep_s) end
+if not is_written(number, flushed) then
+  local bodies = {}
+  for index = FIRST_BODY, #ARGV do bodies[index - FIRST_BODY + 1] = ARGV[index] end
+  seq = append_events(log, live, tonumber(seq), newest, bodies)
+  redis.call('HSET', generation, 'seq', seq, 'flush', number, 'completion_tokens', completion_tokens,
+    'solid_tokens', solid_tokens)
+  if mark == 'reset' then redis.call('DEL', text) end
+  if more ~= '' and add_text(text, more) == #more then redis.call('EXPIRE', text, keep_s) end
+end
+redis.call('HSET', generation, 'state', 'queued')
 if failure ~= '' then
   redis.call('HSET', generation, 'errors', (errors and errors ~= '' and errors .. ',' or '') .. failure)
 end
