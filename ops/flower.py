@@ -6,6 +6,7 @@ does not start open where others can reach it.
 
 from tornado.options import options
 
+from genqueue.terminal import one_line
 from genqueue_ops.flower import SETTINGS, prepare, refusal
 from genqueue_worker.app import app
 
@@ -18,5 +19,5 @@ _given = {
 }
 _refused = refusal(_given, address)
 if _refused is not None:
-    raise SystemExit(f"genqueue: {_refused}")
+    raise SystemExit(one_line(f"genqueue: {_refused}"))
 globals().update(SETTINGS)

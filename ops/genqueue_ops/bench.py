@@ -14,7 +14,6 @@ import os
 import platform
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -29,11 +28,11 @@ import httpx2
 import redis
 import typer
 from huggingface_hub import AsyncInferenceClient, set_async_client_factory
-from rich.console import Console
 from rich.table import Table
 
 from genqueue import AsyncGenerationClient, Chunk, Settings, load_settings
 from genqueue.messages import Finished
+from genqueue.output import table as print_table
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.processes import Child, started
 
@@ -286,7 +285,7 @@ def show(title: str, figures: list[Figure]) -> None:
         verdict = "" if figure.limit is None else "kept" if figure.is_kept else "MISSED"
         value = f"{figure.value:.3g}" if abs(figure.value) < 1000 else f"{figure.value:.0f}"
         table.add_row(figure.name, value, limit, verdict, figure.note)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print_table(table)
 
 
 def _median(values: list[float]) -> float:

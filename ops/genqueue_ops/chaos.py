@@ -35,7 +35,7 @@ from typing import Annotated, Any
 import redis.asyncio
 import typer
 
-from genqueue import AsyncGenerationClient, GenerationError, LogExpiredError, Settings, StoreError
+from genqueue import AsyncGenerationClient, GenerationError, LogExpiredError, Settings, StoreError, output
 from genqueue import calls as registry
 from genqueue.client import AsyncGeneration
 from genqueue.lifecycle import State
@@ -394,7 +394,7 @@ async def _later(stage: Stage, evil: Evil, began_s: float) -> None:
     await asyncio.sleep(max(0.0, began_s + evil.at_s - time.time()))
     which = f" {evil.target + 1}" if evil.kind.endswith(("worker", "server")) else ""
     away = f", {evil.lasts_s:.1f} s" if evil.lasts_s else ""
-    typer.echo(f"{time.time() - began_s:6.1f} s  {evil.kind}{which}{away}", err=True)
+    output.remark(f"{time.time() - began_s:6.1f} s  {evil.kind}{which}{away}")
     await stage.do(evil)
 
 
@@ -465,7 +465,7 @@ def chaos(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = random.randrange(1_000_000) if seed is None else seed
     span_s = 20.0 + 0.35 * count
-    typer.echo(f"genqueue chaos {count} --seed {seed}: {span_s:.0f} s of submits, then the rest", err=True)
+    output.remark(f"genqueue chaos {count} --seed {seed}: {span_s:.0f} s of submits, then the rest")
     for name in [name for name in os.environ if name.startswith("GENQUEUE_")]:
         del os.environ[name]
     folder = Path(tempfile.mkdtemp(prefix="genqueue-chaos-"))
@@ -483,14 +483,14 @@ def chaos(
         show(f"genqueue chaos {count} --seed {seed}: {time.monotonic() - began_s:.0f} s; {did}", lines)
         broken = [(trace, found) for trace, found in zip(traces, findings, strict=True) if not found.is_clean]
         for fault in stage.faults:
-            typer.echo(fault, err=True)
+            output.excerpt(fault)
         for trace, found in broken[:_SHOWN]:
-            typer.echo(f"{trace.order}\n    {trace.generation_id}: {found}", err=True)
+            output.excerpt(f"{trace.order}\n    {trace.generation_id}: {found}")
         is_kept = all(line.is_kept for line in lines)
     finally:
         if is_kept:
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            typer.echo(f"what the parts logged is in {folder}", err=True)
+            output.remark(f"what the parts logged is in {folder}")
     if not is_kept:
         raise typer.Exit(1)

@@ -24,6 +24,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from genqueue import output
 from genqueue.client import Generation, GenerationClient
 from genqueue.errors import GenqueueError
 from genqueue.messages import Chunk, GenerationResult
@@ -174,14 +175,14 @@ def demo(
                 _ask(stack, max_new_tokens)
             except GenqueueError:
                 for part in stack.parts:
-                    typer.echo(f"\n--- the end of the log of {part.name}\n{part.log_tail()}", err=True)
+                    output.excerpt(f"\n--- the end of the log of {part.name}\n{part.log_tail()}")
                 raise
-            typer.secho(f"{time.monotonic() - began_s:.1f} s since the demo began", dim=True)
+            output.line(f"{time.monotonic() - began_s:.1f} s since the demo began", dim=True)
             if serve:
                 _serve(stack)
     except ChildError as error:
         message, _, log = str(error).partition("\n")
-        typer.echo(log, err=True)
+        output.excerpt(log)
         raise DemoError(message) from error
 
 
@@ -190,12 +191,14 @@ def _ask(stack: Stack, max_new_tokens: int) -> None:
     with GenerationClient() as client:
         generation = client.submit(prompt, generation_kwargs={"max_new_tokens": max_new_tokens})
         _tell("submitted", generation.id)
-        typer.secho(f"\n{QUESTION}", bold=True)
+        output.line("")
+        output.line(QUESTION, bold=True)
         for item in _watched(stack, generation):
             if isinstance(item, Chunk):
-                typer.echo(item.text, nl=False)
+                output.text(item.text)
             else:
-                typer.echo(f"\n\n{json.dumps(item.meta[0], indent=2)}")
+                output.text("\n\n")
+                output.json_document(json.dumps(item.meta[0], indent=2))
 
 
 def _watched(stack: Stack, generation: Generation) -> Iterator[Chunk | GenerationResult]:
@@ -236,18 +239,22 @@ def _serve(stack: Stack) -> None:
         "genqueue tail $id",
         "genqueue status $id",
     ]
-    typer.secho("\nIt all stays up until Ctrl-C.  In another terminal:\n", bold=True)
-    typer.echo("\n".join(f"    {line}" for line in lines))
+    output.line("")
+    output.line("It all stays up until Ctrl-C.  In another terminal:", bold=True)
+    output.line("")
+    for line in lines:
+        output.line(f"    {line}")
     try:
         while True:
             stack.check()
             time.sleep(_LOOK_EVERY_S)
     except KeyboardInterrupt:
-        typer.echo("\nended; in the other terminal: unset GENQUEUE_REDIS_URL GENQUEUE_CONFIG")
+        output.line("")
+        output.line("ended; in the other terminal: unset GENQUEUE_REDIS_URL GENQUEUE_CONFIG")
 
 
 def _tell(part: str, about: str) -> None:
-    typer.echo(f"{typer.style(f'{part:<10}', fg='green')} {about}")
+    output.line(f"{part:<10} {about}")
 
 
 def _end_on_signal(number: int, frame: Any) -> NoReturn:

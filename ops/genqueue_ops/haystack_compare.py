@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from genqueue import output
 from genqueue_ops.haystack_calls import SHORT
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.processes import started
@@ -168,10 +168,9 @@ def main(
     record: Annotated[Path | None, typer.Option(help="Write the original's outcomes to this file too.")] = None,
 ) -> None:
     """Compare, and print a line for each case; exit code 1 if one differs that should not."""
-    console = Console(highlight=False)
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-compare-")))
-        console.print(f"installing {' and '.join(ORIGINAL)}")
+        output.line(f"installing {' and '.join(ORIGINAL)}")
         venv.create(folder / "venv", with_pip=True)
         python = str(folder / "venv" / "bin" / "python")
         subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *ORIGINAL], check=True)
@@ -191,13 +190,14 @@ def main(
     wrong = 0
     for one in compare(original, ours):
         wrong += not one.is_right
-        verdict = ("right: " + one.why if one.why else "same") if one.is_right else "[red]DIFFERS[/red]"
-        console.print(f"{one.case:50} {verdict}")
+        verdict = ("right: " + one.why if one.why else "same") if one.is_right else "DIFFERS"
+        output.line(f"{one.case:50} {verdict}", fg=None if one.is_right else "red")
         if not one.is_right:
             before, after = (
                 json.dumps(side, indent=1, sort_keys=True).splitlines() for side in (one.expected, one.ours)
             )
-            console.print("\n".join(unified_diff(before, after, "expected", "ours", lineterm="", n=2)), markup=False)
+            for changed in unified_diff(before, after, "expected", "ours", lineterm="", n=2):
+                output.line(changed)
     raise typer.Exit(1 if wrong else 0)
 
 

@@ -21,10 +21,9 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
-from rich.console import Console
 from rich.table import Table
 
-from genqueue import AsyncGenerationClient, calls
+from genqueue import AsyncGenerationClient, calls, output
 from genqueue.store import AsyncStore
 from genqueue_ops import scale_costs
 from genqueue_ops.bench import Stack, running_stack
@@ -208,7 +207,7 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str | fl
         table.add_column(heading, justify="right" if number else "left")
     for row in rows:
         table.add_row(*(each if isinstance(each, str) else _plain(each) for each in row))
-    Console(width=160).print(table)
+    output.table(table)
 
 
 def _show_steps(title: str, steps: dict[str, Step]) -> None:
@@ -258,7 +257,8 @@ def show_worker(worked: Worked) -> None:
     )
     at_rest = ", ".join(f"{name} {rate:.1f}" for name, rate in sorted(worked.at_rest_commands.items()))
     told = f"connections: {worked.worker_connections} of a worker, {worked.producer_connections} of a producer"
-    Console(width=160).print(f"{told}\nat rest, each second: {at_rest}")
+    output.line(told)
+    output.line(f"at rest, each second: {at_rest}")
 
 
 def show_sweeps(found: Sequence[Swept]) -> None:

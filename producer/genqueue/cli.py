@@ -9,7 +9,6 @@ producer without those packages' dependencies can use the rest.
 import contextlib
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -24,16 +23,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from genqueue import errors, glance
+from genqueue import errors, glance, output
 from genqueue.calls import Overview
 from genqueue.client import Generation, GenerationClient
 from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError, LogExpiredError
-from genqueue.glance import CONTROL, one_line
 from genqueue.lifecycle import State
 from genqueue.messages import Chunk, GenerationResult, Reset
+from genqueue.terminal import one_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
 
 class ExitCode(IntEnum):
@@ -123,7 +122,7 @@ app = typer.Typer(
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        _write(f"genqueue {package_version('genqueue')}", end="\n")
+        output.line(f"genqueue {package_version('genqueue')}")
         raise typer.Exit(ExitCode.OK)
 
 
@@ -194,7 +193,7 @@ def submit(
             generation = client.submit(prompt, **options)
         _say_if_nobody_serves(client, generator)
         if detach:
-            _write(json.dumps({"id": generation.id}) if as_json else generation.id, end="\n")
+            output.json_line({"id": generation.id}) if as_json else output.line(generation.id)
         elif as_json:
             _print_result(generation)
         else:
@@ -249,7 +248,7 @@ def status(
         "retried_as": found.retried_as,
     }
     if as_json:
-        _write(json.dumps({**facts, "timings": found.timings}), end="\n")
+        output.json_line({**facts, "timings": found.timings})
     else:
         _print_facts({**facts, **found.timings})
 
@@ -260,9 +259,9 @@ def cancel(generation_id: GenerationId) -> None:
     with GenerationClient() as client:
         generation = client.generation(generation_id)
         if not generation.cancel() and (state := generation.status().state) is not State.CANCELLED:
-            _say(f"too late: generation {generation_id} has {state}")
+            output.say(f"too late: generation {generation_id} has {state}")
             raise typer.Exit(ExitCode.TOO_LATE)
-    _say(f"cancelled generation {generation_id}")
+    output.say(f"cancelled generation {generation_id}")
 
 
 class _Role(StrEnum):
@@ -290,12 +289,12 @@ def doctor(
     findings = checkup.examine(role.value if role else None)
     failed = has_failed(findings)
     if as_json:
-        _write(json.dumps({"ok": not failed, "findings": [asdict(one) for one in findings]}), end="\n")
+        output.json_line({"ok": not failed, "findings": [asdict(one) for one in findings]})
     else:
         for one in findings:
-            _write(f"{one.level:<5} {one_line(one.what)}: {one_line(one.seen)}", end="\n")
+            output.line(f"{one.level:<5} {one_line(one.what)}: {one_line(one.seen)}")
             if one.do:
-                _write(f"      -> {one_line(one.do)}", end="\n")
+                output.line(f"      -> {one_line(one.do)}")
     if failed:
         raise typer.Exit(ExitCode.FAILURE)
 
@@ -321,15 +320,15 @@ def dead_list(
         letters = client.dead_letters(generator, limit + 1)
     for letter in letters[:limit]:
         if as_json:
-            _write(json.dumps(asdict(letter)), end="\n")
+            output.json_line(asdict(letter))
         else:
             ended = datetime.fromtimestamp(letter.ended_at, UTC).isoformat(timespec="seconds")
             figures = f"attempts {letter.attempts}, tokens {letter.completion_tokens}"
-            _write(f"{letter.id}  {ended}  {letter.generator}  {figures}: {one_line(letter.message)}", end="\n")
+            output.line(f"{letter.id}  {ended}  {letter.generator}  {figures}: {one_line(letter.message)}")
     if not letters:
-        _say("no dead letters")
+        output.say("no dead letters")
     if len(letters) > limit:
-        _say(f"there are more; these are the newest {limit} (--limit)")
+        output.say(f"there are more; these are the newest {limit} (--limit)")
 
 
 @dead.command("show")
@@ -346,7 +345,7 @@ def dead_show(
     given = found.request.given
     prompt = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     if with_prompt and not as_json:
-        _write(prompt)
+        output.text(prompt)
         return
     characters, sha256 = found.request.digest()
     facts = {
@@ -360,11 +359,10 @@ def dead_show(
     if as_json:
         own = {"prompt": prompt} if with_prompt else {}
         whole = {**facts, **own, "errors": found.errors, "timings": found.timings}
-        _write(json.dumps(whole, ensure_ascii=False), end="\n")
+        output.json_line(whole, is_ascii=False)
     else:
-        facts["message"] = one_line(found.letter.message)
         facts["partial_text"] = json.dumps(found.partial_text, ensure_ascii=False)
-        ended_by = {f"error of attempt {one['attempt']}": one_line(one["message"]) for one in found.errors}
+        ended_by = {f"error of attempt {one['attempt']}": one["message"] for one in found.errors}
         _print_facts({**facts, **ended_by, **found.timings})
 
 
@@ -372,7 +370,7 @@ def dead_show(
 def dead_retry(ids: DeadIds = None, every: All = False, generator: OfGenerator = None) -> None:
     """Submit dead letters again, each as a new generation whose id is printed; twice gives the same one."""
     with GenerationClient() as client:
-        _each_letter(client, ids, every, generator, lambda one: _write(client.retry(one).id, end="\n"))
+        _each_letter(client, ids, every, generator, lambda one: output.line(client.retry(one).id))
 
 
 @dead.command("drop")
@@ -390,14 +388,14 @@ def _each_letter(
         raise typer.BadParameter("give ids, or --all and perhaps --generator")
     chosen = ids or [letter.id for letter in reversed(client.dead_letters(generator, None))]
     if not chosen:
-        _say("no dead letters")
+        output.say("no dead letters")
     missing = 0
     for generation_id in chosen:
         try:
             act(generation_id)
         except (errors.NotDeadError, errors.GenerationNotFoundError) as error:
             if not every:  # else somebody was faster
-                _say(str(error))
+                output.say(str(error))
                 missing += 1
     if missing:
         raise typer.Exit(ExitCode.NOT_FOUND)
@@ -406,13 +404,13 @@ def _each_letter(
 def _say_if_nobody_serves(client: GenerationClient, generator: str) -> None:
     with contextlib.suppress(errors.StoreError):  # who reads on waits for Redis; the id is not lost for a remark
         if not any(generator in worker.generators for worker in client.workers()):
-            _say(f"no worker has announced itself for generator {generator!r} in the last 30 s; it waits for one")
+            output.say(f"no worker has announced itself for generator {generator!r} in the last 30 s; it waits for one")
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         if value is not None:
-            _write(f"{name:<19}{value}", end="\n")
+            output.line(f"{name:<19}{one_line(str(value))}")
 
 
 def _print_workers(as_json: bool) -> None:
@@ -420,31 +418,25 @@ def _print_workers(as_json: bool) -> None:
     with GenerationClient() as client:
         found = client.workers()
     if as_json:
-        _write(json.dumps([asdict(worker) for worker in found]), end="\n")
+        output.json_line([asdict(worker) for worker in found])
         return
     for worker in found:
         for generator, servers in worker.generators.items():
             for server in servers:
                 line = f"{worker.name:<32} {generator:<16} {server['health']:<6} {server['running']:>4} running  "
-                _write(f"{line}{server['address']}  {one_line(server['trouble'])}".rstrip(), end="\n")
+                output.line(f"{line}{server['address']}  {one_line(server['trouble'])}".rstrip())
     if not found:
-        _say("no worker has announced itself in the last 30 s")
+        output.say("no worker has announced itself in the last 30 s")
 
 
 def _print_overview(as_json: bool, every_s: float | None) -> None:
     """Once, or every ``every_s`` until Ctrl-C; who watches is told when Redis goes away, and watches on."""
-    from rich.console import Console  # 50 ms that submit need not wait for
-
-    # What is no terminal has no width: tables are not squeezed into one.
-    console = Console(width=None if sys.stdout.isatty() else 200)
 
     def show(found: Overview) -> None:
         if as_json:
-            _put(json.dumps(glance.as_json(found)) + "\n")
-            return
-        with console.capture() as shown:
-            console.print(glance.as_tables(found))
-        _put(shown.get())
+            output.json_line(glance.as_json(found))
+        else:
+            output.table(glance.as_tables(found))
 
     with GenerationClient() as client:
         found = client.overview()
@@ -452,25 +444,26 @@ def _print_overview(as_json: bool, every_s: float | None) -> None:
             show(found)
             return
         with contextlib.suppress(KeyboardInterrupt):
-            if console.is_terminal and not as_json:
-                _watch_live(client, found, console, every_s)
+            if sys.stdout.isatty() and not as_json:
+                _watch_live(client, found, every_s)
             while True:
                 show(found)
                 time.sleep(every_s)
                 found = _next_overview(client, every_s)
 
 
-def _watch_live(client: GenerationClient, found: Overview, console: "Console", every_s: float) -> NoReturn:
+def _watch_live(client: GenerationClient, found: Overview, every_s: float) -> NoReturn:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(glance.as_tables(found), console=console, auto_refresh=False) as screen:
+    with Live(output.guarded(glance.as_tables(found)), console=output.console(), auto_refresh=False) as screen:
         while True:
             time.sleep(every_s)
             try:
-                screen.update(glance.as_tables(client.overview()), refresh=True)
+                shown: RenderableType = glance.as_tables(client.overview())
             except errors.RedisUnavailableError as error:
-                screen.update(Text(one_line(str(error))), refresh=True)
+                shown = Text(one_line(str(error)))
+            screen.update(output.guarded(shown), refresh=True)
 
 
 def _next_overview(client: GenerationClient, every_s: float) -> Overview:
@@ -479,7 +472,7 @@ def _next_overview(client: GenerationClient, every_s: float) -> Overview:
         try:
             return client.overview()
         except errors.RedisUnavailableError as error:
-            _say(str(error))
+            output.say(str(error))
             time.sleep(every_s)
 
 
@@ -505,10 +498,10 @@ def _print_text(generation: Generation, from_seq: int = 0) -> None:
                 with _not_halfway():
                     if isinstance(event, Chunk) and event.text:
                         last = event.text
-                        _write(last)
+                        output.text(last)
                     elif isinstance(event, Reset):
                         _end_line(last)
-                        _say(f"attempt {event.attempt} begins anew")
+                        output.say(f"attempt {event.attempt} begins anew")
                         last = ""
                     seq = event.seq
         except LogExpiredError:
@@ -516,7 +509,7 @@ def _print_text(generation: Generation, from_seq: int = 0) -> None:
                 raise
         text, result, ended = _outcome(generation)
         if not last and not from_seq:  # no chunk was published, or the log is gone
-            _write(last := text)
+            output.text(last := text)
     except KeyboardInterrupt:
         _end_line(last)
         _leave(generation.id, seq)
@@ -527,7 +520,7 @@ def _print_text(generation: Generation, from_seq: int = 0) -> None:
     if result is None:
         assert ended is not None
         _fail(generation.id, ended)
-    typer.secho(_figures(generation.id, result), err=True, dim=True)
+    output.remark(_figures(generation.id, result), dim=True)
 
 
 def _print_result(generation: Generation) -> None:
@@ -536,7 +529,7 @@ def _print_result(generation: Generation) -> None:
     except KeyboardInterrupt:
         _leave(generation.id, 0)
     if result is not None:
-        _write(json.dumps({"id": generation.id, **result.model_dump()}, ensure_ascii=False), end="\n")
+        output.json_line({"id": generation.id, **result.model_dump()}, is_ascii=False)
         return
     assert ended is not None
     answer = {
@@ -549,7 +542,7 @@ def _print_result(generation: Generation) -> None:
         "usage": ended.usage,
         "attempts": ended.attempts,
     }
-    _write(json.dumps(answer, ensure_ascii=False), end="\n")
+    output.json_line(answer, is_ascii=False)
     raise ended
 
 
@@ -558,7 +551,7 @@ def _print_events(generation: Generation, from_seq: int) -> None:
     try:
         for event in generation.events(from_seq):
             with _not_halfway():
-                _write(event.model_dump_json(), end="\n")
+                output.json_document(event.model_dump_json())
                 seq = event.seq
         _, _, ended = _outcome(generation)
     except KeyboardInterrupt:
@@ -586,12 +579,12 @@ def _figures(generation_id: str, result: GenerationResult) -> str:
 def _leave(generation_id: str, seq: int) -> NoReturn:
     """End on Ctrl-C: the generation is not ours to stop."""
     resume = f"genqueue tail {generation_id}" + (f" --from-seq {seq}" if seq else "")
-    _say(f"the generation goes on; to read on: {resume}; to end it: genqueue cancel {generation_id}")
+    output.say(f"the generation goes on; to read on: {resume}; to end it: genqueue cancel {generation_id}")
     raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def _fail(generation_id: str, error: GenqueueError) -> NoReturn:
-    _say(f"{generation_id}: {error}")
+    output.say(f"{generation_id}: {error}")
     raise typer.Exit(exit_code(error))
 
 
@@ -612,28 +605,9 @@ def _json_object(raw: str | None) -> dict[str, Any]:
     return found
 
 
-def _write(text: str, end: str = "") -> None:
-    """Put text on stdout at once; what would steer a terminal does not reach one."""
-    _put((CONTROL.sub("�", text) if sys.stdout.isatty() else text) + end)
-
-
-def _put(text: str) -> None:
-    try:
-        typer.echo(text, nl=False)
-    except BrokenPipeError:
-        # Python flushes stdout once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(ExitCode.OK) from None
-
-
 def _end_line(last: str) -> None:
     if last and not last.endswith("\n"):
-        _write("\n")
-
-
-def _say(message: str) -> None:
-    """One line on stderr."""
-    typer.echo(f"genqueue: {one_line(message)}", err=True)
+        output.text("\n")
 
 
 def _add(entry: EntryPoint) -> None:
@@ -655,7 +629,7 @@ def _add(entry: EntryPoint) -> None:
             function = entry.load()
         except ImportError as error:
             install = f": pip install 'genqueue[{extra}]'" if extra else ""
-            _say(f"the command {entry.name!r} needs {error.name or error}, which is not installed{install}")
+            output.say(f"the command {entry.name!r} needs {error.name or error}, which is not installed{install}")
             raise typer.Exit(ExitCode.CONFIG) from None
         own = typer.Typer(add_completion=False)
         own.command(help=function.__doc__)(function)
@@ -673,8 +647,8 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
-    for output in (sys.stdout, sys.stderr):
-        output.reconfigure(errors="replace")  # type: ignore[union-attr]  # TextIOWrapper, as started
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # TextIOWrapper, as started
     logging.getLogger("genqueue").addHandler(logging.NullHandler())  # stderr is for our one line
     command: Any = typer.main.get_command(app)
     try:
@@ -682,15 +656,15 @@ def _run() -> int:
     except _UsageError as error:
         asked = error.ctx.command_path if error.ctx else "genqueue"
         if message := error.format_message():  # none where the command was missing and its help is shown
-            _say(f"{message.rstrip('.')} ({asked} --help)")
+            output.say(f"{message.rstrip('.')} ({asked} --help)")
         return ExitCode.USAGE
     except GenqueueError as error:
-        _say(str(error))
+        output.say(str(error))
         return exit_code(error)
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except Exception as error:
         if sys.flags.dev_mode:
             raise
-        _say(f"unexpected {type(error).__name__}: {error} (python -X dev -m genqueue … shows where)")
+        output.say(f"unexpected {type(error).__name__}: {error} (python -X dev -m genqueue … shows where)")
         return ExitCode.FAILURE

@@ -3,23 +3,14 @@
 Pure.  The JSON's names, and the units in them, stay; the tables may change.
 """
 
-import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from genqueue.calls import Overview, QueueStatus, WorkerStatus
+from genqueue.terminal import one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-
-# What a terminal would obey rather than show.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def one_line(message: str) -> str:
-    """``message`` without line breaks, and without what would steer a terminal."""
-    return CONTROL.sub(" ", " ".join(message.split()))
 
 
 def as_json(found: Overview) -> dict[str, Any]:
@@ -103,4 +94,6 @@ def as_tables(found: Overview) -> "RenderableType":
     if not found.workers:
         lines.append("no worker has announced itself in the last 30 s")
     # First what must be seen on a screen that is too small for all of it.
-    return Group(*map(Text, lines), *([queues] if found.queues else []), *([workers] if rows else []))
+    return Group(
+        *(Text(one_line(line)) for line in lines), *([queues] if found.queues else []), *([workers] if rows else [])
+    )

@@ -607,14 +607,6 @@ def test_colour_is_for_terminals_only(start, ask, genqueue):
     assert "\x1b" not in piped.stdout + piped.stderr
 
 
-def test_control_characters_of_a_model_do_not_reach_a_terminal(capsys, monkeypatch):
-    from genqueue import cli
-
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cli._write("a\x1b[2Jb\tc\n")
-    assert capsys.readouterr().out == "a�[2Jb\tc\n"
-
-
 # --- commands of other packages ------------------------------------------------------------
 
 ONLY_PRODUCER = """

@@ -20,6 +20,7 @@ from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.rights import Role, trials
 from genqueue.settings import Settings, load_settings, mistyped
 from genqueue.store import Store
+from genqueue.terminal import one_line
 from genqueue_worker import broker, logs, tracing
 from genqueue_worker.broker import Consumer
 from genqueue_worker.configuration import celery_configuration
@@ -203,7 +204,7 @@ def _configuration() -> dict[str, Any]:
     try:
         return celery_configuration(load_settings())  # without generators: Flower needs none
     except ConfigError as error:
-        raise SystemExit(f"genqueue: {error}") from None
+        raise SystemExit(one_line(f"genqueue: {error}")) from None
 
 
 @signals.celeryd_init.connect
@@ -246,11 +247,11 @@ def _start(**_: Any) -> None:
         _runtime = Runtime(settings)
         _end_traces = tracing.set_up(_runtime.engine.owner)
     except (ConfigError, StoreError) as error:
-        raise SystemExit(f"genqueue: {error}") from None
+        raise SystemExit(one_line(f"genqueue: {error}")) from None
     try:
         _runtime.start()
     except Exception as error:  # Celery would log it and go on without an engine
-        raise SystemExit(f"genqueue: the engine cannot start: {type(error).__name__}: {error}") from error
+        raise SystemExit(one_line(f"genqueue: the engine cannot start: {type(error).__name__}: {error}")) from error
     limit_orders(_runtime.engine.cancel, [keys.queue(name) for name in settings.generators])
 
 

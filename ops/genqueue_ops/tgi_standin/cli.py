@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from genqueue import output
 from genqueue_ops.tgi_standin.engine import Engine
 from genqueue_ops.tgi_standin.llama import LlamaEngine, LlamaUnavailableError
 from genqueue_ops.tgi_standin.protocol import Limits
@@ -90,7 +91,7 @@ def tgi_standin(
             port=port,
             shutdown_s=shutdown_s,
         ) as served:
-            typer.echo(f"listening on {served.url}")  # flushed by echo
+            output.line(f"listening on {served.url}")
             await ended.wait()
 
     try:
