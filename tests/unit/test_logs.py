@@ -79,7 +79,50 @@ def test_celerys_own_lines_name_the_generation():
 
 def test_text_has_the_fields_behind_the_words():
     line = TEXT.format(record(generation_id="an id", queue_wait_s=0.12345, odd="a\nb"))
-    assert line.endswith(": INFO/MainProcess] finished generation_id=an id queue_wait_s=0.123 odd='a\\nb'")
+    assert line.endswith(": INFO/MainProcess] finished generation_id='an id' queue_wait_s=0.123 odd='a\\nb'")
+
+
+HOSTILE = "a\x1b]0;PWN\a\x1b[31m\x9b\x7f\u202e\u2028\r\n[1970-01-01 00:00:00,000: INFO/MainProcess] finished"
+
+
+def test_what_is_quoted_in_a_line_of_text_forges_none():
+    line = TEXT.format(record(f"lost: {HOSTILE}", odd=HOSTILE, worse=[HOSTILE]))
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        pytest.param("stop", "stop", id="a-word"),
+        pytest.param("http://a:80/b", "http://a:80/b", id="an-address"),
+        pytest.param("stop outcome=finished", "'stop outcome=finished'", id="another-field"),
+        pytest.param("a\xa0b=c", "'a\\xa0b=c'", id="behind-another-space"),
+        pytest.param("", "''", id="nothing"),
+        pytest.param(True, "True", id="a-truth"),
+        pytest.param(["a", 1], "\"['a', 1]\"", id="a-list"),
+    ],
+)
+def test_a_field_of_text_is_one_field(value, expected):
+    assert TEXT.format(record(odd=value)).partition("odd=")[2] == expected
+
+
+def test_a_traceback_of_text_begins_no_line_and_obeys_nothing():
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        first, *rest = TEXT.format(record(exc_info=sys.exc_info(), stack_info=HOSTILE)).split("\n")
+    assert first.startswith("[")
+    assert rest
+    for line in rest:
+        assert line.startswith("    ")
+        assert line.isprintable()
+
+
+def test_a_line_of_json_is_printable_and_means_the_same():
+    line = JSON.format(record(HOSTILE, odd=HOSTILE, stack=f"{HOSTILE}\x7f"))
+    assert line.isprintable()
+    assert (json.loads(line)["message"], json.loads(line)["odd"]) == (HOSTILE, HOSTILE)
 
 
 def test_who_repeats_itself_is_heard_once():

@@ -7,7 +7,9 @@ line about a generation has ``generation_id``.
 
 import json
 import logging
+import re
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Mapping
@@ -15,9 +17,12 @@ from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from typing import Any, Literal, TextIO
 
+from genqueue.terminal import escaped, harmless, unbroken
+
 LogFormat = Literal["auto", "text", "json"]
 
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "data"}
+_ANOTHER_FIELD = re.compile(r"[\s='\"]")
 _QUIET = ("opentelemetry",)
 """Whose lines come again and again while one thing is wrong."""
 _QUIET_S = 60.0
@@ -39,8 +44,17 @@ class TextFormatter(logging.Formatter):
         super().__init__("[%(asctime)s: %(levelname)s/%(processName)s] %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line without a traceback."""
-        return " ".join([super().formatMessage(record), *(f"{k}={_brief(v)}" for k, v in fields_of(record).items())])
+        """The line without a traceback; one line, whatever is quoted in it."""
+        words = unbroken(super().formatMessage(record))
+        return " ".join([words, *(f"{name}={_brief(value)}" for name, value in fields_of(record).items())])
+
+    def formatException(self, ei: Any) -> str:
+        """A traceback below its line, indented, so that no words in it begin a line as a line of ours begins."""
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        """The same of a stack that somebody asked for."""
+        return _indented(super().formatStack(stack_info))
 
 
 class JsonFormatter(logging.Formatter):
@@ -57,11 +71,19 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in fields_of(record).items() if name not in line}
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return escaped(json.dumps(line, default=str))
+
+
+def _indented(words: str) -> str:
+    return textwrap.indent(harmless(words), "    ")
 
 
 def _brief(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value) if str(value).isprintable() else repr(value)
+    """Quoted where it could be read as another field, or as none."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    words = str(value)
+    return words if words.isprintable() and not _ANOTHER_FIELD.search(words) and words else repr(words)
 
 
 class Seldom(logging.Filter):
