@@ -454,7 +454,8 @@ class GenerationResult(BaseModel):
     """What a finished generation is: one reply and one meta for each text, in the seed's shape.
 
     Each ``meta`` holds ``model``, ``finish_reason`` (the server's word), ``usage``
-    (``prompt_tokens``, None where the server does not say, and ``completion_tokens``),
+    (``prompt_tokens`` and ``completion_tokens``, each None where nobody knows: the server does not say, or the text
+    was continued by deltas that are no tokens),
     ``completion_start_time`` (ISO 8601, UTC; None for an empty text), ``generator``,
     ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.timing.timings`).  A chat's
     may also hold ``tool_calls``, as OpenAI has them, ``reasoning``, ``logprobs``, and ``refusal``:

@@ -173,6 +173,8 @@ def finished(generation_id: str, generator: str, last: Flush, result: Generation
     """The end with a result; ``last`` is what the attempt had not written yet."""
     meta = result.meta[0]
     completion_tokens = meta["usage"]["completion_tokens"]
+    if completion_tokens is None:  # nobody knows: what came is the best there is for whoever needs a number
+        completion_tokens = last.completion_tokens
     body = event_body("finished", {"finish_reason": meta["finish_reason"], "completion_tokens": completion_tokens})
     return End(
         generation_id,

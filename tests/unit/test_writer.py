@@ -15,6 +15,7 @@ from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.messages import Outcome, Token, ToolCallDelta
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.metrics import AttemptMeter, Metrics
+from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.writer import _CONGESTION_TOKENS, Outbox, Writer
 
 A_LONG_GAP_S = 60.0
@@ -518,3 +519,71 @@ async def test_nothing_of_an_attempt_is_on_its_way_once_it_is_settled(desk: Desk
     desk.shelf.open.set()
     await desk.until(settling.done)
     assert desk.shelf.text("g") == "a"
+
+
+def as_token(outbox: Outbox, piece: str) -> None:
+    outbox.push(Token(1, piece, None, False), piece)
+
+
+def as_special_token(outbox: Outbox, piece: str) -> None:
+    outbox.push(Token(1, piece, None, True), "")
+
+
+def as_alternative(outbox: Outbox, piece: str) -> None:
+    outbox.push(Token(1, "", None, False), "", [Token(2, piece, None, False)])
+
+
+def as_delta(outbox: Outbox, piece: str) -> None:
+    outbox.push_delta(piece)
+
+
+def as_thought(outbox: Outbox, piece: str) -> None:
+    outbox.push_delta("", piece)
+
+
+def as_argument(outbox: Outbox, piece: str) -> None:
+    outbox.push_delta("", "", [ToolCallDelta(0, None, None, piece)])
+
+
+def as_the_end(outbox: Outbox, piece: str) -> None:
+    outbox.push_text(piece)
+
+
+@pytest.mark.parametrize("publish", [True, False], ids=["streamed", "one-shot"])
+@pytest.mark.parametrize(
+    "push_piece", [as_token, as_special_token, as_alternative, as_delta, as_thought, as_argument, as_the_end]
+)
+@pytest.mark.parametrize("piece", ["a" * 40, "é" * 20, "日" * 14, "🦜" * 10], ids=["ascii", "2", "3", "4"])
+async def test_a_reply_is_bounded_in_bytes_and_not_in_characters(desk: Desk, publish, push_piece, piece):
+    """Each piece has 40 bytes or two more, what some take beside it counts too: ten stay below 1000, 26 do not."""
+    outbox = desk.outbox(publish=publish, max_reply_bytes=1000)
+    for _ in range(10):
+        push_piece(outbox, piece)
+    with pytest.raises(ReplyTooLongError, match="more than 1000 bytes"):
+        for _ in range(16):
+            push_piece(outbox, piece)
+
+
+async def test_the_text_of_earlier_attempts_is_bounded_in_bytes_too(desk: Desk):
+    outbox = desk.outbox(attempt=2, earlier_text="日" * 333, earlier_tokens=333, max_reply_bytes=1000)
+    outbox.push_delta("a")
+    with pytest.raises(ReplyTooLongError):
+        outbox.push_delta("日")
+
+
+@pytest.mark.parametrize(
+    ("deltas", "solid_tokens"),
+    [
+        pytest.param([("a", ""), ("", "")], 1, id="an-empty-delta"),
+        pytest.param([("a", ""), ("\n", ""), ("", "")], 1, id="empty-behind-white-space"),
+        pytest.param([("", "")], 0, id="empty-alone"),
+        pytest.param([("a", ""), ("", " ")], 1, id="thinking-in-white-space"),
+        pytest.param([(" ", "Hm")], 1, id="a-thought-beside-white-space"),
+        pytest.param([("a", ""), ("", ""), ("b", "")], 3, id="empty-before-text"),
+    ],
+)
+async def test_a_delta_is_solid_only_with_more_than_white_space(desk: Desk, deltas, solid_tokens):
+    outbox = desk.outbox()
+    for text, reasoning in deltas:
+        outbox.push_delta(text, reasoning)
+    assert (outbox.solid_tokens, outbox.completion_tokens) == (solid_tokens, len(deltas))

@@ -57,6 +57,7 @@ from genqueue_worker.report import IGNORED, Report, Show, show_nobody
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
+from genqueue_worker.usage import Counts, uncounted, usage
 from genqueue_worker.writer import Outbox, Writer
 
 try:
@@ -513,18 +514,19 @@ class Engine:
         if len(whole) > len(text) and whole.startswith(text):  # text that no token brought
             outbox.push_text(whole[len(text) :])
             text = "".join(outbox.parts)
-        # A continued attempt was sent the earlier tokens as a part of its prompt.
-        prompt_tokens, completion_tokens = ending.prompt_tokens, outbox.completion_tokens
-        if prompt_tokens is not None:
-            prompt_tokens -= outbox.earlier_tokens
-        if ending.completion_tokens is not None:
-            completion_tokens = outbox.earlier_tokens + ending.completion_tokens
-            # What a chat streams is counted by its deltas, of which one may be several tokens.
-            work.meter.produced(max(0, completion_tokens - outbox.completion_tokens))
+        counts = Counts(
+            ending.prompt_tokens,
+            ending.completion_tokens,
+            outbox.completion_tokens,
+            outbox.earlier_tokens,
+            are_deltas=outbox.has_deltas or work.request.messages is not None,
+        )
+        used = usage(counts)
+        work.meter.produced(uncounted(counts))
         meta = {
             "model": upstream.model(endpoint),
             "finish_reason": ending.finish_reason,
-            "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
+            "usage": used,
             "completion_start_time": _iso(_first_text_at(work)),
             "generator": work.generator,
             "endpoint": endpoint.address,
@@ -534,8 +536,7 @@ class Engine:
         }
         work.report.note(
             finish_reason=ending.finish_reason,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
+            **used,
             timings=self._timings(work),
         )
         result = GenerationResult(replies=[text], meta=[meta])

@@ -22,7 +22,8 @@ class Receipt:
 
     def __repr__(self) -> str:
         meta = self._result.meta[0]
-        return f"{meta['usage']['completion_tokens']} tokens, {meta['finish_reason']}, attempt {meta['attempts']}"
+        tokens = meta["usage"]["completion_tokens"]
+        return f"{'?' if tokens is None else tokens} tokens, {meta['finish_reason']}, attempt {meta['attempts']}"
 
 
 def failure(outcome: Outcome) -> str:

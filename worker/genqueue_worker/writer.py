@@ -56,6 +56,7 @@ class Outbox:
         first_text_s: loop time of the first text; None before.
         is_congested: whether the producer of tokens should wait (:meth:`relief`).
         number: of the last flush that was taken.
+        has_deltas: whether what came was deltas, of which one may be several tokens.
         written_tokens: how many of ``completion_tokens`` the registry has.
     """
 
@@ -81,7 +82,8 @@ class Outbox:
         self.written_tokens = earlier_tokens
         self.first_text_s: float | None = None
         self.is_congested = False
-        self._reply_bytes = len(earlier_text)
+        self.has_deltas = False
+        self._reply_bytes = _size_bytes(earlier_text)
         self._max_reply_bytes = max_reply_bytes
         self._began_s = writer.now_s()
         self._meter = meter
@@ -124,10 +126,10 @@ class Outbox:
             token, text = token._replace(text=encodable(token.text)), encodable(text)
         self._tokens.append(token)
         if not text:
-            self._reply_bytes += len(token.text)
+            self._reply_bytes += _size_bytes(token.text)
         if top_tokens:
             top_tokens = [other._replace(text=encodable(other.text)) for other in top_tokens]
-            self._reply_bytes += sum(_PIECE_BYTES + len(other.text) for other in top_tokens)
+            self._reply_bytes += sum(_PIECE_BYTES + _size_bytes(other.text) for other in top_tokens)
         self._top_tokens.append(top_tokens or _NONE)
         if text:
             self._add_text(text)
@@ -139,19 +141,19 @@ class Outbox:
         """Take what one event of a chat adds."""
         self.completion_tokens += 1
         self._deltas += 1
+        self.has_deltas = True
         if text:
             self._add_text(encodable(text))
         elif not (reasoning or tool_calls):
             self._text.append("")  # an end of its own, as the end token is one where tokens are named
         if reasoning:
             self._begin()
-            self._reply_bytes += len(reasoning)
             self._reasoning.append(encodable(reasoning))
+            self._reply_bytes += _size_bytes(self._reasoning[-1])
         for call in tool_calls:
             self._begin()
-            self._reply_bytes += _PIECE_BYTES + len(call.id or "") + len(call.name or "") + len(call.arguments)
             self._add_tool_call(call)
-        if tool_calls or not (text + reasoning).isspace():
+        if tool_calls or (text and not text.isspace()) or (reasoning and not reasoning.isspace()):
             self.solid_tokens = self.completion_tokens
         self._came(self._deltas)
 
@@ -251,13 +253,16 @@ class Outbox:
 
     def _add_text(self, text: str) -> None:
         self._begin()
-        self._reply_bytes += len(text)
+        self._reply_bytes += _size_bytes(text)
         self.parts.append(text)
         self._text.append(text)
 
     def _add_tool_call(self, call: ToolCallDelta) -> None:
         """Add a piece to the one before it, if it only goes on with that; a call is hundreds of pieces."""
         call = call._replace(arguments=encodable(call.arguments))
+        self._reply_bytes += _PIECE_BYTES + sum(
+            _size_bytes(part or "") for part in (call.id, call.name, call.arguments)
+        )
         last = self._tool_calls[-1] if self._tool_calls else None
         if last is not None and (call.index, call.id, call.name) == (last.index, None, None):
             self._tool_calls[-1] = last._replace(arguments=last.arguments + call.arguments)
@@ -423,6 +428,11 @@ class Writer:
                     raise
                 logger.error("events wait: %s", error)  # out of memory, read-only: for whoever runs Redis to mend
             await asyncio.sleep(_RETRY_S)
+
+
+def _size_bytes(text: str) -> int:
+    """How long encodable text is as UTF-8; without a copy where that is easily told."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 def _is_behind(answer: object) -> bool:
