@@ -16,8 +16,8 @@ import asyncio
 import contextvars
 import ssl
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
@@ -29,6 +29,7 @@ from huggingface_hub import set_async_client_factory
 from pydantic_core import from_json, to_json
 
 from genqueue.address import without_secrets
+from genqueue_worker.event_stream import DONE, EventStream, StreamTooLongError
 from genqueue_worker.policy import UpstreamFacts
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
@@ -36,7 +37,11 @@ _ERROR_BODY_LIMIT_BYTES = 64 * 1024
 _MOST_UNASKED_BYTES = 1_000_000
 _MOST_UNASKED_EVENTS = 1_000
 _KEEP_ALIVE_S = 30.0
-_DONE = b"[DONE]"
+_IDLE_LINES_PER_EVENT = 8
+_MORE_IDLE_LINES = 10_000
+"""An event may come with a name, an id and comments; a proxy sends one a second while nothing comes."""
+_STEP_BYTES = 16 * 1024
+"""Of one read, which the kernel may make far larger, so much is read before others have their turn."""
 _DONE_PATIENCE_S = 0.5
 
 
@@ -82,26 +87,30 @@ exchange: contextvars.ContextVar[Exchange] = contextvars.ContextVar("exchange")
 """Set by whoever calls, around the call."""
 
 
-@contextmanager
-def _as_httpx2(request: httpx2.Request | None) -> Iterator[None]:
-    """Turn aiohttp's errors into those that huggingface_hub knows."""
-    try:
-        yield
-    except aiohttp.ConnectionTimeoutError as error:
-        raise httpx2.ConnectTimeout(str(error), request=request) from error
-    except (TimeoutError, aiohttp.SocketTimeoutError) as error:
-        raise httpx2.ReadTimeout(str(error), request=request) from error
-    except aiohttp.ClientConnectorError as error:
-        raise httpx2.ConnectError(str(error), request=request) from error
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
-        raise httpx2.RemoteProtocolError(str(error), request=request) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise httpx2.ReadError(str(error), request=request) from error
+_OF_THE_WIRE = (aiohttp.ClientError, OSError)
+"""Errors of aiohttp and of what is below it; TimeoutError is an OSError."""
 
 
-def _passes(what: str, bound: str) -> UpstreamError:
+def _as_httpx2(error: Exception, request: httpx2.Request | None) -> httpx2.HTTPError:
+    """One of them as huggingface_hub knows it."""
+    kind: type[httpx2.RequestError]
+    match error:
+        case aiohttp.ConnectionTimeoutError():
+            kind = httpx2.ConnectTimeout
+        case TimeoutError():
+            kind = httpx2.ReadTimeout
+        case aiohttp.ClientConnectorError():
+            kind = httpx2.ConnectError
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
+            kind = httpx2.RemoteProtocolError
+        case _:
+            kind = httpx2.ReadError
+    return kind(str(error), request=request)
+
+
+def _passes(words: str) -> UpstreamError:
     """A server that would fill this worker up: its fault, and another one may do better."""
-    return UpstreamError(UpstreamFacts(f"the server's {what} has more than {bound}", error_type="generation"))
+    return UpstreamError(UpstreamFacts(f"the server's {words}", error_type="generation"))
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -111,12 +120,17 @@ class _Body(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
         size_bytes = 0
-        with _as_httpx2(None):
-            async for data in self.upstream.content.iter_any():
-                size_bytes += len(data)
-                if size_bytes > self._most_bytes:
-                    raise _passes("answer", f"{self._most_bytes} bytes")
-                yield data
+        while True:
+            try:
+                data = await self.upstream.content.readany()
+            except _OF_THE_WIRE as error:
+                raise _as_httpx2(error, None) from error
+            if not data:
+                return
+            size_bytes += len(data)
+            if size_bytes > self._most_bytes:
+                raise _passes(f"answer has more than {self._most_bytes} bytes")
+            yield data
 
     async def aclose(self) -> None:
         """Keep the connection if the body was read to its end, close it if not: the server sees that at once."""
@@ -130,39 +144,74 @@ class _Response(httpx2.Response):
     """A response whose events go to the caller first."""
 
     async def aiter_lines(self) -> AsyncIterator[str]:
+        """The events that the caller leaves to huggingface_hub, each as the one line that it takes for an event.
+
+        The last event may lack its empty line, if it is whole: some servers end so.  One that is not is a
+        stream that broke off, however its body was ended.
+        """
         told, body = exchange.get(None), self.extensions.get("genqueue_body")
         if told is None or body is None:
             async for plain in super().aiter_lines():
                 yield plain
             return
-        begun = bytearray()  # the line whose end has not come
-        events = 0
+        stream = EventStream(
+            most_bytes=told.most_bytes,
+            most_events=told.most_events,
+            most_lines=_IDLE_LINES_PER_EVENT * told.most_events + _MORE_IDLE_LINES,
+            on_named=_with_its_name,
+        )
         read: Callable[[], Awaitable[bytes]] = body.upstream.content.readany
-        with _as_httpx2(self.request):
-            while data := await read():
-                lines = data.split(b"\n")
-                rest = lines.pop()
-                if begun and lines:
-                    lines[0] = bytes(begun + lines[0])
-                    begun.clear()
-                begun += rest
-                if len(begun) > told.most_bytes:
-                    raise _passes("event", f"{told.most_bytes} bytes")
-                for line in lines:
-                    if not line.startswith(b"data:"):
+        is_at_end = False
+        while not is_at_end:
+            try:
+                data = await read()
+            except _OF_THE_WIRE as error:
+                raise _as_httpx2(error, self.request) from error
+            is_at_end = not data
+            for start in range(0, len(data) or 1, _STEP_BYTES):
+                if start:
+                    await asyncio.sleep(0)  # what else runs here has its turn
+                try:
+                    events = stream.end() if is_at_end else stream.feed(data[start : start + _STEP_BYTES])
+                except StreamTooLongError as error:
+                    raise _passes(str(error)) from None
+                for event in events:
+                    if not event or event.isspace():  # a heartbeat
                         continue
-                    events += 1
-                    if events > told.most_events:
-                        raise _passes("answer", f"{told.most_events} events")
-                    event = line[5:]
-                    if not told.on_data(event):
-                        if event.strip() == _DONE:
-                            await _read_out(read)
-                            return
-                        yield line.decode("utf-8", "replace")
-                await told.after_read()
-        if begun:
-            yield begun.decode("utf-8", "replace")
+                    if is_at_end and not _is_whole(event):
+                        raise UpstreamError(
+                            UpstreamFacts(
+                                "the stream broke off within an event", error_type="incomplete_generation_stream"
+                            )
+                        )
+                    if told.on_data(event):
+                        continue
+                    if event.strip() == DONE:
+                        await _read_out(read)
+                        return
+                    yield f"data: {event.decode('utf-8', 'replace')}"
+            await told.after_read()
+
+
+def _with_its_name(name: bytes, data: bytes) -> bytes:
+    """An event that is called an error, as an error's data; of any other the data says enough."""
+    if name != b"error":
+        return data
+    try:
+        said = from_json(data)
+    except ValueError:
+        said = data.decode("utf-8", "replace")
+    return data if isinstance(said, dict) and said.get("error") is not None else to_json({"error": said})
+
+
+def _is_whole(data: bytes) -> bool:
+    if data.strip() == DONE:
+        return True
+    try:
+        from_json(data)
+    except ValueError:
+        return False
+    return True
 
 
 async def _read_out(read: Callable[[], Awaitable[bytes]]) -> None:
@@ -207,7 +256,7 @@ class Transport(httpx2.AsyncBaseTransport):
         if told is not None and told.more_fields and request.method == "POST":
             body = to_json({**from_json(body), **told.more_fields})
             headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
-        with _as_httpx2(request):
+        try:
             upstream = await self._session.request(
                 request.method,
                 # httpx2 has made a header of the address's user and password already.
@@ -218,6 +267,8 @@ class Transport(httpx2.AsyncBaseTransport):
                 proxy=self._proxy(request.url),
                 timeout=aiohttp.ClientTimeout(sock_connect=limits.get("connect"), sock_read=limits.get("read")),
             )
+        except _OF_THE_WIRE as error:
+            raise _as_httpx2(error, request) from error
         answer = _Body(upstream, _MOST_UNASKED_BYTES if told is None else told.most_bytes)
         return _Response(
             upstream.status,
