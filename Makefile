@@ -31,7 +31,7 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## measure what the queue adds, and print a table (two to three minutes)
+bench: $(INSTALLED) ## measure what the queue adds, and print a table (four minutes)
 	$(BIN)/genqueue bench
 
 compare-haystack: $(INSTALLED) ## hold the Haystack components beside the originals, which need an environment of their own

@@ -1,334 +1,245 @@
 """``genqueue bench``: what the queue costs, against calling the model server directly.
 
-Both sides run in one go, in turns, on the same machine against the same stand-in, so that a
-busy machine slows both.  The direct side is huggingface_hub's async client at its fastest:
-one client for all streams, its limit on connections lifted.  The queued side is submit and
-stream of the async client, with a real worker and a real Redis beside it; unlike on a GPU
-host, all of them share the cores with the model server.
+All ways run in one go, in turns, on the same machine against the same stand-in, so that a busy machine
+slows all of them: huggingface_hub's async client at its fastest, aiohttp with as little as can
+read the events, and the queue, with a real worker and a real Redis.  Each is a process of its own;
+unlike on a GPU host, all of them share the cores with the model server.  ``--against`` runs
+another checkout's producer and worker in turns with them.
+
+Here is the order of things.  Processes are in ``bench_stack.py``, limits and verdicts in ``bench_verdict.py``.
 """
 
-import asyncio
-import itertools
 import json
 import os
 import platform
+import resource
 import signal
-import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx2
 import redis
 import typer
-from huggingface_hub import AsyncInferenceClient, set_async_client_factory
 from rich.table import Table
 
-from genqueue import AsyncGenerationClient, Chunk, Settings, load_settings
-from genqueue.messages import Finished
-from genqueue.output import table as print_table
+from genqueue import ConfigError, GenerationResult, output
+from genqueue_ops.bench_client import Load
+from genqueue_ops.bench_stack import (
+    Contestant,
+    Queue,
+    Sample,
+    checkouts,
+    configured,
+    resident_mb,
+    start_contestants,
+    threads,
+)
+from genqueue_ops.bench_verdict import ON_DEMAND, Line, Part, lines, warnings
 from genqueue_ops.local_redis import local_redis
-from genqueue_ops.processes import Child, started
+from genqueue_ops.processes import ChildError
 
-_CROWD_TOKENS = 100
-_ITL_S = 0.02
+_CROWD = Load("kept", 200, 100)
+_SLICES = 4
 
-
-class Part(StrEnum):
-    """What can be measured by itself."""
-
-    THROUGHPUT = "throughput"
-    CHAT = "chat"
-    TTFT = "ttft"
-    MEMORY = "memory"
-    CROWD = "crowd"
+Taken = dict[str, list[Sample]]
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the table: a value in the unit that its name says, and the limit that it keeps, if any."""
-
-    name: str
-    value: float
-    limit: float | None
-    note: str
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the limit holds."""
-        return self.limit is None or self.value <= self.limit
+def in_turns(
+    contestants: dict[str, Contestant], names: tuple[str, ...], rounds: int, take: Callable[[Contestant], Sample]
+) -> Taken:
+    """What each of ``names``, and the other checkout if there is one, takes each round; every other one backwards."""
+    taking = [contestants[name] for name in (*names, "before") if name in contestants]
+    taken: Taken = {contestant.name: [] for contestant in taking}
+    for number in range(rounds):
+        for contestant in taking if number % 2 == 0 else reversed(taking):
+            taken[contestant.name].append(take(contestant))
+    return taken
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """A Redis, a stand-in and a worker."""
-
-    settings: Settings
-    url: str
-    worker: Child
-
-    def worker_rss_bytes(self) -> int:
-        """The worker's resident memory (proc(5), statm)."""
-        pages = Path(f"/proc/{self.worker.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-    def worker_cpu_s(self) -> float:
-        """CPU seconds of the worker so far, user and system (proc(5), stat)."""
-        fields = Path(f"/proc/{self.worker.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def redis_reads(self) -> int:
-        """Requests that Redis has read from its clients: each is a round trip, a script is one."""
-        with redis.Redis.from_url(self.settings.redis_url) as client:
-            stats: dict[str, Any] = client.info("stats")
-        return int(stats["total_reads_processed"])
+def memory(contestant: Contestant, generations: int) -> Sample:
+    """What short generations with prompts of 2 KB leave behind, in the worker and in Redis."""
+    queue = contestant.queue
+    assert queue is not None
+    contestant.run(_short(generations // 4))
+    before_mb, before_bytes = resident_mb(queue.worker.process.pid), queue.redis_info()["used_memory"]
+    sample = contestant.run(_short(generations))
+    redis_bytes = queue.redis_info()["used_memory"] - before_bytes
+    return {
+        **sample,
+        "before_mb": before_mb,
+        "after_mb": resident_mb(queue.worker.process.pid),
+        "redis_kb": redis_bytes / generations / 1e3,
+        "result_kb": _result_kb(queue),
+    }
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
-    """What a caller got: seconds to the first text, the text, how many tokens."""
+def _short(generations: int) -> Load:
+    return Load("turns", generations, 3, instant=True, prompt_bytes=2000)
 
-    ttft_s: float
-    text: str
-    tokens: int
+
+def _result_kb(queue: Queue) -> float:
+    """What Redis takes for the reply of such a generation as a plain string with a TTL."""
+    count, text = 1000, " 0:000000000000000" * 3
+    meta = {"model": None, "finish_reason": "length", "usage": {"prompt_tokens": 3, "completion_tokens": 3}}
+    result = GenerationResult(replies=[text], meta=[meta]).model_dump_json()
+    with redis.Redis.from_url(queue.server.url) as client:
+        before_bytes = client.info("memory")["used_memory"]
+        for number in range(count):
+            client.set(f"bench:result:{number:032}", result, ex=600)
+        return float(client.info("memory")["used_memory"] - before_bytes) / count / 1e3
 
 
 @contextmanager
-def running_stack(concurrency: int) -> Iterator[Stack]:
-    """Everything that is measured, each part a process, for the length of a ``with`` block.
-
-    Sets ``GENQUEUE_CONFIG`` of this process and removes the other ``GENQUEUE_*`` variables.
-    """
+def submitting(against: Path | None) -> Iterator[Callable[[str], Sample]]:
+    """Measures how fast submits are, of ``queue`` or ``before``, each with a Redis where no worker runs."""
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-bench-")))
-        server = opened.enter_context(local_redis())
-        limits = ["--max-concurrent-requests", "2000", "--max-batch", "2000"]
-        standin = started(opened, folder, ["tgi-standin", "--itl-s", str(_ITL_S), *limits], "listening on ")
-        url = standin.logged().partition("listening on ")[2].split()[0]
-        config = folder / "genqueue.toml"
-        config.write_text(
-            f'redis_url = "{server.url}"\n[generators.default]\n'
-            f'api_type = "text_generation_inference"\napi_params = {{ url = "{url}" }}\n'
-        )
-        for name in [name for name in os.environ if name.startswith("GENQUEUE_")]:
-            del os.environ[name]
-        os.environ["GENQUEUE_CONFIG"] = str(config)
-        worker = started(opened, folder, ["worker", "--concurrency", str(concurrency)], " ready.")
-        yield Stack(load_settings(), url, worker)
+        environs = {}
+        for name, checkout in checkouts(against).items():
+            own = folder / name
+            own.mkdir()
+            environs[name] = configured(own, opened.enter_context(local_redis()).url, "http://127.0.0.1:1", checkout)
+
+        def submit(name: str) -> Sample:
+            path = folder / name / "rates.json"
+            command = [sys.executable, "-P", "-m", "genqueue_ops.bench_enqueue", str(_SLICES), str(path)]
+            done = subprocess.run(command, env=environs[name], cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                raise ChildError(f"the submitting process failed:\n{done.stderr}")
+            rates: Sample = json.loads(path.read_text())
+            return {"streams": 0, **rates}
+
+        yield submit
 
 
-def _direct_client() -> AsyncInferenceClient:
-    unlimited = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    set_async_client_factory(lambda: httpx2.AsyncClient(limits=unlimited, timeout=None))
-    return AsyncInferenceClient()
+def measure(
+    wanted: set[Part], rounds: int, tokens: int, generations: int, against: Path | None
+) -> tuple[dict[Part, Taken], list[str]]:
+    """Measure the parts that are wanted; what was taken, and what was wrong with a stream."""
+    taken: dict[Part, Taken] = {}
+    faults: list[str] = []
+    every, timed = ("direct", "raw", "queue"), ("direct", "queue")
+    loads = {
+        Part.STREAMS: (every, Load("at-once", 200, tokens)),
+        Part.CHATS: (every, Load("at-once", 200, tokens, chat=True)),
+        Part.IDLE: (timed, Load("alone", 15, 3)),
+        Part.BESIDE: (timed, Load("alone", 15, 3)),
+        Part.PACED: (timed, Load("paced", 40, 100, per_s=20.0)),
+        Part.CEILING: (timed, Load("turns", 400, 3, instant=True)),
+    }
+    if wanted & {*loads, Part.MEMORY}:
+        with _contestants(256, against) as contestants:
+            for contestant in contestants.values():  # connections, threads, code
+                contestant.run(Load("at-once", 200, 3))
+            for part, (names, load) in loads.items():
+                if part not in wanted:
+                    continue
+                crowd = _CROWD if part is Part.BESIDE else None
+                taken[part] = in_turns(contestants, names, rounds, partial(Contestant.run, load=load, crowd=crowd))
+            if Part.MEMORY in wanted:
+                taken[Part.MEMORY] = in_turns(contestants, ("queue",), 1, lambda each: memory(each, generations))
+            faults += [f"{each.name}: {fault}" for each in contestants.values() for fault in each.faults]
+    if Part.ENQUEUE in wanted:
+        with submitting(against) as submit:
+            names = ("queue", "before") if against else ("queue",)
+            taken[Part.ENQUEUE] = {name: [] for name in names}
+            for _ in range(rounds):
+                for name in names:
+                    taken[Part.ENQUEUE][name].append(submit(name))
+    if Part.THOUSAND in wanted:
+        with _contestants(1056, against) as contestants:
+            load = Load("at-once", 1000, 100)
+
+            def run(contestant: Contestant) -> Sample:
+                sample = contestant.run(load)
+                busy = 0 if contestant.queue is None else threads(contestant.queue.worker.process.pid)
+                return {**sample, "threads": busy}
+
+            taken[Part.THOUSAND] = in_turns(contestants, ("raw", "queue"), min(rounds, 3), run)
+            faults += [f"{each.name}: {fault}" for each in contestants.values() for fault in each.faults]
+    return taken, faults
 
 
-async def _direct(client: AsyncInferenceClient, url: str, prompt: str, max_new_tokens: int) -> Streamed:
-    began_s, first_s, parts, tokens = time.perf_counter(), 0.0, [], 0
-    async for output in await client.text_generation(
-        prompt, model=url, stream=True, details=True, max_new_tokens=max_new_tokens
-    ):
-        tokens += 1
-        if not output.token.special:
-            parts.append(output.token.text)
-            first_s = first_s or time.perf_counter()
-    return Streamed(first_s - began_s, "".join(parts), tokens)
+@contextmanager
+def _contestants(concurrency: int, against: Path | None) -> Iterator[dict[str, Contestant]]:
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-bench-")))
+        yield start_contestants(opened, folder, concurrency, against)
 
 
-async def _queued(client: AsyncGenerationClient, prompt: str, max_new_tokens: int) -> Streamed:
-    began_s, first_s, parts, tokens = time.perf_counter(), 0.0, [], 0
-    generation = await client.submit(prompt, generation_kwargs={"max_new_tokens": max_new_tokens})
-    async for chunk in generation.stream():
-        tokens += len(chunk.tokens)
-        parts.append(chunk.text)
-        if chunk.text:
-            first_s = first_s or time.perf_counter()
-    return Streamed(first_s - began_s, "".join(parts), tokens)
+def show(title: str, table: list[Line]) -> None:
+    """Print the table."""
+    has_before = any(each.before is not None for each in table)
+    shown = Table(title=title, title_justify="left")
+    headings = ["part", "figure", "queue", "control", "ratio", "of the rounds", "limit", ""]
+    for heading in [*headings, *(["before", "now / before"] if has_before else [])]:
+        shown.add_column(heading, justify="left" if heading in {"part", "figure", ""} else "right")
+    for each in table:
+        sign, verdict = ("≥ " if each.at_least else "≤ "), ("kept" if each.is_kept else "MISSED")
+        cells = [
+            each.part,
+            each.name,
+            f"{_short_number(each.value)} {each.unit}",
+            f"{_short_number(each.of)} {each.unit}",
+        ]
+        cells += [_short_number(each.ratio), f"{_short_number(each.lowest)} – {_short_number(each.highest)}"]
+        cells += ["", ""] if each.limit is None else [f"{sign}{each.limit:g}", verdict]
+        if each.before is not None and each.to_before is not None:
+            cells += [f"{_short_number(each.before)} {each.unit}", _short_number(each.to_before)]
+        shown.add_row(*cells)
+    output.table(shown)
 
 
-async def _direct_chat(client: AsyncInferenceClient, url: str, prompt: str, max_tokens: int) -> Streamed:
-    began_s, first_s, parts, tokens = time.perf_counter(), 0.0, [], 0
-    client.model = url  # the call's own model would be what the body names
-    messages = [{"role": "user", "content": prompt}]
-    options: Any = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": max_tokens}
-    async for output in await client.chat_completion(messages, model="tgi", **options):
-        if output.usage:
-            tokens = output.usage.completion_tokens
-        for choice in output.choices:
-            parts.append(choice.delta.content or "")
-            first_s = first_s or time.perf_counter()
-    return Streamed(first_s - began_s, "".join(parts), tokens)
-
-
-async def _queued_chat(client: AsyncGenerationClient, prompt: str, max_tokens: int) -> Streamed:
-    began_s, first_s, parts, tokens = time.perf_counter(), 0.0, [], 0
-    generation = await client.submit_chat(
-        [{"role": "user", "content": prompt}], generation_kwargs={"max_tokens": max_tokens}
-    )
-    async for event in generation.events():
-        match event:
-            case Chunk():
-                parts.append(event.text)
-                first_s = first_s or time.perf_counter()
-            case Finished():
-                tokens = event.completion_tokens
-    return Streamed(first_s - began_s, "".join(parts), tokens)
-
-
-async def _at_once(streams: list[Coroutine[Any, Any, Streamed]]) -> tuple[float, list[Streamed]]:
-    began_s = time.perf_counter()
-    got = await asyncio.gather(*streams)
-    return time.perf_counter() - began_s, got
-
-
-async def throughput(
-    stack: Stack,
-    rounds: int,
-    tokens: int,
-    ask_directly: Callable[[AsyncInferenceClient, str, str, int], Coroutine[Any, Any, Streamed]] = _direct,
-    ask_queue: Callable[[AsyncGenerationClient, str, int], Coroutine[Any, Any, Streamed]] = _queued,
-    what: str = "streams",
-) -> list[Figure]:
-    """200 streams of so many tokens, 20 ms apart; direct and queued in turns, and the first turn not counted."""
-    streams = 200
-    prompts = [f"Prompt {number}:" for number in range(streams)]
-    direct_s, queued_s, cpu_s, trips, lost = [], [], [], [], 0
-    async with _direct_client() as direct, AsyncGenerationClient(stack.settings) as queued:
-        for number in range(rounds + 1):
-            wall_s, expected = await _at_once([ask_directly(direct, stack.url, prompt, tokens) for prompt in prompts])
-            reads, worker_s = stack.redis_reads(), stack.worker_cpu_s()
-            queued_wall_s, got = await _at_once([ask_queue(queued, prompt, tokens) for prompt in prompts])
-            if number == 0:
-                continue
-            direct_s.append(wall_s)
-            queued_s.append(queued_wall_s)
-            cpu_s.append(stack.worker_cpu_s() - worker_s)
-            trips.append((stack.redis_reads() - reads) / (streams * tokens))
-            lost += sum(
-                one.text != other.text or other.tokens != tokens for one, other in zip(expected, got, strict=True)
-            )
-    ratios = [ours / theirs for ours, theirs in zip(queued_s, direct_s, strict=True)]
-    told = f"median of {rounds}; direct {_median(direct_s):.2f} s, queued {_median(queued_s):.2f} s"
-    return [
-        Figure(f"wall of {streams} {what} x {tokens} tokens, queued / direct", _median(ratios), 1.4, told),
-        Figure(f"{what} whose text or tokens differ from the direct call's", lost, 0, f"of {streams * rounds}"),
-        Figure(f"Redis round trips per token of {what}", _median(trips), 0.25, "all clients counted, readers too"),
-        Figure(f"worker CPU per token of {what}, us", _median(cpu_s) / (streams * tokens) * 1e6, None, "all threads"),
-    ]
-
-
-async def ttft(stack: Stack, pairs: int) -> list[Figure]:
-    """One call at a time on an idle worker; direct and queued in turns."""
-    direct_ms, queued_ms = [], []
-    async with _direct_client() as direct, AsyncGenerationClient(stack.settings) as queued:
-        for number in range(pairs + 10):
-            one = await _direct(direct, stack.url, f"Prompt {number}:", 3)
-            other = await _queued(queued, f"Prompt {number}:", 3)
-            await asyncio.sleep(0.02)  # let the worker fall idle
-            if number >= 10:
-                direct_ms.append(one.ttft_s * 1e3)
-                queued_ms.append(other.ttft_s * 1e3)
-    figures = []
-    for percent, limit_ms in ((50, 6.0), (95, 12.0)):
-        ours, theirs = _percentile(queued_ms, percent), _percentile(direct_ms, percent)
-        told = f"{pairs} pairs; direct {theirs:.1f} ms, queued {ours:.1f} ms"
-        figures.append(Figure(f"time to first token added, p{percent}, ms", ours - theirs, limit_ms, told))
-    return figures
-
-
-async def memory(stack: Stack, generations: int) -> list[Figure]:
-    """The worker's growth over many short streams of 2 KB prompts, after a tenth as many to warm up."""
-    warm_up = max(1000, generations // 10)
-    prompt = "All work and no play makes Jack a dull boy. " * 47
-    numbers = itertools.count()
-
-    async def keep_busy(client: AsyncGenerationClient, until: int) -> None:
-        while (number := next(numbers)) < until:
-            await _queued(client, f"{prompt[:2040]} {number}:", 3)
-
-    async with AsyncGenerationClient(stack.settings) as client:
-        await asyncio.gather(*(keep_busy(client, warm_up) for _ in range(64)))
-        before_bytes, began_s = stack.worker_rss_bytes(), time.perf_counter()
-        numbers = itertools.count()
-        await asyncio.gather(*(keep_busy(client, generations) for _ in range(64)))
-        grown_mb = (stack.worker_rss_bytes() - before_bytes) / 1e6
-        rate = generations / (time.perf_counter() - began_s)
-    told = f"{generations} generations of 3 tokens, {rate:.0f}/s; {before_bytes / 1e6:.0f} MB before"
-    return [Figure("worker memory grown per 10,000 generations, MB", grown_mb / generations * 1e4, 10.0, told)]
-
-
-async def crowd(stack: Stack) -> list[Figure]:
-    """500 streams at once in one worker process."""
-    streams = 500
-    async with _direct_client() as direct, AsyncGenerationClient(stack.settings) as queued:
-        prompts = [f"Prompt {number}:" for number in range(streams)]
-        wall_s, expected = await _at_once([_direct(direct, stack.url, prompt, _CROWD_TOKENS) for prompt in prompts])
-        queued_wall_s, got = await _at_once([_queued(queued, prompt, _CROWD_TOKENS) for prompt in prompts])
-    lost = sum(one.text != other.text for one, other in zip(expected, got, strict=True))
-    told = f"one worker at -c 512; direct {wall_s:.2f} s, queued {queued_wall_s:.2f} s"
-    return [Figure(f"of {streams} streams at once, those whose text differs", lost, 0, told)]
-
-
-def show(title: str, figures: list[Figure]) -> None:
-    """Print the figures as a table."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("figure", "value", "limit", "", "how"):
-        table.add_column(heading, justify="right" if heading in {"value", "limit"} else "left")
-    for figure in figures:
-        limit = "" if figure.limit is None else f"{figure.limit:g}"
-        verdict = "" if figure.limit is None else "kept" if figure.is_kept else "MISSED"
-        value = f"{figure.value:.3g}" if abs(figure.value) < 1000 else f"{figure.value:.0f}"
-        table.add_row(figure.name, value, limit, verdict, figure.note)
-    print_table(table)
-
-
-def _median(values: list[float]) -> float:
-    return statistics.median(values)
-
-
-def _percentile(values: list[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+def _short_number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def bench(
-    parts: Annotated[list[Part] | None, typer.Argument(help="What to measure; everything if not said.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of the throughput measurement.")] = 5,
-    tokens: Annotated[int, typer.Option(min=10, help="Of each text of the throughput measurement.")] = 100,
-    pairs: Annotated[int, typer.Option(min=20, help="Pairs of calls for the time to first token.")] = 200,
-    generations: Annotated[int, typer.Option(min=1000, help="Generations of the memory measurement.")] = 10_000,
+    parts: Annotated[
+        list[Part] | None, typer.Argument(help="What to measure; everything but thousand if not said.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each measurement.")] = 5,
+    tokens: Annotated[int, typer.Option(min=10, help="Of each text of streams and chats.")] = 100,
+    generations: Annotated[int, typer.Option(min=100, help="Generations of the memory measurement.")] = 2000,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="A checkout whose producer and worker run in turns with these."
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there, too.")] = None,
 ) -> None:
     """Measure what the queue costs, side by side with calling the model server directly.
 
-    Exit code 1 when a figure misses its limit.
+    Exit code 1 when a figure misses its limit, or a text is not as it must be.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    wanted = set(parts or Part)
-    small: dict[Part, Callable[[Stack], Coroutine[Any, Any, list[Figure]]]] = {
-        Part.THROUGHPUT: lambda stack: throughput(stack, rounds, tokens),
-        Part.CHAT: lambda stack: throughput(stack, rounds, tokens, _direct_chat, _queued_chat, "chats"),
-        Part.TTFT: lambda stack: ttft(stack, pairs),
-        Part.MEMORY: lambda stack: memory(stack, generations),
-    }
-    figures: list[Figure] = []
-    for concurrency, measures in ((256, small), (512, {Part.CROWD: crowd})):
-        if wanted & measures.keys():
-            with running_stack(concurrency) as stack:
-                for part, measure in measures.items():
-                    if part in wanted:
-                        figures += asyncio.run(measure(stack))
+    if not Path("/proc/self/stat").exists():
+        raise ConfigError("the benchmark reads what a process takes from /proc, which only Linux has")
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most_files, most_files)
+    )  # each stream has a connection; children inherit it
+    wanted = set(parts or set(Part) - ON_DEMAND)
+    began_s = time.monotonic()
+    taken, faults = measure(wanted, rounds, tokens, generations, against)
+    table = lines(taken, len(faults))
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
         f"{name} {version(name)}" for name in ("celery", "redis", "huggingface_hub", "aiohttp")
     )
-    show(f"genqueue bench ({machine})", figures)
+    show(f"genqueue bench ({machine}): {time.monotonic() - began_s:.0f} s, medians of {rounds} rounds", table)
+    for words in [*sorted(set(faults))[:10], *warnings(table)]:
+        output.remark(words)
     if json_file is not None:
-        document = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
+        document = {"machine": machine, "lines": [asdict(each) for each in table], "samples": taken, "faults": faults}
         json_file.write_text(json.dumps(document, indent=2) + "\n")
-    if not all(figure.is_kept for figure in figures):
+    if not all(each.is_kept for each in table):
         raise typer.Exit(1)

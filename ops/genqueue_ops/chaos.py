@@ -41,7 +41,6 @@ from genqueue.client import AsyncGeneration
 from genqueue.lifecycle import State
 from genqueue.messages import Event
 from genqueue.store import AsyncStore
-from genqueue_ops.bench import Figure, show
 from genqueue_ops.chaos_plan import GENERATORS, WORKERS, Evil, Kind, Order, evils, orders
 from genqueue_ops.chaos_verdict import (
     LATE_S,
@@ -58,6 +57,7 @@ from genqueue_ops.chaos_verdict import (
     takeovers,
     thrown_away,
 )
+from genqueue_ops.figures import Figure, show
 from genqueue_ops.local_redis import LocalRedis, free_port, local_redis
 from genqueue_ops.processes import Child
 

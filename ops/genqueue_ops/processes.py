@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
@@ -42,11 +42,13 @@ class Child:
         name: for people, and for error messages.
         command: program and arguments; the program is an absolute path.
         log: takes its stdout and stderr, anew at each start; its folder is the working directory.
+        environ: None for our own environment.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.log = log
+        self._environ = environ
         self._command = list(command)
         self.process: subprocess.Popen[bytes]
 
@@ -71,6 +73,7 @@ class Child:
                     process = subprocess.Popen(
                         command,
                         cwd=self.log.parent,
+                        env=self._environ,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -130,13 +133,20 @@ class Child:
 _READY_WITHIN_S = 60.0
 
 
-def started(opened: ExitStack, folder: Path, arguments: list[str], ready: str) -> Child:
+def started(
+    opened: ExitStack,
+    folder: Path,
+    arguments: list[str],
+    ready: str,
+    environ: Mapping[str, str] | None = None,
+) -> Child:
     """A ``genqueue`` command that has logged ``ready`` in a whole line; ``opened`` ends it.
 
     Raises:
         ChildError: it ended before, or is not ready in time.
     """
-    child = Child(arguments[0], [sys.executable, "-P", "-m", "genqueue", *arguments], folder / f"{arguments[0]}.log")
+    command = [sys.executable, "-P", "-m", "genqueue", *arguments]
+    child = Child(arguments[0], command, folder / f"{arguments[0]}.log", environ)
     child.start()
     opened.callback(child.end)
     child.wait_until(lambda logged: ready in logged and logged.endswith("\n"), _READY_WITHIN_S)

@@ -9,10 +9,12 @@ run is taken from ``scale_measured.json``, or from the file that an earlier run 
 import asyncio
 import json
 import math
+import os
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib.resources import files
@@ -23,11 +25,12 @@ import typer
 from pydantic import TypeAdapter
 from rich.table import Table
 
-from genqueue import AsyncGenerationClient, calls, output
+from genqueue import AsyncGenerationClient, Settings, calls, load_settings, output
 from genqueue.store import AsyncStore
 from genqueue_ops import scale_costs
-from genqueue_ops.bench import Stack, running_stack
+from genqueue_ops.bench_stack import configured
 from genqueue_ops.local_redis import local_redis
+from genqueue_ops.processes import started
 from genqueue_ops.scale_costs import Gauge
 from genqueue_ops.scale_drive import Driven, drive
 from genqueue_ops.scale_model import Costs, Fleet, Limits, Step, breaks_at, load, spent
@@ -114,10 +117,29 @@ async def _run(client: AsyncGenerationClient, tokens: int, at_once: int, count: 
     await asyncio.gather(*(some() for _ in range(at_once)))
 
 
-async def worker(stack: Stack, costs: Costs, shapes: Sequence[tuple[int, int]], rest_s: float) -> Worked:
+@contextmanager
+def _running_worker() -> Iterator[Settings]:
+    """A Redis, a stand-in of TGI and a worker, each a process, for the length of a ``with`` block.
+
+    Sets ``GENQUEUE_CONFIG`` of this process and removes the other ``GENQUEUE_*`` variables.
+    """
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-scale-")))
+        server = opened.enter_context(local_redis())
+        limits = ["--max-concurrent-requests", "2000", "--max-batch", "2000"]
+        standin = started(opened, folder, ["tgi-standin", "--itl-s", "0.02", *limits], "listening on ")
+        url = standin.logged().partition("listening on ")[2].split()[0]
+        environ = configured(folder, server.url, url)
+        started(opened, folder, ["worker", "--concurrency", "256"], " ready.", environ)
+        os.environ.clear()
+        os.environ.update(environ)
+        yield load_settings()
+
+
+async def worker(settings: Settings, costs: Costs, shapes: Sequence[tuple[int, int]], rest_s: float) -> Worked:
     """Have a real worker do nothing, and then so many generations of each size: (at once, in all)."""
-    gauge = Gauge(stack.settings.redis_url)
-    async with AsyncGenerationClient(stack.settings) as client:
+    gauge = Gauge(settings.redis_url)
+    async with AsyncGenerationClient(settings) as client:
         await _run(client, 5, max(at_once for at_once, _ in shapes), 2 * max(at_once for at_once, _ in shapes))
     await asyncio.sleep(1.0)
     before = gauge.read()
@@ -131,7 +153,7 @@ async def worker(stack: Stack, costs: Costs, shapes: Sequence[tuple[int, int]], 
     runs, producer = [], 0
     for at_once, count in shapes:
         for tokens in SIZES:
-            async with AsyncGenerationClient(stack.settings) as client:
+            async with AsyncGenerationClient(settings) as client:
                 await _run(client, 5, at_once, at_once)  # connects
                 before, began_s = gauge.read(), time.monotonic()
                 await _run(client, tokens, at_once, count)
@@ -417,9 +439,9 @@ def scale(
             connections = costs.worker_connections, costs.producer_connections
             costs = asyncio.run(scale_costs.measure(server.url, 5, thoroughness, *connections))
     if Part.WORKER in wanted:
-        with running_stack(256) as stack:
+        with _running_worker() as settings:
             shapes = [(1, max(2, round(10 * thoroughness))), (64, max(64, round(256 * thoroughness)))]
-            worked = asyncio.run(worker(stack, costs, shapes, max(2.0, 10 * thoroughness)))
+            worked = asyncio.run(worker(settings, costs, shapes, max(2.0, 10 * thoroughness)))
         costs = replace(
             costs, worker_connections=worked.worker_connections, producer_connections=worked.producer_connections
         )
