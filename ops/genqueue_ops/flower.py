@@ -6,21 +6,25 @@ is used as it is: a task class with more fields, a list of columns, its own auth
 """
 
 import errno
-import ipaddress
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from celery.events.state import Task
+from flower.app import Flower
 from flower.events import EventsState
-from flower.utils.authentication import validate_auth_option
+from flower.views import BaseHandler
 from flower.views.tasks import TASK_COLUMNS
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
+from tornado.netutil import bind_unix_socket
+from tornado.web import RequestHandler
 
+from flower import command
 from genqueue.errors import ConfigError
 from genqueue.settings import load_settings
+from genqueue_ops.flower_gate import Caller, keep_private, refusal, shut
 from genqueue_worker.app import app, look_for_redis
 
 COLUMNS = {
@@ -43,8 +47,7 @@ SETTINGS = {
 }
 """Flower's own, by its names for them; ``ops/flower.py`` has the same."""
 _ANYBODY = "FLOWER_UNAUTHENTICATED_API"
-_LOGIN_ELSEWHERE = ("FLOWER_AUTH", "FLOWER_AUTH_PROVIDER", "FLOWER_OAUTH2_KEY", "FLOWER_OAUTH2_SECRET")
-_STRANGER = "nobody@invalid.example"
+_SOCKET_MODE = 0o660
 
 
 class GenerationTask(Task):
@@ -66,56 +69,75 @@ class GenerationTask(Task):
 
 
 def prepare(app: Any) -> None:
-    """Have Flower know what our workers tell of generations."""
+    """Have Flower know what our workers tell of generations, and let in nobody else."""
+    command.Flower = GatedFlower
+    BaseHandler.set_default_headers = _set_default_headers
     EventsState.Task = GenerationTask
     TASK_COLUMNS.update(COLUMNS)
     if app.conf.broker_transport == "genqueue_worker.broker:Transport":
         app.conf.broker_transport = None  # the Broker tab knows Redis by the scheme of its address only
 
 
-def refusal(environ: Mapping[str, str], address: str) -> str | None:
-    """Why Flower must not start so; None if it may.
+class _Shut(RequestHandler):
+    """Answers what the gate does not let in, whatever is asked for."""
 
-    Args:
-        environ: Flower's settings, as its variables are called.
-        address: where it is to listen; "" is every interface.
-    """
-    passwords = environ.get("FLOWER_BASIC_AUTH", "")
-    if passwords and not all(all(pair.partition(":")[::2]) for pair in passwords.split(",")):
-        return "FLOWER_BASIC_AUTH: must be user:password, or several of them with commas between"
-    pattern = environ.get("FLOWER_AUTH", "")
-    missing = [name for name in _LOGIN_ELSEWHERE if not environ.get(name)]
-    if 0 < len(missing) < len(_LOGIN_ELSEWHERE):
-        return f"{', '.join(missing)}: needed too, for a login with {', '.join(_LOGIN_ELSEWHERE)}"
-    if pattern and _is_too_wide(pattern):
-        return (
-            "FLOWER_AUTH: must be the addresses of those who may log in, with | between, or .*@ and a domain: "
-            f"this would fit {_STRANGER}, or nobody"
+    def initialize(self, status: int, words: str) -> None:
+        self._answer = status, words
+
+    def check_xsrf_cookie(self) -> None:
+        """There is nothing to protect."""
+
+    def prepare(self) -> None:
+        status, words = self._answer
+        self.set_status(status)
+        self.set_header("Content-Type", "text/plain")
+        if status == 401:
+            self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        self.finish(words)
+
+
+class GatedFlower(Flower):
+    """Flower behind :func:`genqueue_ops.flower_gate.shut`."""
+
+    def __init__(self, *args: Any, options: Any, **kwargs: Any) -> None:
+        if options.basic_auth and not any(options.basic_auth):
+            options.basic_auth = []  # Flower takes "" for a password that everybody can send
+        super().__init__(*args, options=options, **kwargs)
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Of each request."""
+        headers = request.headers
+        caller = Caller(
+            method=request.method or "",
+            host=request.host,
+            origin=headers.get("Origin", ""),
+            site=headers.get("Sec-Fetch-Site", ""),
+            mode=headers.get("Sec-Fetch-Mode", ""),
+            dest=headers.get("Sec-Fetch-Dest", ""),
+            authorization=headers.get("Authorization", ""),
         )
-    is_open = not (passwords or pattern)
-    if is_open and not _is_loopback(address):
-        return (
-            f"address {address or 'of every interface'}: others can reach it, so FLOWER_BASIC_AUTH=user:password is "
-            "needed, or FLOWER_AUTH and FLOWER_AUTH_PROVIDER with the FLOWER_OAUTH2_ variables; or --address 127.0.0.1"
-        )
-    return None
+        answer = shut(caller, has_login=bool(self.options.basic_auth or self.options.auth))
+        if answer is not None:
+            status, words = answer
+            return self.get_handler_delegate(request, _Shut, {"status": status, "words": words})
+        return super().find_handler(request, **kwargs)
+
+    def start_http_server(self) -> Any:
+        """A unix socket is its user's and group's; Flower would have it everybody's."""
+        path = self.options.unix_socket
+        if not path:
+            return super().start_http_server()
+        try:
+            HTTPServer(self).add_socket(bind_unix_socket(path, mode=_SOCKET_MODE))
+        except (OSError, ValueError) as error:  # it is no socket
+            raise ConfigError(f"FLOWER_UNIX_SOCKET: cannot listen on {path}: {error}") from None
+        return None
 
 
-def _is_too_wide(pattern: str) -> bool:
-    """Read as the regular expression that Flower's help calls it, too: its versions differ in how they match."""
-    try:
-        return not validate_auth_option(pattern) or re.search(pattern, _STRANGER) is not None
-    except re.error:
-        return True
-
-
-def _is_loopback(address: str) -> bool:
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:  # another name may mean anything
-        return False
+def _set_default_headers(self: BaseHandler) -> None:
+    """In place of Flower's, which lets every page read what ``--open-api`` answers."""
+    self.set_header("X-Content-Type-Options", "nosniff")
+    self.set_header("X-Frame-Options", "DENY")  # a button in another's frame is pressed unseen
 
 
 def _state_folder() -> Path:
@@ -130,25 +152,25 @@ def flower(
         typer.Option(envvar="FLOWER_DB", help="Where it remembers; ~/.local/state/genqueue/flower if not said."),
     ] = None,
     open_api: Annotated[
-        bool, typer.Option("--open-api", help="Its API, Terminate included, to all on this host without a password.")
+        bool,
+        typer.Option(
+            "--open-api",
+            help="Without a password: its API, Terminate included, for every program on this host, whoever runs it, "
+            "and for Flower's own pages; for no other page.",
+        ),
     ] = False,
 ) -> None:
     """Watch workers and generations in a browser; FLOWER_BASIC_AUTH=user:password says who may."""
     refused = refusal(os.environ, address)
     if refused is not None:
         raise ConfigError(refused)
-    if not os.environ.get("FLOWER_BASIC_AUTH"):
-        os.environ.pop("FLOWER_BASIC_AUTH", None)  # Flower takes "" for a password that nobody has
     # Asked for by hand, or not at all: with it, whoever sees the page may end what runs.
     os.environ.pop(_ANYBODY, None)
     if open_api:
         os.environ[_ANYBODY] = "true"
     settings = load_settings()
     where = db or _state_folder() / "flower"
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--db {where}: {error.strerror}") from None
+    keep_private(where, is_own_folder=db is None)
     look_for_redis(settings, "flower")
     prepare(app)
     # No file of options: a flowerconfig.py that lies here could open what was just seen to be closed.

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -37,12 +38,17 @@ from .conftest import TOKENS, clean_environment, plain_celery, toml_of
 from .roles import as_role, password, refusals
 
 ROOT = Path(__file__).parents[2]
+BY_CELERY = ("-m", "celery", "-A", "genqueue_worker.app", "flower", f"--conf={ROOT / 'ops/flower.py'}")
 USER, SECRET = "watcher", "canary-flower-password"
 IN_SETTINGS = ("canary-of-header", "canary-of-address", "canary-of-query")
 CHROMIUM = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync --window-size=1920,640"
 )
+
+
+def basic(user, secret):
+    return base64.b64encode(f"{user}:{secret}".encode()).decode()
 
 
 class Flower:
@@ -77,7 +83,7 @@ class Flower:
         """(status, text) of a page."""
         request = urllib.request.Request(self.url + path)
         if user:
-            request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode())
+            request.add_header("Authorization", f"Basic {basic(user, secret)}")
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -370,6 +376,134 @@ def test_what_it_saw_it_knows_after_a_restart(fleet, generators, tmp_path, ask, 
         flower.child.end()
 
 
+# --- who is let in, and what lies on disk -------------------------------------------------------
+
+
+def said(port, method, path, *headers, unix_socket=None):
+    """(status, head, body) of a request with these lines of header and no other, Host neither."""
+    family = socket.AF_UNIX if unix_socket else socket.AF_INET
+    with socket.socket(family) as connection:
+        connection.settimeout(10)
+        connection.connect(unix_socket or ("127.0.0.1", port))
+        lines = [f"{method} {path} HTTP/1.1", *headers, "Connection: close", "Content-Length: 0", "", ""]
+        connection.sendall("\r\n".join(lines).encode())
+        answer = b""
+        while read := connection.recv(65_536):
+            answer += read
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), head.decode().lower(), body.decode()
+
+
+@pytest.fixture(scope="module")
+def open_flower(fleet, generators, tmp_path_factory):
+    """One without a password, by ``--open-api``."""
+    folder = tmp_path_factory.mktemp("open-flower")
+    by = ("-m", "genqueue", "flower", "--open-api")
+    started = Flower(folder, fleet.redis.url, generators, by=by, FLOWER_BASIC_AUTH="").start()
+    yield started
+    started.child.end()
+
+
+HOSTS = ["localhost:{port}", "127.0.0.1:{port}", "[::1]:{port}"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_an_open_api_is_for_programs_of_this_host_and_its_own_pages(open_flower, fleet, ask, eventually, host):
+    host = host.format(port=open_flower.port)
+    worker = "celery@" + os.uname().nodename
+    eventually(lambda: worker in said(open_flower.port, "GET", "/api/workers?refresh=1", f"Host: {host}")[2])
+    for more in ([], ["Sec-Fetch-Site: same-origin", f"Origin: http://{host}"]):
+        generation = fleet.client.submit(ask(tokens=5000, itl_s=0.02))
+        path = f"/api/task/revoke/{generation.id}?terminate=true"
+        status, head, _ = said(open_flower.port, "POST", path, f"Host: {host}", *more)
+        assert status == 200
+        assert "access-control" not in head
+        with pytest.raises(GenerationCancelledError):
+            generation.result(timeout_s=10)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param(["Host: evil.example", "Origin: http://evil.example", "Sec-Fetch-Site: cross-site"], id="page"),
+        pytest.param(["Host: evil.example"], id="rebound-name"),
+        pytest.param(["Host: localhost:{port}", "Origin: http://evil.example"], id="origin"),
+        pytest.param(["Host: localhost:{port}", "Origin: null"], id="sandbox"),
+        pytest.param(["Host: localhost:{port}", "Sec-Fetch-Site: cross-site"], id="cross-site"),
+        pytest.param(["Host: localhost:{port}", "Origin: http://localhost:3000"], id="another-port"),
+    ],
+)
+def test_an_open_api_is_for_no_other_page(open_flower, fleet, ask, headers):
+    headers = [line.format(port=open_flower.port) for line in headers]
+    generation = fleet.client.submit(ask(tokens=400, itl_s=0.02))
+    try:
+        for method, path in (
+            ("POST", f"/api/task/revoke/{generation.id}?terminate=true"),
+            ("POST", f"/api/worker/shutdown/celery@{os.uname().nodename}"),
+            ("OPTIONS", f"/api/task/revoke/{generation.id}"),
+            ("GET", "/api/tasks"),
+            ("GET", "/tasks/datatable?draw=1&start=0&length=9"),
+            ("GET", "/workers?json=1"),
+            ("GET", "/metrics"),
+            ("GET", "/"),
+        ):
+            status, head, body = said(open_flower.port, method, path, *headers)
+            assert (status, "access-control" in head) == (403, False), path
+            assert generation.id not in body
+        assert generation.status().state in {"waiting", "running"}
+    finally:
+        generation.cancel()
+
+
+def test_no_other_page_shows_it_in_a_frame(open_flower, flower):
+    for where, login in ((open_flower, []), (flower, [f"Authorization: Basic {basic(USER, SECRET)}"])):
+        status, head, _ = said(where.port, "GET", "/tasks", f"Host: localhost:{where.port}", *login)
+        assert status == 200
+        assert "x-frame-options: deny" in head
+
+
+def test_with_a_password_it_answers_by_any_name(flower):
+    login = f"Authorization: Basic {basic(USER, SECRET)}"
+    assert said(flower.port, "GET", "/tasks", "Host: flower.example", login)[0] == 200
+    assert said(flower.port, "GET", "/tasks", "Host: flower.example")[0] == 401
+
+
+@pytest.mark.parametrize("credentials", ["usér:x", "watcher:\u202e", ":", "", "watcher", "\x00:\x00"])
+def test_any_other_password_is_refused_in_the_same_way(flower, credentials):
+    encoded = base64.b64encode(credentials.encode()).decode()
+    for path in ("/tasks", "/api/tasks"):
+        status, _, _ = said(flower.port, "GET", path, "Host: f", f"Authorization: Basic {encoded}")
+        assert status == 401
+
+
+def test_its_database_is_its_users_alone_though_it_was_there_before(fleet, generators, tmp_path):
+    flower = Flower(tmp_path, fleet.redis.url, generators, XDG_STATE_HOME=str(tmp_path), FLOWER_DB="")
+    folder = tmp_path / "genqueue"
+    folder.mkdir(mode=0o755)
+    for _ in range(2):
+        flower.start()
+        flower.child.end()  # saves
+        files = list(folder.iterdir())
+        assert files
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(0o755)
+        for path in files:
+            path.chmod(0o644)
+
+
+def test_a_database_that_others_may_write_ends_the_start(fleet, generators, tmp_path):
+    flower = Flower(tmp_path, fleet.redis.url, generators)
+    (tmp_path / "kept").mkdir()
+    kept = tmp_path / "kept" / "flower.dat"
+    kept.write_text("")
+    kept.chmod(0o666)
+    done = flower.run()
+    assert done.returncode == ExitCode.CONFIG
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"genqueue: --db: others may have written {kept}")
+
+
 # --- how it may be started ----------------------------------------------------------------------
 
 
@@ -444,7 +578,47 @@ def test_a_port_that_is_taken_ends_the_start_in_one_line(fleet, generators, tmp_
     assert line == f"genqueue: --address, --port: cannot listen on 127.0.0.1:{closed_port}: Address already in use"
 
 
-BY_CELERY = ("-m", "celery", "-A", "genqueue_worker.app", "flower", f"--conf={ROOT / 'ops/flower.py'}")
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"FLOWER_UNIX_SOCKET": "{folder}/f.sock"}, "FLOWER_UNIX_SOCKET"),
+        ({"FLOWER_unix_socket": "{folder}/f.sock"}, "FLOWER_unix_socket"),
+        ({"FLOWER_BASIC_AUTH": " : "}, "FLOWER_BASIC_AUTH"),
+        ({"FLOWER_BASIC_AUTH": "usér:x"}, "FLOWER_BASIC_AUTH"),
+        ({"FLOWER_DEBUG": "true"}, "FLOWER_DEBUG"),
+        ({"FLOWER_COOKIE_SECRET": "guessed"}, "FLOWER_COOKIE_SECRET"),
+    ],
+)
+@pytest.mark.parametrize("command", ["genqueue", "celery"])
+def test_what_goes_around_the_password_ends_the_start_in_one_line(fleet, generators, tmp_path, environ, names, command):
+    given = {"FLOWER_BASIC_AUTH": "", **{name: value.format(folder=tmp_path) for name, value in environ.items()}}
+    by = BY_CELERY if command == "celery" else ("-m", "genqueue", "flower")
+    done = Flower(tmp_path, fleet.redis.url, generators, by=by, **given).run()
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    # Flower has read the variable by then where Celery starts it: it is told by its usual name.
+    assert done.stderr.splitlines()[-1].startswith((f"genqueue: {names}: ", f"genqueue: {names.upper()}: "))
+    assert not (tmp_path / "f.sock").exists()
+
+
+def test_a_unix_socket_with_a_password_is_its_users_and_groups(fleet, generators, tmp_path):
+    path = tmp_path / "f.sock"
+    flower = Flower(tmp_path, fleet.redis.url, generators, FLOWER_UNIX_SOCKET=str(path)).start()
+    try:
+        assert path.stat().st_mode & 0o777 == 0o660
+        assert listeners(flower.port) == set()
+        assert said(0, "GET", "/tasks", "Host: x", unix_socket=str(path))[0] == 401
+        login = f"Authorization: Basic {basic(USER, SECRET)}"
+        assert said(0, "GET", "/tasks", "Host: x", login, unix_socket=str(path))[0] == 200
+    finally:
+        flower.child.end()
+
+
+@pytest.mark.parametrize("place", ["genqueue.toml", "missing/f.sock"])
+def test_where_no_unix_socket_can_be_it_does_not_start(fleet, generators, tmp_path, place):
+    done = Flower(tmp_path, fleet.redis.url, generators, FLOWER_UNIX_SOCKET=str(tmp_path / place)).run()
+    assert done.returncode == ExitCode.CONFIG
+    assert done.stderr.splitlines()[-1].startswith("genqueue: FLOWER_UNIX_SOCKET: cannot listen on ")
 
 
 def test_by_celerys_own_command_it_is_the_same(fleet, tmp_path):
