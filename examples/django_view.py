@@ -17,7 +17,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHt
 from django.urls import path
 from django.views.decorators.http import require_POST
 
-from genqueue import Generation, GenerationClient, GenerationError, InvalidRequestError, QueueFullError
+from genqueue import Generation, GenerationClient, GenqueueError, InvalidRequestError, QueueFullError
 
 settings.configure(ROOT_URLCONF=__name__, SECRET_KEY="an example's", ALLOWED_HOSTS=["*"])
 
@@ -43,8 +43,8 @@ def generate(request: HttpRequest) -> HttpResponseBase:
 def texts(generation: Generation) -> Iterator[str]:
     try:
         for chunk in generation.stream():
-            yield "\n(once more)\n" * chunk.restarts + chunk.text
-    except GenerationError as error:
+            yield chunk.text
+    except GenqueueError as error:  # a StreamRestartedError among them: what was sent cannot be taken back
         yield f"\n({error})"
     finally:
         generation.cancel()  # who leaves stops the model; what has ended stays as it is

@@ -51,7 +51,7 @@ async def submit(prompt: Annotated[str, Body()]) -> str:
 async def stream(id: str, last_event_id: Annotated[int, Header()] = 0) -> AsyncIterator[ServerSentEvent]:
     generation = app.state.client.generation(id)
     try:
-        async for chunk in generation.stream(last_event_id):
+        async for chunk in generation.stream(last_event_id, resets=True):  # the page forgets what is void
             yield ServerSentEvent(data=chunk.text, event="restart" if chunk.restarts else None, id=str(chunk.seq))
         meta = (await generation.result()).meta[0]
         end = {"finish_reason": meta["finish_reason"], "usage": meta["usage"]}  # not the address of the model

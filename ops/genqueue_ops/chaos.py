@@ -307,7 +307,7 @@ class Company:
         while True:
             seq, came = len(trace.seen), 0
             try:
-                async with contextlib.aclosing(generation.events(from_seq=seq)) as events:  # type: ignore[type-var]
+                async with contextlib.aclosing(generation.events(from_seq=seq)) as events:
                     async for event in events:
                         came += 1
                         trace.seen.append((time.time(), event))

@@ -26,9 +26,9 @@ import typer
 from genqueue import errors, glance, output
 from genqueue.calls import Overview
 from genqueue.client import Generation, GenerationClient
-from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError, LogExpiredError
+from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError
 from genqueue.lifecycle import State
-from genqueue.messages import Chunk, GenerationResult, Reset
+from genqueue.messages import GenerationResult
 from genqueue.terminal import one_line
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class ExitCode(IntEnum):
     CANCELLED = 11
     TIMED_OUT = 12
     TOO_LATE = 13
+    RESTARTED = 14
     INTERRUPTED = 130
 
     @property
@@ -75,6 +76,7 @@ _MEANINGS = {
     ExitCode.CANCELLED: "the generation was cancelled",
     ExitCode.TIMED_OUT: "an end that was waited for did not come in time",
     ExitCode.TOO_LATE: "nothing to cancel: the generation had ended",
+    ExitCode.RESTARTED: "the text began anew behind --from-seq: what was read up to there is void",
     ExitCode.INTERRUPTED: "Ctrl-C; the generation goes on",
 }
 
@@ -86,6 +88,8 @@ _CODES: tuple[tuple[type[GenqueueError], ExitCode], ...] = (
     (errors.GenerationNotFoundError, ExitCode.NOT_FOUND),
     (errors.NotDeadError, ExitCode.NOT_FOUND),
     (errors.LogExpiredError, ExitCode.NOT_FOUND),
+    (errors.LogBrokenError, ExitCode.NOT_FOUND),
+    (errors.StreamRestartedError, ExitCode.RESTARTED),
     (errors.GenerationRejectedError, ExitCode.REJECTED),
     (errors.GenerationExpiredError, ExitCode.EXPIRED),
     (errors.GenerationCancelledError, ExitCode.CANCELLED),
@@ -169,7 +173,7 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Print the id and leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, when it is there.")] = False,
 ) -> None:
-    """Queue a prompt and print its text as it comes; then one line about it on stderr."""
+    """Queue a prompt and print its text, to a terminal as it comes; then one line about it on stderr."""
     if system is not None and not chat:
         raise typer.BadParameter("--system is for --chat")
     generation_kwargs = _json_object(kwargs)
@@ -206,7 +210,7 @@ def tail(
     from_seq: Annotated[int, typer.Option(min=0, help="Leave out what came up to this event.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Every event as one line of JSON.")] = False,
 ) -> None:
-    """Print a generation's text, from its beginning on and as it comes."""
+    """Print a generation's text from its beginning on: to a terminal as it comes, else when it has ended."""
     with GenerationClient() as client:
         generation = client.generation(generation_id)
         if as_json:
@@ -476,6 +480,10 @@ def _next_overview(client: GenerationClient, every_s: float) -> Overview:
             time.sleep(every_s)
 
 
+_Ending = tuple[GenerationResult | None, GenerationError | None]
+"""The result, or the error."""
+
+
 @contextmanager
 def _not_halfway() -> Iterator[None]:
     """Let Ctrl-C wait for the end of the block: between a text and its number it would print the text twice."""
@@ -491,36 +499,70 @@ def _not_halfway() -> Iterator[None]:
 
 def _print_text(generation: Generation, from_seq: int = 0) -> None:
     """The text on stdout, then one line on stderr: its figures, or why it ended otherwise."""
-    seq, last = from_seq, ""
-    try:
-        try:
-            for event in generation.events(from_seq):
-                with _not_halfway():
-                    if isinstance(event, Chunk) and event.text:
-                        last = event.text
-                        output.text(last)
-                    elif isinstance(event, Reset):
-                        _end_line(last)
-                        output.say(f"attempt {event.attempt} begins anew")
-                        last = ""
-                    seq = event.seq
-        except LogExpiredError:
-            if from_seq:
-                raise
-        text, result, ended = _outcome(generation)
-        if not last and not from_seq:  # no chunk was published, or the log is gone
-            output.text(last := text)
-    except KeyboardInterrupt:
-        _end_line(last)
-        _leave(generation.id, seq)
-    except (errors.RedisUnavailableError, errors.StoreError) as error:  # the generation goes on
-        _end_line(last)
-        _fail(generation.id, error)
-    _end_line(last)
+    printed = _print_live if sys.stdout.isatty() else _print_whole
+    result, ended = printed(generation, from_seq)
     if result is None:
         assert ended is not None
         _fail(generation.id, ended)
     output.remark(_figures(generation.id, result), dim=True)
+
+
+def _print_live(generation: Generation, from_seq: int) -> _Ending:
+    """As it comes, to a terminal: where another attempt begins anew, that is said between the two texts."""
+    seq, last = from_seq, ""
+    result: GenerationResult | None = None
+    ended: GenerationError | None = None
+    try:
+        try:
+            for chunk in generation.stream(from_seq, resets=True):
+                with _not_halfway():
+                    if chunk.restarts:
+                        _end_line(last)
+                        output.say(f"attempt {chunk.attempt} begins anew")
+                        last = ""
+                    if chunk.text:
+                        last = chunk.text
+                        output.text(last)
+                    seq = chunk.seq
+            result = generation.result()
+        except GenerationError as error:
+            ended = error
+    except KeyboardInterrupt:
+        _end_line(last)
+        _leave(generation.id, seq)
+    except errors.StoreError as error:  # the generation goes on
+        _end_line(last)
+        _fail(generation.id, error)
+    _end_line(last)
+    return result, ended
+
+
+def _print_whole(generation: Generation, from_seq: int) -> _Ending:
+    """At its end, to a file or a pipe: what is there cannot be taken back, should another attempt begin anew."""
+    try:
+        if from_seq:
+            text, ended = _text_behind(generation, from_seq)
+            result = generation.result() if ended is None else None
+        else:
+            text, result, ended = _outcome(generation)
+    except KeyboardInterrupt:
+        _leave(generation.id, from_seq)
+    except (errors.StoreError, errors.StreamRestartedError) as error:
+        _fail(generation.id, error)
+    output.text(text)
+    _end_line(text)
+    return result, ended
+
+
+def _text_behind(generation: Generation, from_seq: int) -> tuple[str, GenerationError | None]:
+    """What of the text stands behind an event, and the error if it ended with one."""
+    texts = []
+    try:
+        for chunk in generation.stream(from_seq):
+            texts.append(chunk.text)
+    except GenerationError as error:
+        return "".join(texts), error
+    return "".join(texts), None
 
 
 def _print_result(generation: Generation) -> None:

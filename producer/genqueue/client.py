@@ -8,51 +8,49 @@ import asyncio
 import contextlib
 import math
 import os
-import queue
 import time
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call, Overview, WorkerStatus
-from genqueue.errors import GenqueueError, InvalidRequestError, RedisUnavailableError, ResultTimeoutError
+from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
 from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.places import places
-from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan
+from genqueue.plans import Deadline, ItemT, Patience, Plan, Wait
+from genqueue.reading import AsyncReading, Reader, Reading
 from genqueue.settings import Settings, load_settings
-from genqueue.store import AsyncStore, Inbox, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
+from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 from genqueue.tracing import Origin, receiving, sending
 
 OnFailure = Literal["continue", "restart", "fail"]
 HandleT = TypeVar("HandleT")
 
-_RETRY_S = 0.3
-_POLL_S = 5.0
-"""After so long a silence a reader looks into the log, should the channel have lost something."""
+_FIRST_CONTACT = 0.1
+"""A reader's first contact that fails within this part of ``redis_timeout_s`` is tried once more."""
 
 
-_INBOX_MESSAGES = 1000
-_INBOX_MESSAGE_BYTES = 64_000
-
-
-def _inbox(kept: "queue.SimpleQueue[bytes | None] | asyncio.Queue[bytes | None]") -> Inbox:
-    """What puts messages into ``kept``, within bounds: of more than a slow reader should keep it reads the log."""
-
-    def put(message: bytes | None) -> None:
-        if message is not None and len(message) > _INBOX_MESSAGE_BYTES:
-            message = None
-        if kept.qsize() >= _INBOX_MESSAGES:
-            with contextlib.suppress(queue.Empty, asyncio.QueueEmpty):
-                while True:
-                    kept.get_nowait()
-            message = None
-        kept.put_nowait(message)
-
-    return put
+def _reader(
+    generation: "Generation | AsyncGeneration",
+    channel: str,
+    plan: Plan[list[ItemT]],
+    timeout_s: float | None = None,
+) -> Reader[ItemT]:
+    settings, now_s = generation._client.settings, time.monotonic()
+    patience_s = settings.outage_patience_s
+    again_until_s = now_s + settings.redis_timeout_s * _FIRST_CONTACT if patience_s else -math.inf
+    return Reader(
+        generation,
+        channel,
+        plan,
+        _deadline(timeout_s),
+        Patience(patience_s, again_until_s=again_until_s),
+        receiving(generation.id, generation._origin),
+    )
 
 
 def _request(settings: Settings, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
@@ -254,36 +252,56 @@ class Generation:
     def __repr__(self) -> str:
         return f"Generation({self.id!r})"
 
-    def events(self, from_seq: int = 0) -> Iterator[Event]:
+    def events(self, from_seq: int = 0) -> Reading[Event]:
         """Every event after number ``from_seq``, in order, once each, until the terminal one.
+
+        They are what happened: after a ``reset`` the text of the chunks before it is void.
 
         Raises:
             LogExpiredError: it ended so long ago that its events are gone.
+            LogBrokenError: Redis lost a part of them.
         """
         _check_count("from_seq", from_seq)
-        return self._client._listen(self, keys.live(self.id), plans.follow(self.id, from_seq))
+        return self._client._listen(_reader(self, keys.live(self.id), plans.follow(self.id, from_seq)))
 
-    def batches(self, from_seq: int = 0, timeout_s: float | None = None) -> Generator[list[Event], None, None]:
-        """As :meth:`events`, but what came together is one list: the last chunk and the end do.
+    def batches(
+        self, from_seq: int = 0, timeout_s: float | None = None, *, resets: bool = False
+    ) -> Reading[list[Event]]:
+        """The events of :meth:`events`, those that came together in one list: the last chunk and the end do.
 
-        They stop short after ``timeout_s``; None is no limit.
+        The texts of their chunks join to one text, as those of :meth:`stream` do; ``resets`` as there, but the event
+        ``reset`` says where the text begins anew.  They stop short after ``timeout_s``; None is no limit.
+
+        Raises:
+            StreamRestartedError: as :meth:`stream`.
+            LogExpiredError, LogBrokenError: as :meth:`events`.
         """
         _check_count("from_seq", from_seq)
-        steps: Plan[list[Event]] = plans.in_batches(plans.follow(self.id, from_seq))
-        return self._client._listen(self, keys.live(self.id), steps, _deadline(timeout_s))
+        plan = plans.batches(self.id, from_seq, resets=resets)
+        return self._client._listen(_reader(self, keys.live(self.id), plan, timeout_s))
 
-    def stream(self, from_seq: int = 0) -> Iterator[Chunk]:
+    def stream(self, from_seq: int = 0, *, resets: bool = False) -> Reading[Chunk]:
         """The chunks after number ``from_seq``, as they come; then the end, which may be an error.
+
+        Their texts join to the reply, or an error is raised.  When another attempt begins anew, the reader hears
+        nothing until the new text is past what was delivered, and then what is behind that.  The iterator keeps its
+        place: a wait that was broken off (``asyncio.wait_for``) loses nothing, and may be taken up again.
 
         A generation that publishes no chunks (``stream=False``), or whose log is gone, gives
         its text as one chunk.
 
+        Args:
+            resets: where another attempt begins anew, hand out its text from the beginning, in a chunk that says
+                ``restarts``: what was delivered before is void then.
+
         Raises:
+            StreamRestartedError: another attempt began anew with another text; ``resets`` rules it out.
             GenerationError: how it ended, if not with a result (after its last chunk).
-            LogExpiredError: ``from_seq`` is not 0 and the log is gone.
+            LogExpiredError, LogBrokenError: ``from_seq`` is not 0, and the log is gone, or Redis lost a part of it.
         """
         _check_count("from_seq", from_seq)
-        return self._client._listen(self, keys.live(self.id), plans.stream(self.id, from_seq))
+        plan = plans.stream(self.id, from_seq, resets=resets)
+        return self._client._listen(_reader(self, keys.live(self.id), plan))
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
         """Wait for the end and return the result.
@@ -293,9 +311,8 @@ class Generation:
                 already); it goes on.
             GenerationError: how it ended, if not with a result; carries the partial text.
         """
-        steps = self._client._listen(self, keys.result(self.id), plans.result(self.id), _deadline(timeout_s))
-        with contextlib.closing(steps):
-            for found in steps:
+        with self._client._listen(_reader(self, keys.result(self.id), plans.result(self.id), timeout_s)) as results:
+            for found in results:
                 return found
         raise ResultTimeoutError(self.id, timeout_s or 0.0)
 
@@ -328,6 +345,7 @@ class GenerationClient(_Submits[Generation]):
         weakref.finalize(self, self._resources.close)  # at exit too, while the thread that closes them still runs
         self._hub: tuple[LiveHub, LoopThread] | None = None
         self._hub_pid = 0
+        self._readings: weakref.WeakSet[Reading[Any]] = weakref.WeakSet()
 
     def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
         request, generation_id = _request(self.settings, idempotency_key, fields), str(uuid.uuid4())
@@ -406,7 +424,9 @@ class GenerationClient(_Submits[Generation]):
         return _places_of(self.settings, self._store.run(calls.known_places()))
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; whoever reads meanwhile, or reads on, is told so by a GenqueueError."""
+        for reading in tuple(self._readings):
+            reading.end_with_client()
         self._resources.close()
         self._hub = None
         self._store.close()
@@ -417,42 +437,22 @@ class GenerationClient(_Submits[Generation]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _listen(
-        self, generation: Generation, channel: str, plan: Plan[ItemT], deadline: Deadline | None = None
-    ) -> Generator[ItemT, None, None]:
-        """The plan's items, its messages taken from ``channel``; they stop short at the deadline."""
-        with receiving(generation.id, generation._origin):
-            yield from self._heard(channel, plan, deadline)
+    def _listen(self, reader: Reader[ItemT]) -> Reading[ItemT]:
+        reading = Reading(reader, self._store, self._live)
+        self._readings.add(reading)
+        return reading
 
-    def _heard(self, channel: str, plan: Plan[ItemT], deadline: Deadline | None) -> Generator[ItemT, None, None]:
-        deadline = deadline or _deadline(None)
+    def _live(self) -> tuple[LiveHub, LoopThread]:
         if self._hub is None or self._hub_pid != os.getpid():  # the hub's thread does not come along in a fork
             self._hub = self._resources.enter_context(
                 shared_hub_thread(self.settings.redis_url, self.settings.redis_timeout_s)
             )
             self._hub_pid = os.getpid()
-        hub, thread = self._hub
-        inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        listening = hub.listen(channel, _inbox(inbox))
-        try:
-            thread.call(listening.__aenter__(), deadline.answer_s(time.monotonic()))
-        except TimeoutError:
-            return
-        try:
-            yield from self._steps(plan, inbox, deadline)
-        finally:
-            # Not waited for: a forgotten reader is finalised on any thread, the hub's own included.
-            thread.post(listening.__aexit__(None, None, None))
+        return self._hub
 
-    def _steps(
-        self,
-        plan: Plan[ItemT],
-        inbox: "queue.SimpleQueue[bytes | None] | None" = None,
-        deadline: Deadline | None = None,
-    ) -> Generator[ItemT, None, None]:
-        deadline = deadline or _deadline(None)
+    def _steps(self, plan: Plan[ItemT]) -> Iterator[ItemT]:
+        """The items of a plan that waits for nothing."""
         answer: Any = None
-        patience = Patience(self.settings.outage_patience_s if inbox is not None else 0.0)
         while True:
             try:
                 step = plan.send(answer)
@@ -460,37 +460,10 @@ class GenerationClient(_Submits[Generation]):
                 return
             answer = None
             if isinstance(step, Call):
-                try:
-                    answer = self._run(step, patience, deadline)
-                except TimeoutError:
-                    return
-            elif step is WAIT:
-                assert inbox is not None, "a plan that waits is given a channel"
-                wait_s = deadline.wait_s(time.monotonic(), _POLL_S)
-                if wait_s == 0:
-                    return
-                with contextlib.suppress(queue.Empty):
-                    answer = inbox.get(timeout=wait_s)
+                answer = self._store.run(step)
             else:
+                assert not isinstance(step, Wait), "who waits listens"
                 yield step
-
-    def _run(self, call: "Call[Any]", patience: Patience, deadline: Deadline) -> Any:
-        while True:
-            within_s = deadline.answer_s(time.monotonic())
-            try:
-                if within_s is None:
-                    answer = self._store.run(call)
-                else:  # a blocking call cannot be broken off
-                    assert self._hub is not None, "a deadline is for who listens"
-                    hub, thread = self._hub
-                    answer = thread.call(hub.store.run(call), within_s)
-            except RedisUnavailableError:
-                if patience.ends(time.monotonic()):
-                    raise
-                time.sleep(deadline.wait_s(time.monotonic(), _RETRY_S))
-            else:
-                patience.there()
-                return answer
 
 
 class AsyncGeneration:
@@ -505,27 +478,30 @@ class AsyncGeneration:
     def __repr__(self) -> str:
         return f"AsyncGeneration({self.id!r})"
 
-    def events(self, from_seq: int = 0) -> AsyncIterator[Event]:
+    def events(self, from_seq: int = 0) -> AsyncReading[Event]:
         """As :meth:`Generation.events`."""
         _check_count("from_seq", from_seq)
-        return self._client._listen(self, keys.live(self.id), plans.follow(self.id, from_seq))
+        return self._client._listen(_reader(self, keys.live(self.id), plans.follow(self.id, from_seq)))
 
-    def batches(self, from_seq: int = 0, timeout_s: float | None = None) -> AsyncGenerator[list[Event], None]:
+    def batches(
+        self, from_seq: int = 0, timeout_s: float | None = None, *, resets: bool = False
+    ) -> AsyncReading[list[Event]]:
         """As :meth:`Generation.batches`."""
         _check_count("from_seq", from_seq)
-        steps: Plan[list[Event]] = plans.in_batches(plans.follow(self.id, from_seq))
-        return self._client._listen(self, keys.live(self.id), steps, _deadline(timeout_s))
+        plan = plans.batches(self.id, from_seq, resets=resets)
+        return self._client._listen(_reader(self, keys.live(self.id), plan, timeout_s))
 
-    def stream(self, from_seq: int = 0) -> AsyncIterator[Chunk]:
+    def stream(self, from_seq: int = 0, *, resets: bool = False) -> AsyncReading[Chunk]:
         """As :meth:`Generation.stream`."""
         _check_count("from_seq", from_seq)
-        return self._client._listen(self, keys.live(self.id), plans.stream(self.id, from_seq))
+        plan = plans.stream(self.id, from_seq, resets=resets)
+        return self._client._listen(_reader(self, keys.live(self.id), plan))
 
     async def result(self, timeout_s: float | None = None) -> GenerationResult:
         """As :meth:`Generation.result`."""
-        steps = self._client._listen(self, keys.result(self.id), plans.result(self.id), _deadline(timeout_s))
-        async with contextlib.aclosing(steps):
-            async for found in steps:
+        reader = _reader(self, keys.result(self.id), plans.result(self.id), timeout_s)
+        async with self._client._listen(reader) as results:
+            async for found in results:
                 return found
         raise ResultTimeoutError(self.id, timeout_s or 0.0)
 
@@ -552,6 +528,7 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         self._store = AsyncStore(self.settings.redis_url, self.settings.redis_timeout_s)
         self._resources = contextlib.AsyncExitStack()
         self._hub: LiveHub | None = None
+        self._readings: weakref.WeakSet[AsyncReading[Any]] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
@@ -623,8 +600,10 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         return _places_of(self.settings, await self._store.run(calls.known_places()))
 
     async def close(self) -> None:
-        """Close the connections."""
+        """As :meth:`GenerationClient.close`."""
         self._stay_on_loop()
+        for reading in tuple(self._readings):
+            reading.end_with_client()
         await self._resources.aclose()
         self._hub = None
         await self._store.close()
@@ -652,37 +631,23 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
-    async def _listen(
-        self, generation: AsyncGeneration, channel: str, plan: Plan[ItemT], deadline: Deadline | None = None
-    ) -> AsyncGenerator[ItemT, None]:
-        """The plan's items, its messages taken from ``channel``; they stop short at the deadline."""
+    def _listen(self, reader: Reader[ItemT]) -> AsyncReading[ItemT]:
+        reading = AsyncReading(reader, self._store, self._live)
+        self._readings.add(reading)
+        return reading
+
+    async def _live(self) -> LiveHub:
         self._stay_on_loop()
-        deadline = deadline or _deadline(None)
         if self._hub is None:
             self._hub = await self._resources.enter_async_context(
                 shared_hub(self.settings.redis_url, self.settings.redis_timeout_s)
             )
-        inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        async with contextlib.AsyncExitStack() as listening:
-            listening.enter_context(receiving(generation.id, generation._origin))
-            try:
-                async with asyncio.timeout(deadline.answer_s(time.monotonic())):
-                    await listening.enter_async_context(self._hub.listen(channel, _inbox(inbox)))
-            except TimeoutError:
-                return
-            async for item in self._steps(plan, inbox, deadline):
-                yield item
+        return self._hub
 
-    async def _steps(
-        self,
-        plan: Plan[ItemT],
-        inbox: "asyncio.Queue[bytes | None] | None" = None,
-        deadline: Deadline | None = None,
-    ) -> AsyncGenerator[ItemT, None]:
+    async def _steps(self, plan: Plan[ItemT]) -> AsyncIterator[ItemT]:
+        """The items of a plan that waits for nothing."""
         self._stay_on_loop()
-        deadline = deadline or _deadline(None)
         answer: Any = None
-        patience = Patience(self.settings.outage_patience_s if inbox is not None else 0.0)
         while True:
             try:
                 step = plan.send(answer)
@@ -690,33 +655,7 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
                 return
             answer = None
             if isinstance(step, Call):
-                try:
-                    answer = await self._run(step, patience, deadline)
-                except TimeoutError:
-                    return
-            elif step is WAIT:
-                assert inbox is not None, "a plan that waits is given a channel"
-                wait_s = deadline.wait_s(time.monotonic(), _POLL_S)
-                if wait_s == 0:
-                    return
-                try:
-                    answer = inbox.get_nowait()
-                except asyncio.QueueEmpty:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(wait_s):
-                            answer = await inbox.get()
+                answer = await self._store.run(step)
             else:
+                assert not isinstance(step, Wait), "who waits listens"
                 yield step
-
-    async def _run(self, call: "Call[Any]", patience: Patience, deadline: Deadline) -> Any:
-        while True:
-            try:
-                async with asyncio.timeout(deadline.answer_s(time.monotonic())):
-                    answer = await self._store.run(call)
-            except RedisUnavailableError:
-                if patience.ends(time.monotonic()):
-                    raise
-                await asyncio.sleep(deadline.wait_s(time.monotonic(), _RETRY_S))
-            else:
-                patience.there()
-                return answer

@@ -11,6 +11,8 @@ GenqueueError
 ├── GenerationNotFoundError     never submitted, or its result has expired
 ├── NotDeadError                no dead letter: never was one, or was retried or dropped
 ├── LogExpiredError             ``from_seq`` asks for events whose log is gone
+├── LogBrokenError              the log contradicts itself: Redis lost a part of it
+├── StreamRestartedError        another attempt begins anew, with another text than was delivered
 ├── ResultTimeoutError          the generation goes on, the caller's patience ended (also a TimeoutError)
 └── GenerationError             how a generation ended, when not with a result
     ├── GenerationRejectedError   the request itself is at fault; the server's words
@@ -119,6 +121,46 @@ class LogExpiredError(GenqueueError):
         self.generation_id = generation_id
         self.from_seq = from_seq
         super().__init__(f"the log of generation {generation_id} is gone, cannot resume from seq {from_seq}")
+
+
+class LogBrokenError(GenqueueError):
+    """Redis lost a part of the log, and the rest is no one history; the whole text is in the result."""
+
+    def __init__(self, generation_id: str) -> None:
+        self.generation_id = generation_id
+        super().__init__(f"the log of generation {generation_id} contradicts itself: Redis lost a part of it")
+
+
+class StreamRestartedError(GenqueueError):
+    """Another attempt began anew, and its text does not begin with what this reader was given.
+
+    The generation goes on, or has finished: its ``result()`` gives the new text.
+
+    Attributes:
+        generation_id: whose reply it is.
+        delivered_text: what the reader was given in vain, as far as this process knows it.
+        delivered_reasoning: of a chat, what it was given beside the text.
+        restart_seq: the event behind which the new text stands: ``stream(from_seq=restart_seq)`` gives all of it.
+        generation: the handle (:class:`genqueue.Generation`, or the asyncio one) that was read; None in a copy
+            that crossed a process's border.
+    """
+
+    def __init__(
+        self, generation_id: str, *, delivered_text: str = "", delivered_reasoning: str = "", restart_seq: int = 0
+    ) -> None:
+        self.generation_id = generation_id
+        self.delivered_text = delivered_text
+        self.delivered_reasoning = delivered_reasoning
+        self.restart_seq = restart_seq
+        self.generation: Any = None
+        super().__init__(
+            f"generation {generation_id} began anew: the {len(delivered_text)} characters that were delivered "
+            "are void, its result has the new text"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the handle, which is this process's."""
+        return _rebuild, (type(self), self.args, {**self.__dict__, "generation": None})
 
 
 class ResultTimeoutError(GenqueueError, TimeoutError):

@@ -14,9 +14,26 @@ from pydantic import ValidationError
 
 from genqueue import calls, outcome
 from genqueue.calls import Accepted, Call, Record, Said
-from genqueue.errors import GenerationNotFoundError, LogExpiredError, NotDeadError
+from genqueue.delivery import Continuing, Delivery, Marking
+from genqueue.errors import (
+    GenerationNotFoundError,
+    LogBrokenError,
+    LogExpiredError,
+    NotDeadError,
+    StreamRestartedError,
+)
 from genqueue.lifecycle import State
-from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, Reset, read_events
+from genqueue.messages import (
+    Cancelled,
+    Chunk,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    GenerationResult,
+    Reset,
+    read_events,
+)
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.sequence import Follower
 
@@ -24,6 +41,10 @@ ItemT = TypeVar("ItemT")
 
 _PAGE = 500
 """Dead letters that are read at once."""
+_PAGE_EVENTS = 1000
+"""Events that a reader who comes late keeps before it hands any out."""
+_MOST_CONTRADICTIONS = 2
+"""Readings of a log from its beginning, one upon the other, that find no one history: then none will."""
 
 
 class Wait(Enum):
@@ -37,10 +58,17 @@ Plan = Generator[Call[Any] | Wait | ItemT, Any, None]
 
 
 class Patience:
-    """How long one reader bears that Redis is away: not at all until it was there once."""
+    """How long one reader bears that Redis is away: until it was there once, for one try more.
 
-    def __init__(self, patience_s: float) -> None:
+    Times are seconds of one monotonic clock.
+
+    Args:
+        again_until_s: the latest that a first contact which failed is tried once more.
+    """
+
+    def __init__(self, patience_s: float, *, again_until_s: float = -math.inf) -> None:
         self._patience_s = patience_s
+        self._again_until_s = again_until_s
         self._was_there = False
         self._away_since_s: float | None = None
 
@@ -51,9 +79,12 @@ class Patience:
 
     def ends(self, now_s: float) -> bool:
         """Redis did not answer: whether the reader gives up."""
+        is_first = self._away_since_s is None
         if self._away_since_s is None:
             self._away_since_s = now_s
-        return not self._was_there or now_s - self._away_since_s >= self._patience_s
+        if not self._was_there:
+            return not is_first or now_s > self._again_until_s
+        return now_s - self._away_since_s >= self._patience_s
 
 
 _LEAST_ANSWER_S = 0.25
@@ -78,29 +109,34 @@ class Deadline:
         return None if self._answer_end_s == math.inf else max(0.0, self._answer_end_s - now_s)
 
 
-def follow(generation_id: str, from_seq: int) -> Plan[Event]:
-    """Every event after number ``from_seq``, in order, once each, until the terminal one.
+def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
+    """Every event after number ``from_seq``, in order, once each, until the terminal one; a list of what came together.
 
     The channel is listened to before the first step, so what the log does not hold yet
     comes as a message.  Raises LogExpiredError when events are asked for that are gone.
 
     Where Redis has forgotten events that were handed out (a crash, a failover), and others have their
-    numbers now, a ``reset`` of number 0 comes, and then every event from number 1 on.
+    numbers now, a ``reset`` of number 0 comes, and then every event from number 1 on.  Raises LogBrokenError
+    the second time that the log, read from its beginning, is no one history.
     """
     follower = Follower(from_seq)
     message: bytes | None = None
+    is_from_beginning, contradictions = from_seq == 0, 0
     while True:
-        yield from follower.hear(_events_in(message))
+        if heard := follower.hear(_events_in(message)):
+            yield heard
         is_doubtful = follower.doubts_history
         while follower.is_whole and follower.terminal is None and (message is None or follower.has_gap):
             page: list[Event] = yield calls.read_log(generation_id, follower.read_from)
-            if not page or page[-1].seq < follower.next_seq:
-                yield from follower.feed(page)
+            is_last = not page or page[-1].seq < follower.next_seq
+            if not is_last and page[0].seq > follower.next_seq:
+                # Events are logged in order: what is not there now never comes.
+                raise LogExpiredError(generation_id, follower.next_seq - 1)
+            if ready := follower.feed(page):
+                yield ready
+            if is_last:
                 follower.read_to_end()
                 break
-            if page[0].seq > follower.next_seq:  # events are logged in order: what is not there now never comes
-                raise LogExpiredError(generation_id, follower.next_seq - 1)
-            yield from follower.feed(page)
         if follower.terminal is not None:
             return
         record: Record
@@ -108,9 +144,14 @@ def follow(generation_id: str, from_seq: int) -> Plan[Event]:
             record = yield calls.read_record(generation_id)
             if record.state.is_final or is_doubtful:
                 follower.ends_at(record.seq)
+            elif record.seq < from_seq:  # the reader has had events that Redis has forgotten
+                follower.is_whole = False
         if not follower.is_whole:
-            follower, message = Follower(), None
-            yield Reset(seq=0, attempt=0)
+            contradictions += is_from_beginning
+            if contradictions == _MOST_CONTRADICTIONS:
+                raise LogBrokenError(generation_id)
+            follower, message, is_from_beginning, from_seq = Follower(), None, True, 0
+            yield [Reset(seq=0, attempt=0)]
             continue
         if message is None:
             if record.state.is_final and follower.next_seq > record.seq:
@@ -120,54 +161,166 @@ def follow(generation_id: str, from_seq: int) -> Plan[Event]:
             if record.state.is_final:
                 continue  # it ended between the two looks
         message = yield WAIT
+        is_from_beginning, contradictions = False, 0
 
 
-def stream(generation_id: str, from_seq: int) -> Plan[Chunk]:
-    """The chunks of :func:`follow`, then the end: nothing, or the typed error.
+def deliver(generation_id: str, from_seq: int, given: Delivery) -> Plan[list[Event]]:
+    """:func:`follow` as ``given`` has it, without the event ``reset``: what came together stays together.
 
-    Who gets no chunk from the log (none were published, or it is gone) gets the text as one.
+    The last chunk of a generation is published in one message with its end, so whoever reads in batches
+    knows it for the last when it comes.  What another attempt has made void by now is not handed out.
     """
-    got_chunk, reset = from_seq > 0, None
+    gathered: list[Event] = []
+    void_before, is_looked_ahead, answer = 0, False, None
+    following = follow(generation_id, from_seq)
+    while True:
+        try:
+            step = following.send(answer)
+        except StopIteration:
+            break
+        answer = None
+        if isinstance(step, list):
+            if step[0].seq == 0:  # Redis has forgotten: the numbers are other events' now
+                void_before, is_looked_ahead = 0, False
+            gathered += step
+            continue
+        if isinstance(step, Wait):
+            yield from _delivered(generation_id, from_seq, given, gathered)
+            gathered = []
+        elif len(gathered) >= _PAGE_EVENTS:  # a long log, too long to be kept until its end
+            if not is_looked_ahead:
+                is_looked_ahead = True
+                void_before = yield from _last_reset(generation_id, gathered[-1].seq + 1)
+            gathered = [event for event in gathered if event.seq >= void_before or not isinstance(event, Chunk)]
+            yield from _delivered(generation_id, from_seq, given, gathered[:-1])
+            del gathered[:-1]
+        answer = yield step
+    yield from _delivered(generation_id, from_seq, given, gathered)
+
+
+def _delivered(generation_id: str, from_seq: int, given: Delivery, events: list[Event]) -> Plan[list[Event]]:
+    """The events as ``given`` has them, in one list, if there are any."""
+    resets = [place for place, event in enumerate(events) if isinstance(event, Reset)]
+    first_chunk = resets[-1] if resets else 0
+    delivered: list[Event] = []
+    try:
+        for place, event in enumerate(events):
+            if isinstance(event, Chunk):
+                if place >= first_chunk:
+                    delivered += given.take(event)
+            elif not isinstance(event, Reset):
+                if isinstance(event, Finished):
+                    delivered += given.finish()
+                elif isinstance(event, Failed | Cancelled):
+                    delivered += given.fail()
+                delivered.append(event)
+            elif place == first_chunk:
+                if isinstance(given, Continuing) and given.lacks_beginning and event.seq > 0:
+                    given.remember((yield from _chunks_until(generation_id, from_seq)))
+                given.begin_anew(event)
+    except StreamRestartedError:
+        if delivered:
+            yield delivered
+        raise
+    if delivered:
+        yield delivered
+
+
+def _last_reset(generation_id: str, from_seq: int) -> Generator[Call[Any], Any, int]:
+    """The number of the last ``reset`` that the log holds from ``from_seq`` on; 0 where it holds none."""
+    record: Record = yield calls.read_record(generation_id)
+    last = 0
+    while record.attempt > 1 and from_seq <= record.seq:  # a first attempt begins nothing anew
+        page: list[Event] = yield calls.read_log(generation_id, from_seq)
+        if not page:
+            break
+        last = max([last, *(event.seq for event in page if isinstance(event, Reset))])
+        from_seq = page[-1].seq + 1
+    return last
+
+
+def _chunks_until(generation_id: str, last_seq: int) -> Generator[Call[Any], Any, list[Chunk]]:
+    """What the log holds up to this number of the text that its next event belongs to."""
+    chunks: list[Chunk] = []
+    seq = 1
+    while seq <= last_seq:
+        page: list[Event] = yield calls.read_log(generation_id, seq)
+        if not page or page[0].seq > seq:
+            raise LogExpiredError(generation_id, seq - 1)
+        for event in page:
+            if event.seq > last_seq:
+                break
+            if isinstance(event, Reset):
+                chunks = []
+            elif isinstance(event, Chunk):
+                chunks.append(event)
+        seq = page[-1].seq + 1
+    return chunks
+
+
+def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[list[Chunk]]:
+    """The chunks of :func:`deliver`, then the end: nothing, or the typed error.
+
+    Where the log has no chunk (none were published, or it is gone), or is no one history, the text comes as one chunk.
+    """
+    given: Delivery = Marking(from_seq) if resets else Continuing(generation_id, from_seq)
+    is_log_whole = True
     try:
         answer = None
-        following = follow(generation_id, from_seq)
+        delivering = deliver(generation_id, from_seq, given)
         while True:
-            step = following.send(answer)
+            step = delivering.send(answer)
             answer = None
             if isinstance(step, Call | Wait):
                 answer = yield step
-            elif isinstance(step, Reset):
-                reset = step
-            elif isinstance(step, Chunk):
-                got_chunk = True
-                yield step.model_copy(update={"restarts": True}) if reset else step
-                reset = None
+            elif chunks := [event for event in step if isinstance(event, Chunk)]:
+                yield chunks
     except StopIteration:
         pass
-    except LogExpiredError:
-        if got_chunk:
+    except (LogExpiredError, LogBrokenError):
+        if from_seq > 0:
             raise
-    if reset and got_chunk:  # it ended before the new text began
-        yield Chunk(seq=reset.seq, attempt=reset.attempt, text="", restarts=True)
+        is_log_whole = False
     record: Record = yield calls.read_record(generation_id)
     while not record.state.is_final:  # its log went before its end
-        yield WAIT
-        record = yield calls.read_record(generation_id)
+        message: bytes | None = yield WAIT
+        if message is None or any(isinstance(event, Finished | Failed | Cancelled) for event in _events_in(message)):
+            record = yield calls.read_record(generation_id)
     if record.state is not State.FINISHED:
         said: Said = yield calls.read_said(generation_id)
-        if not got_chunk:
-            yield from outcome.whole_text_chunk(record, said)
+        if given.is_empty and (chunks := outcome.whole_text_chunk(record, said)):
+            yield chunks
         raise outcome.error_of(record, said)
-    if not got_chunk:
+    if given.is_empty or not is_log_whole:
         found: GenerationResult | None = yield calls.read_result(generation_id)
         if found is None:
             raise GenerationNotFoundError(generation_id)
         meta = found.meta[0]
         said = Said(found.replies[0], meta.get("reasoning", ""), meta.get("tool_calls", ()))
-        yield from outcome.whole_text_chunk(record, said)
+        given.begin_anew(Reset(seq=0, attempt=record.attempt))
+        rest = [chunk for whole in outcome.whole_text_chunk(record, said) for chunk in given.take(whole)]
+        if rest := rest + given.finish():
+            yield rest
 
 
-def result(generation_id: str) -> Plan[GenerationResult]:
+def batches(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[list[list[Event]]]:
+    """What :func:`deliver` gives, or with ``resets`` all that :func:`follow` does, a list for what came together."""
+    plan = in_batches(follow(generation_id, from_seq)) if resets else None
+    plan = plan or deliver(generation_id, from_seq, Continuing(generation_id, from_seq))
+    answer = None
+    while True:
+        try:
+            step = plan.send(answer)
+        except StopIteration:
+            return
+        answer = None
+        if isinstance(step, list):
+            yield [step]
+        else:
+            answer = yield step
+
+
+def result(generation_id: str) -> Plan[list[GenerationResult]]:
     """The result, once it is there; raises the typed error of a generation that ended otherwise."""
     while True:
         found: GenerationResult | None = yield calls.read_result(generation_id)
@@ -180,7 +333,7 @@ def result(generation_id: str) -> Plan[GenerationResult]:
             elif record.state.is_final:
                 raise outcome.error_of(record, (yield calls.read_said(generation_id)))
         if found is not None:
-            yield found
+            yield [found]
             return
         yield WAIT
 
@@ -258,12 +411,8 @@ def drop(generation_id: str, *, result_ttl_s: int) -> Plan[None]:
     yield calls.drop(generation_id, result_ttl_s=result_ttl_s)
 
 
-def in_batches(plan: Plan[ItemT]) -> Plan[list[ItemT]]:
-    """What a plan yields, gathered for as long as it does not wait: what came together stays together.
-
-    The last chunk of a generation is published in one message with its end, so whoever reads in batches
-    knows it for the last when it comes.
-    """
+def in_batches(plan: Plan[list[ItemT]]) -> Plan[list[ItemT]]:
+    """What a plan yields, gathered for as long as it does not wait: what came together stays together."""
     gathered: list[ItemT] = []
     answer = None
     while True:
@@ -272,13 +421,13 @@ def in_batches(plan: Plan[ItemT]) -> Plan[list[ItemT]]:
         except StopIteration:
             break
         answer = None
+        if isinstance(step, list):
+            gathered += step
+            continue
         if isinstance(step, Wait) and gathered:
             yield gathered
             gathered = []
-        if isinstance(step, Call | Wait):
-            answer = yield step
-        else:
-            gathered.append(step)
+        answer = yield step
     if gathered:
         yield gathered
 

@@ -42,7 +42,7 @@ _REFUSED_S = 1.0
 """Between two tries to subscribe at a Redis that refuses it."""
 _END_S = 2.0
 """So long a client's end waits for its thread's loop, on which a silent Redis may hold calls."""
-_ENDED = "the client was closed while it was in use"
+ENDED = "the client was closed while it was in use"
 _LOST = (redis.RedisError, OSError, AttributeError)
 """What a lost subscription raises; AttributeError where one task closes it under the other's hands."""
 _PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
@@ -252,9 +252,7 @@ class AsyncStore:
         cancels = task.cancelling() if task else 0
         try:
             answer = await self._retry.call_with_retry(lambda: self._send(call), _nothing)
-            if task and task.cancelling() > cancels:
-                # Before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
-                raise asyncio.CancelledError
+            end_if_cancelled(cancels)
             return call.decode(answer)
         except redis.RedisError as error:
             raise _translate(self._address, error) from error
@@ -354,13 +352,20 @@ class LiveHub:
 
     @contextlib.asynccontextmanager
     async def listen(self, channel: str, inbox: Inbox) -> AsyncIterator[None]:
-        """Every message published on ``channel`` from here on goes to ``inbox``, called on this loop.
+        """As :meth:`join`, and :meth:`leave` in the end."""
+        await self.join(channel, inbox)
+        try:
+            yield
+        finally:
+            self.leave(channel, inbox)
+
+    async def join(self, channel: str, inbox: Inbox) -> None:
+        """Every message published on ``channel`` from here on goes to ``inbox``, called on this loop, until it leaves.
 
         Raises:
             RedisUnavailableError: the subscription was not confirmed in time.
         """
-        name = channel.encode()
-        joined = self._channels.setdefault(name, _Channel())
+        joined = self._channels.setdefault(channel.encode(), _Channel())
         joined.inboxes.add(inbox)
         self._change()
         try:
@@ -372,12 +377,20 @@ class LiveHub:
                 raise _translate(self._address, redis.ConnectionError(reason)) from None
             if joined.error is not None:
                 raise _translate(self._address, joined.error) from joined.error
-            yield
-        finally:
-            joined.inboxes.discard(inbox)
-            if not joined.inboxes and self._channels.get(name) is joined:
-                del self._channels[name]
-                self._change()
+        except BaseException:
+            self.leave(channel, inbox)
+            raise
+
+    def leave(self, channel: str, inbox: Inbox) -> None:
+        """No message goes to ``inbox`` any more; called on this loop, as often as one likes."""
+        name = channel.encode()
+        joined = self._channels.get(name)
+        if joined is None:
+            return
+        joined.inboxes.discard(inbox)
+        if not joined.inboxes:
+            del self._channels[name]
+            self._changed.set()  # for who keeps Redis told; if nobody does there is no subscription to end
 
     @property
     def _is_connected(self) -> bool:
@@ -401,6 +414,7 @@ class LiveHub:
         off leaves a connection whose answers belong to nobody knows what.
         """
         while True:
+            end_if_cancelled()
             await self._changed.wait()
             async with self._sending:
                 self._changed.clear()
@@ -438,6 +452,7 @@ class LiveHub:
     async def _read(self) -> None:
         silent = False
         while True:
+            end_if_cancelled()
             try:
                 if not self._is_connected:  # or redis-py would connect here, and not wait for who is sending
                     raise redis.ConnectionError("connection closed")
@@ -481,6 +496,7 @@ class LiveHub:
     async def _reconnect(self) -> None:
         """Subscribe everything anew on a fresh connection, for as long as that takes."""
         while True:
+            end_if_cancelled()
             async with self._sending:
                 with contextlib.suppress(redis.RedisError, OSError):
                     await self._pubsub.aclose()
@@ -524,8 +540,19 @@ class LiveHub:
         await self.store.close()
 
 
+def end_if_cancelled(cancels: int = 0) -> None:
+    """Raise the cancel that somebody below swallowed; every loop that is not to outlive its cancel asks.
+
+    Before Python 3.12 ``asyncio.wait_for``, with which redis-py sends, may swallow one.  ``cancels`` are those that
+    the task had before what it awaited.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling() > cancels:
+        raise asyncio.CancelledError
+
+
 async def _end(*tasks: "asyncio.Task[Any] | None") -> None:
-    # Again and again: before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
+    # Again and again: a cancel may be swallowed, see end_if_cancelled.
     while left := [task for task in tasks if task is not None and not task.done()]:
         for task in left:
             task.cancel()
@@ -550,11 +577,11 @@ class LoopThread:
         running = self._started(work)
         try:
             return running.result(within_s)
-        except TimeoutError:
+        except concurrent.futures.CancelledError:
+            raise GenqueueError(ENDED) from None
+        except BaseException:  # the time is over, or Ctrl-C; for what it raised itself this does nothing
             running.cancel()
             raise
-        except concurrent.futures.CancelledError:
-            raise GenqueueError(_ENDED) from None
 
     def post(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run ``work`` on the loop without waiting for it; nothing happens once the thread was ended."""
@@ -564,7 +591,7 @@ class LoopThread:
     def _started(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         if self._is_ended:
             work.close()
-            raise GenqueueError(_ENDED)
+            raise GenqueueError(ENDED)
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def end(self, work: Coroutine[Any, Any, None]) -> None:
@@ -598,13 +625,13 @@ class _Users(Generic[T]):
         self.count = 0
 
 
-_loop_hubs: dict[tuple[asyncio.AbstractEventLoop, str], _Users[LiveHub]] = {}
-_thread_hubs: dict[tuple[int, str], _Users[tuple[LiveHub, LoopThread]]] = {}
+_loop_hubs: dict[tuple[asyncio.AbstractEventLoop, str, float], _Users[LiveHub]] = {}
+_thread_hubs: dict[tuple[int, str, float], _Users[tuple[LiveHub, LoopThread]]] = {}
 _thread_hubs_lock = threading.RLock()  # a client may be finalised while another one is made
 
 
 class shared_hub:
-    """The running loop's hub for ``url``; the last to leave closes it.
+    """The running loop's hub for ``url``, shared by clients of equal settings; the last to leave closes it.
 
     No generator: a loop that ends closes its generators, all at once.
     """
@@ -616,7 +643,7 @@ class shared_hub:
     async def __aenter__(self) -> LiveHub:
         for closed in [key for key in tuple(_loop_hubs) if key[0].is_closed()]:
             _loop_hubs.pop(closed, None)
-        self._key = (asyncio.get_running_loop(), self._url)
+        self._key = (asyncio.get_running_loop(), self._url, self._timeout_s)
         users = _loop_hubs.get(self._key) or _loop_hubs.setdefault(
             self._key, _Users(LiveHub(self._url, self._timeout_s))
         )
@@ -633,8 +660,8 @@ class shared_hub:
 
 @contextlib.contextmanager
 def shared_hub_thread(url: str, timeout_s: float) -> Iterator[tuple[LiveHub, LoopThread]]:
-    """This process's hub for synchronous readers of ``url``; the last to leave closes it."""
-    key = (os.getpid(), url)  # a forked child has no thread of its parent: it gets its own
+    """This process's hub for synchronous readers of ``url`` with equal settings; the last to leave closes it."""
+    key = (os.getpid(), url, timeout_s)  # a forked child has no thread of its parent: it gets its own
     with _thread_hubs_lock:
         users = _thread_hubs.get(key)
         if users is None:

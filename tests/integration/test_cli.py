@@ -15,6 +15,7 @@ import time
 import pytest
 import redis
 
+from genqueue import keys
 from genqueue.cli import ExitCode
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.tgi_standin.chat import render
@@ -71,6 +72,43 @@ def start(environ, tmp_path):
         yield run
 
 
+class Terminal:
+    """A process whose stdout is a terminal."""
+
+    def __init__(self, start, *arguments):
+        self._leader, follower = pty.openpty()
+        self.process = start(*arguments, stdout=follower)
+        os.close(follower)
+        self.poll = self.process.poll
+
+    def read1(self):
+        """What comes next; "" at the end."""
+        try:
+            return os.read(self._leader, 4096).decode().replace("\r\n", "\n")
+        except OSError:  # EIO: the other side has closed
+            return ""
+
+    def communicate(self):
+        """(the rest of stdout, stderr)."""
+        rest = "".join(iter(self.read1, ""))
+        _, told = self.process.communicate(timeout=30)
+        return rest, told.decode()
+
+    def close(self):
+        os.close(self._leader)
+
+
+@pytest.fixture
+def terminal(start):
+    """As ``start``, but stdout is a terminal."""
+    with contextlib.ExitStack() as opened:
+
+        def run(*arguments):
+            return opened.enter_context(contextlib.closing(Terminal(start, *arguments)))
+
+        yield run
+
+
 def submitted(genqueue, *arguments):
     """The id of a generation nobody waits for."""
     done = genqueue("submit", *arguments, "--detach")
@@ -106,12 +144,12 @@ def test_who_queues_for_a_generator_that_nobody_serves_is_told_and_waits(genqueu
     assert genqueue("cancel", done.stdout.strip()).returncode == 0
 
 
-def test_text_is_printed_while_it_comes(start, ask):
+def test_a_terminal_gets_the_text_while_it_comes(terminal, ask):
     prompt = ask(tokens=40, itl_s=0.2)
-    process = start("submit", prompt)
-    begun = process.stdout.read1()
+    process = terminal("submit", prompt)
+    begun = process.read1()
     assert begun
-    assert prompt.answer.startswith(begun.decode())
+    assert prompt.answer.startswith(begun)
     assert process.poll() is None
 
 
@@ -276,15 +314,18 @@ def test_status_says_where_a_generation_is(genqueue, ask):
     assert found["timings"].keys() == {"queue_wait_s", "waking_s", "first_text_s", "decode_s", "total_s"}
 
 
-def test_cancel_ends_it_for_whoever_reads(genqueue, start, ask):
+def test_cancel_ends_it_for_whoever_reads(genqueue, start, terminal, ask):
     prompt = ask(tokens=500, itl_s=0.1)
     generation_id = submitted(genqueue, prompt)
-    reader = start("tail", generation_id)
-    begun = reader.stdout.read1()
+    piped = start("tail", generation_id)
+    reader = terminal("tail", generation_id)
+    begun = reader.read1()
     assert genqueue("cancel", generation_id).returncode == 0
-    rest, told = reader.communicate(timeout=30)
-    assert (reader.returncode, told) == (ExitCode.CANCELLED, f"genqueue: {generation_id}: cancelled\n".encode())
-    assert prompt.answer.startswith((begun + rest).decode().removesuffix("\n"))
+    rest, told = reader.communicate()
+    assert (reader.process.returncode, told) == (ExitCode.CANCELLED, f"genqueue: {generation_id}: cancelled\n")
+    assert prompt.answer.startswith((begun + rest).removesuffix("\n"))
+    printed, told = piped.communicate(timeout=30)
+    assert (piped.returncode, printed.decode()) == (ExitCode.CANCELLED, begun + rest), told
     assert genqueue("cancel", generation_id).returncode == 0
     assert genqueue("tail", generation_id).returncode == ExitCode.CANCELLED
 
@@ -564,22 +605,34 @@ def test_a_redis_that_dies_under_a_submit_leaves_its_id(genqueue, start, real_re
 # --- terminals, pipes, Ctrl-C --------------------------------------------------------------
 
 
-def test_ctrl_c_leaves_the_generation_running_and_says_how_to_go_on(genqueue, start, ask):
+def test_ctrl_c_leaves_the_generation_running_and_says_how_to_go_on(genqueue, terminal, ask):
     prompt = ask(tokens=60, itl_s=0.1)
-    process = start("submit", prompt)
-    begun = process.stdout.read1()
-    process.send_signal(signal.SIGINT)
-    rest, told = process.communicate(timeout=30)
-    assert process.returncode == ExitCode.INTERRUPTED, told
+    reader = terminal("submit", prompt)
+    begun = reader.read1()
+    reader.process.send_signal(signal.SIGINT)
+    rest, told = reader.communicate()
+    assert reader.process.returncode == ExitCode.INTERRUPTED, told
     said = re.fullmatch(
         r"genqueue: the generation goes on; to read on: genqueue (tail (\S+) --from-seq \d+);"
         r" to end it: genqueue cancel \2\n",
-        told.decode(),
+        told,
     )
     assert said, told
     followed = genqueue(*said[1].split())
     assert followed.returncode == 0
-    assert (begun + rest).decode().removesuffix("\n") + followed.stdout == prompt.answer + "\n"
+    assert (begun + rest).removesuffix("\n") + followed.stdout == prompt.answer + "\n"
+
+
+def test_ctrl_c_before_a_pipe_got_anything_leads_to_the_whole_text(start, client, ask, db, eventually):
+    generation = client.submit(ask(tokens=100, itl_s=0.1))
+    process = start("tail", generation.id)
+    eventually(lambda: generation.status().completion_tokens > 2)
+    eventually(lambda: db.pubsub_numsub(keys.result(generation.id))[0][1] > 0)
+    process.send_signal(signal.SIGINT)
+    printed, told = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (ExitCode.INTERRUPTED, b"")
+    assert f"to read on: genqueue tail {generation.id};" in told.decode()
+    generation.cancel()
 
 
 def test_a_reader_that_leaves_is_no_error(start, ask):

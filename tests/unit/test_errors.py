@@ -14,6 +14,8 @@ ERRORS = [
     errors.StoreError("OOM", may_pass=True),
     errors.GenerationNotFoundError("id"),
     errors.LogExpiredError("id", 3),
+    errors.LogBrokenError("id"),
+    errors.StreamRestartedError("id", delivered_text="so far", delivered_reasoning="Hm", restart_seq=7),
     errors.ResultTimeoutError("id", 1.5),
     errors.GenerationFailedError("why", partial_text="so far", attempts=2, detail={"errors": []}),
     errors.GenerationCancelledError("cancelled"),
@@ -24,3 +26,9 @@ ERRORS = [
 def test_an_error_survives_pickling_with_its_numbers(error):
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_a_handle_stays_in_its_process():
+    error = errors.StreamRestartedError("id")
+    error.generation = lambda: None  # what cannot be pickled
+    assert pickle.loads(pickle.dumps(error)).generation is None

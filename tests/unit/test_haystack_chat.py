@@ -7,7 +7,7 @@ from haystack.tools.tool import Tool
 
 from genqueue.haystack.chat_chunks import ChatChunks
 from genqueue.haystack.chat_format import inlined, message_from, messages_for, tools_for
-from genqueue.messages import Chunk, Finished, GenerationResult, Reset, ToolCallDelta
+from genqueue.messages import Chunk, Finished, GenerationResult, ToolCallDelta
 
 INFO = ComponentInfo("a.component")
 CALLS = [
@@ -148,15 +148,6 @@ def test_thoughts_texts_and_calls_are_told_apart(capsys):
     for one in made:
         print_streaming_chunk(one)
     assert '{"city": "Paris"}' in capsys.readouterr().out
-
-
-def test_an_answer_that_begins_anew_says_so():
-    made = stream([chunk("It")], [chunk(" is"), Reset(seq=2, attempt=2), chunk("No")], [FINISHED], of=result())
-    assert [(one.content, one.start, one.meta.get("restarts")) for one in made] == [
-        ("It", True, None),
-        ("No", True, True),
-        ("", False, None),
-    ]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from haystack.dataclasses import ComponentInfo
 
 from genqueue.haystack.text_chunks import TextChunks
-from genqueue.messages import Chunk, Finished, GenerationResult, Reset, Resumed, Token
+from genqueue.messages import Chunk, Finished, GenerationResult, Resumed, Token
 
 INFO = ComponentInfo("a.component")
 A, B = Token(1, " a", -0.5, False), Token(2, " b", -0.25, False)
@@ -75,13 +75,4 @@ def test_a_text_that_goes_on_goes_on():
     assert [start for *_, start in shown([[chunk(A)], [Resumed(seq=2, attempt=2), chunk(B), FINISHED]])] == [
         True,
         False,
-    ]
-
-
-def test_a_text_that_begins_anew_says_so():
-    reset = Reset(seq=2, attempt=2)
-    assert shown([[chunk(A)], [chunk(A), reset, chunk(B), chunk(A), FINISHED]]) == [
-        (" a", A._asdict(), True),
-        (" b", {**B._asdict(), "restarts": True}, True),
-        (" a", {**A._asdict(), **ENDING}, False),
     ]

@@ -26,6 +26,7 @@ class Registry:
         self.state: State | None = State.RUNNING
         self.log: list[Event] = []
         self.seq = 0
+        self.attempt = 1
         self.text = ""
         self.result: GenerationResult | None = None
         self.outcome: Outcome | None = None
@@ -41,7 +42,8 @@ class Registry:
         added = []
         for field in fields:
             self.seq += 1
-            added.append(read_event(calls.to_json({"v": 1, "seq": self.seq, "attempt": 1, **field})))
+            added.append(read_event(calls.to_json({"v": 1, "seq": self.seq, "attempt": self.attempt, **field})))
+            self.attempt = max(self.attempt, added[-1].attempt)
             self.text += field.get("text", "")
         self.log += added
         return b"[" + b",".join(event.model_dump_json().encode() for event in added) + b"]"
@@ -62,7 +64,7 @@ class Registry:
     def record(self) -> Record:
         if self.state is None:
             raise errors.GenerationNotFoundError(ID)
-        return Record(self.state, "chat", 5, 1, self.seq, 1.0, 2.0, 3.0, math.nan, 4, self.outcome)
+        return Record(self.state, "chat", 5, self.attempt, self.seq, 1.0, 2.0, 3.0, math.nan, 4, self.outcome)
 
     def answer(self, step: Call[Any]) -> Any:
         command, key = step.arguments[0], step.arguments[1]
@@ -97,7 +99,7 @@ class Registry:
             elif isinstance(step, Call):
                 answer = self.answer(step)
             else:
-                items.append(step)
+                items += step if isinstance(step, list) else [step]
         raise AssertionError(f"the plan never ends: {self.asked[-10:]}")
 
 
@@ -226,15 +228,14 @@ def test_who_had_the_last_event_already_needs_no_log(registry):
     assert registry.read(plans.follow(ID, 2)) == []
 
 
-def test_who_read_half_of_a_log_that_then_goes_is_not_told_that_this_was_all(registry):
+def test_who_read_half_of_a_log_that_then_goes_gets_the_rest_of_the_result(registry):
     def end_unheard_and_long_ago() -> None:
         registry.add("b")
         registry.finish()
         registry.forget_log()
 
     registry.on_wait = [lambda: registry.add("a"), end_unheard_and_long_ago]
-    with pytest.raises(errors.LogExpiredError, match="cannot resume from seq 1"):
-        registry.read(plans.stream(ID, 0))
+    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b"]
 
 
 def test_a_log_that_lost_its_beginning_is_not_asked_for_ever(registry):
@@ -256,27 +257,6 @@ def test_events_include_what_a_stream_leaves_out(registry):
     registry.finish()
     seen = registry.read(plans.follow(ID, 0))
     assert [event.type for event in seen] == ["started", "resumed", "reset", "finished"]
-
-
-def test_a_stream_says_at_which_chunk_the_text_begins_anew(registry):
-    registry.add("a", "b")
-    registry.emit({"type": "reset"})
-    registry.add("c", "d")
-    registry.finish()
-    chunks = registry.read(plans.stream(ID, 0))
-    assert [(chunk.text, chunk.restarts) for chunk in chunks] == [("a", False), ("b", False), ("c", True), ("d", False)]
-
-
-def test_a_stream_that_ends_before_the_new_text_says_that_the_old_one_is_void(registry):
-    registry.add("a", "b")
-    registry.emit({"type": "reset"})
-    registry.text = ""
-    registry.finish(State.CANCELLED)
-    seen: list[Chunk] = []
-    with pytest.raises(errors.GenerationCancelledError):
-        registry.read(plans.stream(ID, 0), seen)
-    told = [(chunk.seq, chunk.text, chunk.restarts) for chunk in seen]
-    assert told == [(1, "a", False), (2, "b", False), (3, "", True)]
 
 
 @pytest.mark.parametrize("plan", [plans.stream(ID, 0), plans.follow(ID, 0), plans.result(ID), plans.status(ID)])
@@ -348,8 +328,20 @@ def test_a_negative_from_seq_is_refused(registry):
 # --- how long a reader bears that Redis is away ----------------------------------------------
 
 
-def test_who_never_found_redis_gives_up_at_once():
-    assert Patience(60.0).ends(0.0) is True
+@pytest.mark.parametrize(
+    ("now_s", "ends"),
+    [
+        pytest.param([0.1, 0.5], [False, True], id="once-more"),
+        pytest.param([1.1], [True], id="but-not-where-that-took-long"),
+    ],
+)
+def test_who_never_found_redis_tries_once_more(now_s, ends):
+    patience = Patience(60.0, again_until_s=1.0)
+    assert [patience.ends(each) for each in now_s] == ends
+
+
+def test_who_is_to_have_no_patience_gives_up_at_once():
+    assert Patience(0.0).ends(0.0) is True
 
 
 @pytest.mark.parametrize(
@@ -391,14 +383,14 @@ def test_a_deadline_bounds_the_wait_and_the_answer(timeout_s, now_s, wait_s, ans
 
 def test_what_comes_together_stays_together():
     def plan():
-        yield "a"
+        yield ["a"]
         assert (yield calls.read_workers()) == "found"
-        yield "b"
+        yield ["b"]
         assert (yield WAIT) == b"1"
-        yield "c"
+        yield ["c"]
         yield WAIT
         yield WAIT
-        yield "d"
+        yield ["d"]
 
     steps, answer, batches = plans.in_batches(plan()), None, []
     while True:
@@ -412,6 +404,208 @@ def test_what_comes_together_stays_together():
         else:
             answer = b"1" if step is WAIT else "found"
     assert batches == [["a", "b"], ["c"], ["d"]]
+
+
+# --- another attempt begins anew -----------------------------------------------------------------
+
+
+def restarted(registry: Registry, *texts: str) -> bytes:
+    """What is published when a second attempt begins anew with these texts."""
+    registry.text = ""
+    chunks = ({"type": "chunk", "attempt": 2, "text": text} for text in texts)
+    return registry.emit(
+        {"type": "started", "attempt": 2, "at": 2.0, "worker": "b"}, {"type": "reset", "attempt": 2}, *chunks
+    )
+
+
+def finished(registry: Registry) -> bytes:
+    registry.state = State.FINISHED
+    registry.result = GenerationResult(replies=[registry.text], meta=[{}])
+    return registry.emit({"type": "finished", "attempt": 2, "finish_reason": "length", "completion_tokens": 1})
+
+
+@pytest.fixture
+def begun(registry: Registry) -> Registry:
+    """A first attempt that said "abc"; its reader has heard that."""
+    registry.emit({"type": "started", "at": 1.0, "worker": "a"})
+    registry.add("a", "b", "c")
+    registry.on_wait = []
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("again", "delivered"),
+    [
+        pytest.param(["abcd", "e"], ["a", "b", "c", "d", "e"], id="the-same-and-more"),
+        pytest.param(["ab", "cd", "e"], ["a", "b", "c", "d", "e"], id="the-seam-in-the-middle-of-a-chunk"),
+        pytest.param(["abc", "d"], ["a", "b", "c", "d"], id="the-seam-between-two-chunks"),
+        pytest.param(["abc"], ["a", "b", "c"], id="the-same"),
+        pytest.param(["", "abcd"], ["a", "b", "c", "d"], id="an-empty-chunk-first"),
+    ],
+)
+def test_a_stream_goes_on_behind_what_was_delivered(begun, again, delivered):
+    begun.on_wait = [lambda: restarted(begun), *(lambda text=text: more(begun, text) for text in again)]
+    begun.on_wait.append(lambda: finished(begun))
+    chunks = begun.read(plans.stream(ID, 0))
+    assert [chunk.text for chunk in chunks] == delivered
+    assert "".join(delivered) == begun.result.replies[0]
+    assert not any(chunk.restarts for chunk in chunks)
+
+
+def more(registry: Registry, text: str) -> bytes:
+    return registry.emit({"type": "chunk", "attempt": 2, "text": text})
+
+
+@pytest.mark.parametrize(
+    ("again", "heard"),
+    [
+        pytest.param(["x"], 1, id="another-text"),
+        pytest.param(["abx", "never heard"], 1, id="as-soon-as-that-is-certain"),
+        pytest.param(["ab"], 2, id="it-ends-short-of-it"),
+        pytest.param([], 1, id="it-is-empty"),
+    ],
+)
+def test_a_stream_whose_text_becomes_another_one_says_so(begun, again, heard):
+    begun.on_wait = [lambda: restarted(begun), *(lambda text=text: more(begun, text) for text in again)]
+    begun.on_wait.append(lambda: finished(begun))
+    left, seen = len(begun.on_wait) - 1 - heard, []
+    with pytest.raises(errors.StreamRestartedError) as raised:
+        begun.read(plans.stream(ID, 0), seen)
+    assert texts(seen) == ["a", "b", "c"]
+    assert (raised.value.delivered_text, raised.value.generation_id, raised.value.restart_seq) == ("abc", ID, 6)
+    assert len(begun.on_wait) == left
+
+
+def test_the_new_text_is_read_from_where_the_error_says(begun):
+    restarted(begun, "x", "y")
+    finished(begun)
+    assert texts(begun.read(plans.stream(ID, 6))) == ["x", "y"]
+
+
+def test_a_text_that_begins_anew_twice_while_the_reader_is_silent(begun):
+    begun.on_wait = [
+        lambda: restarted(begun, "ab"),
+        lambda: restarted(begun, "abc"[:1]),
+        lambda: more(begun, "bcd"),
+        lambda: finished(begun),
+    ]
+    begun.read(plans.stream(ID, 0), seen := [])
+    assert "".join(texts(seen)) == "abcd"
+
+
+def test_who_comes_after_a_restart_never_sees_what_it_made_void(begun):
+    restarted(begun, "x", "y")
+    finished(begun)
+    for resets in (False, True):
+        assert texts(begun.read(plans.stream(ID, 0, resets=resets))) == ["x", "y"]
+
+
+def test_who_comes_after_a_restart_far_down_a_long_log_never_sees_what_it_made_void(registry):
+    registry.emit({"type": "started", "at": 1.0, "worker": "a"})
+    registry.add(*(f"{number} " for number in range(2500)))
+    restarted(registry, *(f"x{number} " for number in range(2500)))
+    finished(registry)
+    assert "".join(texts(registry.read(plans.stream(ID, 0)))) == registry.text
+
+
+def test_the_last_chunk_of_a_long_log_comes_with_the_end(registry):
+    registry.emit({"type": "started", "at": 1.0, "worker": "a"})
+    registry.add(*(f"{number} " for number in range(2998)))
+    registry.finish()
+    (*_, last) = registry.read(plans.batches(ID, 0))
+    assert [event.type for event in last[-2:]] == ["chunk", "finished"]
+
+
+@pytest.mark.parametrize(("again", "expected"), [(["abcd"], "cd"), (["axx"], None)], ids=["the-same", "another"])
+def test_who_resumes_before_a_restart_is_compared_with_what_an_earlier_reader_got(begun, again, expected):
+    restarted(begun, *again)
+    finished(begun)
+    seen: list[Chunk] = []
+    if expected is None:
+        with pytest.raises(errors.StreamRestartedError):
+            begun.read(plans.stream(ID, 3), seen)
+    else:
+        begun.read(plans.stream(ID, 3), seen)
+    assert "".join(texts(seen)) == (expected or "")
+
+
+def test_who_resumes_in_a_history_that_redis_has_forgotten_is_told_so(begun):
+    with pytest.raises(errors.StreamRestartedError):
+        begun.read(plans.stream(ID, 9))
+
+
+def test_a_stream_that_asked_for_it_is_told_where_the_text_begins_anew(begun):
+    begun.on_wait = [lambda: restarted(begun, "c", "d"), lambda: finished(begun)]
+    chunks = begun.read(plans.stream(ID, 0, resets=True))
+    assert [(chunk.text, chunk.restarts) for chunk in chunks] == [
+        *((text, False) for text in "abc"),
+        ("c", True),
+        ("d", False),
+    ]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_stream_that_ends_before_the_new_text_gives_the_error_it_ended_with(begun, resets):
+    begun.on_wait = [lambda: restarted(begun), lambda: begun.finish(State.CANCELLED)]
+    seen: list[Chunk] = []
+    with pytest.raises(errors.GenerationCancelledError):
+        begun.read(plans.stream(ID, 0, resets=resets), seen)
+    told = [(chunk.text, chunk.restarts) for chunk in seen]
+    assert told == [("a", False), ("b", False), ("c", False), *([("", True)] if resets else [])]
+
+
+def test_batches_join_to_one_text_unless_asked_for_resets(begun):
+    begun.on_wait = [lambda: restarted(begun, "ab"), lambda: more(begun, "cd"), lambda: finished(begun)]
+    batches = begun.read(plans.batches(ID, 0))
+    assert [[getattr(event, "text", event.type) for event in batch] for batch in batches] == [
+        ["started", "a", "b", "c"],
+        ["started"],
+        ["d"],
+        ["finished"],
+    ]
+    assert [event.type for batch in begun.read(plans.batches(ID, 0, resets=True)) for event in batch] == [
+        event.type for event in begun.log
+    ]
+
+
+def test_batches_of_another_text_end_with_the_error(begun):
+    begun.on_wait = [lambda: restarted(begun, "x")]
+    seen: list[list[Event]] = []
+    with pytest.raises(errors.StreamRestartedError):
+        begun.read(plans.batches(ID, 0), seen)
+    assert [event.type for event in seen[-1]] == ["started"]
+
+
+# --- a log that contradicts itself -----------------------------------------------------------------
+
+
+@pytest.fixture
+def contradictory(registry: Registry) -> Registry:
+    """Two starts of one attempt: half of a transaction, carried out again."""
+    registry.emit({"type": "started", "at": 1.0, "worker": "a"}, {"type": "chunk", "text": "a"})
+    registry.emit({"type": "started", "at": 2.0, "worker": "b"}, {"type": "chunk", "text": "b"})
+    return registry
+
+
+def test_the_second_time_that_a_log_is_no_one_history_is_an_error(contradictory):
+    for plan in (plans.follow(ID, 0), plans.batches(ID, 0)):
+        contradictory.asked = []
+        with pytest.raises(errors.LogBrokenError, match=ID):
+            contradictory.read(plan)
+        assert contradictory.asked.count("log") <= 4
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_stream_of_a_log_that_is_no_one_history_gives_the_text_of_the_result(contradictory, resets):
+    contradictory.on_wait = [None, lambda: more(contradictory, "c"), contradictory.finish]
+    assert texts(contradictory.read(plans.stream(ID, 0, resets=resets))) == ["abc"]
+    assert contradictory.asked.count("log") <= 4
+    assert contradictory.asked.count("record") == 3  # at first, after a silence, and at the end
+
+
+def test_a_stream_that_has_read_on_is_told_that_the_log_is_no_one_history(contradictory):
+    with pytest.raises(errors.LogBrokenError):
+        contradictory.read(plans.stream(ID, 1))
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["while-listening", "by-the-log-only"])
@@ -432,6 +626,31 @@ def test_a_reader_of_a_history_that_redis_forgot_begins_anew(registry, is_told):
         return came if is_told else None
 
     registry.on_wait = [message, forget]
-    chunks = registry.read(plans.stream(ID, 0))
+    chunks = registry.read(plans.stream(ID, 0, resets=True))
     assert texts(chunks) == ["a", "b", "c", "d", "e", "f", "a", "b", "CD"]
     assert [chunk.restarts for chunk in chunks] == [False] * 6 + [True, False, False]
+
+
+@pytest.mark.parametrize(("new", "expected"), [("cdefg", "abcdefg"), ("CD", None)], ids=["the-same", "another"])
+def test_a_reader_of_a_history_that_redis_forgot_goes_on_behind_it_or_is_told(registry, new, expected):
+    message = registry.emit({"type": "started", "at": 1.0, "worker": "a"})
+    for text in "abcdef":
+        message = registry.add(text)
+    seen: list[Chunk] = []
+
+    def forget() -> bytes:
+        registry.log, registry.seq, registry.text = registry.log[:3], 3, "ab"
+        return registry.emit(
+            {"type": "started", "attempt": 2, "at": 2.0, "worker": "b"},
+            {"type": "resumed", "attempt": 2},
+            {"type": "chunk", "attempt": 2, "text": new},
+        )
+
+    registry.on_wait = [message, forget, lambda: finished(registry)]
+    if expected is None:
+        with pytest.raises(errors.StreamRestartedError) as raised:
+            registry.read(plans.stream(ID, 0), seen)
+        assert (raised.value.delivered_text, raised.value.restart_seq) == ("abcdef", 0)
+    else:
+        registry.read(plans.stream(ID, 0), seen)
+        assert "".join(texts(seen)) == expected

@@ -60,10 +60,7 @@ class ChatChunks(Chunks[Piece]):
         is_first = self.first_at is None
         self.first_at = self.first_at or now
         meta = {"model": self._model, "received_at": now, **piece.pop("meta", {"finish_reason": None})}
-        if self._restarts:
-            meta["restarts"] = True
-        fields = {"index": 0, "start": is_first or self._restarts, **piece}
-        self._restarts = False
+        fields = {"index": 0, "start": is_first, **piece}
         return StreamingChunk(meta=meta, component_info=self._component_info, **fields)
 
 

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from haystack.dataclasses import ComponentInfo, StreamingChunk
 
-from genqueue.messages import Chunk, Event, Finished, GenerationResult, Reset
+from genqueue.messages import Chunk, Event, Finished, GenerationResult
 
 PieceT = TypeVar("PieceT")
 
@@ -26,17 +26,11 @@ class Chunks(ABC, Generic[PieceT]):
     def __init__(self, component_info: ComponentInfo) -> None:
         self.first_at: str | None = None
         self._component_info = component_info
-        self._restarts = False
         self._held: list[PieceT] = []
 
     def feed(self, batch: Sequence[Event]) -> list[StreamingChunk]:
         """What can be shown of ``batch``; all of it, unless the end is in it."""
-        pieces: list[PieceT] = []
-        for event in batch:
-            if isinstance(event, Reset):
-                pieces, self._restarts = [], True
-            elif isinstance(event, Chunk):
-                pieces += self._pieces(event)
+        pieces = [piece for event in batch if isinstance(event, Chunk) for piece in self._pieces(event)]
         if any(isinstance(event, Finished) for event in batch):
             self._held = pieces
             return []

@@ -86,6 +86,8 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
             InvalidRequestError: the request cannot run as it is; nothing was queued.
             GenerationExpiredError: ``deadline_s`` passed; carries the partial text.
             GenerationError: how it ended, if not with a reply; carries the partial text.
+            StreamRestartedError: what the callback was given is void, another attempt began anew; it goes on, and the
+                error leads to its result.
             RedisUnavailableError: within ``redis_timeout_s``.
         """
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=False)

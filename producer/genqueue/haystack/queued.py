@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from haystack.dataclasses import StreamingCallbackT, StreamingChunk
 
 from genqueue.client import AsyncGenerationClient, GenerationClient
-from genqueue.errors import GenerationExpiredError, GenqueueError, ResultTimeoutError
+from genqueue.errors import GenerationExpiredError, GenqueueError, ResultTimeoutError, StreamRestartedError
 from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.target import Named, Placed
 from genqueue.messages import GenerationResult
@@ -117,7 +117,8 @@ class Queue:
 
     A generation is cancelled when its caller is interrupted or its callback raises: without a
     queue the server would have seen the connection close.  One that has ended stays as it is; one
-    whose submit was interrupted the client cancels.
+    whose submit was interrupted the client cancels.  One that began anew with another text than its
+    callback was given goes on: the error leads to its result.
 
     Args:
         target: which generator the component means.
@@ -178,13 +179,15 @@ class Queue:
         generation = submit(**arguments, generator=generator, stream=shown is not None)
         try:
             if shown is not None:
-                with contextlib.closing(generation.batches(timeout_s=patience.left_s())) as batches:
+                with generation.batches(timeout_s=patience.left_s()) as batches:
                     for batch in batches:
                         shown.show(shown.chunks.feed(batch))
             with patience.ends():
                 result: GenerationResult = generation.result(patience.left_s())
             if shown is not None:
                 shown.show(shown.chunks.end(result))
+        except StreamRestartedError:  # whose result() gives the new text
+            raise
         except BaseException:
             with contextlib.suppress(GenqueueError):
                 generation.cancel()
@@ -199,13 +202,15 @@ class Queue:
             generation = await submit(**arguments, generator=generator, stream=shown is not None)
             try:
                 if shown is not None:
-                    async with contextlib.aclosing(generation.batches(timeout_s=patience.left_s())) as batches:
+                    async with generation.batches(timeout_s=patience.left_s()) as batches:
                         async for batch in batches:
                             await shown.show_async(shown.chunks.feed(batch))
                 with patience.ends():
                     result: GenerationResult = await generation.result(patience.left_s())
                 if shown is not None:
                     await shown.show_async(shown.chunks.end(result))
+            except StreamRestartedError:
+                raise
             except BaseException:
                 with contextlib.suppress(GenqueueError):
                     await generation.cancel()

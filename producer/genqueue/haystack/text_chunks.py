@@ -59,13 +59,11 @@ class TextChunks(Chunks[_Piece]):
         is_first = self.first_at is None
         self.first_at = self.first_at or datetime.now().isoformat()  # noqa: DTZ005  # local and naive, as Haystack's are
         finish_reason = piece.meta.get("finish_reason")
-        chunk = StreamingChunk(
+        return StreamingChunk(
             content=piece.text,
-            meta={**piece.meta, "restarts": True} if self._restarts else piece.meta,
+            meta=piece.meta,
             component_info=self._component_info,
             index=0,
-            start=is_first or self._restarts,
+            start=is_first,
             finish_reason=_FINISH_REASONS.get(finish_reason, "stop") if finish_reason else None,
         )
-        self._restarts = False
-        return chunk
