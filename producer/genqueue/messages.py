@@ -277,7 +277,10 @@ class Token(NamedTuple):
 
 
 class ToolCallDelta(NamedTuple):
-    """A piece of a tool call: ``id`` and ``name`` come once, ``arguments`` (JSON) piece by piece."""
+    """A piece of a tool call: ``id`` comes once, ``name`` too unless its server cuts it, ``arguments`` piece by piece.
+
+    ``index`` tells the calls of one answer apart, and nothing else does.  The arguments are JSON.
+    """
 
     index: int  # type: ignore[assignment]  # OpenAI's word; nobody looks for a place in this tuple
     id: str | None
@@ -288,17 +291,17 @@ class ToolCallDelta(NamedTuple):
 def join_tool_calls(deltas: Iterable[ToolCallDelta]) -> list[dict[str, Any]]:
     """The calls as OpenAI has them, from their pieces; of one that broke off ``arguments`` is no JSON."""
     ids: dict[int, str | None] = {}
-    names: dict[int, str | None] = {}
+    names: dict[int, list[str]] = {}
     arguments: dict[int, list[str]] = {}
     for index, call_id, name, piece in deltas:
         ids[index] = ids.get(index) or call_id
-        names[index] = names.get(index) or name
+        names.setdefault(index, []).append(name or "")
         arguments.setdefault(index, []).append(piece)
     return [
         {
             "id": ids[index],
             "type": "function",
-            "function": {"name": names[index], "arguments": "".join(arguments[index])},
+            "function": {"name": "".join(names[index]) or None, "arguments": "".join(arguments[index])},
         }
         for index in sorted(arguments)
     ]

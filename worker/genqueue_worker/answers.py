@@ -4,8 +4,11 @@ Pure.  JSON can hold anything in any place.  What is not of its type is left out
 and is a TypeError, and so the end of the call, where it cannot.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from pydantic_core import from_json
 
 from genqueue.messages import Token
 
@@ -18,6 +21,24 @@ _MOST_INTEGER = 2**53 - 1
 """The largest that every reader of JSON has exactly."""
 _MOST_WORD_CHARACTERS = 200
 _MOST_NUMBER = 1e300
+_NO_TEXT = frozenset({"reference", "tool_reference"})
+"""Parts of a content that cite, and say nothing themselves (Mistral)."""
+
+
+def read_json(data: bytes) -> Any:
+    """What ``data`` says, halves of surrogate pairs among it, which pydantic does not read.
+
+    Raises:
+        ValueError: it is no JSON, or deeper, or has a longer number, than Python reads.
+    """
+    try:
+        return from_json(data)
+    except ValueError:
+        pass
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except RecursionError as error:
+        raise ValueError("too deep") from error
 
 
 def integer(value: object, most: int = _MOST_INTEGER) -> int | None:
@@ -39,9 +60,68 @@ def text(value: object) -> str:
     return value
 
 
+def content_of(value: object) -> tuple[str, str]:
+    """The text and the thoughts of a content, which may be text or parts (Mistral's reasoning models).
+
+    Raises:
+        TypeError: a part has no text where one has it.
+    """
+    if value is None:
+        return "", ""
+    if type(value) is str:
+        return value, ""
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list):
+        raise TypeError(f"a content is {type(value).__name__}")
+    texts, thoughts = [], []
+    for part in value:
+        if not isinstance(part, Mapping):
+            raise TypeError(f"a part of a content is {type(part).__name__}")
+        kind = part.get("type")
+        if kind in {"thinking", "reasoning"}:
+            inner = part.get(str(kind), part.get("text"))
+            thoughts.append(inner if isinstance(inner, str) else "".join(content_of(inner)))
+        elif isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "refusal":
+            texts.append(text(part.get("refusal")))
+        elif kind not in _NO_TEXT:
+            raise TypeError(f"a part of a content has no text, it is {word(kind) or 'untyped'}")
+    return "".join(texts), "".join(thoughts)
+
+
 def encodable(value: str) -> str:
-    """``value`` with halves of surrogate pairs replaced: JSON can spell them, UTF-8 cannot."""
-    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+    """``value`` with halves of surrogate pairs joined or, alone, replaced: JSON can spell them, UTF-8 cannot."""
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+        return value
+    except UnicodeEncodeError:
+        joined = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        return joined.encode("utf-8", "replace").decode()
+
+
+class Halves:
+    """Text whose characters may be cut in two between events, as JavaScript's strings are cut (UTF-16)."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def take(self, value: str) -> str:
+        """``value`` behind what was kept; half a character at its end waits for the next."""
+        if not value:
+            return ""
+        value, self._half = self._half + value, ""
+        if "\ud800" <= value[-1] <= "\udbff":
+            value, self._half = value[:-1], value[-1]
+        return value
+
+    def rest(self) -> str:
+        """What still waits: no next will come."""
+        half, self._half = self._half, ""
+        return half
 
 
 def first_choice(choices: Iterable[Any]) -> Any:
@@ -50,9 +130,26 @@ def first_choice(choices: Iterable[Any]) -> Any:
     One is asked for.  A server that gives several all the same sends them in turns, each with its ``index``.
     """
     for choice in choices:
-        if choice.get("index") in (None, 0):
+        if choice.get("index") in (None, 0, "0"):
             return choice
     return None
+
+
+def said_in(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a choice adds: its ``delta``, or what stands in its place: ``message`` of a whole answer, or ``text``.
+
+    Raises:
+        TypeError: there is something else.
+    """
+    said = choice.get("delta") or choice.get("message") or {}
+    if isinstance(said, str):
+        return {"content": said}
+    if not isinstance(said, Mapping):
+        raise TypeError(f"a delta is {type(said).__name__}")
+    if "content" not in said:
+        found = said.get("text") or choice.get("text")
+        return said if found is None else {**said, "content": found}
+    return said
 
 
 def number(value: Any) -> float | None:

@@ -1,0 +1,253 @@
+"""Which piece belongs to which call, in the dialects of those who stream them."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genqueue.messages import join_tool_calls
+from genqueue_worker.tool_calls import ToolCalls, made_up_id, read_piece
+
+F, G = ("f", '{"x":1}'), ("g", '{"x":2}')
+
+
+def tc(arguments=None, name=None, **signs):
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    return {**signs, "type": "function", "function": function}
+
+
+def taken(pieces, offered=(), *, is_cut=False):
+    """(the calls, their pieces as readers get them)."""
+    numbers = itertools.count(1)
+    calls = ToolCalls(offered, lambda: f"made-{next(numbers)}")
+    deltas = [calls.take(read_piece(piece)) for piece in pieces]
+    return calls, [*deltas, *calls.close(is_cut=is_cut)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        pytest.param([tc("", "f", index=0, id="a"), tc('{"x":', index=0), tc("1}", index=0)], [F], id="openai"),
+        pytest.param(
+            [
+                tc("", "f", index=0, id="a"),
+                tc("", "g", index=1, id="b"),
+                tc('{"x":1}', index=0),
+                tc('{"x":2}', index=1),
+            ],
+            [F, G],
+            id="interleaved",
+        ),
+        pytest.param(
+            [
+                tc("", "f", index=0, id="a"),
+                tc('{"x":', index=0),
+                tc("", "g", index=1, id="b"),
+                tc('{"x":', index=1),
+                tc("1}", index=0),
+                tc("2}", index=1),
+            ],
+            [F, G],
+            id="interleaved-in-the-middle",
+        ),
+        pytest.param(
+            [
+                tc("", "g", index=1, id="b"),
+                tc("", "f", index=0, id="a"),
+                tc('{"x":2}', index=1),
+                tc('{"x":1}', index=0),
+            ],
+            [F, G],
+            id="the-second-first",
+        ),
+        pytest.param(
+            [tc("", "f", id="a"), tc("", "f", id="b"), tc('{"x":1}', id="a"), tc('{"x":2}', id="b")],
+            [F, ("f", '{"x":2}')],
+            id="interleaved-by-id",
+        ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id="a"), tc("", "g", index=0, id="b"), tc('{"x":2}', index=1)],
+            [F, G],
+            id="head-0-tail-1",
+        ),
+        pytest.param([tc('{"x":1}', "f"), tc('{"x":2}', "g")], [F, G], id="no-index-no-id"),
+        pytest.param([tc('{"x":1}', "f"), tc('{"x":1}', "f")], [F, F], id="twice-the-same-without-signs"),
+        pytest.param([tc("{}", "f"), tc("{}", "f")], [("f", "{}")] * 2, id="twice-without-arguments"),
+        pytest.param([tc('{"x":1}', "f", index=0), tc('{"x":2}', "g", index=0)], [F, G], id="same-index-no-id"),
+        pytest.param(
+            [tc("", "f", index=0), tc('{"x":1}', index=0), tc("", "f", index=0), tc('{"x":2}', index=0)],
+            [F, ("f", '{"x":2}')],
+            id="same-index-no-id-same-tool-in-pieces",
+        ),
+        pytest.param(
+            [tc("", "f", index=0), tc('{"x":1}', "f", index=0), tc("", "f", index=0)], [F], id="name-again-at-the-end"
+        ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id=None), tc('{"x":2}', "g", index=1, id="")], [F, G], id="null-and-empty-ids"
+        ),
+        pytest.param([tc("", "f", id="a"), tc('{"x":', id="a"), tc("1}", id="a")], [F], id="id-in-every-piece"),
+        pytest.param(
+            [tc("", "f", index=0, id="a"), tc('{"x":', "f", index=0, id="a"), tc("1}", "f", index=0, id="a")],
+            [F],
+            id="all-in-every-piece",
+        ),
+        pytest.param(
+            [tc("", "f", index=0, id="a1"), tc('{"x":', "f", index=0, id="a2"), tc("1}", "f", index=0, id="a3")],
+            [F],
+            id="a-new-id-and-the-name-in-every-piece",
+        ),
+        pytest.param(
+            [tc("", "f", index=0, id="a1"), tc('{"x":', index=0, id="a2"), tc("1}", index=0, id="a3")],
+            [F],
+            id="a-new-id-in-every-piece",
+        ),
+        pytest.param([tc("", "f", index=0), tc('{"x":1}', index=0, id="late")], [F], id="the-id-comes-late"),
+        pytest.param(
+            [tc("", "f", index=0, id="a"), tc('{"x":', index=1), tc("1}", index=2)],
+            [F],
+            id="arguments-at-other-indexes",
+        ),
+        pytest.param(
+            [tc("", "f", index=0, id="a"), tc('{"x":1}', index=0, id="a"), tc('{"x":1}', "f", index=1, id="a")],
+            [F],
+            id="one-call-at-two-indexes",
+        ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id="a"), tc('{"x": 1}', "f", index=0, id="a")],
+            [F],
+            id="whole-again-at-the-end",
+        ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id="0"), tc('{"x":2}', "g", index=1, id="0")], [F, G], id="the-same-id-for-all"
+        ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id="0"), tc("", "f", index=1, id="0"), tc('{"x":2}', index=1)],
+            [F, ("f", '{"x":2}')],
+            id="the-same-id-for-all-and-the-same-tool",
+        ),
+        pytest.param([tc("", "get_", index=0, id="a"), tc("{}", "time", index=0)], [("get_time", "{}")], id="name-cut"),
+        pytest.param(
+            [tc("", "get_", index=0, id="a"), tc("{}", "get_time", index=0)], [("get_time", "{}")], id="name-so-far"
+        ),
+        pytest.param([tc('{"x":1}', "f", index="0", id="a")], [F], id="index-as-text"),
+        pytest.param([{"name": "f", "arguments": '{"x":'}, {"arguments": "1}"}], [F], id="function_call"),
+        pytest.param([tc({"x": 1}, "f", id="a")], [F], id="ollama-arguments-as-an-object"),
+        pytest.param([tc({"x": 1}, "f", id=7), tc({"x": 2}, "g", id=8)], [F, G], id="ids-that-are-numbers"),
+        pytest.param(
+            [tc("{", "f", index=0, id="a"), tc('{"x":', index=0), tc('{"x":1}', index=0)], [F], id="arguments-so-far"
+        ),
+        pytest.param(
+            [tc('{"x":[', "f", index=0, id="a"), tc('{"x":[1]}', index=0), tc("]}", index=0)],
+            [("f", '{"x":[{"x":[1]}]}')],
+            id="arguments-that-hold-their-own-beginning",
+        ),
+        pytest.param(
+            [tc('{"x":"}\\', "f", index=0, id="a"), tc('"{"}', index=0), tc("{}", "g", index=0)],
+            [("f", '{"x":"}\\"{"}'), ("g", "{}")],
+            id="brackets-in-a-text",
+        ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id="a"), tc(" ", index=0), tc("\n", "f", index=0, id="a")],
+            [("f", '{"x":1} \n')],
+            id="white-space-behind",
+        ),
+        pytest.param(
+            [tc(None, "f", index=0, id="a"), tc(None, "g", index=1, id="b")], [("f", "{}"), ("g", "{}")], id="none"
+        ),
+        pytest.param([{"index": 0}, tc('{"x":1}', "f", index=0, id="a")], [F], id="an-empty-piece-first"),
+        pytest.param(
+            [tc('{"x":', "f", id="a"), tc('{"x":2}', "g", id="b")], [("f", '{"x":'), G], id="one-that-broke-off"
+        ),
+    ],
+)
+def test_pieces_are_joined_by_all_that_tells_calls_apart(pieces, expected):
+    calls, deltas = taken(pieces)
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in calls.joined()] == expected
+    assert join_tool_calls(deltas) == calls.joined()  # a reader's
+    ids = [call["id"] for call in calls.joined()]
+    assert all(ids) and len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "names"),
+    [
+        pytest.param([tc("", "f"), tc("", "g")], ["f", "g"], id="two-tools"),
+        pytest.param([tc("", "get_"), tc("", "time")], ["get_time"], id="a-name-that-is-cut"),
+        pytest.param([tc("", "get"), tc("", "get_time")], ["get", "get_time"], id="a-tool-whose-name-begins-another"),
+        pytest.param([tc("", "get", id="a"), tc("{}", "get", id="a")], ["get"], id="a-name-in-every-piece"),
+        pytest.param([tc("", "no_"), tc("", "such")], ["no_such"], id="none-of-them"),
+    ],
+)
+def test_the_tools_that_were_offered_tell_names_apart(pieces, names):
+    calls, _ = taken(pieces, {"f", "g", "get", "get_time"})
+    assert [call["function"]["name"] for call in calls.joined()] == names
+
+
+def test_the_servers_own_id_stays_whole_and_one_is_made_up_where_there_is_none():
+    long_id = "call_1__thought__" + "A" * 4000
+    calls, deltas = taken([tc("{}", "f", id=long_id), tc("{}", "g"), tc("{}", "h", id=long_id)])
+    assert [call["id"] for call in calls.joined()] == [long_id, "made-1", "made-2"]
+    assert [delta.id for delta in deltas] == [long_id, None, None, "made-1", "made-2"]
+
+
+def test_a_made_up_id_is_one_that_mistrals_templates_take():
+    made = {made_up_id() for _ in range(1000)}
+    assert len(made) == 1000
+    assert all(len(call_id) == 9 and call_id.isascii() and call_id.isalnum() for call_id in made)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_unreadable"),
+    [('{"x":1}', False), ("{}", False), ("", False), ('{"x":', True), ("[1]", True), ('"x"', True), ("x", True)],
+)
+def test_arguments_that_are_no_object_are_told(arguments, is_unreadable):
+    calls, _ = taken([tc("{}", "f", id="a"), tc(arguments, "g", id="b")])
+    assert calls.unreadable == ([1] if is_unreadable else [])
+
+
+def test_arguments_that_a_limit_cut_off_stay_cut():
+    calls, deltas = taken([tc("", "f", id="a")], is_cut=True)
+    assert [call["function"]["arguments"] for call in calls.joined()] == [""]
+    assert (calls.is_cut, len(deltas)) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"index": -1},
+        {"index": 10**30},
+        {"index": "first"},
+        {"index": 0.5},
+        {"index": True},
+        {"id": ["a"]},
+        {"function": {"name": 5}},
+    ],
+    ids=str,
+)
+def test_a_sign_that_is_none_is_no_piece(said):
+    with pytest.raises(TypeError):
+        read_piece(said)
+
+
+SIGNS = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.sampled_from([0, 1, 2, None, "1"]),
+        "id": st.sampled_from(["a", "b", "", None]),
+        "name": st.sampled_from(["f", "g", "fg", ""]),
+        "arguments": st.sampled_from(["", "{", "}", '{"x":1}', '{"x":', "1}", " ", '"', "\\", "{}", "\ud83d", "[1]"]),
+    },
+)
+
+
+@given(st.lists(SIGNS, max_size=12))
+def test_whatever_comes_readers_and_the_result_have_the_same_calls(pieces):
+    """And no piece is lost without a reason: each belongs to one call."""
+    calls, deltas = taken(pieces, {"f", "g"})
+    named = [call for call in join_tool_calls(deltas) if call["function"]["name"]]
+    assert named == calls.joined()
+    ids = [call["id"] for call in named]
+    assert all(ids) and len(set(ids)) == len(ids)
+    json.dumps(calls.joined()).encode()
