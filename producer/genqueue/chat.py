@@ -14,6 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 I32, U64 = 2**31 - 1, 2**64 - 1
 """The largest numbers that the servers' own types hold."""
 
+REASONING_FIELD = "reasoning_content"
+"""Where most servers have what a model thought, in answers and in the messages that they are sent."""
+
 _NOT_EXTRA = {
     # max_completion_tokens is OpenAI's, n_predict llama.cpp's (-1 is no limit), the rest TGI's, vLLM's and SGLang's.
     # Of the least length nothing would be left off when an answer is continued.

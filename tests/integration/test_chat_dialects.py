@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from genqueue.messages import ToolCallDelta, read_request
 from genqueue.settings import GeneratorSettings
 from genqueue_ops.tgi_standin.server import cleanup
+from genqueue_worker.answers import encodable
 from genqueue_worker.generators import TextGeneration
 from genqueue_worker.metrics import Metrics
 from genqueue_worker.policy import Fault, fault_of
@@ -63,6 +64,7 @@ class Engine:
         self.separator = b"\n\n"
         self.ends_after_s = 0.0
         self.elsewhere: str | None = None
+        self.whole: tuple[str | None, list[bytes]] | None = None
         self.connections: set[object] = set()
         self.left = asyncio.Event()
 
@@ -71,9 +73,13 @@ class Engine:
         await request.read()
         if self.elsewhere is not None:
             return web.Response(status=307, headers={"location": self.elsewhere})
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        kind, parts = self.whole or ("text/event-stream", [])
+        response = web.StreamResponse(headers={"content-type": kind} if kind else {})
         response.enable_chunked_encoding()
         await response.prepare(request)
+        for part in parts:
+            await response.write(part)
+            await asyncio.sleep(0.01)
         for event in self.events:
             data = event if isinstance(event, str) else json.dumps(event)
             await response.write(b"data: " + data.encode() + self.separator)
@@ -174,7 +180,8 @@ async def test_vllm_and_sglang_name_thoughts_differently(chat, field):
         DONE,
     )
     assert (heard.reasoning, heard.text) == ("Hm, so", "Yes")
-    assert ending.extra == {"reasoning": "Hm, so"}
+    named = {} if field == "reasoning_content" else {"reasoning_field": field}
+    assert ending.extra == {"reasoning": "Hm, so", **named}
 
 
 async def test_a_refusal_is_text_and_told_apart(chat):
@@ -406,8 +413,13 @@ async def test_an_end_without_done_is_an_end(chat):
             Fault.SERVER,
             id="no-message",
         ),
-        pytest.param("no JSON", "the stream is no JSON", Fault.SERVER, id="no-json"),
-        pytest.param(5, "the server's answer is none of TGI's", Fault.SERVER, id="a-number"),
+        pytest.param("no JSON", "the stream is no JSON: no JSON", Fault.SERVER, id="no-json"),
+        pytest.param(
+            5,
+            "the server's answer is none of TGI's or OpenAI's: an event is no object; it says 5",
+            Fault.SERVER,
+            id="a-number",
+        ),
     ],
 )
 async def test_an_error_in_the_stream_is_one(chat, event, words, fault):
@@ -469,3 +481,196 @@ async def test_no_server_sends_a_call_and_its_headers_elsewhere(chat, engine, el
     assert other.connections == set()
     assert "canary" not in str(refused.value)
     assert fault_of(refused.value.facts) is Fault.ENDPOINT
+
+
+def whole(finish_reason="stop", **message):
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": USAGE}
+
+
+THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
+
+
+@pytest.mark.parametrize(
+    ("events", "text", "reasoning"),
+    [
+        pytest.param([delta(content=[THINKING]), delta(content=[{"type": "text", "text": "Yes"}])], "Yes", "Hm"),
+        pytest.param([delta(content=[THINKING, {"type": "text", "text": "Yes"}])], "Yes", "Hm", id="in-one"),
+        pytest.param(
+            [delta(content=[{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "Yes"}])],
+            "Yes",
+            "Hm",
+            id="thoughts-as-text",
+        ),
+        pytest.param([delta(content={"type": "text", "text": "Yes"})], "Yes", "", id="one-part-no-list"),
+        pytest.param([delta(content=[{"type": "output_text", "text": "Yes"}])], "Yes", "", id="of-another-type"),
+        pytest.param([delta(content=[{"type": "refusal", "refusal": "No"}])], "No", "", id="refusal"),
+        pytest.param(
+            [delta(content=[{"type": "reference", "reference_ids": [1]}, {"type": "text", "text": "Yes"}])],
+            "Yes",
+            "",
+            id="citation",
+        ),
+        pytest.param([delta(content=[]), delta(content="Yes")], "Yes", "", id="no-parts"),
+        pytest.param([delta(text="Yes")], "Yes", "", id="text-in-the-delta"),
+        pytest.param([{"choices": [{"index": 0, "delta": "Yes"}]}], "Yes", "", id="delta-is-text"),
+        pytest.param([{"choices": [{"index": 0, "delta": None, "text": "Yes"}]}], "Yes", "", id="as-a-completion"),
+        pytest.param([{"choices": [{"index": "0", "message": {"content": "Yes"}}]}], "Yes", "", id="message"),
+        pytest.param([{"choices": [{"delta": {"reasoning": "Hm", "content": "Yes"}}]}], "Yes", "Hm", id="both-in-one"),
+    ],
+)
+async def test_text_is_found_wherever_it_is(chat, events, text, reasoning):
+    heard, ending = await chat(*events, delta("stop"), usage(), DONE)
+    assert (heard.text, heard.reasoning, ending.finish_reason) == (text, reasoning, "stop")
+    assert ending.extra.get("reasoning", "") == reasoning
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        pytest.param(
+            [delta(content=[{"type": "image_url", "image_url": {"url": "data:,"}}])], "no text, it is image_url"
+        ),
+        pytest.param([delta(content=[5])], "a part of a content is int", id="a-number-as-part"),
+        pytest.param([delta(content=5)], "a content is int", id="a-number"),
+        pytest.param([{"choices": {"delta": {"content": "x"}}}], "it says", id="no-list"),
+        pytest.param([{"choices": ["x"]}], "it says", id="no-object"),
+        pytest.param([{"choices": [{"delta": ["x"]}]}], "a delta is list", id="delta-is-a-list"),
+        pytest.param([delta(output="Yes"), delta("stop")], "no text that we know; it says output", id="another-name"),
+        pytest.param(
+            [{"type": "response.output_text.delta", "delta": "Yes"}, delta("stop")],
+            "no text that we know",
+            id="another-route",
+        ),
+        pytest.param(
+            [{"response": "Yes"}, delta("stop"), usage()], "no text that we know; it says response", id="no-choices"
+        ),
+        pytest.param(
+            [delta(tool_calls=[{"index": 0, "id": "a", "function": {"arguments": "{}"}}]), delta("tool_calls")],
+            "a tool call has no name; it says {}",
+            id="nameless",
+        ),
+    ],
+)
+async def test_what_cannot_be_read_is_a_failure_that_says_what_was_seen(chat, events, words):
+    with pytest.raises(UpstreamError, match=words) as failed:
+        await chat(*events, DONE)
+    assert fault_of(failed.value.facts) is Fault.SERVER
+
+
+@pytest.mark.parametrize("tokens", [0, 1, None])
+async def test_a_model_may_end_at_once(chat, tokens):
+    """As TGI and vLLM say it; what else a server has there is none of its text."""
+    counted = {**usage(), "usage": {"prompt_tokens": 7, "completion_tokens": tokens}}
+    more = {"vendor": "x"} if tokens else {}
+    heard, ending = await chat(delta(role="assistant", content=""), delta("stop", **more), counted, DONE)
+    assert (heard.text, ending.finish_reason, ending.extra) == ("", "stop", {})
+
+
+@pytest.mark.parametrize("cut", ["content", "reasoning", "arguments"])
+async def test_a_character_that_is_cut_in_two_is_one(chat, cut):
+    def half(said):
+        return delta(tool_calls=[piece(0, "1", "f", said)]) if cut == "arguments" else delta(**{cut: said})
+
+    heard, ending = await chat(half("a\ud83d"), half("\ude00b"), delta("stop"), DONE)
+    arguments = "".join(call.arguments for call in heard.calls)
+    told = {"content": heard.text, "reasoning": heard.reasoning, "arguments": arguments}[cut]
+    assert encodable(told) == "a\U0001f600b"
+    if cut != "content":
+        assert "a\U0001f600b" in json.dumps(ending.extra, ensure_ascii=False)
+
+
+KINDS = ["application/json", "text/event-stream", "text/plain; charset=utf-8", None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("said", "text", "finish_reason"),
+    [
+        pytest.param(whole(content="Yes"), "Yes", "stop", id="openais"),
+        pytest.param(whole(None, content="Yes"), "Yes", None, id="no-finish-reason"),
+        pytest.param(whole(content=[{"type": "text", "text": "Yes"}]), "Yes", "stop", id="parts"),
+        pytest.param([whole(content="Yes")], "Yes", "stop", id="in-a-list"),
+        pytest.param([delta(content="Y"), delta("length", content="es")], "Yes", "length", id="a-list-of-events"),
+    ],
+)
+async def test_an_answer_in_one_piece_is_one(engine, chat, kind, said, text, finish_reason):
+    """A gateway that ignores ``stream``."""
+    data = json.dumps(said).encode()
+    engine.whole = kind, [data[:9], data[9:]]
+    heard, ending = await chat()
+    assert (heard.text, ending.finish_reason) == (text, finish_reason)
+
+
+async def test_an_answer_of_one_event_a_line_is_one(engine, chat):
+    engine.whole = (
+        "application/x-ndjson",
+        [json.dumps(each).encode() + b"\n" for each in (delta(content="Yes"), delta("stop"))],
+    )
+    heard, ending = await chat()
+    assert (heard.text, ending.finish_reason) == ("Yes", "stop")
+
+
+async def test_an_answer_in_one_piece_calls_tools(engine, chat):
+    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
+    engine.whole = "application/json", [json.dumps(whole("tool_calls", content=None, tool_calls=calls)).encode()]
+    _, ending = await chat()
+    (call,) = ending.extra["tool_calls"]
+    assert (call["id"], call["function"], ending.completion_tokens) == ("a", {"name": "f", "arguments": '{"x":1}'}, 9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("begins", [b"", b"\n\n", b": hello\n\n", b"event: message\n", b"id: 1\nretry: 5\n"])
+async def test_an_event_stream_is_one_by_any_name(engine, chat, kind, begins):
+    event = json.dumps(delta(content="Yes")).encode()
+    first = begins + b"data: " + event + b"\n\n"
+    engine.whole = kind, [first[:2], first[2:]]
+    heard, ending = await chat(delta("stop"), DONE)
+    assert (heard.text, ending.finish_reason) == ("Yes", "stop")
+
+
+LOGIN = b"<!DOCTYPE html>\n<html><head><title>Sign\n in</title></head><body>...</body></html>"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("body", "words", "fault"),
+    [
+        pytest.param(LOGIN, r"^the server answers with a web page \(.*\): Sign in$", Fault.ENDPOINT, id="login"),
+        pytest.param(b"\n<p>down</p>", "web page .*: <p>down</p>", Fault.ENDPOINT, id="page-without-a-title"),
+        pytest.param(
+            b'{"error":"Input validation error: too long","error_type":"validation"}',
+            "^Input validation error: too long$",
+            Fault.REQUEST,
+            id="tgis-error",
+        ),
+        pytest.param(
+            b'{"error":{"message":"slow down","type":"rate_limit_error","code":429}}',
+            "^slow down$",
+            Fault.CAPACITY,
+            id="openais-error",
+        ),
+        pytest.param(b'{"object":"error","message":"gone","code":401}', "^gone$", Fault.ENDPOINT, id="vllms-error"),
+        pytest.param(b'{"detail":"Unauthorized"}', "^Unauthorized$", Fault.SERVER, id="fastapis-error"),
+        pytest.param(b'{"error":"x"}\n', "^x$", Fault.SERVER, id="a-line"),
+        pytest.param(b"{}", "without its end marker", Fault.SERVER, id="no-answer"),
+        pytest.param(b"[]", "without its end marker", Fault.SERVER, id="no-answers"),
+        pytest.param(b"[5]", "an event is no object", Fault.SERVER, id="a-number"),
+        pytest.param(b'{"choices":', "the stream is no JSON: {", Fault.SERVER, id="half-an-answer"),
+        pytest.param(b'{"choices":[]}', "without its end marker", Fault.SERVER, id="no-choice"),
+        pytest.param(b'{"choices":[{"message":{"content":""}}]}', "without its end", Fault.SERVER, id="empty-text"),
+        pytest.param(b"", "^the server's answer is empty$", Fault.SERVER, id="nothing"),
+        pytest.param(b"\n \n", "^the server's answer is empty$", Fault.SERVER, id="blank"),
+    ],
+)
+async def test_what_is_no_stream_and_no_answer_is_an_error_in_its_words(engine, chat, kind, body, words, fault):
+    engine.whole = kind, [body] if body else []
+    with pytest.raises(UpstreamError, match=words) as failed:
+        await chat()
+    assert fault_of(failed.value.facts) is fault
+
+
+async def test_bare_words_are_shown(engine, chat):
+    engine.whole = "text/plain", [b"upstream connect error\nor disconnect"]
+    with pytest.raises(UpstreamError, match=r"no event stream \(text/plain\); it says upstream connect error or disc"):
+        await chat()

@@ -1,10 +1,11 @@
-"""What a stream of OpenAI's completions says, and what is left to huggingface_hub."""
+"""What a stream of OpenAI's completions says, and what is none."""
 
 import json
 
 import pytest
 
 from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
+from genqueue_worker.transport import UpstreamError
 
 
 class Heard:
@@ -57,21 +58,53 @@ def test_a_stream_without_a_finish_reason_is_not_complete(end):
     assert (heard.texts, heard.is_closed, answer.is_complete) == (["Hel"], False, False)
 
 
+def test_the_last_word_is_no_event():
+    heard, answer, took = taken(b" [DONE]")
+    assert (took, heard.texts, answer.is_complete) == ([False], [], False)
+
+
 @pytest.mark.parametrize(
-    "left",
+    ("event", "words"),
     [
-        pytest.param(b" [DONE]", id="done"),
-        pytest.param({"error": {"message": "busy"}}, id="error"),
-        pytest.param({"token": {"text": "x"}}, id="tgi"),
-        pytest.param({"choices": [{"delta": {"content": "x"}}]}, id="chat"),
-        pytest.param(b" {", id="no-json"),
-        pytest.param([], id="list"),
-        pytest.param({"choices": None}, id="no-choices"),
+        pytest.param({"error": {"message": "busy"}}, "^busy$", id="error"),
+        pytest.param({"token": {"text": "x"}}, "an event has no choices; it says", id="tgi"),
+        pytest.param(b" {", "^the stream is no JSON: {$", id="no-json"),
+        pytest.param([], r"an event is no object; it says \[\]", id="list"),
+        pytest.param({"choices": 5}, "it says", id="no-list"),
+        pytest.param({"choices": [{"text": 5}]}, "a content is int; it says", id="no-text"),
     ],
 )
-def test_what_is_no_text_is_left_to_huggingface_hub(left):
-    heard, answer, took = taken(left)
-    assert (took, heard.texts, answer.is_complete) == ([False], [], False)
+def test_what_is_no_text_is_an_error_that_says_what_was_seen(event, words):
+    heard = Heard()
+    with pytest.raises(UpstreamError, match=words):
+        CompletionAnswer(heard).take(event if isinstance(event, bytes) else json.dumps(event).encode())
+    assert heard.texts == []
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param({"delta": {"content": "x"}}, id="as-a-chat"),
+        pytest.param({"message": {"content": [{"type": "text", "text": "x"}]}}, id="as-a-chats-parts"),
+    ],
+)
+def test_a_text_is_found_where_a_chat_has_it(choice):
+    assert taken({"choices": [choice]})[0].texts == ["x"]
+
+
+def test_an_answer_in_one_piece_needs_no_word_for_its_end():
+    heard = Heard()
+    answer = CompletionAnswer(heard)
+    answer.take_whole(json.dumps({**event("Hello"), "usage": {"completion_tokens": 1}}).encode())
+    assert (heard.texts, answer.is_complete, answer.usage) == (["Hello"], True, {"completion_tokens": 1})
+    empty = CompletionAnswer(Heard())
+    empty.take_whole(b'{"choices": []}')
+    assert not empty.is_complete
+
+
+def test_half_a_character_waits_for_the_other():
+    heard, _, _ = taken(event("a\ud83d"), event("\ude00b"), event("c\ud83d", finish_reason="stop"))
+    assert heard.texts == ["a", "\ud83d\ude00b", "c\ud83d"]  # which the outbox spells
 
 
 def test_what_only_shapes_tgis_answer_is_not_sent():

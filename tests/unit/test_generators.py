@@ -1,16 +1,15 @@
-"""What goes on the wire for a request, with which token, and what a stream's events say."""
+"""What goes on the wire for a request, and with which token."""
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
 
 from genqueue.address import without_secrets
 from genqueue.errors import ConfigError
-from genqueue.messages import Token, read_request
+from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.generators import asked_tokens, call_parameters, goes_one_shot, take_token
+from genqueue_worker.generators import asked_tokens, call_parameters, goes_one_shot
 from genqueue_worker.upstream import Upstream
 
 
@@ -188,66 +187,6 @@ async def test_a_server_that_is_asleep_again_when_it_has_woken_is_waited_for_aga
     while endpoint.is_waking:
         await dozing._until_one_is_awake()
     assert len(wakes) == 3
-
-
-class Sink:
-    """Takes what a stream brings."""
-
-    is_congested = False
-
-    def __init__(self) -> None:
-        self.pushed: list[tuple[Token, str, list[Token] | None]] = []
-
-    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
-        self.pushed.append((token, text, top_tokens))
-
-    async def relief(self) -> None:
-        raise NotImplementedError
-
-
-def event(**fields: Any) -> bytes:
-    token = {"id": 5, "text": " é", "logprob": -0.25, "special": False}
-    return json.dumps({"index": 1, "token": token, "generated_text": None, "details": None, **fields}).encode()
-
-
-def test_a_token_event_is_taken():
-    sink = Sink()
-    assert take_token(event(), sink)
-    assert sink.pushed == [(Token(5, " é", -0.25, False), " é", None)]
-
-
-def test_a_special_token_brings_no_text():
-    sink = Sink()
-    assert take_token(event(token={"id": 2, "text": "</s>", "logprob": None, "special": True}), sink)
-    assert sink.pushed == [(Token(2, "</s>", None, True), "", None)]
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        pytest.param(event(generated_text="all"), id="last"),
-        pytest.param(event(generated_text=""), id="last-of-an-empty-text"),
-        pytest.param(b'{"error":"Model is overloaded","error_type":"overloaded"}', id="error"),
-        pytest.param(b" [DONE]", id="done"),
-        pytest.param(b"", id="empty"),
-        pytest.param(b"null", id="null"),
-        pytest.param(b"5", id="number"),
-        pytest.param(b"{}", id="object"),
-        pytest.param(event(token=None), id="no-token"),
-        pytest.param(event(token={"id": 5}), id="half-a-token"),
-        pytest.param(b'{"token":{"id":1,"text":"\\ud83d","special":false}}', id="surrogate"),
-        pytest.param(b'{"choices":[{"delta":{"content":"x"}}]}', id="chat"),
-    ],
-)
-def test_every_other_event_is_left_to_huggingface_hub(data):
-    sink = Sink()
-    assert not take_token(data, sink)
-    assert sink.pushed == []
-
-
-@pytest.mark.parametrize("data", [b'"text"', b"[]"], ids=["string", "array"])
-def test_an_event_that_is_no_object_is_left_to_huggingface_hub_too(data):
-    assert not take_token(data, Sink())
 
 
 @pytest.mark.parametrize(

@@ -417,6 +417,17 @@ async def test_a_later_attempt_goes_on_behind_the_last_token_with_more_than_whit
     assert last.completion_tokens == outbox.completion_tokens == earlier_tokens + len(texts)
 
 
+@pytest.mark.parametrize(
+    ("texts", "solid_tokens"),
+    [(["a", ""], 1), (["a", "\n", ""], 1), (["a", "", "b"], 3), (["", ""], 0), (["a", " ", "b", ""], 3)],
+)
+async def test_an_empty_delta_of_a_chat_is_no_more_solid_than_an_empty_token(desk: Desk, texts, solid_tokens):
+    outbox = desk.outbox()
+    for text in texts:
+        outbox.push_delta(text)
+    assert (outbox.solid_tokens, outbox.completion_tokens) == (solid_tokens, len(texts))
+
+
 async def test_solid_tokens_go_out_with_each_flush(desk: Desk):
     outbox = desk.outbox()
     push(outbox, "a", "\n")

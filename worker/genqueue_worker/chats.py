@@ -1,27 +1,27 @@
-"""A chat on the wire: what ``chat_completion`` is called with, and what its events say.
+"""A chat on the wire: what ``chat_completion`` is called with, and what becomes of its answer.
 
-Pure but for the sink.  The route is TGI's and that of OpenAI-compatible engines (vLLM, SGLang,
-llama.cpp), whose events differ: who names the role when, where thoughts are (``reasoning`` or
-``reasoning_content``), whether a tool call has an index, whether the end has a finish_reason
-(TGI's has none after a whole tool call).  How the call is made is :mod:`genqueue_worker.generators`'.
+Pure but for the sink.  What one event says is :mod:`genqueue_worker.chat_events`', which call a piece of one
+belongs to :mod:`genqueue_worker.tool_calls`'.  How the call is made is :mod:`genqueue_worker.generators`'.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from huggingface_hub import ChatCompletionStreamOutput
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
-from genqueue.messages import GenerationRequest, ToolCallDelta, join_tool_calls
+from genqueue.chat import REASONING_FIELD
+from genqueue.messages import GenerationRequest
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import GIVEN_UP, encodable, first_choice, integer, number, text, word
+from genqueue_worker.answers import GIVEN_UP, Halves, encodable, integer, read_json
+from genqueue_worker.chat_events import Said, read_event
+from genqueue_worker.event_stream import DONE
 from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
 from genqueue_worker.sink import Sink
+from genqueue_worker.tool_calls import ToolCalls, made_up_id
 from genqueue_worker.transport import UpstreamError
 
 _DEFAULT_MAX_TOKENS = 512
-_MOST_CALLS = 10_000
-_MOST_ERROR_CHARACTERS = 2000
 
 
 class _AsItIs(dict[str, Any]):
@@ -57,17 +57,27 @@ def chat_parameters(generator: GeneratorSettings, request: GenerationRequest) ->
 
 
 class ChatAnswer:
-    """The answer to one chat as its events come; what each adds goes to ``sink``.
+    """The answer to one chat as its events come, or as a whole; what each adds goes to ``sink``.
+
+    Args:
+        sink: takes it.
+        max_tokens: how many were asked for.
+        offered: names of the tools that the model was told of.
+        make_id: makes an id for a tool call.
 
     Attributes:
         finish_reason: the server's word; where it says none, ``tool_calls`` if it calls tools, and ``length`` if
             the limit cut that off.
         usage: as the server counts; {} if it did not say.
-        extra: ``tool_calls`` as OpenAI has them, ``reasoning``, ``refusal``, which is text too, and ``logprobs``:
-            each only if there is any.
+        extra: ``tool_calls`` as OpenAI has them, ``unreadable_tool_calls`` (the places of those whose arguments are
+            no JSON object), ``reasoning``, ``reasoning_field`` (the server's word for it, if it is not
+            :data:`~genqueue.chat.REASONING_FIELD`), ``refusal``, which is text too, and ``logprobs``: each only if
+            there is any.
     """
 
-    def __init__(self, sink: Sink, max_tokens: int) -> None:
+    def __init__(
+        self, sink: Sink, max_tokens: int, offered: Collection[str] = (), make_id: Callable[[], str] = made_up_id
+    ) -> None:
         self._max_tokens = max_tokens
         self.usage: Mapping[str, Any] = {}
         self._sink = sink
@@ -75,47 +85,45 @@ class ChatAnswer:
         self._is_done = False
         self._came = False
         self._reasoning: list[str] = []
+        self._reasoning_field: str | None = None
         self._refusal: list[str] = []
-        self._calls: list[ToolCallDelta] = []
-        self._told: dict[int, tuple[str | None, str | None]] = {}
-        self._places: dict[int, int] = {}
+        self._calls = ToolCalls(offered, make_id)
         self._logprobs: list[dict[str, Any]] = []
+        self._halves = Halves(), Halves()
+        self._unread: set[str] = set()
 
     def take(self, data: bytes) -> bool:
-        """Push what one event of the stream adds, if that is all it says.
+        """Push what one event of the stream adds.
 
         Returns:
-            False for an error, an end and whatever is no event of a chat: those are huggingface_hub's to judge.
+            False for the stream's last word, ``[DONE]``.
+
+        Raises:
+            UpstreamError: the event is an error, or nobody can read it.
         """
         try:
-            event = from_json(data)
+            event = read_json(data)
         except ValueError:
-            self._is_done = self._is_done or data.strip() == b"[DONE]"
+            if data.strip() != DONE:
+                raise UpstreamError(no_json(data)) from None
+            self._end()
             return False
-        try:
-            choice = first_choice(event["choices"])
-            if choice is None or choice.get("finish_reason") or event.get("error") is not None:
-                return False
-            self._push(choice["delta"], choice.get("logprobs"))
-            self.usage = event.get("usage") or self.usage
-        except (ValueError, TypeError, KeyError, AttributeError):
-            return False
+        self._take(event, data)
         return True
 
-    def read(self, output: ChatCompletionStreamOutput) -> None:
-        """Take what :meth:`take` left over and huggingface_hub has parsed."""
-        if output.choices is None and output.get("message"):  # an error as vLLM once put it: at the top
-            raise UpstreamError(in_stream_error(output))
-        self.usage = output.usage or self.usage
-        choice = first_choice(output.choices or ())
-        if choice is None:
-            return
-        finish_reason = word(choice.finish_reason)
-        is_end = finish_reason is not None
-        self._push(choice.delta or {}, choice.logprobs, is_end=is_end and finish_reason not in GIVEN_UP)
-        if is_end:
-            self._finish_reason = finish_reason
-            self._sink.close()
+    def take_whole(self, body: bytes) -> None:
+        """Push an answer that is no stream, though one was asked for: one object, or several.
+
+        Raises:
+            UpstreamError: it is an error, or nobody can read it.
+        """
+        try:
+            events = events_of(body)
+        except ValueError:
+            raise UpstreamError(no_json(body)) from None
+        for event in events:
+            self._take(event, body)
+        self._end()
 
     @property
     def is_complete(self) -> bool:
@@ -129,91 +137,80 @@ class ChatAnswer:
         return self._finish_reason or unsaid
 
     @property
-    def _is_cut(self) -> bool:
-        """Whether all tokens were used up with no word of the end, and no text or whole call came of them."""
-        if (integer(self.usage.get("completion_tokens")) or 0) < self._max_tokens:
-            return False
-        if not self._calls:
-            return not self._came
-        try:
-            from_json(join_tool_calls(self._calls)[-1]["function"]["arguments"])
-        except ValueError:
-            return True
-        return False
+    def lack(self) -> UpstreamFacts | None:
+        """Why a complete answer is none; None if it is one.
+
+        An end without a text is one, for a model may end at once; not where text may stand where nobody looked.
+        """
+        if (arguments := self._calls.nameless) is not None and self.finish_reason != "length":
+            return unreadable("a tool call has no name", arguments.encode("utf-8", "replace"))
+        if self._unread and not self._came and (integer(self.usage.get("completion_tokens")) or 2) > 1:
+            return unreadable("it has no text that we know", ", ".join(sorted(self._unread)).encode())
+        return None
 
     @property
     def extra(self) -> dict[str, Any]:
         """See the class."""
-        calls = join_tool_calls(self._calls)
-        said = {"reasoning": self._reasoning, "refusal": self._refusal}
-        texts = {name: encodable("".join(parts)) for name, parts in said.items()}
-        found = {"tool_calls": calls, **texts, "logprobs": self._logprobs}
+        reasoning, refusal = (encodable("".join(parts)) for parts in (self._reasoning, self._refusal))
+        found = {
+            "tool_calls": self._calls.joined(),
+            "unreadable_tool_calls": self._calls.unreadable,
+            "reasoning": reasoning,
+            "reasoning_field": self._reasoning_field if self._reasoning_field != REASONING_FIELD else None,
+            "refusal": refusal,
+            "logprobs": self._logprobs,
+        }
         return {name: value for name, value in found.items() if value}
 
-    def _push(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None, *, is_end: bool = False) -> None:
-        content = text(delta.get("content"))
-        if refusal := text(delta.get("refusal")):  # what OpenAI's models say in place of the content
-            self._refusal.append(refusal)
-            content += refusal
-        reasoning = text(delta.get("reasoning_content") or delta.get("reasoning"))
-        calls = delta.get("tool_calls") or ()
-        if calls:
-            calls = [self._piece(call) for call in ([calls] if isinstance(calls, dict) else calls)]
-        if logprobs:
-            told = [_logprob(token) for token in logprobs.get("content") or ()]
-            self._logprobs += told
-            self._sink.keep(len(to_json(told)))
-        if content or reasoning or calls:
+    @property
+    def _is_cut(self) -> bool:
+        """Whether all tokens were used up with no word of the end, and no text or whole call came of them."""
+        if (integer(self.usage.get("completion_tokens")) or 0) < self._max_tokens:
+            return False
+        return self._calls.is_cut if self._calls else not self._came
+
+    def _take(self, event: Any, data: bytes) -> None:
+        """Read an event, then push: what our own code raises is no fault of the server's."""
+        try:
+            said = error_in(event) or read_event(event)
+        except UNREADABLE as wrong:
+            raise UpstreamError(unreadable(trouble(wrong), data)) from None
+        if isinstance(said, UpstreamFacts):
+            raise UpstreamError(said)
+        self.usage = said.usage or self.usage
+        if said.unread and not self._came:
+            self._unread |= said.unread
+        if said.is_of_this_answer:
+            self._push(said)
+
+    def _push(self, said: Said) -> None:
+        of_text, of_thoughts = self._halves
+        content, reasoning = of_text.take(said.content), of_thoughts.take(said.reasoning)
+        pieces = [self._calls.take(piece) for piece in said.pieces]
+        reason = said.finish_reason
+        ends = reason is not None and reason not in GIVEN_UP and self._finish_reason is None
+        if ends:
+            content, reasoning = content + of_text.rest(), reasoning + of_thoughts.rest()
+            pieces += self._calls.close(is_cut=reason == "length")
+        if said.reasoning:
+            self._reasoning.append(said.reasoning)
+            self._reasoning_field = said.reasoning_field
+        if said.refusal:
+            self._refusal.append(said.refusal)
+        if said.logprobs:
+            self._logprobs += said.logprobs
+            self._sink.keep(len(to_json(said.logprobs)))
+        if content or reasoning or pieces:
             self._came = True
-            if reasoning:
-                self._reasoning.append(reasoning)
-            self._sink.push_delta(content, reasoning, calls)
-        elif is_end:
+            self._sink.push_delta(content, reasoning, pieces)
+        elif ends:
             self._sink.push_delta("")
+        if reason is not None:
+            self._finish_reason = reason
+            self._sink.close()
 
-    def _piece(self, call: Mapping[str, Any]) -> ToolCallDelta:
-        function = call.get("function") or {}
-        index, call_id, name = call.get("index"), word(call.get("id")), word(function.get("name"))
-        if index is None:  # one with an id is another call
-            index = len(self._told) if call_id or not self._told else max(self._told)
-        elif integer(index, _MOST_CALLS) is None:
-            raise TypeError("no index of a call")
-        else:
-            told = self._places.get(index, index)
-            if name and call_id and self._told.get(told, (None, None))[0] not in {None, call_id}:
-                told = max(self._told) + 1  # some engines give every call the same index
-            self._places[index] = told
-            index = told
-        arguments = function.get("arguments") or ""
-        if not isinstance(arguments, str):
-            arguments = to_json(arguments).decode()
-        # Some engines name both in every piece: readers are told once.
-        known_id, known_name = self._told.get(index, (None, None))
-        self._told[index] = known_id or call_id, known_name or name
-        piece = ToolCallDelta(index, None if known_id else call_id, None if known_name else name, encodable(arguments))
-        self._calls.append(piece)
-        return piece
-
-
-def in_stream_error(error: Mapping[str, Any]) -> UpstreamFacts:
-    """The facts of an error object in a stream that HTTP calls a success."""
-    return UpstreamFacts(
-        message=error_words(error.get("message")),
-        status=integer(error.get("code", error.get("http_status_code")), 999),
-        error_type=word(error.get("type")),
-    )
-
-
-def error_words(said: object) -> str:
-    """A server's own words on what went wrong."""
-    return word(said, _MOST_ERROR_CHARACTERS) or "the server reports an error without words"
-
-
-def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
-    """What every engine says of a token, whatever else one adds."""
-    top = [_one_logprob(other) for other in token.get("top_logprobs") or ()]
-    return {**_one_logprob(token), "top_logprobs": top}
-
-
-def _one_logprob(token: Mapping[str, Any]) -> dict[str, Any]:
-    return {"token": encodable(text(token["token"])), "logprob": number(token["logprob"])}
+    def _end(self) -> None:
+        """The last word was said; some servers say no other."""
+        self._is_done = True
+        if self._finish_reason is None and (last := self._calls.close(is_cut=self._is_cut)):
+            self._sink.push_delta("", "", last)

@@ -7,10 +7,11 @@ Pure but for the sink.  huggingface_hub asks these providers, but cannot read th
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import from_json
-
-from genqueue_worker.answers import first_choice, text, word
+from genqueue_worker.answers import Halves, content_of, first_choice, read_json, said_in, word
+from genqueue_worker.event_stream import DONE
+from genqueue_worker.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
 from genqueue_worker.sink import Sink
+from genqueue_worker.transport import UpstreamError
 
 _OF_TGI = ("details", "return_full_text", "decoder_input_details")
 """Parameters that only shape TGI's answer."""
@@ -38,32 +39,66 @@ class CompletionAnswer:
         self.finish_reason: str | None = None
         self.usage: Mapping[str, Any] = {}
         self._sink = sink
+        self._halves = Halves()
+        self._came = self._is_whole = False
 
     def take(self, data: bytes) -> bool:
         """Push the text of one event.
 
         Returns:
-            False for an error and whatever is no event of this route: those are huggingface_hub's to judge.
+            False for the stream's last word, ``[DONE]``.
+
+        Raises:
+            UpstreamError: the event is an error, or nobody can read it.
         """
         try:
-            event = from_json(data)
-            if event.get("error") is not None:
-                return False
-            usage = event.get("usage")
-            choice = first_choice(event["choices"])
-            said = "" if choice is None else text(choice["text"])
-            finish_reason = None if choice is None else word(choice.get("finish_reason"))
-        except (ValueError, TypeError, KeyError, AttributeError):
+            event = read_json(data)
+        except ValueError:
+            if data.strip() != DONE:
+                raise UpstreamError(no_json(data)) from None
             return False
-        self.usage = usage or self.usage
+        self._take(event, data)
+        return True
+
+    def take_whole(self, body: bytes) -> None:
+        """Push an answer that is no stream, though one was asked for: it needs no word for its end.
+
+        Raises:
+            UpstreamError: it is an error, or nobody can read it.
+        """
+        try:
+            events = events_of(body)
+        except ValueError:
+            raise UpstreamError(no_json(body)) from None
+        for event in events:
+            self._take(event, body)
+        self._is_whole = self._came
+
+    def _take(self, event: Any, data: bytes) -> None:
+        try:
+            error = error_in(event)
+            choice = first_choice(event.get("choices") or ()) if error is None else None
+            said = "" if choice is None else content_of(said_in(choice).get("content"))[0]
+            finish_reason = None if choice is None else word(choice.get("finish_reason"))
+            usage = event.get("usage")
+            if error is None and "choices" not in event and usage is None:
+                raise TypeError("an event has no choices")
+        except UNREADABLE as wrong:
+            raise UpstreamError(unreadable(trouble(wrong), data)) from None
+        if error is not None:
+            raise UpstreamError(error)
+        self.usage = usage if isinstance(usage, Mapping) and usage else self.usage
+        said = self._halves.take(said)
+        if finish_reason:
+            said += self._halves.rest()
         if said:
+            self._came = True
             self._sink.push_delta(said)
         if finish_reason:
             self.finish_reason = finish_reason
             self._sink.close()
-        return True
 
     @property
     def is_complete(self) -> bool:
         """Whether the server said that this is all."""
-        return self.finish_reason is not None
+        return self.finish_reason is not None or self._is_whole

@@ -1,34 +1,35 @@
 """A generator's configuration turned into calls of ``huggingface_hub``.
 
-What goes on the wire and what may come back is in the pure functions; :class:`TextGeneration`
-makes the call, on the servers of :mod:`genqueue_worker.upstream`.
+What goes on the wire is in the pure functions; :class:`TextGeneration` makes the call, on the servers of
+:mod:`genqueue_worker.upstream`.  What comes back is read by :mod:`genqueue_worker.native`,
+:mod:`genqueue_worker.chats` and :mod:`genqueue_worker.completions`.
 """
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from json import JSONDecodeError
 from typing import Any
 
 from huggingface_hub import AsyncInferenceClient
-from pydantic_core import from_json, to_json
 
-from genqueue.chat import U64
 from genqueue.messages import GenerationRequest, Given
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import GIVEN_UP, encodable, integer, number, text, token, word
+from genqueue_worker.answers import GIVEN_UP, integer
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
+from genqueue_worker.native import NativeAnswer
 from genqueue_worker.policy import UpstreamFacts, error_class
 from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.tracing import ended, open_call
-from genqueue_worker.transport import Exchange, UpstreamError, exchange
-from genqueue_worker.upstream import Silence, Upstream, facts_of, no_answer
+from genqueue_worker.transport import Answered, Exchange, UpstreamError, exchange
+from genqueue_worker.upstream import Silence, Upstream, facts_of
 
+Answer = NativeAnswer | ChatAnswer | CompletionAnswer
 _DEFAULT_MAX_NEW_TOKENS = 512
 _MORE_BYTES = 1_000_000
 """What one event, or one answer, may have beside a reply of ``max_reply_bytes``."""
@@ -90,32 +91,6 @@ def asked_tokens(parameters: Mapping[str, Any]) -> int:
     return max(integer(said.get(name)) or 0 for name in _LIMITS)
 
 
-def take_token(data: bytes, sink: Sink) -> bool:
-    """Push the token of one native stream event, if that is all the event says.
-
-    Returns:
-        False for an error, for the last event and for whatever is no event of TGI's native
-        routes: those are huggingface_hub's to judge.
-    """
-    try:
-        event = from_json(data)
-        if not isinstance(event, dict) or "error" in event or event.get("generated_text") is not None:
-            return False
-        said = event["token"]
-        read = token(said["id"], said["text"], said.get("logprob"), said["special"])
-        top = event.get("top_tokens")
-        sink.push(
-            read,
-            "" if read.special else read.text,
-            [token(other["id"], other["text"], other.get("logprob"), other["special"]) for other in top]
-            if top
-            else None,
-        )
-    except (ValueError, TypeError, KeyError):
-        return False
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class _Ask:
     """One call, as whoever makes it needs it."""
@@ -125,7 +100,7 @@ class _Ask:
     prompt: Any
     parameters: dict[str, Any]
     sink: Sink
-    told: Exchange
+    listen: Callable[..., Exchange]
 
 
 class TextGeneration:
@@ -186,9 +161,9 @@ class TextGeneration:
         operation, route = CHAT, self._chat
         first_s, between_s = settings.first_token_s, settings.between_tokens_s
         if isinstance(prompt, str):
-            operation, route = TEXT_COMPLETION, self._streamed
+            operation, route = TEXT_COMPLETION, self._native
             if endpoint.url is None and await self._provider(PROMPTS) != "hf-inference":
-                route = self._completed
+                route = self._completion
             elif goes_one_shot(parameters):
                 route = self._one_shot
                 first_s += parameters["max_new_tokens"] * between_s
@@ -214,23 +189,25 @@ class TextGeneration:
         call = open_call(operation, endpoint.url, self.upstream.name, settings, parameters, streams=streams)
         with ended(call, _error_type):
             into = call.listen(prompt, sink)
-            told = Exchange(
-                lambda data: take_token(data, into),
-                after_read,
-                self._most_bytes,
-                _EVENTS_PER_TOKEN * asked_tokens(parameters) + _MORE_EVENTS,
-                traceparent=call.traceparent,
-            )
-            exchange.set(told)
+
+            def listened(answer: Answer, **more: Any) -> Exchange:
+                told = Exchange(
+                    answer.take,
+                    answer.take_whole,
+                    after_read=after_read,
+                    most_bytes=self._most_bytes,
+                    most_events=_EVENTS_PER_TOKEN * asked_tokens(parameters) + _MORE_EVENTS,
+                    traceparent=call.traceparent,
+                    **more,
+                )
+                exchange.set(told)
+                return told
+
             async with silence.limited():
                 try:
-                    ending = await route(_Ask(client, endpoint, prompt, parameters, into, told))
+                    ending = await route(_Ask(client, endpoint, prompt, parameters, into, listened))
                 except Stopped:
                     ending = Ending(None, "stop_sequence", None, None, {})
-                except (ArithmeticError, RecursionError, ValueError) as error:
-                    if isinstance(error, JSONDecodeError) or not told.is_answered:
-                        raise
-                    raise UpstreamError(no_answer()) from error  # deeper, or a longer number, than Python reads
                 finally:
                     if streams:
                         listen()
@@ -250,28 +227,29 @@ class TextGeneration:
             self._providers[task] = asking
         return await asyncio.shield(asking)
 
-    async def _streamed(self, ask: _Ask) -> Ending:
+    async def _native(self, ask: _Ask) -> Ending:
+        answer = NativeAnswer(ask.sink)
+        ask.listen(answer)
         # model= per call, not per client: huggingface_hub remembers trouble by this argument.
         where = ask.endpoint.url or self.settings.api_params.model
-        async for output in await ask.client.text_generation(ask.prompt, model=where, stream=True, **ask.parameters):
-            # What take_token left over: events of another dialect, and the last one.
-            if output.token is not None:
-                _push(ask.sink, output.token, output.top_tokens)
-            if output.generated_text is not None:  # the native route's only end marker
-                ask.sink.close()
-                details = output.details
-                return Ending(
-                    generated_text=text(output.generated_text),
-                    finish_reason=word(details.finish_reason) if details else None,
-                    prompt_tokens=integer(details.input_length) if details else None,
-                    completion_tokens=integer(details.generated_tokens) if details else None,
-                    extra=_seed(details),
-                )
-        raise _broke_off()
+        await _through(await ask.client.text_generation(ask.prompt, model=where, stream=True, **ask.parameters))
+        return _native_ending(answer)
+
+    async def _one_shot(self, ask: _Ask) -> Ending:
+        answer = NativeAnswer(ask.sink)
+        told = ask.listen(answer, is_whole=True)
+        where = ask.endpoint.url or self.settings.api_params.model
+        with suppress(Answered):
+            await ask.client.text_generation(ask.prompt, model=where, **ask.parameters)
+        prompt_tokens = told.headers.get("x-prompt-tokens", "")
+        if re.fullmatch("[0-9]{1,15}", prompt_tokens):
+            answer.prompt_tokens = int(prompt_tokens)
+        return _native_ending(answer)
 
     async def _chat(self, ask: _Ask) -> Ending:
-        answer = ChatAnswer(ask.sink, ask.parameters["max_tokens"])
-        ask.told.on_data = answer.take
+        tools = ask.parameters.get("tools", ())
+        answer = ChatAnswer(ask.sink, ask.parameters["max_tokens"], [tool["function"]["name"] for tool in tools])
+        ask.listen(answer)
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.
         params = self.settings.api_params
@@ -279,58 +257,37 @@ class TextGeneration:
         named = params.named_model or "tgi"
         complete: Any = ask.client.chat_completion  # its types leave out what JSON allows
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        async for output in await complete(ask.prompt, model=named, **options, **ask.parameters):
-            answer.read(output)
-        return _ending(answer, answer.extra)
+        await _through(await complete(ask.prompt, model=named, **options, **ask.parameters))
+        ending = _ending(answer, answer.extra)
+        if ending.finish_reason not in GIVEN_UP and (lack := answer.lack) is not None:
+            raise UpstreamError(lack)
+        return ending
 
-    async def _completed(self, ask: _Ask) -> Ending:
+    async def _completion(self, ask: _Ask) -> Ending:
         answer = CompletionAnswer(ask.sink)
-        ask.told.on_data, ask.told.more_fields = answer.take, more_fields(ask.parameters)
+        ask.listen(answer, more_fields=more_fields(ask.parameters))
         where = self.settings.api_params.model
-        async for _ in await ask.client.text_generation(
-            ask.prompt, model=where, stream=True, **completion_parameters(ask.parameters)
-        ):
-            raise UpstreamError(UpstreamFacts("an event is none of OpenAI's completions", error_type="generation"))
+        parameters = completion_parameters(ask.parameters)
+        await _through(await ask.client.text_generation(ask.prompt, model=where, stream=True, **parameters))
         return _ending(answer, {})
 
-    async def _one_shot(self, ask: _Ask) -> Ending:
-        where = ask.endpoint.url or self.settings.api_params.model
-        output = await ask.client.text_generation(ask.prompt, model=where, **ask.parameters)
-        details = output.details
-        extra: dict[str, Any] = {}
-        if details is not None:
-            for each in details.tokens:
-                _push(ask.sink, each)
-            extra |= _seed(details)
-            if details.prefill:
-                extra["prefill"] = [
-                    [integer(part.id), encodable(text(part.text)), number(part.logprob)] for part in details.prefill
-                ]
-            if details.best_of_sequences:
-                extra["best_of_sequences"] = [
-                    {"text": encodable(text(other.generated_text)), "finish_reason": word(other.finish_reason)}
-                    for other in details.best_of_sequences
-                ]
-            ask.sink.keep(len(to_json(extra)))
-        prompt_tokens = ask.told.headers.get("x-prompt-tokens", "")
-        return Ending(
-            generated_text=text(output.generated_text),
-            finish_reason=word(details.finish_reason) if details else None,
-            prompt_tokens=int(prompt_tokens) if re.fullmatch("[0-9]{1,15}", prompt_tokens) else None,
-            completion_tokens=integer(details.generated_tokens) if details else None,
-            extra=extra,
-        )
+
+async def _through(outputs: AsyncIterable[Any]) -> None:
+    """Have a stream read; each event goes to whoever listens, and none comes out here."""
+    async for _ in outputs:
+        raise AssertionError("an event came through")
 
 
-def _push(sink: Sink, said: Any, top_tokens: Iterable[Any] | None = None) -> None:
-    """Push a token that huggingface_hub has read, of either of its classes."""
-    read, *top = [token(each.id, each.text, each.logprob, each.special) for each in (said, *(top_tokens or ()))]
-    sink.push(read, "" if read.special else read.text, top or None)
-
-
-def _seed(details: Any) -> dict[str, Any]:
-    seed = integer(details.seed, U64) if details else None
-    return {} if seed is None else {"seed": seed}
+def _native_ending(answer: NativeAnswer) -> Ending:
+    if not answer.is_complete:
+        raise _broke_off()
+    return Ending(
+        generated_text=answer.generated_text,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        extra=answer.extra,
+    )
 
 
 def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> Ending:

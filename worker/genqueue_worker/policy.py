@@ -1,7 +1,6 @@
 """What an upstream error means for the generation.
 
-Pure: :mod:`genqueue_worker.generators` hands over the facts of an error, this module says
-whose fault it is.
+Pure: whoever meets an error hands over its facts, this module says whose fault it is.
 """
 
 from dataclasses import dataclass
@@ -58,6 +57,7 @@ _BY_TYPE = {
     "healthcheck": Fault.CAPACITY,
     "unreached": Fault.CAPACITY,  # ours
     "redirect": Fault.ENDPOINT,  # ours
+    "web_page": Fault.ENDPOINT,  # ours: a login, or a proxy that knows no model server
     "generation": Fault.SERVER,
     "incomplete_generation": Fault.SERVER,
     "incomplete_generation_stream": Fault.SERVER,

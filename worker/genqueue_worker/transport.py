@@ -6,10 +6,10 @@ context (35 ms) and no pooled connection on one that does not.  So the transport
 long as the worker and a light client is opened over it for each generation
 (``huggingface_hub.set_async_client_factory``).
 
-The transport is aiohttp's, whose HTTP parser is C, and it lets the caller take the plain
-events of a stream as bytes (:attr:`Exchange.on_data`); huggingface_hub is left what it alone
-can judge: the call, the errors, the end.  Per token that is a quarter of the way through
-five layers of generators and two of dataclasses.
+The transport is aiohttp's, whose HTTP parser is C, and it gives the caller the events of a
+stream as bytes (:attr:`Exchange.on_data`); huggingface_hub makes the call, and sees nothing of
+its answer.  Per token that is a quarter of the way through five layers of generators and two of
+dataclasses, and what nobody can read is said in words of ours, with what was seen.
 """
 
 import asyncio
@@ -31,6 +31,7 @@ from pydantic_core import from_json, to_json
 from genqueue.address import without_secrets
 from genqueue_worker.event_stream import DONE, EventStream, StreamTooLongError
 from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.server_errors import Form, form_of, no_events, words_of
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
 _ERROR_BODY_LIMIT_BYTES = 64 * 1024
@@ -53,6 +54,10 @@ class UpstreamError(Exception):
         super().__init__(facts.message)
 
 
+class Answered(Exception):
+    """Ends a call whose answer, in one piece, was read: huggingface_hub has nothing to add."""
+
+
 async def _no_pause() -> None:
     pass
 
@@ -62,8 +67,10 @@ class Exchange:
     """One HTTP call as its caller sees it.
 
     Attributes:
-        on_data: is offered the data of each server-sent event; True if it took it, and then
-            huggingface_hub never sees that event.
+        on_data: is given the data of each server-sent event; False if that was the last one.  huggingface_hub sees
+            none of them.
+        on_whole: is given an answer of JSON that is no event stream.
+        is_whole: whether that is what was asked for; then Answered is raised behind it.
         after_read: awaited after each read; the caller's way to see what came of it, and to slow the server down.
         most_bytes: of one event, or of an answer that is none of events.
         most_events: of one answer.
@@ -74,6 +81,8 @@ class Exchange:
     """
 
     on_data: Callable[[bytes], bool]
+    on_whole: Callable[[bytes], None]
+    is_whole: bool = False
     after_read: Callable[[], Awaitable[None]] = _no_pause
     most_bytes: int = _MOST_UNASKED_BYTES
     most_events: int = _MOST_UNASKED_EVENTS
@@ -116,6 +125,7 @@ def _passes(words: str) -> UpstreamError:
 class _Body(httpx2.AsyncByteStream):
     def __init__(self, upstream: aiohttp.ClientResponse, most_bytes: int) -> None:
         self.upstream = upstream
+        self.beginning = b""
         self._most_bytes = most_bytes
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
@@ -132,6 +142,11 @@ class _Body(httpx2.AsyncByteStream):
                 raise _passes(f"answer has more than {self._most_bytes} bytes")
             yield data
 
+    def take_beginning(self) -> bytes:
+        """What was read to see what the body is."""
+        beginning, self.beginning = self.beginning, b""
+        return beginning
+
     async def aclose(self) -> None:
         """Keep the connection if the body was read to its end, close it if not: the server sees that at once."""
         if self.upstream.content.at_eof():
@@ -144,7 +159,7 @@ class _Response(httpx2.Response):
     """A response whose events go to the caller first."""
 
     async def aiter_lines(self) -> AsyncIterator[str]:
-        """The events that the caller leaves to huggingface_hub, each as the one line that it takes for an event.
+        """Give the caller every event of the answer, or the whole of one that is no event stream; yields none.
 
         The last event may lack its empty line, if it is whole: some servers end so.  One that is not is a
         stream that broke off, however its body was ended.
@@ -153,6 +168,8 @@ class _Response(httpx2.Response):
         if told is None or body is None:
             async for plain in super().aiter_lines():
                 yield plain
+            return
+        if not await self._begins_with_events(told, body):
             return
         stream = EventStream(
             most_bytes=told.most_bytes,
@@ -163,10 +180,12 @@ class _Response(httpx2.Response):
         read: Callable[[], Awaitable[bytes]] = body.upstream.content.readany
         is_at_end = False
         while not is_at_end:
-            try:
-                data = await read()
-            except _OF_THE_WIRE as error:
-                raise _as_httpx2(error, self.request) from error
+            data = body.take_beginning()
+            if not data:
+                try:
+                    data = await read()
+                except _OF_THE_WIRE as error:
+                    raise _as_httpx2(error, self.request) from error
             is_at_end = not data
             for start in range(0, len(data) or 1, _STEP_BYTES):
                 if start:
@@ -184,13 +203,35 @@ class _Response(httpx2.Response):
                                 "the stream broke off within an event", error_type="incomplete_generation_stream"
                             )
                         )
-                    if told.on_data(event):
-                        continue
-                    if event.strip() == DONE:
+                    if not told.on_data(event):
                         await _read_out(read)
                         return
-                    yield f"data: {event.decode('utf-8', 'replace')}"
             await told.after_read()
+
+    async def aread(self) -> bytes:
+        """The whole body, which goes to the caller first if that is what was asked for."""
+        data = await super().aread()
+        told = exchange.get(None)
+        if told is not None and told.is_whole:
+            kind = self.headers.get("content-type", "")
+            _take_whole(told, form_of(data, kind), data, kind)
+            raise Answered
+        return data
+
+    async def _begins_with_events(self, told: Exchange, body: "_Body") -> bool:
+        """Whether the answer is an event stream, of which nothing is read then; any other was read to its end."""
+        kind = self.headers.get("content-type", "")
+        beginning, form = bytearray(), None
+        async with aclosing(body.__aiter__()) as parts:
+            async for data in parts:
+                beginning += data
+                if form is None and (form := form_of(bytes(beginning), kind)) is None:
+                    beginning = bytearray(beginning.lstrip())  # or blank lines without end would be looked at again
+                if form is Form.EVENTS:
+                    body.beginning = bytes(beginning)
+                    return True
+        _take_whole(told, form, bytes(beginning), kind)
+        return False
 
 
 def _with_its_name(name: bytes, data: bytes) -> bytes:
@@ -212,6 +253,15 @@ def _is_whole(data: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _take_whole(told: Exchange, form: Form | None, data: bytes, content_type: str) -> None:
+    """Have an answer read that came in one piece."""
+    if form is None:
+        raise UpstreamError(UpstreamFacts("the server's answer is empty", error_type="incomplete_generation_stream"))
+    if form is not Form.JSON:
+        raise UpstreamError(no_events(form, data, content_type))
+    told.on_whole(data)
 
 
 async def _read_out(read: Callable[[], Awaitable[bytes]]) -> None:
@@ -303,12 +353,10 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
     except ValueError:
         parsed = None
     if isinstance(parsed, dict):
-        error = parsed.get("error", parsed.get("message"))
-        if isinstance(error, dict):  # the OpenAI-compatible routes nest it
-            error_type = error.get("type")
-            error = error.get("message")
+        error = parsed.get("error") or parsed
+        words, error_type = words_of(error if isinstance(error, dict) else {"message": error})
         error_type = parsed.get("error_type", error_type)
-        message = str(error)[:_ERROR_BODY_LIMIT_CHARACTERS] if error else message
+        message = words or message
     if "<html" in text[:500].lower():
         message = ""
     retry_after = headers.get("retry-after", "").strip()

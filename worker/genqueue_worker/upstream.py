@@ -15,21 +15,12 @@ from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import AsyncInferenceClient, get_async_session
-from huggingface_hub.errors import (
-    GenerationError,
-    HfHubHTTPError,
-    IncompleteGenerationError,
-    InferenceTimeoutError,
-    OverloadedError,
-    TextGenerationError,
-    ValidationError,
-)
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from genqueue.address import secrets_of, without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.admission import Admission
-from genqueue_worker.chats import error_words, in_stream_error
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.metrics import CallMeter
 from genqueue_worker.policy import OF_THE_ADDRESS, Fault, UpstreamFacts, error_class, fault_of, shown
@@ -466,22 +457,9 @@ def without(secrets: Iterable[str], facts: UpstreamFacts) -> UpstreamFacts:
     return replace(facts, message=hide(facts.message), error_type=facts.error_type and hide(facts.error_type))
 
 
-_TYPE_OF = {
-    ValidationError: "validation",
-    OverloadedError: "overloaded",
-    GenerationError: "generation",
-    IncompleteGenerationError: "incomplete_generation",
-}
-
-
 def facts_of(error: BaseException) -> UpstreamFacts | None:
     """The facts of an exception of huggingface_hub or its transport; None of one that is a defect."""
     match error:
-        case TextGenerationError() if isinstance(error.args[0], dict):  # in the stream of a chat
-            return in_stream_error(error.args[0])
-        case TextGenerationError():  # in the stream: HTTP says 200
-            words = error_words(error.args[0] if error.args else None)
-            return UpstreamFacts(words, error_type=_TYPE_OF.get(type(error), "generation"))
         case InferenceTimeoutError() if isinstance(error.__cause__, httpx2.ConnectTimeout):
             return _unreached(error.__cause__)
         case httpx2.ConnectError() | httpx2.ConnectTimeout():

@@ -1,0 +1,107 @@
+"""What one event of a chat says, in the dialects of those who serve them.
+
+Pure.  The route is TGI's and that of OpenAI-compatible engines (vLLM, SGLang, llama.cpp), providers and gateways,
+whose events differ: who names the role when, whether text is in ``delta`` or ``message``, as a text or in parts,
+where thoughts are (``reasoning`` or ``reasoning_content``, or a part), whether the end has a finish_reason (TGI's
+has none after a whole tool call).
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from genqueue.chat import REASONING_FIELD
+from genqueue_worker.answers import content_of, encodable, first_choice, number, said_in, text, word
+from genqueue_worker.tool_calls import Piece, read_piece
+
+_REASONING = (REASONING_FIELD, "reasoning")
+"""SGLang's, llama.cpp's and DeepSeek's word for thoughts, and vLLM's and OpenRouter's; where both are, they are one."""
+_READ = frozenset(
+    {"role", "content", "refusal", "tool_calls", "function_call", "logprobs", "finish_reason", "usage", "choices"}
+    | {"delta", "message", "text", "index", "id", "object", "model", "system_fingerprint", "service_tier", "provider"}
+    | {"stop_reason", "matched_stop", "native_finish_reason", "token_ids", "prompt_token_ids", "name", "timings"}
+    | {"prompt_filter_results", "content_filter_results", "content_filter_offsets", "x_groq", "annotations", "type"}
+    | {"created", "prompt_text", "prompt_logprobs", "time_info", "warnings", "metadata", *_REASONING}
+)
+"""What is read of an event, or says nothing of the answer where engines have it."""
+_OF_AN_EVENT = frozenset({"id", "object", "created", "model", "type", "system_fingerprint", "provider"})
+_MOST_NAME_CHARACTERS = 60
+
+
+@dataclass(slots=True)
+class Said:
+    """What one event says of the first answer.
+
+    Attributes:
+        content: with the refusal, which is text too.
+        reasoning_field: the server's word for it.
+        unread: names of what it holds where a text may be, if it says nothing that we know.
+    """
+
+    usage: Mapping[str, Any] | None
+    is_of_this_answer: bool = False
+    content: str = ""
+    reasoning: str = ""
+    reasoning_field: str = _REASONING[0]
+    refusal: str = ""
+    pieces: Sequence[Piece] = ()
+    logprobs: Sequence[dict[str, Any]] = ()
+    finish_reason: str | None = None
+    unread: Set[str] = frozenset()
+
+
+def read_event(event: Mapping[str, Any]) -> Said:
+    """What one event, or a whole answer, says.
+
+    Raises:
+        TypeError, KeyError, AttributeError: it is none of a chat (:data:`genqueue_worker.server_errors.UNREADABLE`).
+    """
+    usage = event.get("usage")
+    said = Said(usage if isinstance(usage, Mapping) else None)
+    choice = first_choice(event.get("choices") or ())
+    if choice is None:
+        if "choices" not in event and usage is None:
+            said.unread = _unread(event, _OF_AN_EVENT)
+        return said
+    delta = said_in(choice)
+    said.is_of_this_answer = True
+    said.finish_reason = word(choice.get("finish_reason"))
+    said.content, said.reasoning = content_of(delta.get("content"))
+    if said.reasoning:
+        said.reasoning_field = "content"
+    for field in _REASONING:
+        if thought := "".join(content_of(delta.get(field))):
+            said.reasoning += thought
+            said.reasoning_field = field
+            break
+    if refusal := text(delta.get("refusal")):
+        said.refusal = refusal
+        said.content += refusal
+    calls = delta.get("tool_calls")
+    if not calls and (older := delta.get("function_call")):
+        calls = [older]
+    if calls:
+        said.pieces = [read_piece(call) for call in ([calls] if isinstance(calls, dict) else calls) if call]
+    if logprobs := choice.get("logprobs"):
+        said.logprobs = [_logprob(token) for token in logprobs.get("content") or ()]
+    if not (said.content or said.reasoning or said.pieces):
+        said.unread = _unread(choice) | _unread(delta)
+    return said
+
+
+def _unread(place: Mapping[str, Any], read: Set[str] = _READ) -> Set[str]:
+    return {
+        str(name)[:_MOST_NAME_CHARACTERS]
+        for name, value in place.items()
+        if name not in read and isinstance(value, str | list | dict) and value
+    }
+
+
+def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
+    """What every engine says of a token, whatever else one adds."""
+    top = [_one_logprob(other) for other in token.get("top_logprobs") or ()]
+    return {**_one_logprob(token), "top_logprobs": top}
+
+
+def _one_logprob(token: Mapping[str, Any]) -> dict[str, Any]:
+    return {"token": encodable(text(token["token"])), "logprob": number(token["logprob"])}
