@@ -18,7 +18,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from genqueue.masking import shown
+
 _SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
+_OF_REDIS_PY = frozenset(
+    [
+        *("username", "password", "db", "client_name", "encoding", "decode_responses", "protocol", "max_connections"),
+        *("timeout", "socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval"),
+    ]
+)
+"""Options that are told by name: who knows redis-py would write them."""
 _CERTIFICATE_CHECKS = ("required", "optional", "none")
 
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
@@ -69,6 +78,8 @@ def read_address(url: str) -> RedisAddress:
     if not separator or scheme not in _SCHEMES:
         raise ValueError("must be a redis:// or rediss:// address, or redis+sentinel:// or rediss+sentinel://")
     parts = urlsplit(f"//{rest}")
+    if "#" in rest:
+        raise ValueError("no # may stand in an address: in a password it is %23")
     has_sentinels = scheme.endswith("+sentinel")
     credentials, _, hosts = parts.netloc.rpartition("@")
     nodes = tuple(_node(host, 26379 if has_sentinels else 6379) for host in hosts.split(","))
@@ -88,9 +99,11 @@ def read_address(url: str) -> RedisAddress:
     given = {name: options.pop(name) for name in list(options) if name.startswith("ssl_")}
     if options:
         known = ", ".join((*TLS_OPTIONS, "sentinel_username", "sentinel_password"))
+        # The rest of a password with a ? in it would be taken for a name.
+        names = sorted(name if name in _OF_REDIS_PY else "something" for name in options)
         raise ValueError(
-            f"{', '.join(sorted(options))}: no option of an address; known: {known} "
-            "(user and password stand before the @, the database is the path)"
+            f"{', '.join(names)}: no option of an address; known: {known} "
+            "(user and password stand before the @, a ? in them as %3F; the database is the path)"
         )
     return RedisAddress(
         nodes=nodes,
@@ -153,7 +166,7 @@ def _tls(given: dict[str, str], is_tls: bool) -> dict[str, Any] | None:
             raise ValueError(f"{', '.join(given)}: for rediss:// addresses only")
         return None
     if unknown := given.keys() - set(TLS_OPTIONS):
-        raise ValueError(f"{', '.join(sorted(unknown))}: no TLS option; known: {', '.join(TLS_OPTIONS)}")
+        raise ValueError(f"{', '.join(sorted(map(shown, unknown)))}: no TLS option; known: {', '.join(TLS_OPTIONS)}")
     # "CERT_REQUIRED" is how Celery's documentation has it.
     checks = given.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
     if checks not in _CERTIFICATE_CHECKS:

@@ -27,6 +27,8 @@ from its message alone, so every class can be made from one string.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from genqueue.masking import shown
+
 
 class GenqueueError(Exception):
     """The root: whatever this library raises on purpose."""
@@ -58,7 +60,7 @@ class UnknownGeneratorError(InvalidRequestError):
         self.generator = generator
         self.known = known
         names = ", ".join(known) or "none (has a worker ever started on this Redis?)"
-        super().__init__(f"unknown generator {generator!r}; known: {names}")
+        super().__init__(f"unknown generator {shown(generator)!r}; known: {names}")
 
 
 class IdempotencyConflictError(InvalidRequestError):

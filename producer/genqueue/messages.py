@@ -40,6 +40,7 @@ from genqueue.chat import (
 )
 from genqueue.errors import InvalidRequestError
 from genqueue.keys import PRIORITIES
+from genqueue.masking import shown
 
 VERSION: Literal[1] = 1
 TASK_NAME = "genqueue.generate"
@@ -249,7 +250,7 @@ def describe(error: ValidationError, kwargs: type[BaseModel] = GenerationKwargs)
     for problem in error.errors(include_url=False, include_input=False):
         if problem["type"] == "default_factory_not_called":  # pydantic's own note on another problem
             continue
-        place = ".".join(str(part) for part in problem["loc"])
+        place = ".".join(shown(str(part)) for part in problem["loc"])  # a key may be a secret in the wrong place
         words = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").replace(
             "Tuple should", "List should"
         )

@@ -28,8 +28,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
+    EnvSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
@@ -37,10 +36,13 @@ from pydantic_settings import (
 from genqueue.address import TLS_FILES, read_address, without_secrets
 from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
+from genqueue.masking import is_token, looks_secret, shown
 from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
 
+_A_TOKEN = "looks like a token, so it is not repeated here; token_env names the variable that holds it"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, 5.6.2."""
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _OF_A_SERVICE = re.compile(r"(^|_)(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_\w+)?)$")
 
 
@@ -49,9 +51,33 @@ def is_sendable(value: str) -> bool:
     return value.isascii() and value.isprintable()
 
 
+def _name(value: str) -> str:
+    if looks_secret(value):
+        raise ValueError(_A_TOKEN)
+    return value
+
+
+def _variable(value: str) -> str:
+    if looks_secret(value) or not _VARIABLE_NAME.fullmatch(value):
+        raise ValueError(
+            "no name of an environment variable; it may be the token itself, so it is not repeated: "
+            "put the token into a variable, and its name here"
+        )
+    return value
+
+
 def _sendable(value: SecretStr) -> SecretStr:
     if not is_sendable(value.get_secret_value()):
         raise ValueError("holds a character that cannot stand in a header")
+    return value
+
+
+def _model(value: str) -> str:
+    """Shown in results, metrics and traces, so it may hold no secret."""
+    if "://" in value and without_secrets(value) != value:
+        raise ValueError("an address here has no user, password or query: api_params.url may")
+    if is_token(value):
+        raise ValueError(_A_TOKEN)
     return value
 
 
@@ -69,9 +95,9 @@ class ApiParams(BaseModel):
 
     url: str | None = Field(None, repr=False)
     urls: tuple[str, ...] = Field((), repr=False)
-    model: str | None = None
-    provider: str | None = None
-    bill_to: str | None = None
+    model: Annotated[str, AfterValidator(_model)] | None = None
+    provider: Annotated[str, AfterValidator(_name)] | None = None
+    bill_to: Annotated[str, AfterValidator(_name)] | None = None
     timeout: float | None = Field(None, gt=0)
     headers: dict[str, Annotated[SecretStr, AfterValidator(_sendable)]] = {}
 
@@ -92,7 +118,8 @@ class ApiParams(BaseModel):
     def _named(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for name in value:
             if not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{name!r}: a name has letters, digits and any of !#$%&'*+-.^_`|~")
+                raise ValueError(f"{shown(name)!r}: a name has letters, digits and any of !#$%&'*+-.^_`|~")
+            _name(name)
         return value
 
     @field_serializer("url")
@@ -147,7 +174,7 @@ class GeneratorSettings(BaseModel):
     api_type: ApiType
     api_params: ApiParams
     timeouts: Timeouts = Timeouts()
-    token_env: tuple[str, ...] | None = None
+    token_env: tuple[Annotated[str, AfterValidator(_variable)], ...] | None = None
     generation_kwargs: GenerationKwargs = GenerationKwargs()
     chat_kwargs: ChatKwargs = ChatKwargs()
     continues_chat: bool = False
@@ -202,10 +229,16 @@ class GeneratorSettings(BaseModel):
         return next(((name, token) for name, token in found if token), None)
 
 
-class Settings(BaseSettings):
-    """What producers and workers must agree on, and what a worker serves."""
+class Settings(BaseModel):
+    """What producers and workers must agree on, and what a worker serves.
 
-    model_config = SettingsConfigDict(env_prefix="GENQUEUE_", frozen=True, extra="forbid")
+    Built by hand it has what it is given and defaults: :func:`load_settings` reads the environment and the file.
+
+    Raises:
+        ConfigError: a value cannot work; names each key, and shows no value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
     redis_timeout_s: float = Field(5.0, gt=0, allow_inf_nan=False)
@@ -224,6 +257,12 @@ class Settings(BaseSettings):
     max_reply_bytes: int = Field(64_000_000, ge=1)
     monitor_port: int | None = Field(None, ge=0, le=65_535)
     monitor_host: str = "127.0.0.1"
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("settings: " + "; ".join(describe(error))) from None
 
     @property
     def bounds(self) -> Bounds:
@@ -266,20 +305,15 @@ class Settings(BaseSettings):
     def _names(cls, value: dict[str, GeneratorSettings]) -> dict[str, GeneratorSettings]:
         for name in value:
             if not re.fullmatch(GENERATOR_NAME, name):
-                raise ValueError(f"{name!r}: a name has 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")
+                raise ValueError(f"{shown(name)!r}: a name has 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")
+            _name(name)
         return value
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then environment, then the TOML file."""
-        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_toml())
+
+class _Variables(Settings, BaseSettings):
+    """How pydantic-settings is told the names and types of our variables; none is ever made."""
+
+    model_config = SettingsConfigDict(env_prefix="GENQUEUE_")
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -288,14 +322,26 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         ConfigError: a value cannot work, or the file cannot be read; names each key, and the file if there is one.
     """
+    path = settings_file()
+    of_file = {} if path is None else read_settings_file(path)
     try:
-        return Settings(**overrides)
-    except ValidationError as error:
-        path = _toml_path()
-        where = f" (settings file: {path})" if path else ""
-        raise ConfigError("settings: " + "; ".join(describe(error)) + where) from None
+        of_variables = EnvSettingsSource(_Variables)()
     except SettingsError as error:  # GENQUEUE_GENERATORS takes JSON; what it says holds the field, not the value
         raise ConfigError(f"settings: {error}") from None
+    try:
+        return Settings(**_over(_over(of_file, of_variables), overrides))
+    except ConfigError as error:
+        where = f" (settings file: {path})" if path else ""
+        raise ConfigError(f"{error}{where}") from None
+
+
+def _over(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, ``high`` where they disagree, tables key by key."""
+    merged = {**low, **high}
+    for name in low.keys() & high.keys():
+        if isinstance(low[name], dict) and isinstance(high[name], dict):
+            merged[name] = _over(low[name], high[name])
+    return merged
 
 
 def mistyped(variables: Iterable[str]) -> dict[str, str]:
@@ -304,7 +350,7 @@ def mistyped(variables: Iterable[str]) -> dict[str, str]:
     What only shares the prefix is left alone: Kubernetes sets ``GENQUEUE_PORT_6379_TCP`` and more of
     its kind for a Service of that name.
     """
-    prefix = Settings.model_config["env_prefix"]
+    prefix = _Variables.model_config["env_prefix"]
     known = ["CONFIG", *(name.upper() for name in Settings.model_fields)]
     found = {}
     for variable in variables:
@@ -333,19 +379,23 @@ def _address(value: str) -> SplitResult:
     return parts
 
 
-def _toml_path() -> Path | None:
+def settings_file() -> Path | None:
+    """The file that is read; None where there is none, and none is named."""
     named = os.environ.get("GENQUEUE_CONFIG")
     path = Path(named or "genqueue.toml")
     return path if named or path.exists() else None
 
 
-def _read_toml() -> dict[str, Any]:
-    path = _toml_path()
-    if path is None:
-        return {}
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Its tables, unchecked.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"GENQUEUE_CONFIG: cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+        words = " ".join(map(shown, str(error).split()))  # a key that stands there twice is quoted
+        raise ConfigError(f"{path} is no TOML: {words}") from error

@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from genqueue.settings import Settings
+from genqueue.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {
@@ -304,4 +304,4 @@ def test_everything_selects_the_same_pods():
 @pytest.mark.parametrize("path", ["ops/genqueue.toml", "ops/kubernetes/genqueue.toml"])
 def test_the_workers_files_are_settings(monkeypatch, path):
     monkeypatch.setenv("GENQUEUE_CONFIG", str(ROOT / path))
-    assert list(Settings().generators) == ["default"]
+    assert list(load_settings().generators) == ["default"]

@@ -1,12 +1,13 @@
 """Arguments, then environment, then the file; every refusal names its key in one line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from genqueue.errors import ConfigError
-from genqueue.settings import Settings, load_settings, mistyped
+from genqueue.settings import GeneratorSettings, Settings, load_settings, mistyped
 
 SECRET = "s3cret-do-not-show"
 TGI = 'api_type = "text_generation_inference"'
@@ -236,6 +237,133 @@ def test_a_value_that_cannot_work_names_its_key_in_one_line(text, words):
     assert str(refused.value).startswith(f"settings: {words}")
     assert "\n" not in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+HF = "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"
+DRAWN = "a8Fk29xQzL0mN4bV7cT1"
+URL = f"http://user:{SECRET}@h/?k={SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param("{tgi}\ntoken_env = ['{secret}']", "g.token_env.0: no name of an environment", id="token-env"),
+        pytest.param("{tgi}\ntoken_env = ['A', '{secret}']", "g.token_env.1: no name of an env", id="second-of-them"),
+        pytest.param("{tgi}\n'{secret}' = 1", "g.***: no such key", id="key"),
+        pytest.param(
+            "api_type = '{type}'\napi_params = {{ url = 'http://h', headers = {{ '{secret}' = 'x' }} }}",
+            "g.api_params.headers: ",
+            id="header-name",
+        ),
+        pytest.param(
+            "api_type = '{type}'\napi_params = {{ url = 'http://h', headers = {{ '{secret}' = 5 }} }}",
+            "g.api_params.headers.***: ",
+            id="header-name-with-a-bad-value",
+        ),
+        pytest.param(
+            "api_type = 'serverless_inference_api'\napi_params = {{ model = 'm', provider = '{secret}' }}",
+            "g.api_params.provider: looks like a token",
+            id="provider",
+        ),
+        pytest.param(
+            "api_type = 'serverless_inference_api'\napi_params = {{ model = 'm', bill_to = '{secret}' }}",
+            "g.api_params.bill_to: looks like a token",
+            id="bill-to",
+        ),
+    ],
+)
+@pytest.mark.parametrize("secret", [HF, DRAWN, URL, f"Bearer {SECRET}"])
+def test_a_secret_where_a_name_belongs_is_refused_and_not_repeated(text, words, secret):
+    tgi = f"{TGI}\napi_params = {{ url = 'http://h' }}"
+    write("[generators.g]\n" + text.format(tgi=tgi, type="text_generation_inference", secret=secret))
+    with pytest.raises(ConfigError) as refused:
+        load_settings()
+    assert str(refused.value).startswith(f"settings: generators.{words}")
+    assert secret not in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("secret", [HF, DRAWN, URL, f"Bearer {SECRET}"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "api_type = 5",
+        f"{TGI}\napi_params = {{ url = 'http://h' }}",
+        f"{TGI}\napi_params = {{ url = 'http://h', x = 1 }}",
+    ],
+)
+def test_a_generator_that_is_called_like_a_secret_is_refused_and_not_named(secret, body):
+    write(f"[generators.'{secret}']\n{body}")
+    with pytest.raises(ConfigError) as refused:
+        load_settings()
+    assert secret not in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("model", [HF, f"Bearer {HF}", URL, f"http://h/?k={SECRET}"])
+def test_a_model_that_every_metric_would_show_holds_no_secret(model):
+    write(f"[generators.g]\napi_type = 'serverless_inference_api'\napi_params = {{ model = '{model}' }}")
+    with pytest.raises(ConfigError, match=r"^settings: generators\.g\.api_params\.model: ") as refused:
+        load_settings()
+    assert model not in str(refused.value)
+
+
+@pytest.mark.parametrize("model", ["http://127.0.0.1:8080", "http://h/", "org/model-5f3a9c1e77b04d0a9e1b44f2", "m"])
+def test_a_model_may_be_an_address_or_have_a_number_of_its_own(model):
+    write(f"[generators.g]\napi_type = 'serverless_inference_api'\napi_params = {{ model = '{model}' }}")
+    assert load_settings().generators["g"].api_params.model == model
+
+
+def test_a_secret_as_a_key_that_is_there_twice_is_not_repeated():
+    write(f"[{HF}]\n[{HF}]\n")
+    with pytest.raises(ConfigError, match="is no TOML") as refused:
+        load_settings()
+    assert HF not in str(refused.value)
+
+
+# --- by hand -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"redis_url": f"http://:{SECRET}@h"}, "settings: redis_url: must be a redis://"),
+        ({"lease_s": SECRET}, "settings: lease_s: Input should be a valid number"),
+        ({"generators": {"g": {"api_type": SECRET}}}, "settings: generators.g.api_type: Input should be"),
+        ({"generators": SECRET}, "settings: generators: Input should be an object"),
+        ({"colour": SECRET}, "settings: colour: no such key"),
+        ({"keep_s": 60}, "settings: keep_s: is 60, must be at least result_ttl_s"),
+    ],
+)
+def test_settings_by_hand_are_refused_by_an_error_of_ours(values, words):
+    with pytest.raises(ConfigError) as refused:
+        Settings(**values)
+    assert str(refused.value).startswith(words)
+    assert SECRET not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+def test_settings_by_hand_have_what_they_are_given_and_nothing_from_around_them(monkeypatch):
+    write(f"log_ttl_s = 1\n[generators.g]\n{TGI}\napi_params = {{ url = 'http://h' }}")
+    monkeypatch.setenv("GENQUEUE_RESULT_TTL_S", "2")
+    made = Settings(keep_s=90_000)
+    assert (made.log_ttl_s, made.result_ttl_s, made.keep_s, made.generators) == (3600, 86_400, 90_000, {})
+
+
+def test_a_generator_by_hand_keeps_its_credentials():
+    """They were dumped, without the password, and read again."""
+    url = f"http://user:{SECRET}@h/"
+    generator = GeneratorSettings(api_type="text_generation_inference", api_params={"url": url})
+    for made in (Settings(generators={"g": generator}), load_settings(generators={"g": generator})):
+        assert made.generators["g"].api_params.url == url
+
+
+def test_a_table_of_the_file_and_one_of_a_variable_are_both_read(monkeypatch):
+    write(f"[generators.a]\n{TGI}\napi_params = {{ url = 'http://a' }}\nmax_attempts = 2")
+    more = {"a": {"max_attempts": 3}, "b": {"api_type": "text_generation_inference", "api_params": {"url": "http://b"}}}
+    monkeypatch.setenv("GENQUEUE_GENERATORS", json.dumps(more))
+    read = load_settings().generators
+    assert (read["a"].max_attempts, read["a"].api_params.url, read["b"].api_params.url) == (3, "http://a", "http://b")
 
 
 def test_the_file_that_is_read_is_named_with_a_key_that_cannot_work(monkeypatch):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from genqueue import keys
+from genqueue.masking import shown
 from genqueue_worker.app import app, worker_settings
 
 
@@ -33,7 +34,9 @@ def worker(
     settings = worker_settings()
     unknown = [name for name in generator or () if name not in settings.generators]
     if unknown:
-        raise typer.BadParameter(f"not configured: {', '.join(unknown)}; known: {', '.join(settings.generators)}")
+        raise typer.BadParameter(
+            f"not configured: {', '.join(map(shown, unknown))}; known: {', '.join(settings.generators)}"
+        )
     argv = ["worker", "--pool", "threads", "--concurrency", str(concurrency), "--loglevel", loglevel]
     if generator:
         argv += ["--queues", ",".join(map(keys.queue, generator))]
