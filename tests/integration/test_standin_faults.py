@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from genqueue_ops.tgi_standin.prose import expected_text
+from genqueue_ops.tgi_standin.prose import expected_text, variant
 from genqueue_ops.tgi_standin.script import Fault, Script
 from genqueue_ops.tgi_standin.server import serve
 
@@ -149,6 +149,47 @@ async def test_an_endless_stall_lasts_until_the_client_leaves(comments, heard):
                 await asyncio.sleep(0.005)
     assert raw.count(b"data: ") == 1
     assert raw.endswith(heard or b"null}\n\n")
+
+
+async def test_garbage_takes_the_place_of_one_event():
+    async with faulty(Fault(kind="garbage", after_tokens=2)) as http:
+        status, raw, error = await post(http)
+    assert (status, error) == (200, None)
+    events = raw.split(b"\n\n")[:-1]
+    broken = events.pop(2)
+    assert len(events) == 8 and b"\xff" in broken
+    with pytest.raises(ValueError):
+        json.loads(broken[6:])
+    assert json.loads(events[-1][6:])["generated_text"] == expected_text("Hi", 8)
+
+
+async def test_half_an_event_is_the_last_of_its_stream():
+    async with faulty(Fault(kind="half", after_tokens=2)) as http:
+        status, raw, error = await post(http)
+    assert (status, error) == (200, None)
+    whole, _, half = raw.rpartition(b"\n\n")
+    assert whole.count(b"data: ") == 2 and half.startswith(b"data: {") and not half.endswith(b"}")
+
+
+async def test_what_drips_is_whole_in_the_end():
+    async with faulty(Fault(kind="drip", after_tokens=2)) as http:
+        status, raw, error = await post(http)
+    assert (status, error) == (200, None)
+    assert texts(raw) == expected_text("Hi", 8) + "</s>"
+
+
+async def test_the_text_is_another_one_for_each_value_of_a_header():
+    async with faulty(by_header="x-worker") as http:
+        found = {}
+        for name in ("one", "two"):
+            async with http.post("/generate", json={"inputs": "Hi"}, headers={"x-worker": name}) as response:
+                found[name] = (await response.json())["generated_text"]
+        begun = "Hi" + "".join(expected_text(variant("Hi", "one"), 3))
+        async with http.post("/generate", json={"inputs": begun}, headers={"x-worker": "two"}) as response:
+            rest = (await response.json())["generated_text"]
+    assert found == {name: expected_text(variant("Hi", name), 8) for name in ("one", "two")}
+    assert found["one"] != found["two"]
+    assert begun + rest == "Hi" + found["one"]
 
 
 async def test_times_count_a_prompt_together_with_its_continuations():

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -48,6 +48,7 @@ _SSE_HEADERS = {
     "x-accel-buffering": "no",
     "x-compute-type": COMPUTE_TYPE,
 }
+_DRIP_BYTES, _DRIP_S = 13, 0.001
 _STATUS_OF = {"validation": 422, "overloaded": 429, "generation": 424}
 _METRIC_OF = {"incomplete_generation": "incomplete", "template_error": "template"}
 
@@ -161,6 +162,8 @@ class Standin:
             early = await _fail_before_headers(request, entry, fault)
             if early is not None:
                 return early
+        if script.by_header is not None:
+            generate = replace(generate, inputs=prose.variant(generate.inputs, entry.headers.get(script.by_header, "")))
         work = Work(generate, answer, script, fault, Timings(received_s), entry)
         return await (self._stream(request, work) if streams else self._complete(work))
 
@@ -244,7 +247,7 @@ class Standin:
             line.send(answer.end())
         except _Cut as cut:
             entry.state = "failed"
-            if cut.fault.kind != "cut":
+            if cut.fault.kind in ("close", "reset"):
                 await _abort(request, reset=cut.fault.kind == "reset")
         finally:
             line.close()
@@ -258,7 +261,12 @@ class Standin:
             await _play(fault, line)
         async for step in steps:
             finished = decoded.push(step)
-            line.send(event(run, step))
+            if fault is not None and fault_at == entry.tokens_sent and fault.kind in ("garbage", "half"):
+                _break(fault, line, event(run, step))
+            elif line.drips:
+                await line.drip(event(run, step))
+            else:
+                line.send(event(run, step))
             entry.tokens_sent += 1
             if entry.first_token_at_s is None:
                 entry.first_token_at_s = time.time()
@@ -444,6 +452,7 @@ class _Line:
         self._keep_alive_s = keep_alive_s
         self._sent_at_s = self._loop.time()
         self.comments = True
+        self.drips = False
         self._timer = self._loop.call_later(keep_alive_s, self._break_silence)
 
     def send(self, data: bytes) -> None:
@@ -452,6 +461,12 @@ class _Line:
         if data and transport is not None and not transport.is_closing():
             transport.write(wire.chunk(data))
             self._sent_at_s = self._loop.time()
+
+    async def drip(self, data: bytes) -> None:
+        """Send it in pieces of a few bytes, cut anywhere: also in the middle of a line, or of a character."""
+        for start in range(0, len(data), _DRIP_BYTES):
+            self.send(data[start : start + _DRIP_BYTES])
+            await asyncio.sleep(_DRIP_S)
 
     def close(self) -> None:
         """No more comments."""
@@ -516,6 +531,18 @@ async def _play(fault: Fault, line: _Line | None) -> None:
             await _sleep(fault.delay_s)
             if line is not None:
                 line.comments = True
+        case "drip":
+            if line is not None:
+                line.drips = True
+
+
+def _break(fault: Fault, line: _Line, event: bytes) -> None:
+    """Send an event of which the second half is missing, with bytes of no text in its place, or nothing at all."""
+    half = event[: len(event) // 2]
+    if fault.kind == "half":
+        line.send(half)
+        raise _Cut(fault)
+    line.send(half + b"\xff\x00\xfe\n\n")
 
 
 async def _sleep(delay_s: float | None) -> None:

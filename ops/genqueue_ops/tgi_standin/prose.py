@@ -75,6 +75,11 @@ def position_after(prompt: str, *, split_characters: bool = False) -> int:
     return _resume(prompt, split_characters)[1]
 
 
+def variant(prompt: str, name: str) -> str:
+    """A prompt that begins another text for each name; one that goes on with a text stays as it is."""
+    return prompt if position_after(prompt) else f"{prompt}\n#{name}"
+
+
 def tag_of(prompt: str) -> str:
     """The six letters in every counter word of the prompt's text; the same for prompt + text so far."""
     return _resume(prompt, False)[0]

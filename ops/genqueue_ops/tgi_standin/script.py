@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 _OPENING = "{{standin "
 _CLOSING = "}}"
 
-FaultKind = Literal["refuse", "status", "slow_headers", "error", "cut", "close", "reset", "stall"]
+FaultKind = Literal[
+    "refuse", "status", "slow_headers", "error", "cut", "close", "reset", "stall", "garbage", "half", "drip"
+]
 
 
 class Fault(BaseModel):
@@ -35,6 +37,9 @@ class Fault(BaseModel):
     close           connection closed after ``after_tokens`` tokens, the chunked body unfinished
     reset           connection reset after ``after_tokens`` tokens
     stall           silence for ``delay_s`` (None: until the client leaves) after ``after_tokens`` tokens
+    garbage         the event behind ``after_tokens`` tokens is no JSON; the stream goes on with the next
+    half            the stream ends cleanly in the middle of the event behind ``after_tokens`` tokens
+    drip            from ``after_tokens`` tokens on each event comes in pieces of a few bytes
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +79,8 @@ class Script(BaseModel):
     """The model ends with a token ``</s>`` of its own; false: the last word is the end."""
     split_characters: bool = False
     """Some characters take two tokens, the first with text ``""``."""
+    by_header: str | None = None
+    """The text is another one for each value of this header; what was begun goes on as it began."""
     calls_tools: bool = False
     """A chat that offers tools gets a call of the first one, with the text as its one argument; else the text."""
     reasoning: int = Field(default=0, ge=0)
