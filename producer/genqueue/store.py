@@ -89,6 +89,44 @@ def _node_options(address: RedisAddress) -> dict[str, Any]:
     return options | dict(address.tls or {})
 
 
+class _Sends(redis.asyncio.connection.AbstractConnection):
+    """A connection that was reset before it sends says so as any other does.
+
+    uvloop raises a RuntimeError there, which redis-py lets pass.
+    """
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """As redis-py's."""
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            if "handler is closed" not in str(error):
+                raise
+            raise redis.ConnectionError("the connection was closed before it could send") from error
+
+
+class _Connection(_Sends, redis.asyncio.Connection):
+    """To a Redis at an address."""
+
+
+class _TlsConnection(_Sends, redis.asyncio.SSLConnection):
+    """The same over TLS."""
+
+
+class _MasterConnection(_Sends, redis.asyncio.sentinel.SentinelManagedConnection):
+    """To the Sentinels' master."""
+
+
+class _TlsMasterConnection(_Sends, redis.asyncio.sentinel.SentinelManagedSSLConnection):
+    """The same over TLS."""
+
+
+def _async_connection(address: RedisAddress) -> type[redis.asyncio.connection.AbstractConnection]:
+    if address.master is None:
+        return _TlsConnection if address.tls else _Connection
+    return _TlsMasterConnection if address.tls else _MasterConnection
+
+
 def _sentinel_pool(pool: Any, address: RedisAddress, *arguments: Any, **options: Any) -> Any:
     return pool(address.master, *arguments, ssl=address.tls is not None, **options)
 
@@ -234,10 +272,10 @@ class AsyncStore:
         self._address = address = read_address(url)
         self._sentinel: redis.asyncio.sentinel.Sentinel | None = None
         options = _node_options(address) | _connection_options(address, timeout_s) | _pool_options(timeout_s)
+        options["connection_class"] = _async_connection(address)
         if address.master is None:
-            kind = redis.asyncio.SSLConnection if address.tls else redis.asyncio.Connection
             retry = redis.asyncio.retry.Retry(_BACKOFF, _TRIES - 1)
-            pool = redis.asyncio.BlockingConnectionPool(connection_class=kind, retry=retry, **options)
+            pool = redis.asyncio.BlockingConnectionPool(retry=retry, **options)
             self._retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         else:
             self._sentinel = _async_sentinel(address, timeout_s)
@@ -330,10 +368,10 @@ class LiveHub:
         options = _node_options(address) | _connection_options(address, timeout_s)
         # redis-py would reconnect by itself, and in both of our tasks at once, on one connection.
         options["retry"] = redis.asyncio.retry.Retry(NoBackoff(), 0, supported_errors=())
+        options["connection_class"] = _async_connection(address)
         pool: redis.asyncio.ConnectionPool
         if address.master is None:
-            kind = redis.asyncio.SSLConnection if address.tls else redis.asyncio.Connection
-            pool = redis.asyncio.ConnectionPool(connection_class=kind, **options)
+            pool = redis.asyncio.ConnectionPool(**options)
         else:
             self._sentinel = _async_sentinel(address, timeout_s)
             pool = _sentinel_pool(redis.asyncio.sentinel.SentinelConnectionPool, address, self._sentinel, **options)
