@@ -37,7 +37,7 @@ bench: $(INSTALLED) ## measure what the queue adds, and print a table (four minu
 compare-haystack: $(INSTALLED) ## hold the Haystack components beside the originals, which need an environment of their own
 	$(BIN)/python -m genqueue_ops.haystack_compare
 
-chaos: $(INSTALLED) ## kill, freeze and restart every part under load, and check every text (N=200 generations, SEED=random)
+chaos: $(INSTALLED) ## break every part and the network under load, and check every text (N=200 generations, SEED=random)
 	$(BIN)/genqueue chaos $(or $(N),200) $(if $(SEED),--seed $(SEED))
 
 scale: $(INSTALLED) ## measure what a generation costs Redis, and say for how many GPU hosts that suffices

@@ -3,28 +3,30 @@
 Pure.  Counted for each generation, all of which must be 0:
 
 lost, doubled
-    Characters.  The text that a reader assembles from the events (``reset`` forgets), and the
-    one that is kept, are compared with the text that the order must have; a cancelled or
-    expired one must have a beginning of it.  What differs counts where it is missing as lost,
-    where it is too much (or another) as doubled.
+    Characters.  What a reader of ``stream()`` joined, what it was told to forget, and the text that is
+    kept are compared with the text that the order must have; a cancelled or expired one must have a
+    beginning of it.  What differs counts where it is missing as lost, where it is too much (or another)
+    as doubled.
 faults
-    Event numbers with a gap or a repeat, readers and log that disagree, no end or several, an
-    end that the registry does not confirm or that nobody asked for, usage that is not the
-    number of tokens of the text, an error that no outage explains.
+    Event numbers with a gap or a repeat, readers and registry that disagree, no end or several, an
+    end that the registry does not confirm or that nobody asked for, usage that is not the number of
+    tokens of the text, a model that was sent what it never said, an error that no outage explains.
 late
     Gaps between two pieces of text (of a generation that shows none before its end: between
     two attempts) of more than ``LATE_S`` on top of the server's own pace, not counting the
-    time that Redis or the generation's endpoint was down, or the reader itself away.
+    time that Redis or the generation's endpoint was away, or the reader itself.
 run twice
     Calls to a model server that were open for more than ``OVERLAP_S`` (a flush, and the close)
     after the generation had gone to another attempt or had ended, not counting the time
-    that their worker was frozen or Redis was down, in which nobody could tell it; second
+    that their worker was frozen or Redis was away, in which nobody could tell it; second
     calls in one attempt; and calls that no attempt made.
 
-All times are epoch seconds of one machine, where Redis, servers and readers have the same clock.
+A Redis may forget what it answered in some spans of time: a submit, which its reader is then told; a cancel;
+an attempt; an end, after which it is run again.  What it never may is a text that is wrong.
+
+All times are epoch seconds of this machine; :class:`Clock` makes them of Redis's.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -32,14 +34,14 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 
 from genqueue.lifecycle import State
-from genqueue.messages import Cancelled, Chunk, Event, Failed, Finished, Reset, Started
-from genqueue_ops.chaos_plan import Order
+from genqueue.messages import Cancelled, Chunk, Event, Failed, Finished, Started
+from genqueue_ops.chaos_orders import Order
 
 LATE_S = 10.0
 OVERLAP_S = 1.0
-_RECOVERY_S = 3.0
-"""How long after an outage of Redis or of the subscriptions a cancel counts as one that fell into it."""
 _TERMINAL: dict[type[Event], State] = {Finished: State.FINISHED, Failed: State.FAILED, Cancelled: State.CANCELLED}
+_NEAR_S = 0.2
+"""How exactly the moments are known at which a clock was set, or something was forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +55,78 @@ class Span:
         """How much of both is the same time."""
         return max(0.0, min(self.ended_s, other.ended_s) - max(self.began_s, other.began_s))
 
+    def has(self, moment_s: float) -> bool:
+        """Whether a moment is in it, or near it."""
+        return self.began_s - _NEAR_S <= moment_s <= self.ended_s + _NEAR_S
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Redis's clock: from which moments on by how many seconds it was ahead; the first moment is 0."""
+
+    changes: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
+
+    def moment_s(self, stamp_s: float, after_s: float) -> float:
+        """When it showed this, not before ``after_s``; one that was set back shows some times twice."""
+        ends_s = [*(began_s for began_s, _ in self.changes[1:]), float("inf")]
+        for (began_s, ahead_s), ended_s in zip(self.changes, ends_s, strict=True):
+            moment_s = stamp_s - ahead_s
+            if Span(began_s, ended_s).has(moment_s) and moment_s >= after_s - _NEAR_S:
+                return moment_s
+        return after_s
+
 
 @dataclass(slots=True)
 class Outages:
-    """What was done to the parts; workers by process id, endpoints by generator."""
+    """What was done to the parts; workers by process id, endpoints by generator.
+
+    Attributes:
+        redis: when it was away, for all or for those whose connections were cut.
+        slow: when the way to it was slow, or its clock was set.
+        forgotten: of which time it may have forgotten what it answered.
+        logins: when an endpoint showed a login page to all: whoever asks it then is told, and a dead letter.
+        leases_s, names: of each worker.
+    """
 
     redis: list[Span] = field(default_factory=list)
+    slow: list[Span] = field(default_factory=list)
+    forgotten: list[Span] = field(default_factory=list)
     endpoints: dict[str, list[Span]] = field(default_factory=dict)
+    logins: dict[str, list[Span]] = field(default_factory=dict)
     frozen: dict[int, list[Span]] = field(default_factory=dict)
     killed_s: dict[int, float] = field(default_factory=dict)
     leaving_s: dict[int, float] = field(default_factory=dict)
     readers_cut_s: list[float] = field(default_factory=list)
+    leases_s: dict[int, float] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def hard_times(self) -> list[Span]:
+        """When no figure says anything of what it measures."""
+        return [*self.redis, *self.slow]
+
+    def may_forget(self, moment_s: float | None) -> bool:
+        """Whether what was answered then may be forgotten."""
+        return moment_s is not None and any(span.has(moment_s) for span in self.forgotten)
+
+    def may_forget_of(self, life: Span) -> bool:
+        """Whether anything that was answered meanwhile may be forgotten."""
+        return any(span.overlap_s(Span(life.began_s - _NEAR_S, life.ended_s + _NEAR_S)) for span in self.forgotten)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request to a model server, from its journal; ``closed_s`` is the server's death where it died."""
+    """One request to a model server, from its journal; ``closed_s`` is the server's death where it died.
+
+    ``sent`` is the text that came behind the prompt, as if the model had said it.
+    """
 
     worker_pid: int
     began_s: float
     closed_s: float
     tokens: int
     server_died: bool = False
+    sent: str = ""
 
     @property
     def span(self) -> Span:
@@ -87,35 +139,59 @@ class Trace:
     """What was seen of one generation.
 
     Attributes:
-        seen: when which event reached its reader, over all returns of that reader.
-        log: the events as read once more at the end.
+        asked_s, accepted_s: when it was submitted, and when that was answered; the last time, of several.
+        gone_s: when somebody was told that there is no such generation: (accepted, told).
+        is_gone: whether there is none in the end, though its reader knew one.
+        seen: when which chunk reached its reader, over all returns of that reader.
+        read: what its reader has in the end: the chunks' texts joined, or the new text where it was given one.
+        read_s: when its reader knew the end.
+        voided: what its reader had when it was told that another text takes its place.
+        contradicted: what the error had as delivered, where that was something else.
+        late: what one who came at the end was given from its place on, and what that must be.
+        log: the events as read at the end, their moments of our clock.
         away: when its reader was away on purpose.
-        state, ended_s, completion_tokens: the registry's; None where it did not end.
+        state, submitted_s, ended_s, completion_tokens: the registry's; None where it did not end.
+        waited_s: from submit to end by Redis's clock.
         text: the result's, or the partial one that the error carries.
         finish_reason: the result's; of what ended otherwise, the error's kind (expired, cancelled …).
         cancel_s, cancel_said: when ``cancel()`` was called, and what it returned.
-        error: what a producer or reader was told that it should not have been.
+        errors: what a producer or reader was told that it should not have been.
     """
 
     order: Order
     generation_id: str = ""
+    asked_s: float = 0.0
+    accepted_s: float = 0.0
+    gone_s: list[tuple[float, float]] = field(default_factory=list)
+    is_gone: bool = False
     submitted_s: float = 0.0
-    seen: list[tuple[float, Event]] = field(default_factory=list)
+    seen: list[tuple[float, Chunk]] = field(default_factory=list)
+    read: str = ""
+    read_s: float = 0.0
+    voided: list[str] = field(default_factory=list)
+    contradicted: list[str] = field(default_factory=list)
+    late: tuple[str, str] = ("", "")
     log: list[Event] = field(default_factory=list)
     away: list[Span] = field(default_factory=list)
     state: State | None = None
     ended_s: float | None = None
+    waited_s: float = 0.0
     completion_tokens: int | None = None
     text: str = ""
     finish_reason: str | None = None
     cancel_s: float | None = None
     cancel_said: bool | None = None
-    error: str | None = None
+    errors: list[str] = field(default_factory=list)
 
     @property
     def attempts(self) -> dict[int, Started]:
         """The attempts by number."""
         return {event.attempt: event for event in self.log if isinstance(event, Started)}
+
+    @property
+    def life(self) -> Span:
+        """From its submit to its end, or to what its reader last saw."""
+        return Span(self.asked_s, max(self.ended_s or 0.0, self.read_s, self.cancel_s or 0.0))
 
 
 @dataclass(slots=True)
@@ -149,22 +225,16 @@ class Finding:
 def judge(trace: Trace, calls: Sequence[Call], outages: Outages) -> Finding:
     """The verdict on one generation; ``calls`` are those made for it."""
     found = Finding()
-    _judge_text(trace, found)
-    found.faults += [*_numbers(trace), *_end(trace)]
+    is_sure = not outages.may_forget_of(trace.life)
+    whole = _whole_texts(trace, calls, outages)
+    _judge_texts(trace, whole, is_sure, found)
+    found.faults += [*trace.errors, *_sent(trace, calls, whole), *_forgotten(trace, outages)]
+    if trace.is_gone:
+        return found
+    found.faults += [*_numbers(trace, is_sure), *_end(trace, outages), *_usage(trace, whole)]
     found.silent_s = _silent_s(trace, outages)
     found.twice_s = _twice_s(trace, calls, outages)
     return found
-
-
-def assembled(events: Iterable[Event]) -> str:
-    """The text that a reader has who follows the events' rules."""
-    parts: list[str] = []
-    for event in events:
-        if isinstance(event, Reset):
-            parts = []
-        elif isinstance(event, Chunk):
-            parts.append(event.text)
-    return "".join(parts)
 
 
 def differences(expected: str, got: str) -> tuple[int, int]:
@@ -179,28 +249,54 @@ def differences(expected: str, got: str) -> tuple[int, int]:
     return missing, extra
 
 
-def _judge_text(trace: Trace, found: Finding) -> None:
-    texts = [trace.text]
-    if trace.order.stream and trace.state is not None:
-        texts.append(assembled(event for _, event in trace.seen))
-    for text in texts:
-        expected = trace.order.text
-        if trace.state in (State.FAILED, State.CANCELLED):
-            expected = expected[: len(text)]
-        lost, doubled = differences(expected, text)
-        found.lost, found.doubled = max(found.lost, lost), max(found.doubled, doubled)
-    if texts[-1] != trace.text:
-        found.faults.append(f"its reader has {len(texts[-1])} characters, {len(trace.text)} are kept")
+def _whole_texts(trace: Trace, calls: Sequence[Call], outages: Outages) -> dict[str, str]:
+    """The whole texts that it may have, by worker; the last one's attempt comes last."""
+    pids = [*(call.worker_pid for call in calls), *(pid_of(started) for started in trace.attempts.values())]
+    names = [outages.names.get(pid, "") for pid in pids]
+    return {name: trace.order.text_by(name) for name in reversed(dict.fromkeys([*reversed(names), ""]))}
 
 
-def _numbers(trace: Trace) -> list[str]:
+def _judge_texts(trace: Trace, whole: dict[str, str], is_sure: bool, found: Finding) -> None:
+    texts = list(whole.values())
+    last = texts[-1:] if is_sure else texts
+    is_finished = trace.state is State.FINISHED
+    _compare(trace.text, last if is_finished else _beginnings(texts, trace.text), found)
+    for shown in [*trace.voided, *([trace.read] if trace.state is None else [])]:
+        _compare(shown, _beginnings(texts, shown), found)
+    if trace.state is None:
+        return
+    if is_finished or is_sure:
+        _compare(trace.read, last if is_finished else _beginnings(texts, trace.read), found)
+    else:  # it may have ended before that was forgotten
+        _compare(trace.read, [*texts, *_beginnings(texts, trace.read)], found)
+    if is_sure and trace.read != trace.text and not (trace.order.varies and not is_finished):
+        found.faults.append(f"its reader has {len(trace.read)} characters, {len(trace.text)} are kept")
+    if is_sure and trace.contradicted:
+        found.faults.append("the error that says that the text began anew has not what was delivered")
+    got, due = trace.late
+    _compare(got, [due], found)
+
+
+def _compare(text: str, allowed: Sequence[str], found: Finding) -> None:
+    """Count what differs from the nearest of those that it may be."""
+    if text in allowed:
+        return
+    lost, doubled = min((differences(expected, text) for expected in allowed), key=sum)
+    found.lost, found.doubled = max(found.lost, lost), max(found.doubled, doubled)
+
+
+def _beginnings(texts: Iterable[str], text: str) -> list[str]:
+    return [whole[: len(text)] for whole in texts]
+
+
+def _numbers(trace: Trace, is_sure: bool) -> list[str]:
     faults = []
-    for name, events in (("reader", [event for _, event in trace.seen]), ("log", trace.log)):
-        numbers = [event.seq for event in events]
-        if numbers != list(range(1, len(numbers) + 1)):
-            faults.append(f"the {name}'s events are not numbered 1, 2, 3 …: {_compact(numbers)}")
-    if [event for _, event in trace.seen] != trace.log:
-        faults.append(f"reader ({len(trace.seen)} events) and log ({len(trace.log)}) disagree")
+    numbers = [event.seq for event in trace.log]
+    if numbers != list(range(1, len(numbers) + 1)):
+        faults.append(f"the log's events are not numbered 1, 2, 3 …: {_compact(numbers)}")
+    shown = [chunk.seq for _, chunk in trace.seen]
+    if is_sure and any(before >= after for before, after in pairwise(shown)):
+        faults.append(f"its reader was given chunks out of order, or twice: {shown}")
     attempts = [event.attempt for event in trace.log]
     if attempts != sorted(attempts):
         faults.append("an earlier attempt wrote behind a later one")
@@ -213,72 +309,110 @@ def _compact(numbers: list[int]) -> str:
     )
 
 
-def _end(trace: Trace) -> list[str]:
+def _sent(trace: Trace, calls: Sequence[Call], whole: dict[str, str]) -> list[str]:
+    """A continuation's prompt ends with the text so far, but for white space at its end."""
+    return [
+        f"the model was sent {len(call.sent)} characters that it never said"
+        for call in calls
+        if not any(text.startswith(call.sent) for text in whole.values())
+    ]
+
+
+def _forgotten(trace: Trace, outages: Outages) -> list[str]:
+    return [
+        f"it was accepted {told_s - accepted_s:.1f} s before somebody was told that there is none"
+        for accepted_s, told_s in trace.gone_s
+        if not outages.may_forget(accepted_s)
+    ]
+
+
+def _end(trace: Trace, outages: Outages) -> list[str]:
     order, faults = trace.order, []
-    if trace.error is not None:
-        faults.append(trace.error)
     ends = [event for event in trace.log if type(event) in _TERMINAL]
     if len(ends) != 1 or trace.log[-1] is not ends[0]:
-        return [*faults, f"{len(ends)} ends in its log, must be one and the last"]
+        return [f"{len(ends)} ends in its log, must be one and the last"]
     if trace.state is not _TERMINAL[type(ends[0])]:
         faults.append(f"its log ends with {ends[0].type}, the registry says {trace.state}")
     match trace.finish_reason:
         case "cancelled":
             is_due = trace.cancel_s is not None and trace.state is State.CANCELLED
         case "expired":
-            waited_s = (trace.ended_s or 0.0) - trace.submitted_s
+            waited_s = max(trace.waited_s, (trace.ended_s or 0.0) - trace.submitted_s)
             is_due = order.deadline_s is not None and waited_s > order.deadline_s - 0.5 and trace.state is State.FAILED
+        case "rejected":
+            logins = outages.logins.get(order.generator, ())
+            is_due = order.meets_login or any(span.overlap_s(trace.life) for span in logins)
         case reason:
-            is_due = reason == order.ends and trace.state is State.FINISHED
+            is_due = reason == order.finish_reason and trace.state is State.FINISHED
     if not is_due:
         faults.append(f"it ended as {trace.state} ({trace.finish_reason}), which nobody asked for")
-    if trace.cancel_said is not None and trace.cancel_said != (trace.state is State.CANCELLED):
+    is_cancelled = trace.state is State.CANCELLED
+    if trace.cancel_said not in (None, is_cancelled) and not outages.may_forget_of(trace.life):
         faults.append(f"cancel() said {trace.cancel_said}, it ended as {trace.state}")
-    tokens = trace.completion_tokens
-    told = {ends[0].completion_tokens} if isinstance(ends[0], Finished) else set()
-    if trace.state is State.FINISHED:
-        if {order.completion_tokens, *told} != {tokens}:
-            faults.append(f"usage says {tokens} tokens, its end {told}, it has {order.completion_tokens}")
-    elif tokens is None or tokens >= len(order.text_after) or order.text_after[tokens] != trace.text:
-        faults.append(f"usage says {tokens} tokens, which is not what its {len(trace.text)} characters have")
     return faults
+
+
+def _usage(trace: Trace, whole: dict[str, str]) -> list[str]:
+    if trace.state is None:
+        return []
+    order, tokens, is_finished = trace.order, trace.completion_tokens, trace.state is State.FINISHED
+    texts = [order.text_after(worker) for worker in whole]
+    right: set[int | None] = (
+        {order.completion_tokens} if is_finished else {n for after in texts for n in _places(after, trace.text)}
+    )
+    if order.is_chat and right and (not is_finished or len(trace.attempts) > 1):
+        # Of a part of a chat no server says how many tokens it took: its events with text are counted, or nothing said.
+        least = min(len({said for said in after if said and trace.text.startswith(said)}) for after in texts)
+        right = {None, *range(least, max(filter(None, right), default=0) + 1)}
+    told = {event.completion_tokens for event in trace.log if isinstance(event, Finished)}
+    if tokens in right and (tokens is None or told <= {tokens}):
+        return []
+    return [f"usage says {tokens} tokens, its end {told}, of its {len(trace.text)} characters; right: {right}"]
+
+
+def _places(texts: Sequence[str], text: str) -> Iterable[int]:
+    """After how many tokens a text is this one."""
+    return (tokens for tokens, said in enumerate(texts) if said == text)
 
 
 def _silent_s(trace: Trace, outages: Outages) -> float:
     order = trace.order
-    marks = [trace.submitted_s]
-    for at_s, event in trace.seen:
-        shows = isinstance(event, Started) if order.is_quiet else isinstance(event, Chunk) and event.text
-        if shows or type(event) in _TERMINAL:
-            marks.append(at_s)
-    pace_s = order.decode_s if order.is_quiet else order.itl_s
+    marks = [trace.submitted_s, trace.read_s]
+    if not order.is_quiet:
+        marks += [at_s for at_s, chunk in trace.seen if chunk.text]
+    if order.is_quiet or order.begins_anew:  # a reader who has the beginning waits for the rest of it
+        marks += [started.at for started in trace.attempts.values()]
+    marks.sort()
+    pace_s = order.decode_s if order.is_quiet or order.begins_anew else order.itl_s
     worst_s = 0.0
     for began_s, ended_s in pairwise(marks):
         gap = Span(began_s, ended_s)
         down = [span for span in outages.endpoints.get(order.generator, ()) if span.overlap_s(gap)]
-        excused_s = _covered_s(gap, [*outages.redis, *down, *trace.away])
+        excused_s = covered_s(gap, [*outages.redis, *down, *trace.away])
         worst_s = max(worst_s, ended_s - began_s - excused_s - pace_s)
     return worst_s
 
 
 def _twice_s(trace: Trace, calls: Sequence[Call], outages: Outages) -> float:
     worst_s = 0.0
-    made: Counter[int] = Counter()
-    for call in calls:
+    made: dict[int, Call] = {}
+    for call in sorted(calls, key=lambda call: call.began_s):
+        if outages.may_forget(call.began_s):
+            continue  # so may be that it began: nobody can know it
         attempt = attempt_of(trace, call)
-        made[attempt or 0] += 1
         if attempt is None:
             worst_s = max(worst_s, call.closed_s - call.began_s, 0.001)
             continue
+        before = made.setdefault(attempt, call)
+        if before is not call and (before.tokens or before.closed_s > call.began_s + 0.01):
+            worst_s = max(worst_s, 0.001)  # one that came to nothing may be made once more
         over_s = trace.attempts[attempt + 1].at if attempt + 1 in trace.attempts else trace.ended_s
         if over_s is None or over_s > call.closed_s:
             continue
         since = Span(over_s, call.closed_s)
         untold = [*outages.redis, *outages.frozen.get(call.worker_pid, ())]
-        too_long_s = call.closed_s - over_s - _covered_s(since, untold) - OVERLAP_S
+        too_long_s = call.closed_s - over_s - covered_s(since, untold) - OVERLAP_S
         worst_s = max(worst_s, too_long_s)
-    if any(count > 1 for count in made.values()):
-        worst_s = max(worst_s, 0.001)
     return worst_s
 
 
@@ -287,153 +421,52 @@ def attempt_of(trace: Trace, call: Call) -> int | None:
     made_by = [
         number
         for number, started in trace.attempts.items()
-        if _pid(started) == call.worker_pid and started.at <= call.began_s + 0.005
+        if pid_of(started) == call.worker_pid and started.at <= call.began_s + 0.005
     ]
     return max(made_by, default=None)
 
 
-def _pid(started: Started) -> int:
+def pid_of(started: Started) -> int:
+    """The process that began an attempt."""
     return int(started.worker.split(":")[-2])
 
 
-def _covered_s(gap: Span, spans: Iterable[Span]) -> float:
+def covered_s(gap: Span, spans: Iterable[Span]) -> float:
     """How much of a gap lies in any of the spans."""
-    covered_s, until_s = 0.0, gap.began_s
+    covered, until_s = 0.0, gap.began_s
     for span in sorted(spans, key=lambda span: span.began_s):
-        covered_s += span.overlap_s(Span(until_s, gap.ended_s)) if gap.ended_s > until_s else 0.0
+        covered += span.overlap_s(Span(until_s, gap.ended_s)) if gap.ended_s > until_s else 0.0
         until_s = max(until_s, span.ended_s)
-    return covered_s
+    return covered
 
 
 @dataclass(slots=True)
-class Delays:
-    """Seconds of what went its way, and how many fell into an outage of something else and count apart."""
+class Storm:
+    """Many that end at once in a deep queue.
 
-    seconds: list[float] = field(default_factory=list)
-    apart: int = 0
-
-    def add(self, delay_s: float, is_apart: bool) -> None:
-        """Count one."""
-        if is_apart:
-            self.apart += 1
-        else:
-            self.seconds.append(delay_s)
-
-    def extend(self, others: "Delays") -> None:
-        """Count others, too."""
-        self.seconds += others.seconds
-        self.apart += others.apart
-
-
-def takeovers(trace: Trace, calls: Sequence[Call], outages: Outages, *, drain_s: float) -> tuple[Delays, Delays]:
-    """How long until the next attempt began: after a kill or a freeze, and after a drain's end.
-
-    Of attempts whose call was open at that moment; apart are those during which Redis was down.
+    Attributes:
+        asked: how many were accepted.
+        ends: how many are known to have ended as what; what is gone is not among them.
+        gone_s: when those were accepted that nobody knows any more.
+        errors: what did not end at all.
     """
-    sudden, planned = Delays(), Delays()
-    for call in calls:
-        attempt, pid = attempt_of(trace, call), call.worker_pid
-        if attempt is None or attempt + 1 not in trace.attempts:
-            continue
-        next_s = trace.attempts[attempt + 1].at
-        moments = [(sudden, span.began_s) for span in outages.frozen.get(pid, ())]
-        if pid in outages.killed_s:
-            moments.append((sudden, outages.killed_s[pid]))
-        if pid in outages.leaving_s:
-            moments.append((planned, outages.leaving_s[pid] + drain_s))
-        for delays, lost_s in moments:
-            if call.began_s < lost_s <= call.closed_s + 0.2 and next_s > lost_s:
-                delays.add(next_s - lost_s, _covered_s(Span(lost_s, next_s), outages.redis) > 0)
-    return sudden, planned
+
+    kind: str
+    asked: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    gone_s: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
-def recoveries(trace: Trace, outages: Outages) -> Delays:
-    """How long after Redis came back a reader had the next text of a generation that was decoding when it went.
-
-    Apart are those whose attempt did not outlive the outage, or whose reader was away.
-    """
-    delays = Delays()
-    texts = [(at_s, event.attempt) for at_s, event in trace.seen if isinstance(event, Chunk) and event.text]
-    for outage in outages.redis:
-        for (last_s, attempt), (next_s, next_attempt) in pairwise(texts):
-            if outage.began_s - 1.0 < last_s < outage.ended_s <= next_s:
-                silence = Span(last_s, next_s)
-                is_apart = attempt != next_attempt or any(span.overlap_s(silence) for span in trace.away)
-                delays.add(next_s - outage.ended_s, is_apart)
-    return delays
-
-
-def taken_from_the_living(trace: Trace, calls: Sequence[Call], outages: Outages) -> int:
-    """How many attempts were superseded although their worker ran on with its call open."""
-    count = 0
-    for call in calls:
-        attempt, pid = attempt_of(trace, call), call.worker_pid
-        if attempt is not None and attempt + 1 in trace.attempts:
-            next_s = trace.attempts[attempt + 1].at
-            is_frozen = any(span.began_s <= next_s <= span.ended_s for span in outages.frozen.get(pid, ()))
-            count += next_s < call.closed_s - 0.001 and not is_frozen
-    return count
-
-
-def cancel_delay(trace: Trace, calls: Sequence[Call], outages: Outages) -> Delays:
-    """How long after ``cancel()`` was called its open call was closed, if there was one.
-
-    Apart are those for which Redis, the subscriptions or the worker were not there, or not long since.
-    """
-    delays = Delays()
-    if trace.cancel_s is None or trace.state is not State.CANCELLED:
-        return delays
-    for call in calls:
-        if call.began_s <= trace.cancel_s < call.closed_s:
-            around = Span(trace.cancel_s - _RECOVERY_S, call.closed_s)
-            stunned = [*outages.redis, *outages.frozen.get(call.worker_pid, ())]
-            moments_s = [*outages.readers_cut_s, outages.killed_s.get(call.worker_pid, math.inf)]
-            is_apart = (
-                any(span.overlap_s(around) for span in stunned)
-                or any(around.began_s < moment_s < around.ended_s + 0.2 for moment_s in moments_s)
-                or call.server_died
-            )
-            delays.add(call.closed_s - trace.cancel_s, is_apart)
-    return delays
-
-
-def thrown_away(trace: Trace, calls: Sequence[Call], outages: Outages, *, drain_s: float) -> Counter[str]:
-    """Tokens that servers made and nobody keeps, by cause; what cannot be told is in ``otherwise``.
-
-    What a call published is kept, unless a later attempt began anew.  Without publishing
-    (``stream=False``) the text is written once a second, and it cannot be told which call's it is.
-    """
-    wasted: Counter[str] = Counter()
-    resets = [event.attempt for event in trace.log if isinstance(event, Reset)]
-    published: Counter[int] = Counter()
-    for event in trace.log:
-        if isinstance(event, Chunk):
-            published[event.attempt] += len(event.tokens)
-    for call in calls:
-        attempt = attempt_of(trace, call) or 0
-        if any(attempt < reset for reset in resets):
-            wasted["begun anew"] += call.tokens
-        elif trace.order.stream and call.tokens > published[attempt]:
-            wasted[_cause(trace, call, attempt, outages, drain_s)] += call.tokens - published[attempt]
-    rest = sum(call.tokens for call in calls) - (trace.completion_tokens or 0) - wasted.total()
-    if rest:
-        wasted["otherwise" if trace.order.stream else "not published"] += rest
-    return wasted
-
-
-def _cause(trace: Trace, call: Call, attempt: int, outages: Outages, drain_s: float) -> str:
-    """Why not all of a call's tokens were published."""
-    pid = call.worker_pid
-    until_s = trace.attempts[attempt + 1].at if attempt + 1 in trace.attempts else call.closed_s
-    held = Span(call.began_s, max(until_s, call.closed_s))
-    if any(span.overlap_s(held) for span in outages.frozen.get(pid, ())):
-        return "worker frozen"
-    if held.began_s < outages.killed_s.get(pid, math.inf) < held.ended_s + 0.5:
-        return "worker killed"
-    if call.server_died:
-        return "server killed"
-    if abs(outages.leaving_s.get(pid, math.inf) + drain_s - call.closed_s) < 0.5:
-        return "handed over"
-    if attempt == max(trace.attempts) and trace.state is not State.FINISHED:
-        return "cancel or deadline"
-    return "otherwise"
+def judge_storm(storm: Storm, due: str, outages: Outages) -> list[str]:
+    """What is wrong with a storm: each must have ended as it was due, or with its text if it came first."""
+    faults = list(storm.errors)
+    others = {end: count for end, count in storm.ends.items() if end not in (due, "finished")}
+    if others:
+        faults.append(f"{storm.kind}: ended as {others}, due was {due}")
+    unexplained = [moment_s for moment_s in storm.gone_s if not outages.may_forget(moment_s)]
+    if unexplained:
+        faults.append(f"{storm.kind}: {len(unexplained)} are gone that no Redis may have forgotten")
+    if storm.ends.total() + len(storm.gone_s) != storm.asked:
+        faults.append(f"{storm.kind}: {storm.asked} were accepted, of {storm.ends.total()} the end is known")
+    return faults

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +119,12 @@ class LocalRedis:
             raise LocalRedisError(f"the local Redis on port {self.port} still runs (process {self.pid})")
         self._server.start()
 
+    @property
+    def append_file(self) -> Path | None:
+        """The file that its newest writes go to; None if it is not to be had (not opened with ``appendonly``)."""
+        parts = [*self.data_dir.glob("appendonlydir/*.incr.aof"), *self.data_dir.glob("appendonly.aof")]
+        return max(parts, key=lambda path: path.stat().st_mtime_ns, default=None)
+
     def pause(self) -> None:
         """Freeze the server (SIGSTOP): connections stay open and nothing answers."""
         self._server.process.send_signal(signal.SIGSTOP)
@@ -136,6 +142,8 @@ def local_redis(
     port: int = 0,
     data_dir: Path | None = None,
     acl_file: Path | None = None,
+    options: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[LocalRedis]:
     """Run a Redis on 127.0.0.1 for the length of a ``with`` block.
 
@@ -147,6 +155,8 @@ def local_redis(
         port: 0 takes a free one.
         data_dir: an existing folder, left in place; None makes one and removes it at the end.
         acl_file: Redis's users; None leaves everything to everybody.
+        options: further ones of Redis's own, by name; the fake one has none.
+        variables: of the server's environment, beside ours.
 
     Yields:
         The running server, which answers PING.  It ends with the block; on Linux also when this
@@ -165,7 +175,17 @@ def local_redis(
     if real is None and appendonly:
         raise LocalRedisError("fakeredis keeps its data in memory only: it cannot be opened with appendonly")
     with _folder(data_dir) as folder:
-        server = _start_on_free_port(real, folder, appendonly=appendonly, port=port, acl_file=acl_file)
+        given = {
+            "bind": "127.0.0.1",
+            "dir": str(folder),
+            "save": "",
+            "appendonly": "yes" if appendonly else "no",
+            # With `everysec` a kill may lose 2 s of what was answered: while an fsync is slow, Redis puts off writing.
+            "appendfsync": "always",
+            **({} if acl_file is None else {"aclfile": str(acl_file)}),
+            **(options or {}),
+        }
+        server = _start_on_free_port(real, folder, port, given, variables or {})
         try:
             yield LocalRedis(
                 url=f"redis://127.0.0.1:{server.port}/0",
@@ -181,8 +201,8 @@ def local_redis(
 class _Server(Child):
     """One server process at a time, started from the same command in the same folder."""
 
-    def __init__(self, command: list[str], folder: Path, port: int) -> None:
-        super().__init__("the local Redis", command, folder / "redis.log")
+    def __init__(self, command: list[str], folder: Path, port: int, variables: Mapping[str, str]) -> None:
+        super().__init__("the local Redis", command, folder / "redis.log", {**os.environ, **variables})
         self.port = port
 
     def start(self) -> None:
@@ -199,13 +219,12 @@ class _Server(Child):
 
 
 def _start_on_free_port(
-    real: RedisServer | None, folder: Path, *, appendonly: bool, port: int, acl_file: Path | None
+    real: RedisServer | None, folder: Path, port: int, options: Mapping[str, str], variables: Mapping[str, str]
 ) -> _Server:
     """Start the server; where the port may be chosen and is lost to another process, choose again."""
     for tries_left in reversed(range(_PORT_TRIES)):
         chosen = port or free_port()
-        command = _command(real, folder, appendonly=appendonly, port=chosen, acl_file=acl_file)
-        server = _Server(command, folder, chosen)
+        server = _Server(_command(real, chosen, options), folder, chosen, variables)
         try:
             server.start()
         except LocalRedisError as error:
@@ -216,23 +235,11 @@ def _start_on_free_port(
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def _command(
-    real: RedisServer | None, folder: Path, *, appendonly: bool, port: int, acl_file: Path | None
-) -> list[str]:
+def _command(real: RedisServer | None, port: int, options: Mapping[str, str]) -> list[str]:
     if real is None:
         return [sys.executable, "-m", "genqueue_ops.local_redis", str(port)]
-    options = {
-        "bind": "127.0.0.1",
-        "port": str(port),
-        "dir": str(folder),
-        "save": "",
-        "appendonly": "yes" if appendonly else "no",
-        # With `everysec` a kill may lose 2 s of what was answered: while an fsync is slow, Redis puts off writing.
-        "appendfsync": "always",
-    }
-    if acl_file is not None:
-        options["aclfile"] = str(acl_file)
-    return [real.program, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    given = {"port": str(port), **options}
+    return [real.program, *(word for name, value in given.items() for word in (f"--{name}", value))]
 
 
 def free_port() -> int:

@@ -1,108 +1,54 @@
-"""What a chaos run calls lost, doubled, at fault, late and run twice, case by case."""
+"""What a chaos run calls lost, doubled, at fault, late and run twice, case by case: each promise broken once."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from genqueue.lifecycle import State
-from genqueue.messages import Cancelled, Chunk, Failed, Finished, Reset, Resumed, Started
-from genqueue_ops.chaos_plan import Order
+from genqueue.messages import Cancelled, Failed, Reset, Resumed
+from genqueue_ops.chaos_orders import LOGIN
 from genqueue_ops.chaos_verdict import (
     LATE_S,
-    Call,
+    Clock,
     Outages,
     Span,
-    Trace,
+    Storm,
     attempt_of,
-    cancel_delay,
     differences,
     judge,
-    recoveries,
-    taken_from_the_living,
-    takeovers,
-    thrown_away,
+    judge_storm,
 )
 
-ORDER = Order(
-    number=1,
-    seed=1,
-    at_s=0.0,
-    generator="left",
-    tokens=20,
-    itl_s=0.1,
-    ends="length",
-    again="continue",
-    stream=True,
-    split_characters=False,
-    cancel_after_s=None,
-    deadline_s=None,
-    aways=(),
+from .chaos_history import (
+    NAMES,
+    NOTHING,
+    ONE,
+    ORDER,
+    PIECES,
+    RESTARTED,
+    TAKEN_OVER,
+    TWO,
+    WHOLE,
+    call,
+    chunk,
+    finished,
+    silent_for,
+    started,
+    trace_of,
 )
-PIECES = ORDER.pieces
-ONE, TWO = 11, 22  # process ids
 
 
-def token(text):
-    return (5, text, -0.5, False)
-
-
-def trace_of(*bodies, order=ORDER, tokens=20, text=None, **changes):
-    """A trace whose reader saw events at the given seconds: (at_s, kind of event, attempt, fields)."""
-    log, times_s = [], []
-    for seq, (at_s, kind, attempt, fields) in enumerate(bodies, 1):
-        log.append(kind(seq=seq, attempt=attempt, **fields))
-        times_s.append(at_s)
-    known = {
-        "generation_id": "id",
-        "state": State.FINISHED,
-        "ended_s": times_s[-1],
-        "completion_tokens": tokens,
-        "text": order.text if text is None else text,
-        "finish_reason": order.ends,
-    }
-    return Trace(order, seen=list(zip(times_s, log, strict=True)), log=log, **known | changes)
-
-
-def started(at_s, attempt=1, pid=ONE):
-    return (at_s, Started, attempt, {"at": at_s, "worker": f"host:{pid}:abc"})
-
-
-def chunk(at_s, first, last, attempt=1, text=None):
-    """The tokens ``first`` to ``last - 1``."""
-    pieces = PIECES[first:last]
-    fields = {"text": "".join(pieces) if text is None else text, "tokens": [token(piece) for piece in pieces]}
-    return (at_s, Chunk, attempt, fields)
-
-
-def finished(at_s, attempt=1, tokens=20):
-    return (at_s, Finished, attempt, {"finish_reason": "length", "completion_tokens": tokens})
-
-
-def call(began_s, closed_s, tokens=20, pid=ONE, **fields):
-    return Call(pid, began_s, closed_s, tokens, **fields)
-
-
-NOTHING = Outages()
-WHOLE = (started(1.0), chunk(1.1, 0, 10), chunk(2.0, 10, 20), finished(2.1))
-TAKEN_OVER = (
-    *(started(1.0), chunk(1.1, 0, 10), started(5.0, 2, TWO), (5.0, Resumed, 2, {})),
-    *(chunk(5.1, 10, 20, 2), finished(6.0, 2)),
-)
+def faults_of(trace, calls=(), outages=NOTHING):
+    return judge(trace, list(calls), outages).faults
 
 
 def test_what_nothing_befell_is_clean():
     assert judge(trace_of(*WHOLE), [call(1.0, 2.1)], NOTHING).is_clean
 
 
-def test_what_a_living_worker_lost_is_counted():
-    calls = [call(1.0, 5.5, 10), call(5.0, 6.0, 10, TWO)]
-    assert taken_from_the_living(trace_of(*TAKEN_OVER), calls, NOTHING) == 1
-    assert taken_from_the_living(trace_of(*TAKEN_OVER), calls, Outages(frozen={ONE: [Span(2.0, 5.4)]})) == 0
-    assert taken_from_the_living(trace_of(*WHOLE), [call(1.0, 2.1)], NOTHING) == 0
-
-
 def test_what_was_taken_over_is_clean():
-    calls = [call(1.0, 2.0, 10), call(5.0, 6.0, 10, TWO)]
+    calls = [call(1.0, 2.0, 10), call(5.0, 6.0, 10, TWO, sent="".join(PIECES[:10]).rstrip())]
     assert judge(trace_of(*TAKEN_OVER), calls, NOTHING).is_clean
 
 
@@ -120,6 +66,9 @@ def test_characters_are_counted_by_where_they_differ(got, expected):
     assert differences("one two three", got) == expected
 
 
+# -- texts ------------------------------------------------------------------------------------
+
+
 def test_a_reader_that_misses_a_chunk_has_lost_its_characters():
     found = judge(trace_of(started(1.0), chunk(1.1, 0, 10), chunk(2.0, 12, 20), finished(2.1)), [], NOTHING)
     assert found.lost == len("".join(PIECES[10:12])) and found.doubled == 0
@@ -134,12 +83,58 @@ def test_a_result_that_lacks_what_readers_had_has_lost_it():
     assert judge(trace_of(*WHOLE, text=ORDER.text[:-3]), [], NOTHING).lost == 3
 
 
+def test_a_result_that_is_doubled_is_so_also_where_redis_may_forget():
+    trace = trace_of(*WHOLE, text=ORDER.text + ORDER.text[-9:])
+    assert judge(trace, [], Outages(forgotten=[Span(1.5, 1.9)])).doubled == 9
+
+
+def test_who_comes_late_is_given_what_follows_its_place():
+    assert judge(trace_of(*WHOLE, late=("abc", "abc")), [], NOTHING).is_clean
+    assert judge(trace_of(*WHOLE, late=("bc", "abc")), [], NOTHING).lost == 1
+
+
+VARYING = replace(ORDER, again="asked", varies=True)
+NAMED = Outages(names=NAMES)
+FIRST_WORDS, OTHER_WORDS = VARYING.text_by("worker-1"), VARYING.text_by("worker-2")
+BEGUN_ANEW = (
+    *(started(1.0), chunk(1.1, 0, 1, text=FIRST_WORDS[:40]), started(5.0, 2, TWO), (5.0, Reset, 2, {})),
+    *(chunk(5.1, 0, 1, 2, text=OTHER_WORDS), finished(6.0, 2)),
+)
+
+
 def test_reset_forgets_what_came_before():
-    anew = (started(5.0, 2, TWO), (5.0, Reset, 2, {}), chunk(5.1, 0, 20, 2), finished(6.0, 2))
-    assert judge(trace_of(*WHOLE[:2], *anew), [], NOTHING).is_clean
+    assert judge(trace_of(*RESTARTED), [], NOTHING).is_clean
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost", "doubled"),
+    [
+        pytest.param({}, 0, 0, id="as it should"),
+        pytest.param({"read": FIRST_WORDS[:40] + OTHER_WORDS, "voided": []}, 0, 40, id="parts of both joined"),
+        pytest.param({"text": FIRST_WORDS}, 1, 1, id="the first one's text kept"),
+        pytest.param({"read": FIRST_WORDS}, 1, 1, id="the first one's text read"),
+        pytest.param({"voided": [FIRST_WORDS[1:40]]}, 1, 0, id="what was void had a hole"),
+    ],
+)
+def test_of_two_texts_one_is_whole_and_of_the_other_the_beginning_was_shown(changes, lost, doubled):
+    found = judge(trace_of(*BEGUN_ANEW, order=VARYING, **{"text": OTHER_WORDS} | changes), [], NAMED)
+    assert (found.lost >= lost, found.doubled >= doubled) == (True, True)
+    assert found.is_clean == (not (lost or doubled))
+
+
+def test_an_error_that_says_something_else_was_delivered_is_a_fault():
+    trace = trace_of(*BEGUN_ANEW, order=VARYING, text=OTHER_WORDS, contradicted=["another"])
+    assert any("not what was delivered" in fault for fault in faults_of(trace, outages=NAMED))
+
+
+def test_a_model_that_is_sent_what_it_never_said_is_a_fault():
+    doubled = "".join(PIECES[:10]) + "".join(PIECES[5:10])
+    calls = [call(1.0, 2.0, 10), call(5.0, 6.0, 10, TWO, sent=doubled)]
+    assert any("never said" in fault for fault in faults_of(trace_of(*TAKEN_OVER), calls))
 
 
 CANCELLED = {"state": State.CANCELLED, "finish_reason": "cancelled"}
+TEN = "".join(PIECES[:10])
 
 
 def cancelled(text, **changes):
@@ -148,13 +143,15 @@ def cancelled(text, **changes):
 
 
 def test_of_what_was_cancelled_the_beginning_is_kept():
-    assert judge(cancelled("".join(PIECES[:10])), [], NOTHING).is_clean
+    assert judge(cancelled(TEN), [], NOTHING).is_clean
     assert judge(cancelled("".join(PIECES[1:11])), [], NOTHING).lost > 0
 
 
+# -- faults -----------------------------------------------------------------------------------
+
 EXPIRED = {"state": State.FAILED, "finish_reason": "expired", "text": "", "tokens": 0}
 GONE = (9.0, Failed, 0, {"error": "expired", "message": "the deadline passed"})
-QUIET = replace(ORDER, stream=False)
+PATIENT = replace(ORDER, deadline_s=20.0)
 
 
 @pytest.mark.parametrize(
@@ -165,36 +162,114 @@ QUIET = replace(ORDER, stream=False)
         pytest.param(trace_of(*WHOLE, state=State.CANCELLED), "the registry says cancelled", id="another end"),
         pytest.param(trace_of(*WHOLE, finish_reason="eos_token"), "nobody asked for", id="another reason"),
         pytest.param(trace_of(GONE, **EXPIRED), "nobody asked for", id="expired without a deadline"),
-        pytest.param(
-            trace_of(GONE, order=replace(ORDER, deadline_s=20.0), **EXPIRED), "nobody asked for", id="expired too early"
-        ),
-        pytest.param(cancelled("".join(PIECES[:10]), cancel_s=None), "nobody asked for", id="cancelled by nobody"),
-        pytest.param(cancelled("".join(PIECES[:10]), cancel_said=False), "cancel() said False", id="cancel said no"),
+        pytest.param(trace_of(GONE, order=PATIENT, **EXPIRED), "nobody asked for", id="expired too early"),
+        pytest.param(cancelled(TEN, cancel_s=None), "nobody asked for", id="cancelled by nobody"),
+        pytest.param(cancelled(TEN, cancel_said=False), "cancel() said False", id="cancel said no"),
+        pytest.param(trace_of(*WHOLE, cancel_s=1.5, cancel_said=True), "cancel() said True", id="not cancelled"),
         pytest.param(trace_of(*WHOLE, tokens=21), "usage says 21", id="a token too many"),
         pytest.param(trace_of(*WHOLE[:3], finished(2.1, tokens=19)), "its end {19}", id="the end counts otherwise"),
-        pytest.param(cancelled("".join(PIECES[:10]), tokens=11), "usage says 11", id="partial usage"),
-        pytest.param(trace_of(*WHOLE, error="no end within the run's time"), "no end within", id="told an error"),
+        pytest.param(cancelled(TEN, tokens=11), "usage says 11", id="partial usage"),
+        pytest.param(trace_of(*WHOLE, errors=["no end within the run's time"]), "no end within", id="told an error"),
         pytest.param(trace_of(*TAKEN_OVER[:3], chunk(5.1, 10, 20, 1), finished(6.0, 2)), "behind a later", id="fence"),
+        pytest.param(trace_of(*WHOLE, gone_s=[(1.0, 3.0)]), "told that there is none", id="gone for no reason"),
+        pytest.param(trace_of(*WHOLE, read=ORDER.text[:-1]), "are kept", id="reader and result disagree"),
     ],
 )
 def test_what_is_a_fault(trace, fault):
-    assert any(fault in said for said in judge(trace, [], NOTHING).faults)
+    assert any(fault in said for said in faults_of(trace)), faults_of(trace)
 
 
-def test_an_event_that_came_twice_or_not_at_all_is_a_fault():
-    for changed in (lambda seen: [*seen[:2], *seen[1:]], lambda seen: [*seen[:1], *seen[2:]]):
+def test_what_expired_late_enough_by_either_clock_is_due():
+    ended = {"read_s": 9.0, "order": replace(PATIENT, deadline_s=15.0)}
+    assert faults_of(trace_of(GONE, **EXPIRED, **ended, waited_s=15.1)) == []
+    assert faults_of(trace_of(GONE, **EXPIRED, **ended, submitted_s=-6.5)) == []
+    assert faults_of(trace_of(GONE, **EXPIRED, **ended, waited_s=8.0)) != []
+
+
+def test_a_continued_chat_may_be_counted_by_its_events_with_text():
+    chat = replace(ORDER, number=2, is_chat=True, split_characters=True)
+    with_text = sum(map(bool, chat.pieces))
+    assert with_text < chat.tokens
+
+    def is_fault(tokens, bodies):
+        trace = trace_of(*bodies, order=chat, tokens=tokens, read=chat.text)
+        return any("usage" in fault for fault in faults_of(trace))
+
+    for tokens, is_right in ((20, True), (with_text, True), (21, False), (with_text - 1, False)):
+        assert is_fault(tokens, (*TAKEN_OVER[:-1], finished(6.0, 2, tokens=tokens))) != is_right
+    assert is_fault(with_text, (*WHOLE[:-1], finished(2.1, tokens=with_text)))  # its server said how many
+
+
+def test_who_meets_a_login_page_may_be_rejected_and_nobody_else():
+    ended = (2.0, Failed, 1, {"error": "rejected", "message": "a web page"})
+    rejected = {"state": State.FAILED, "finish_reason": "rejected", "text": TEN, "tokens": 10}
+    bodies = (*WHOLE[:2], ended)
+    greeted = replace(ORDER, mishaps=({**LOGIN, "times": 1},))
+    assert faults_of(trace_of(*bodies, **rejected)) != []
+    said = (started(1.0), chunk(1.1, 0, 10, pieces=greeted.pieces), ended)
+    shown = rejected | {"text": "".join(greeted.pieces[:10])}
+    assert faults_of(trace_of(*said, **shown, order=greeted)) == []
+    assert faults_of(trace_of(*bodies, **rejected), outages=Outages(logins={"left": [Span(1.5, 3.0)]})) == []
+    assert faults_of(trace_of(*bodies, **rejected), outages=Outages(logins={"right": [Span(1.5, 3.0)]})) != []
+    assert faults_of(trace_of(*bodies, **rejected), outages=Outages(logins={"left": [Span(4.0, 5.0)]})) != []
+
+
+def test_an_event_that_the_log_lacks_or_has_twice_is_a_fault():
+    for changed in (lambda log: [*log[:2], *log[1:]], lambda log: [*log[:1], *log[2:]]):
         trace = trace_of(*WHOLE)
-        trace.seen = changed(trace.seen)
-        assert any("numbered" in said for said in judge(trace, [], NOTHING).faults)
-        assert any("disagree" in said for said in judge(trace, [], NOTHING).faults)
+        trace.log = changed(trace.log)
+        assert any("numbered" in said for said in faults_of(trace))
 
 
-def silent_for(gap_s, attempt=1, order=ORDER):
-    after_s = 1.1 + gap_s
-    rest = (started(after_s, 2, TWO),) if attempt == 2 else ()
-    return trace_of(
-        started(1.0), chunk(1.1, 0, 10), *rest, chunk(after_s, 10, 20, attempt), finished(after_s, attempt), order=order
-    )
+def test_chunks_out_of_order_are_a_fault():
+    trace = trace_of(*WHOLE)
+    trace.seen.reverse()
+    assert any("out of order" in said for said in faults_of(trace))
+
+
+# -- what Redis may forget --------------------------------------------------------------------
+
+
+def forgetting(began_s, ended_s):
+    return Outages(forgotten=[Span(began_s, ended_s)], redis=[Span(ended_s, ended_s + 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("trace", "span"),
+    [
+        pytest.param(trace_of(*WHOLE, gone_s=[(0.5, 1.0)]), (0.4, 0.8), id="a submit"),
+        pytest.param(trace_of(*WHOLE, cancel_s=1.5, cancel_said=True), (1.4, 1.8), id="a cancel"),
+    ],
+)
+def test_what_may_be_forgotten_is_no_fault_then_and_only_then(trace, span):
+    assert faults_of(trace, outages=forgetting(*span)) == []
+    assert faults_of(trace, outages=forgetting(8.0, 9.0)) != []
+
+
+def test_what_is_gone_in_the_end_has_shown_a_right_text():
+    gone = trace_of(*WHOLE, state=None, is_gone=True, gone_s=[(1.5, 9.0)], text="")
+    gone.log = []
+    assert judge(gone, [], forgetting(1.4, 1.8)).is_clean
+    assert not judge(gone, [], NOTHING).is_clean
+    gone.read = gone.read[:-1] + "?"
+    assert judge(gone, [], forgetting(1.4, 1.8)).doubled == 1
+
+
+def test_an_attempt_that_may_be_forgotten_may_have_made_its_call():
+    calls = [call(1.0, 2.1), call(1.5, 2.0, 3, TWO)]
+    assert judge(trace_of(*WHOLE), calls, forgetting(1.4, 1.8)).twice_s == 0
+    assert judge(trace_of(*WHOLE), calls, forgetting(8.0, 9.0)).twice_s > 0
+
+
+def test_a_reader_may_have_another_text_than_is_kept_only_if_an_end_may_be_forgotten():
+    trace = trace_of(*BEGUN_ANEW, order=VARYING, text=OTHER_WORDS, read=FIRST_WORDS, voided=[])
+    assert judge(trace, [], replace(forgetting(1.4, 1.8), names=NAMES)).is_clean
+    assert not judge(trace, [], replace(forgetting(18.0, 19.0), names=NAMES)).is_clean
+
+
+# -- late -------------------------------------------------------------------------------------
+
+QUIET = replace(ORDER, stream=False)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +277,9 @@ def silent_for(gap_s, attempt=1, order=ORDER):
     [
         pytest.param(silent_for(LATE_S), NOTHING, 0.0, id="in time"),
         pytest.param(silent_for(LATE_S + 5.1), NOTHING, 5.0, id="late"),
-        pytest.param(silent_for(LATE_S + 5.1), Outages(redis=[Span(2.0, 7.1)]), 0.0, id="redis down"),
-        pytest.param(silent_for(LATE_S + 5.1), Outages(redis=[Span(0.0, 3.1)]), 3.0, id="redis down for a part"),
+        pytest.param(silent_for(LATE_S + 5.1), Outages(redis=[Span(2.0, 7.1)]), 0.0, id="redis away"),
+        pytest.param(silent_for(LATE_S + 5.1), Outages(redis=[Span(0.0, 3.1)]), 3.0, id="redis away for a part"),
+        pytest.param(silent_for(LATE_S + 5.1), Outages(slow=[Span(2.0, 7.1)]), 5.0, id="a slow way is no excuse"),
         pytest.param(
             silent_for(LATE_S + 5.1, attempt=2),
             Outages(endpoints={"left": [Span(2.0, 4.0)]}),
@@ -221,8 +297,6 @@ def silent_for(gap_s, attempt=1, order=ORDER):
     ],
 )
 def test_what_is_late(trace, outages, late_s):
-    if trace.order.stream is False:
-        trace.submitted_s = trace.seen[0][0]
     found = judge(trace, [], outages)
     assert found.silent_s == pytest.approx(LATE_S + late_s, abs=0.11)
     assert found.is_late == (late_s > 0)
@@ -233,6 +307,12 @@ def test_a_reader_that_was_away_itself_is_not_late():
     trace.away = [Span(2.0, 8.0)]
     assert not judge(trace, [], NOTHING).is_late
 
+
+def test_one_that_never_ended_was_silent_until_its_reader_gave_up():
+    assert judge(trace_of(*WHOLE[:2], state=None, read_s=40.0), [], NOTHING).is_late
+
+
+# -- run twice --------------------------------------------------------------------------------
 
 FIRST, SECOND = call(1.0, 9.0, 80), call(5.0, 6.0, 10, TWO)
 
@@ -247,6 +327,9 @@ FIRST, SECOND = call(1.0, 9.0, 80), call(5.0, 6.0, 10, TWO)
         pytest.param([FIRST, SECOND], Outages(redis=[Span(4.0, 8.0)]), 0.0, id="nobody could tell it"),
         pytest.param([call(1.0, 2.0), call(5.0, 9.0, 10, TWO)], NOTHING, 2.0, id="went on behind the end"),
         pytest.param([call(1.0, 2.0), call(1.5, 2.0), SECOND], NOTHING, 0.001, id="twice in one attempt"),
+        pytest.param([call(1.0, 1.2, 0), call(1.3, 2.0), SECOND], NOTHING, 0.0, id="once more for one of nothing"),
+        pytest.param([call(1.0, 1.2, 3), call(1.3, 2.0), SECOND], NOTHING, 0.001, id="once more for one with text"),
+        pytest.param([call(1.0, 1.5, 0), call(1.3, 2.0), SECOND], NOTHING, 0.001, id="two at once"),
         pytest.param([call(1.0, 2.0, pid=33), SECOND], NOTHING, 1.0, id="nobody's attempt"),
     ],
 )
@@ -261,84 +344,41 @@ def test_a_call_belongs_to_its_workers_newest_attempt():
     assert attempt_of(trace, call(0.5, 6.0)) is None
 
 
-@pytest.mark.parametrize(
-    ("outages", "sudden_s", "planned_s", "apart"),
-    [
-        pytest.param(Outages(killed_s={ONE: 2.0}), [3.0], [], 0, id="killed"),
-        pytest.param(Outages(frozen={ONE: [Span(1.5, 9.0)]}), [3.5], [], 0, id="frozen"),
-        pytest.param(Outages(leaving_s={ONE: 1.2}), [], [3.3], 0, id="drained"),
-        pytest.param(Outages(killed_s={ONE: 2.0}, redis=[Span(3.0, 4.0)]), [], [], 1, id="redis was down"),
-        pytest.param(Outages(killed_s={ONE: 4.0}), [], [], 0, id="killed when it had no call"),
-        pytest.param(Outages(killed_s={TWO: 5.5}), [], [], 0, id="nobody had to go on"),
-    ],
-)
-def test_how_long_a_takeover_takes(outages, sudden_s, planned_s, apart):
-    calls = [call(1.0, 2.0, 10), call(5.0, 6.0, 10, TWO)]
-    sudden, planned = takeovers(trace_of(*TAKEN_OVER), calls, outages, drain_s=0.5)
-    assert sudden.seconds == pytest.approx(sudden_s)
-    assert planned.seconds == pytest.approx(planned_s)
-    assert sudden.apart + planned.apart == apart
+# -- clocks and storms ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("trace", "redis", "seconds", "apart"),
+    ("stamp_s", "after_s", "moment_s"),
     [
-        pytest.param(silent_for(6.0), Span(1.5, 5.1), [2.0], 0, id="the next text"),
-        pytest.param(silent_for(6.0, attempt=2), Span(1.5, 5.1), [], 1, id="another attempt's"),
-        pytest.param(silent_for(6.0), Span(3.0, 5.1), [], 0, id="silent before"),
-        pytest.param(silent_for(6.0), Span(1.5, 9.0), [], 0, id="ended before"),
+        pytest.param(50.0, 0.0, 50.0, id="before it was set"),
+        pytest.param(120.0, 0.0, 180.0, id="set back"),
+        pytest.param(90.0, 0.0, 90.0, id="twice: the first time"),
+        pytest.param(90.0, 110.0, 150.0, id="twice: the second time"),
+        pytest.param(500.0, 0.0, 500.0, id="right again"),
+        pytest.param(190.0, 30.0, 30.0, id="never"),
     ],
 )
-def test_how_long_it_takes_after_redis_came_back(trace, redis, seconds, apart):
-    delays = recoveries(trace, Outages(redis=[redis]))
-    assert delays.seconds == pytest.approx(seconds)
-    assert delays.apart == apart
+def test_when_a_clock_that_was_set_back_showed_a_time(stamp_s, after_s, moment_s):
+    clock = Clock(((0.0, 0.0), (100.0, -60.0), (220.0, 0.0)))
+    assert clock.moment_s(stamp_s, after_s) == moment_s
 
 
 @pytest.mark.parametrize(
-    ("outages", "seconds", "apart"),
+    ("storm", "fault"),
     [
-        pytest.param(NOTHING, [0.05], 0, id="usual"),
-        pytest.param(Outages(redis=[Span(0.5, 1.0)]), [], 1, id="just after an outage"),
-        pytest.param(Outages(readers_cut_s=[1.0]), [], 1, id="subscriptions cut"),
-        pytest.param(Outages(frozen={ONE: [Span(1.5, 9.0)]}), [], 1, id="its worker slept"),
-        pytest.param(Outages(frozen={TWO: [Span(1.5, 9.0)]}), [0.05], 0, id="another slept"),
+        pytest.param(Storm("s", 3, Counter(cancelled=2, finished=1)), None, id="clean"),
+        pytest.param(Storm("s", 3, Counter(cancelled=2, expired=1)), "expired", id="another end"),
+        pytest.param(Storm("s", 3, Counter(cancelled=2)), "of 2 the end is known", id="one without an end"),
+        pytest.param(Storm("s", 3, Counter(cancelled=2), [5.0]), "1 are gone", id="gone for no reason"),
+        pytest.param(Storm("s", 3, Counter(cancelled=2), [1.5]), None, id="forgotten"),
+        pytest.param(Storm("s", 0, errors=["it did not end"]), "did not end", id="told"),
     ],
 )
-def test_how_long_a_cancel_takes(outages, seconds, apart):
-    delays = cancel_delay(cancelled(""), [call(1.0, 1.95)], outages)
-    assert delays.seconds == pytest.approx(seconds)
-    assert delays.apart == apart
-    assert cancel_delay(cancelled(""), [call(1.0, 1.5)], outages).seconds == []  # nothing was open
+def test_each_of_a_storm_ends_as_it_is_due(storm, fault):
+    faults = judge_storm(storm, "cancelled", Outages(forgotten=[Span(1.0, 2.0)]))
+    assert (faults == []) if fault is None else any(fault in said for said in faults)
 
 
-RESTARTED = (
-    *(started(1.0), chunk(1.1, 0, 10), started(5.0, 2, TWO), (5.0, Reset, 2, {})),
-    *(chunk(5.1, 0, 20, 2), finished(6.0, 2)),
-)
-
-
-@pytest.mark.parametrize(
-    ("trace", "first_tokens", "outages", "wasted"),
-    [
-        pytest.param(trace_of(*TAKEN_OVER), 10, NOTHING, {}, id="nothing"),
-        pytest.param(
-            trace_of(*TAKEN_OVER), 12, Outages(killed_s={ONE: 2.0}), {"worker killed": 2}, id="not flushed when killed"
-        ),
-        pytest.param(
-            trace_of(*TAKEN_OVER),
-            70,
-            Outages(frozen={ONE: [Span(1.5, 1.9)]}),
-            {"worker frozen": 60},
-            id="made for one that slept",
-        ),
-        pytest.param(trace_of(*TAKEN_OVER), 11, Outages(leaving_s={ONE: 1.5}), {"handed over": 1}, id="drained"),
-        pytest.param(trace_of(*TAKEN_OVER), 11, Outages(killed_s={ONE: 9.0}), {"otherwise": 1}, id="killed much later"),
-        pytest.param(trace_of(*RESTARTED), 12, Outages(killed_s={ONE: 2.0}), {"begun anew": 12}, id="all of it"),
-        pytest.param(trace_of(*TAKEN_OVER, order=QUIET), 13, NOTHING, {"not published": 3}, id="cannot be told"),
-    ],
-)
-def test_whose_fault_it_is_that_tokens_are_thrown_away(trace, first_tokens, outages, wasted):
-    second_tokens = 20 if trace.log[3].type == "reset" else 10
-    calls = [call(1.0, 2.0, first_tokens), call(5.0, 6.0, second_tokens, TWO)]
-    assert dict(thrown_away(trace, calls, outages, drain_s=0.5)) == wasted
+def test_resumed_is_no_reset():
+    assert not any(event.type == "reset" for event in trace_of(*TAKEN_OVER).log)
+    assert any(isinstance(event, Resumed) for event in trace_of(*TAKEN_OVER).log)
