@@ -123,15 +123,21 @@ class FunctionCall(_Open):
 
 
 class ToolCall(_Open):
-    """A call that an assistant made in an earlier answer."""
+    """A call that an assistant made in an earlier answer; workers of today give each an id."""
 
-    id: str
+    id: str | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
+_IN_PLACE_OF_TEXT = (REASONING_FIELD, "reasoning", "refusal", "function_call")
+
+
 class Message(_Open):
-    """One message; ``tool_call_id`` says which call a tool's message answers."""
+    """One message; ``tool_call_id`` says which call a tool's message answers.
+
+    An assistant's may be whatever an answer was: a text, tool calls, thoughts alone or a refusal.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | tuple[ContentPart, ...] | None = None
@@ -149,10 +155,24 @@ class Message(_Open):
             raise ValueError("Input should be a valid string or a list of parts")
         return value
 
+    @field_validator("tool_calls", mode="before")
+    @classmethod
+    def _calls_or_none(cls, value: object) -> object:
+        return value or None if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_content(cls, value: object) -> object:
+        # Of an answer without text servers want the empty text, unless it calls tools.
+        if not isinstance(value, dict) or value.get("role") != "assistant" or value.get("content") is not None:
+            return value
+        stands_for_it = not value.get("tool_calls") and any(value.get(name) for name in _IN_PLACE_OF_TEXT)
+        return {**value, "content": ""} if stands_for_it else value
+
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.content is None and not (self.role == "assistant" and self.tool_calls):
-            raise ValueError("content: needed, unless an assistant's tool_calls stand for it")
+            raise ValueError("content: needed, unless an assistant's tool_calls, reasoning or refusal stand for it")
         return self
 
 

@@ -29,6 +29,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from genqueue.chat import (
     I32,
     MAX_STOP_WORDS,
+    REASONING_FIELD,
     U64,
     ChatKwargs,
     Message,
@@ -462,14 +463,36 @@ class GenerationResult(BaseModel):
     was continued by deltas that are no tokens),
     ``completion_start_time`` (ISO 8601, UTC; None for an empty text), ``generator``,
     ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.timing.timings`).  A chat's
-    may also hold ``tool_calls``, as OpenAI has them, ``reasoning``, ``logprobs``, and ``refusal``:
-    the part of the reply that OpenAI's models say in place of their answer.
+    may also hold ``tool_calls``, as OpenAI has them, each with an id, ``unreadable_tool_calls`` (the places among
+    them, from 0, of those whose arguments are no JSON object), ``reasoning``, ``reasoning_field`` (the server's
+    word for it, if it is not :data:`~genqueue.chat.REASONING_FIELD`), ``logprobs``, and ``refusal``: the part of
+    the reply that OpenAI's models say in place of their answer.
     """
 
     model_config = ConfigDict(frozen=True)
 
     replies: list[str]
     meta: list[dict[str, Any]]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer to a chat as a message, for the next turn's ``messages``.
+
+        It has ``role``, ``content`` (None where tool calls stand for a text), ``tool_calls`` if there are any, and
+        what the model thought under the server's own word for it.  A refusal is the content.
+        """
+        text, meta = self.replies[0], self.meta[0]
+        calls, reasoning = meta.get("tool_calls"), meta.get("reasoning")
+        message: dict[str, Any] = {"role": "assistant", "content": (text or None) if calls else text}
+        field = meta.get("reasoning_field", REASONING_FIELD)
+        if reasoning and field == "content":  # as parts, by those who say it so
+            thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": reasoning}]}
+            message["content"] = [thoughts, *([{"type": "text", "text": text}] if text else [])]
+        elif reasoning:
+            message[field] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        return message
 
 
 class Outcome(BaseModel):

@@ -11,6 +11,7 @@ from genqueue.messages import (
     Chunk,
     GenerationKwargs,
     GenerationRequest,
+    GenerationResult,
     ToolCallDelta,
     chunk_body,
     read_event,
@@ -54,6 +55,67 @@ def test_a_message_goes_on_as_it_came(message):
     received = GenerationRequest.model_validate_json(request.to_wire())
     assert (received, received.given) == (request, [message])
     assert received.fingerprint() == request.fingerprint()
+
+
+def answered(text="", **meta):
+    return GenerationResult(replies=[text], meta=[meta])
+
+
+LONG_ID = {**CALL, "id": "call_1__thought__" + "A" * 4000}
+NO_JSON = {**CALL, "function": {"name": "f", "arguments": '{"x":'}}
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        pytest.param(answered("Hi"), {"content": "Hi"}, id="text"),
+        pytest.param(answered(""), {"content": ""}, id="nothing"),
+        pytest.param(answered("No.", refusal="No."), {"content": "No."}, id="refusal"),
+        pytest.param(answered("", tool_calls=[CALL]), {"tool_calls": [CALL]}, id="tool-calls"),
+        pytest.param(answered("Hm.", tool_calls=[LONG_ID]), {"content": "Hm.", "tool_calls": [LONG_ID]}, id="long-id"),
+        pytest.param(answered("", tool_calls=[NO_JSON]), {"tool_calls": [NO_JSON]}, id="arguments-are-no-json"),
+        pytest.param(answered("", reasoning="Hm"), {"content": "", "reasoning_content": "Hm"}, id="thoughts-alone"),
+        pytest.param(
+            answered("a", reasoning="Hm", reasoning_field="reasoning"), {"content": "a", "reasoning": "Hm"}, id="vllm"
+        ),
+        pytest.param(
+            answered("a", reasoning="Hm", reasoning_field="content"),
+            {"content": [THOUGHT, {"type": "text", "text": "a"}]},
+            id="mistral",
+        ),
+        pytest.param(
+            answered("", reasoning="Hm", reasoning_field="content", tool_calls=[CALL]),
+            {"content": [THOUGHT], "tool_calls": [CALL]},
+            id="mistral-calls",
+        ),
+    ],
+)
+def test_a_results_message_can_be_handed_back_as_it_is(result, message):
+    given = read_request({"messages": [USER, result.message, USER]}).given
+    assert given == [USER, {"role": "assistant", **message}, USER]
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        pytest.param({"content": None, "reasoning": "Hm"}, {"content": "", "reasoning": "Hm"}, id="thoughts"),
+        pytest.param({"reasoning_content": "Hm"}, {"content": "", "reasoning_content": "Hm"}, id="thoughts-alone"),
+        pytest.param({"content": None, "refusal": "No"}, {"content": "", "refusal": "No"}, id="refusal"),
+        pytest.param({"content": "a", "tool_calls": []}, {"content": "a"}, id="no-calls"),
+        pytest.param(
+            {"tool_calls": [{**CALL, "id": None}]}, {"tool_calls": [{k: CALL[k] for k in ("type", "function")}]}
+        ),
+    ],
+)
+def test_a_message_made_of_an_answer_by_hand_is_taken(message, sent):
+    assert read_request({"messages": [{"role": "assistant", **message}]}).given == [{"role": "assistant", **sent}]
+
+
+@pytest.mark.parametrize("message", [{}, {"content": None}, {"content": None, "tool_calls": []}, {"refusal": ""}])
+def test_an_assistant_that_says_nothing_is_refused(message):
+    with pytest.raises(InvalidRequestError, match="content: needed, unless an assistant's tool_calls"):
+        read_request({"messages": [{"role": "assistant", **message}]})
 
 
 def test_what_an_earlier_answer_left_empty_is_not_sent():

@@ -118,6 +118,11 @@ class Halves:
             value, self._half = value[:-1], value[-1]
         return value
 
+    @property
+    def waits(self) -> bool:
+        """Whether half a character is kept."""
+        return bool(self._half)
+
     def rest(self) -> str:
         """What still waits: no next will come."""
         half, self._half = self._half, ""
@@ -144,7 +149,7 @@ def said_in(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     said = choice.get("delta") or choice.get("message") or {}
     if isinstance(said, str):
         return {"content": said}
-    if not isinstance(said, Mapping):
+    if type(said) is not dict:
         raise TypeError(f"a delta is {type(said).__name__}")
     if "content" not in said:
         found = said.get("text") or choice.get("text")

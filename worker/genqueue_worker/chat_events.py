@@ -50,6 +50,38 @@ class Said:
     unread: Set[str] = frozenset()
 
 
+def plain_text(event: Any) -> str | None:
+    """The text of an event that says nothing else, as nearly all do; None of any other, which :func:`read_event` reads.
+
+    This is done for every token: what follows from it is the same, in a third of the time.
+    """
+    try:
+        (choice,) = event["choices"]
+        delta = choice["delta"]
+        content = delta["content"]
+        if (
+            type(content) is not str
+            or not content
+            or choice.get("finish_reason")
+            or choice.get("logprobs")
+            or choice.get("index")
+            or event.get("usage")
+            or event.get("error") is not None
+        ):
+            return None
+        if len(delta) > 1 and (
+            delta.get("tool_calls")
+            or delta.get("reasoning_content")
+            or delta.get("reasoning")
+            or delta.get("refusal")
+            or delta.get("function_call")
+        ):
+            return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return content
+
+
 def read_event(event: Mapping[str, Any]) -> Said:
     """What one event, or a whole answer, says.
 
@@ -57,7 +89,7 @@ def read_event(event: Mapping[str, Any]) -> Said:
         TypeError, KeyError, AttributeError: it is none of a chat (:data:`genqueue_worker.server_errors.UNREADABLE`).
     """
     usage = event.get("usage")
-    said = Said(usage if isinstance(usage, Mapping) else None)
+    said = Said(usage if type(usage) is dict else None)
     choice = first_choice(event.get("choices") or ())
     if choice is None:
         if "choices" not in event and usage is None:
@@ -70,7 +102,7 @@ def read_event(event: Mapping[str, Any]) -> Said:
     if said.reasoning:
         said.reasoning_field = "content"
     for field in _REASONING:
-        if thought := "".join(content_of(delta.get(field))):
+        if (value := delta.get(field)) and (thought := "".join(content_of(value))):
             said.reasoning += thought
             said.reasoning_field = field
             break

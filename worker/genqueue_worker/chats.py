@@ -7,13 +7,13 @@ belongs to :mod:`genqueue_worker.tool_calls`'.  How the call is made is :mod:`ge
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from genqueue.chat import REASONING_FIELD
 from genqueue.messages import GenerationRequest
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.answers import GIVEN_UP, Halves, encodable, integer, read_json
-from genqueue_worker.chat_events import Said, read_event
+from genqueue_worker.chat_events import Said, plain_text, read_event
 from genqueue_worker.event_stream import DONE
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
@@ -101,6 +101,20 @@ class ChatAnswer:
         Raises:
             UpstreamError: the event is an error, or nobody can read it.
         """
+        try:
+            event = from_json(data)
+        except ValueError:
+            return self._take_oddity(data)
+        plain = plain_text(event)
+        if plain is None or self._halves[0].waits:
+            self._take(event, data)
+        else:
+            self._came = True
+            self._sink.push_delta(plain)
+        return True
+
+    def _take_oddity(self, data: bytes) -> bool:
+        """As :meth:`take`, for what the fast reader does not read: half a character is none for it."""
         try:
             event = read_json(data)
         except ValueError:

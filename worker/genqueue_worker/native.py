@@ -51,6 +51,20 @@ class NativeAnswer:
         """
         try:
             event = from_json(data)
+            said = event["token"]
+            is_all = not (event.get("generated_text") is not None or "error" in event or event.get("top_tokens"))
+            read = token(said["id"], said["text"], said.get("logprob"), said["special"]) if is_all else None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            read = None
+        if read is None or self._halves is not None:
+            return self._take_more(data)
+        self._sink.push(read, "" if read.special else read.text)
+        return True
+
+    def _take_more(self, data: bytes) -> bool:
+        """As :meth:`take`, whatever the event is."""
+        try:
+            event = from_json(data)
         except ValueError:
             event = self._read_oddity(data)
         try:

@@ -111,7 +111,7 @@ def error_in(event: Any) -> UpstreamFacts | None:
     Raises:
         TypeError: the event is no object.
     """
-    if not isinstance(event, Mapping):
+    if type(event) is not dict:
         raise TypeError("an event is no object")
     error = event.get("error")
     if error is None and ("choices" in event or "token" in event):

@@ -1,0 +1,34 @@
+"""What one event of a chat says: the short way says the same as the long one."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genqueue_worker.chat_events import Said, plain_text, read_event
+
+VALUES = st.sampled_from([None, "", "a", 0, 1, [], {}, ["a"], {"a": 1}])
+DELTAS = st.dictionaries(
+    st.sampled_from(
+        ["role", "content", "reasoning", "reasoning_content", "tool_calls", "function_call", "refusal", "x"]
+    ),
+    VALUES,
+)
+CHOICES = st.fixed_dictionaries(
+    {"delta": DELTAS | VALUES},
+    optional={"index": VALUES, "finish_reason": VALUES, "logprobs": VALUES, "message": VALUES, "text": VALUES},
+)
+EVENTS = st.fixed_dictionaries({"choices": st.lists(CHOICES, max_size=2)}, optional={"usage": VALUES, "error": VALUES})
+
+
+@given(EVENTS | VALUES)
+def test_a_plain_text_is_all_that_its_event_says(event):
+    text = plain_text(event)
+    if text is not None:
+        assert read_event(event) == Said(None, is_of_this_answer=True, content=text)
+
+
+def test_nearly_every_event_is_one():
+    event = {
+        "choices": [{"index": 0, "delta": {"role": "assistant", "content": "a", "tool_calls": None}}],
+        "usage": None,
+    }
+    assert plain_text(event) == "a"
