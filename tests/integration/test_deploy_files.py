@@ -100,6 +100,28 @@ def test_no_service_has_rights_it_does_not_need_or_listens_to_the_network(servic
             assert service["read_only"] is True, name
 
 
+@pytest.mark.parametrize("is_there", [False, True], ids=["new", "there-and-readable"])
+def test_the_file_of_passwords_is_nobody_elses_from_the_start(tmp_path, is_there):
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl")
+    page = (ROOT / "docs/deploy.md").read_text()
+    block = re.search(r"```sh\n(.*?> \.env\)\n)", page, re.DOTALL)[1]
+    if is_there:
+        (tmp_path / ".env").write_text("OLD=1\n")
+        (tmp_path / ".env").chmod(0o644)
+    # Looked at before the first password is in it, and at the end.
+    watched = block.replace("} > .env)", "} > .env; stat -c %a .env)").replace("{  ", "{ stat -c %a .env >&2;  ")
+    done = subprocess.run(
+        ["sh", "-c", f"umask 022\n{watched}"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert {*done.stdout.split(), *done.stderr.split()} == {"600"}
+    names = [line.partition("=")[0] for line in (tmp_path / ".env").read_text().splitlines()]
+    assert names == [
+        *(f"REDIS_{user}_PASSWORD" for user in ("PRODUCER", "WORKER", "FLOWER", "OPERATOR")),
+        *("FLOWER_BASIC_AUTH", "GRAFANA_PASSWORD"),
+    ]
+
+
 def test_a_stopping_worker_has_time_to_drain(services):
     drain_s = int(services["worker"]["environment"]["GENQUEUE_DRAIN_S"])
     assert drain_s == Settings.model_fields["drain_s"].default
