@@ -859,6 +859,11 @@ def info() -> Call[dict[str, str]]:
     return Call(("INFO",), decode)
 
 
+def may_say(*command: str) -> Call[bool]:
+    """Whether our user may: asked without a line in the ACL log, which Redis 7 or newer can; an older one refuses."""
+    return Call(("EVAL", "return redis.acl_check_cmd(unpack(ARGV)) and 1 or 0", "0", *command), bool)
+
+
 def snapshot_rules() -> Call[str]:
     """``save``: after how many seconds and changes Redis writes a snapshot; "" for never."""
 

@@ -5,36 +5,55 @@ queued in transactions that are discarded, and what may sleep at no cost is not 
 """
 
 import contextlib
+import grp
 import http.client
 import os
+import pwd
 import ssl
 import time
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from genqueue import calls, doctor
-from genqueue.address import read_address, without_secrets
-from genqueue.doctor import EndpointSeen, Facts, Finding
+from genqueue.address import read_address, secrets_of, without_secrets
+from genqueue.doctor import EndpointSeen, Facts, FileSeen, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.rights import COMMANDS, Role, trials
-from genqueue.settings import GeneratorSettings, Settings, is_sendable, load_settings, mistyped
+from genqueue.settings import (
+    GeneratorSettings,
+    Settings,
+    is_sendable,
+    load_settings,
+    mistyped,
+    read_settings_file,
+    settings_file,
+)
 from genqueue.store import Store
 
 _CONNECT_S = 3.0
 
+T = TypeVar("T")
+
 
 def examine(role: Role | None) -> list[Finding]:
     """All findings; without a role that of our user, where it is one of ours, else a worker's if it has generators."""
+    of_file = _look_at_file()
     try:
         settings = load_settings()
     except ConfigError as error:
-        return [Finding("fail", "settings", str(error), "mend that key; README.md, Configuration, has all of them")]
+        return [
+            *of_file,
+            Finding("fail", "settings", str(error), "mend that key; README.md, Configuration, has all of them"),
+        ]
     address = read_address(settings.redis_url)
     chosen = role or _role_of(address.username) or ("worker" if settings.generators else "producer")
     names = ", ".join(sorted(settings.generators)) or "none"
-    known = [Finding("ok", "settings", f"role {chosen}; generators: {names}")]
+    known = [Finding("ok", "settings", f"role {chosen}; generators: {names}"), *of_file]
     known += [
         Finding("warn", "settings", f"nobody reads {variable}", f"call it {like} if that is meant, else drop it")
         for variable, like in mistyped(os.environ).items()
@@ -72,10 +91,12 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
     except StoreError as error:
         overview_error = str(error)
     whole = [*queued, *live]
+    noted: list[str] = []
     return Facts(
         hello=store.ask(calls.hello()),
-        info=store.ask(calls.info()),
-        save=store.ask(calls.snapshot_rules()),
+        info=_ask_unnoted(store, calls.info(), noted),
+        save=_ask_unnoted(store, calls.snapshot_rules(), noted),
+        noted=noted,
         refused=None if refused is None else [whole[index] for index in refused],
         clock_ahead_s=None if redis_s is None else began + took_s / 2 - redis_s,
         clock_bound_s=took_s / 2,
@@ -85,6 +106,69 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
         missing_tokens=settings.missing_tokens(os.environ) if role == "worker" else {},
         broken_tokens=_broken_tokens(settings) if role == "worker" else {},
     )
+
+
+def _ask_unnoted(store: Store, call: calls.Call[T], noted: list[str]) -> T | None:
+    """As :meth:`Store.ask`, but what we may not say is not said; it is ``noted`` where Redis cannot tell before."""
+    words = [str(word) for word in call.arguments]
+    may = store.ask(calls.may_say(*words))
+    if may is False:
+        return None
+    answer = store.ask(call)
+    if answer is None and may is None:
+        noted.append(" ".join(words))
+    return answer
+
+
+def _look_at_file() -> list[Finding]:
+    path = settings_file()
+    try:
+        if path is None:
+            return []
+        return doctor.judge_file(_file(path))
+    except (OSError, ConfigError):
+        return []  # that it cannot be read is said by whoever reads it
+
+
+def _file(path: Path) -> FileSeen:
+    about, folder = path.stat(), path.resolve().parent.stat()
+    return FileSeen(
+        path=str(path),
+        mode=about.st_mode,
+        owner=about.st_uid,
+        group_is_owners=_is_private_group(about.st_gid, about.st_uid),
+        folder_mode=folder.st_mode,
+        folder_owner=folder.st_uid,
+        folder_group_is_owners=_is_private_group(folder.st_gid, folder.st_uid),
+        is_read_only=bool(os.statvfs(path).f_flag & os.ST_RDONLY),
+        holds_secrets=_holds_secrets(read_settings_file(path)),
+        us=os.geteuid(),
+    )
+
+
+def _is_private_group(group: int, user: int) -> bool:
+    """Whether nobody but ``user`` is in it, as where each user has a group of the same name."""
+    try:
+        found, owner = grp.getgrgid(group), pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return found.gr_name == owner.pw_name and set(found.gr_mem) <= {owner.pw_name}
+
+
+def _holds_secrets(tables: Mapping[str, Any]) -> bool:
+    """Whether a settings file has a password or a header's value in it."""
+    redis_url = urlsplit(str(tables.get("redis_url", "")))
+    if redis_url.password or "password=" in redis_url.query:
+        return True
+    generators = tables.get("generators")
+    for generator in generators.values() if isinstance(generators, dict) else ():
+        params = generator.get("api_params") if isinstance(generator, dict) else None
+        if not isinstance(params, dict):
+            continue
+        urls = [params.get("url"), *(params.get("urls") or ())]
+        if params.get("headers") or any(secrets_of(url) for url in urls if isinstance(url, str)):
+            return True
+    return False
 
 
 def _endpoints(settings: Settings) -> list[EndpointSeen]:

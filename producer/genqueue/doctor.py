@@ -4,6 +4,7 @@ Pure: :mod:`genqueue.checkup` gathers the facts.  No finding shows a password, a
 address with one.
 """
 
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -34,6 +35,32 @@ class Finding:
     what: str
     seen: str
     do: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSeen:
+    """The settings file, and who may change or read it.
+
+    Attributes:
+        path: as it was named.
+        mode: of the file, as ``stat`` has it; ``folder_mode`` of its folder.
+        owner: user id; ``folder_owner`` the folder's.
+        group_is_owners: whether nobody else is in its group; ``folder_group_is_owners`` in the folder's.
+        is_read_only: whether nobody can write where it lies: a mounted secret of Kubernetes, for one.
+        holds_secrets: whether there is a password or a header's value in it.
+        us: the user id of this process.
+    """
+
+    path: str
+    mode: int
+    owner: int
+    group_is_owners: bool
+    folder_mode: int
+    folder_owner: int
+    folder_group_is_owners: bool
+    is_read_only: bool
+    holds_secrets: bool
+    us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +98,7 @@ class Facts:
         endpoints: the model servers of the settings.
         missing_tokens: for each generator the variables of its token, none of which is set.
         broken_tokens: for each generator the variable of a token that no request can carry.
+        noted: commands whose refusal Redis has written into its ACL log because this was looked at.
     """
 
     hello: Mapping[str, str] | None
@@ -84,6 +112,7 @@ class Facts:
     endpoints: Sequence[EndpointSeen] = ()
     missing_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
     broken_tokens: Mapping[str, str] = field(default_factory=dict)
+    noted: Sequence[str] = ()
 
     @property
     def version(self) -> str:
@@ -96,6 +125,7 @@ def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Findi
     found = [
         *_server(facts),
         *_rights(role, facts, user),
+        *_noted(facts, user),
         *_clock(facts),
         *(
             Finding(
@@ -119,6 +149,30 @@ def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Findi
             return found  # it neither may nor needs to see them
         return [*found, Finding("fail", "queues and workers", facts.overview_error, "see the findings above")]
     return [*found, *_queues(facts.overview), *_workers(facts.overview), *_agreement(settings, facts.overview)]
+
+
+def judge_file(seen: FileSeen) -> list[Finding]:
+    """Whether somebody else can change the settings file, and send the workers' tokens and prompts where they like."""
+    what = f"settings file {seen.path}"
+    found = []
+    others = stat.S_IWOTH | (0 if seen.group_is_owners else stat.S_IWGRP)
+    mode = f"mode {stat.S_IMODE(seen.mode):04o}"
+    if seen.owner not in {0, seen.us}:
+        do = f"have it belong to root or to this user: it says where the workers' tokens are sent (chown {seen.us})"
+        found.append(Finding("warn", what, f"belongs to user {seen.owner}", do))
+    if seen.mode & others and not seen.is_read_only:
+        do = f"chmod go-w {seen.path}: it says where the workers' tokens are sent"
+        found.append(Finding("warn", what, f"others may write it ({mode})", do))
+    others = stat.S_IWOTH | (0 if seen.folder_group_is_owners else stat.S_IWGRP)
+    may_replace = seen.folder_mode & others and not seen.folder_mode & stat.S_ISVTX
+    if (may_replace or seen.folder_owner not in {0, seen.us}) and not seen.is_read_only:
+        do = "move it, or chmod go-w its folder: it says where the workers' tokens are sent"
+        found.append(Finding("warn", what, "others may put another in its place: they may write its folder", do))
+    others = stat.S_IROTH | (0 if seen.group_is_owners else stat.S_IRGRP)
+    if seen.holds_secrets and seen.mode & others:
+        do = f"chmod go-r {seen.path}: it holds a password or a header's value"
+        found.append(Finding("warn", what, f"others may read it ({mode})", do))
+    return found
 
 
 def has_failed(findings: Sequence[Finding]) -> bool:
@@ -258,6 +312,13 @@ def _lacking(what: str, user: str, right: str, on: Sequence[str], *, has_selecto
         f"{user} may not say {right.upper().replace('|', ' ')}{where}",
         f"ACL SETUSER {user} {rule} ({note})",
     )
+
+
+def _noted(facts: Facts, user: str) -> list[Finding]:
+    if not facts.noted:
+        return []
+    seen = f"has lines of {user!r} for {', '.join(facts.noted)}: before Redis 7 nobody can ask without them"
+    return [Finding("ok", "ACL log", seen)]
 
 
 def _clock(facts: Facts) -> list[Finding]:

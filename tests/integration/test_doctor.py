@@ -24,19 +24,10 @@ def guarded(tmp_path_factory):
         if as_role(server.url, "worker") == server.url:
             pytest.skip(f"these rules need Redis 7, here is {server.kind}")
         yield server
-        forgive_what_doctor_asks_in_vain(server)
-
-
-def forgive_what_doctor_asks_in_vain(server):
-    """That a role may not say INFO and CONFIG is no fault; whatever else it was refused is."""
-    with redis.Redis.from_url(server.url) as operator:
-        others = [
-            one
-            for one in refusals(operator)
-            if one.split()[2] not in {"info", "config|get"} and not one.startswith("lame ")
-        ]
-        operator.acl_log_reset()
-    assert others == []
+        with redis.Redis.from_url(server.url) as operator:
+            others = [one for one in refusals(operator) if not one.startswith("lame ")]
+            operator.acl_log_reset()
+        assert others == []
 
 
 def run_doctor(url, *options, cwd, **changed):
@@ -63,6 +54,7 @@ def test_each_role_has_the_rights_it_needs_and_what_it_may_not_see_is_no_failure
         before = operator.dbsize()
         done = run_doctor(as_role(guarded.url, role), "--role", role, "--json", cwd=tmp_path)
         assert operator.dbsize() == before
+        assert refusals(operator) == []  # so that an empty ACL log means something where doctor runs from cron
     found = levels(done)
     assert found[f"rights of a {role}"] == "ok"
     assert found["version"] == "ok"
@@ -304,11 +296,37 @@ def test_a_variable_that_nobody_reads_is_a_warning(closed_port, tmp_path):
     assert f"warn  settings: nobody reads GENQUEUE_LEASE\n      -> {wanted}\n" in done.stdout
 
 
+def test_a_settings_file_that_others_may_change_or_read_is_a_warning(closed_port, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir(mode=0o700)
+    path = folder / "genqueue.toml"
+    path.write_text(
+        '[generators.g]\napi_type = "text_generation_inference"\n'
+        'api_params = { url = "http://127.0.0.1:1", headers = { x-key = "canary-of-header" } }\n'
+    )
+
+    def warnings(mode, folder_mode=0o700):
+        path.chmod(mode)
+        folder.chmod(folder_mode)
+        done = run_doctor(f"redis://127.0.0.1:{closed_port}/0", "--json", cwd=folder)
+        assert "canary" not in done.stdout + done.stderr
+        found = json.loads(done.stdout)["findings"]
+        return [one["seen"] for one in found if one["what"] == "settings file genqueue.toml"]
+
+    assert warnings(0o600) == []
+    assert warnings(0o644) == ["others may read it (mode 0644)"]
+    assert warnings(0o666) == ["others may write it (mode 0666)", "others may read it (mode 0666)"]
+    assert warnings(0o600, 0o777) == ["others may put another in its place: they may write its folder"]
+    path.write_text("lease = 3\n")  # what cannot be used can be somebody else's work as well
+    assert warnings(0o666) == ["others may write it (mode 0666)"]
+
+
 def test_with_a_worker_all_is_well(worker, queue_redis, tmp_path):
     done = run_doctor(worker.producer_url, "--json", cwd=tmp_path)
     found = levels(done)
     assert (found["workers"], found["rights of a producer"], found["redis"]) == ("ok", "ok", "ok")
-    forgive_what_doctor_asks_in_vain(queue_redis)
+    with redis.Redis.from_url(queue_redis.url) as operator:
+        assert refusals(operator) == []
 
 
 def test_a_producer_alone_can_run_it(tmp_path, closed_port):

@@ -6,7 +6,7 @@ import pytest
 
 from genqueue import doctor
 from genqueue.calls import Overview, QueueStatus, WorkerStatus
-from genqueue.doctor import EndpointSeen, Facts
+from genqueue.doctor import EndpointSeen, Facts, FileSeen
 from genqueue.rights import Trial
 from genqueue.settings import Settings
 
@@ -52,6 +52,61 @@ def test_where_all_is_well_nothing_is_to_be_done():
     assert trouble() == []
     assert [one.do for one in judged()] == [""] * len(judged())
     assert not doctor.has_failed(judged())
+
+
+def test_lines_that_an_older_redis_logs_because_of_us_are_named():
+    (found,) = [one for one in judged(noted=["INFO", "CONFIG GET save"]) if one.what == "ACL log"]
+    assert (found.level, found.do) == ("ok", "")
+    assert "'someone' for INFO, CONFIG GET save" in found.seen
+
+
+OWN = FileSeen(
+    path="genqueue.toml",
+    mode=0o100600,
+    owner=1000,
+    group_is_owners=True,
+    folder_mode=0o40755,
+    folder_owner=1000,
+    folder_group_is_owners=True,
+    is_read_only=False,
+    holds_secrets=True,
+    us=1000,
+)
+WRITE, READ, REPLACE = "others may write", "others may read", "others may put another"
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        pytest.param({}, [], id="its-user's-alone"),
+        pytest.param({"owner": 0, "folder_owner": 0}, [], id="root's"),
+        pytest.param({"mode": 0o100664, "holds_secrets": False}, [], id="in-a-group-of-its-user's-own"),
+        pytest.param({"mode": 0o100664, "holds_secrets": False, "group_is_owners": False}, [WRITE], id="its-group"),
+        pytest.param({"mode": 0o100666, "holds_secrets": False}, [WRITE], id="everybody-writes"),
+        pytest.param({"mode": 0o100602, "holds_secrets": True}, [WRITE], id="everybody-writes-and-may-not-read"),
+        pytest.param({"mode": 0o100644}, [READ], id="everybody-reads-secrets"),
+        pytest.param({"mode": 0o100640, "group_is_owners": False}, [READ], id="a-group-reads-secrets"),
+        pytest.param({"mode": 0o100640}, [], id="its-own-group-reads-secrets"),
+        pytest.param({"mode": 0o100644, "holds_secrets": False}, [], id="everybody-reads-what-is-no-secret"),
+        pytest.param({"mode": 0o100666}, [WRITE, READ], id="both"),
+        pytest.param({"folder_mode": 0o40777}, [REPLACE], id="folder-of-all"),
+        pytest.param({"folder_mode": 0o41777}, [], id="folder-of-all-where-each-keeps-their-own"),
+        pytest.param({"folder_mode": 0o40775, "folder_group_is_owners": False}, [REPLACE], id="folder-of-a-group"),
+        pytest.param({"folder_owner": 5}, [REPLACE], id="folder-of-another"),
+        pytest.param({"owner": 5}, ["belongs to user 5"], id="another's"),
+        pytest.param(
+            {"mode": 0o100666, "folder_mode": 0o40777, "is_read_only": True, "holds_secrets": False},
+            [],
+            id="mounted-read-only",
+        ),
+    ],
+)
+def test_who_can_change_or_read_the_settings_file(changed, expected):
+    found = doctor.judge_file(dataclasses.replace(OWN, **changed))
+    assert [one.level for one in found] == ["warn"] * len(expected)
+    for one, words in zip(found, expected, strict=True):
+        assert one.seen.startswith(words)
+        assert one.do
 
 
 GENERATOR = {"api_type": "text_generation_inference", "api_params": {"url": "http://a"}, "max_queue_depth": 100}
