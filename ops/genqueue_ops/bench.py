@@ -36,6 +36,7 @@ from genqueue_ops.bench_stack import (
     Contestant,
     Queue,
     Sample,
+    check_checkout,
     checkouts,
     configured,
     resident_mb,
@@ -53,10 +54,10 @@ Taken = dict[str, list[Sample]]
 
 
 def in_turns(
-    contestants: dict[str, Contestant], names: tuple[str, ...], rounds: int, take: Callable[[Contestant], Sample]
+    found: dict[str, Contestant], names: tuple[str, ...], rounds: int, take: Callable[[Contestant], Sample]
 ) -> Taken:
     """What each of ``names``, and the other checkout if there is one, takes each round; every other one backwards."""
-    taking = [contestants[name] for name in (*names, "before") if name in contestants]
+    taking = [found[name] for name in (*names, "before") if name in found]
     taken: Taken = {contestant.name: [] for contestant in taking}
     for number in range(rounds):
         for contestant in taking if number % 2 == 0 else reversed(taking):
@@ -97,27 +98,46 @@ def _result_kb(queue: Queue) -> float:
         return float(client.info("memory")["used_memory"] - before_bytes) / count / 1e3
 
 
-@contextmanager
-def submitting(against: Path | None) -> Iterator[Callable[[str], Sample]]:
-    """Measures how fast submits are, of ``queue`` or ``before``, each with a Redis where no worker runs."""
+def thousand(contestant: Contestant) -> Sample:
+    """1,000 streams at once."""
+    sample = contestant.run(Load("at-once", 1000, 100))
+    busy = 0 if contestant.queue is None else threads(contestant.queue.worker.process.pid)
+    return {**sample, "threads": busy}
+
+
+def submits(rounds: int, against: Path | None) -> Taken:
+    """How fast one process submits, to a Redis where no worker runs."""
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-bench-")))
+        taken: Taken = {}
         environs = {}
         for name, checkout in checkouts(against).items():
             own = folder / name
             own.mkdir()
             environs[name] = configured(own, opened.enter_context(local_redis()).url, "http://127.0.0.1:1", checkout)
+        for _ in range(rounds):
+            for name, environ in environs.items():
+                taken.setdefault(name, []).append(_submit(folder / name / "rates.json", environ))
+    return taken
 
-        def submit(name: str) -> Sample:
-            path = folder / name / "rates.json"
-            command = [sys.executable, "-P", "-m", "genqueue_ops.bench_enqueue", str(_SLICES), str(path)]
-            done = subprocess.run(command, env=environs[name], cwd=folder, capture_output=True, text=True)
-            if done.returncode:
-                raise ChildError(f"the submitting process failed:\n{done.stderr}")
-            rates: Sample = json.loads(path.read_text())
-            return {"streams": 0, **rates}
 
-        yield submit
+def _submit(path: Path, environ: dict[str, str]) -> Sample:
+    command = [sys.executable, "-P", "-m", "genqueue_ops.bench_enqueue", str(_SLICES), str(path)]
+    done = subprocess.run(command, env=environ, cwd=path.parent, capture_output=True, text=True)
+    if done.returncode:
+        raise ChildError(f"the submitting process failed:\n{done.stderr}")
+    rates: Sample = json.loads(path.read_text())
+    return {"streams": 0, **rates}
+
+
+@contextmanager
+def contestants(concurrency: int, against: Path | None, faults: list[str]) -> Iterator[dict[str, Contestant]]:
+    """All ways, for the length of a ``with`` block; at its end ``faults`` gets what was wrong with a stream."""
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-bench-")))
+        found = start_contestants(opened, folder, concurrency, against)
+        yield found
+        faults += [f"{each.name}: {fault}" for each in found.values() for fault in each.faults]
 
 
 def measure(
@@ -136,43 +156,21 @@ def measure(
         Part.CEILING: (timed, Load("turns", 400, 3, instant=True)),
     }
     if wanted & {*loads, Part.MEMORY}:
-        with _contestants(256, against) as contestants:
-            for contestant in contestants.values():  # connections, threads, code
+        with contestants(256, against, faults) as found:
+            for contestant in found.values():  # connections, threads, code
                 contestant.run(Load("at-once", 200, 3))
             for part, (names, load) in loads.items():
-                if part not in wanted:
-                    continue
-                crowd = _CROWD if part is Part.BESIDE else None
-                taken[part] = in_turns(contestants, names, rounds, partial(Contestant.run, load=load, crowd=crowd))
+                if part in wanted:
+                    crowd = _CROWD if part is Part.BESIDE else None
+                    taken[part] = in_turns(found, names, rounds, partial(Contestant.run, load=load, crowd=crowd))
             if Part.MEMORY in wanted:
-                taken[Part.MEMORY] = in_turns(contestants, ("queue",), 1, lambda each: memory(each, generations))
-            faults += [f"{each.name}: {fault}" for each in contestants.values() for fault in each.faults]
+                taken[Part.MEMORY] = in_turns(found, ("queue",), 1, partial(memory, generations=generations))
     if Part.ENQUEUE in wanted:
-        with submitting(against) as submit:
-            names = ("queue", "before") if against else ("queue",)
-            taken[Part.ENQUEUE] = {name: [] for name in names}
-            for _ in range(rounds):
-                for name in names:
-                    taken[Part.ENQUEUE][name].append(submit(name))
+        taken[Part.ENQUEUE] = submits(rounds, against)
     if Part.THOUSAND in wanted:
-        with _contestants(1056, against) as contestants:
-            load = Load("at-once", 1000, 100)
-
-            def run(contestant: Contestant) -> Sample:
-                sample = contestant.run(load)
-                busy = 0 if contestant.queue is None else threads(contestant.queue.worker.process.pid)
-                return {**sample, "threads": busy}
-
-            taken[Part.THOUSAND] = in_turns(contestants, ("raw", "queue"), min(rounds, 3), run)
-            faults += [f"{each.name}: {fault}" for each in contestants.values() for fault in each.faults]
+        with contestants(1056, against, faults) as found:
+            taken[Part.THOUSAND] = in_turns(found, ("raw", "queue"), min(rounds, 3), thousand)
     return taken, faults
-
-
-@contextmanager
-def _contestants(concurrency: int, against: Path | None) -> Iterator[dict[str, Contestant]]:
-    with ExitStack() as opened:
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-bench-")))
-        yield start_contestants(opened, folder, concurrency, against)
 
 
 def show(title: str, table: list[Line]) -> None:
@@ -212,7 +210,10 @@ def bench(
     against: Annotated[
         Path | None,
         typer.Option(
-            exists=True, file_okay=False, help="A checkout whose producer and worker run in turns with these."
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            help="A checkout whose producer and worker run in turns with these.",
         ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there, too.")] = None,
@@ -228,6 +229,8 @@ def bench(
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (most_files, most_files)
     )  # each stream has a connection; children inherit it
+    if against is not None:
+        check_checkout(against)
     wanted = set(parts or set(Part) - ON_DEMAND)
     began_s = time.monotonic()
     taken, faults = measure(wanted, rounds, tokens, generations, against)

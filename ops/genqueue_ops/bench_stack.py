@@ -22,8 +22,8 @@ from genqueue_ops.bench_client import Kind, Load
 from genqueue_ops.local_redis import LocalRedis, local_redis
 from genqueue_ops.processes import Child, ChildError, started
 
-FIRST_S = 0.05
-BETWEEN_S = 0.02
+FIRST_MS = 50
+BETWEEN_MS = 20
 _READY_WITHIN_S = 60.0
 _ANSWER_WITHIN_S = 180.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -64,16 +64,18 @@ def configured(folder: Path, redis_url: str, endpoint_url: str, checkout: Path |
         f'api_params = {{ url = "{endpoint_url}" }}\nmax_queue_depth = 1000000\n'
     )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GENQUEUE_")}
-    environ["GENQUEUE_CONFIG"] = str(config)
-    if checkout is not None:
-        environ["PYTHONPATH"] = f"{checkout / 'producer'}{os.pathsep}{checkout / 'worker'}"
-    return environ
+    return {**environ, "GENQUEUE_CONFIG": str(config), **(_path_to(checkout) if checkout is not None else {})}
 
 
-def check_checkout(checkout: Path, environ: Mapping[str, str]) -> None:
-    """Raise ChildError unless a process with ``environ`` runs the genqueue of ``checkout``."""
-    told = "import genqueue, genqueue_worker; print(genqueue.__file__, genqueue_worker.__file__)"
-    command = [sys.executable, "-P", "-c", told]
+def _path_to(checkout: Path) -> dict[str, str]:
+    return {"PYTHONPATH": f"{checkout / 'producer'}{os.pathsep}{checkout / 'worker'}"}
+
+
+def check_checkout(checkout: Path) -> None:
+    """Raise ChildError unless a producer and a worker run from ``checkout``, an absolute path."""
+    words = "import genqueue, genqueue_worker; print(genqueue.__file__, genqueue_worker.__file__)"
+    command = [sys.executable, "-P", "-c", words]
+    environ = {**os.environ, **_path_to(checkout)}
     done = subprocess.run(command, env=environ, cwd=checkout, capture_output=True, text=True)
     places = done.stdout.split()
     if done.returncode or not all(Path(place).is_relative_to(checkout) for place in places):
@@ -188,7 +190,7 @@ class Contestant:
         reads = self._redis_reads() - reads
         report = self.caller.ask(report=True)
         self.faults.extend(report["faults"])
-        first_ms = 0.0 if load.instant else FIRST_S * 1e3
+        first_ms = 0 if load.instant else FIRST_MS
         return {
             "wall_s": report["wall_s"],
             "streams": report["streams"],
@@ -216,7 +218,7 @@ class Endpoint:
 
 def start_endpoint(opened: ExitStack, folder: Path) -> Endpoint:
     """Run ``bench_standin.py``."""
-    pace = ["--first-s", str(FIRST_S), "--between-s", str(BETWEEN_S)]
+    pace = ["--first-ms", str(FIRST_MS), "--between-ms", str(BETWEEN_MS)]
     command = [sys.executable, "-P", "-m", "genqueue_ops.bench_standin", *pace]
     child = Child("the stand-in", command, folder / "standin.log")
     child.start()
@@ -231,15 +233,13 @@ def start_queue(
     """Run a Redis and a worker of ours, or of another checkout."""
     server = opened.enter_context(local_redis())
     environ = configured(folder, server.url, endpoint.url, checkout)
-    if checkout is not None:
-        check_checkout(checkout, environ)
     worker = started(opened, folder, ["worker", "--concurrency", str(concurrency)], " ready.", environ)
     return Queue(server, worker, environ)
 
 
 def checkouts(against: Path | None) -> dict[str, Path | None]:
     """The contestants that are queues, each with its checkout; None is what runs here."""
-    return {"queue": None, **({"before": against.resolve()} if against is not None else {})}
+    return {"queue": None, **({"before": against} if against is not None else {})}
 
 
 def start_contestants(opened: ExitStack, folder: Path, concurrency: int, against: Path | None) -> dict[str, Contestant]:

@@ -82,7 +82,7 @@ class Stream:
     transport: Transport
     templates: Templates
     asked: Asked
-    due_s: float
+    due_ms: int
     clocks_us: list[int] = field(default_factory=list)
 
     def write_next(self, clock_us: int) -> bool:
@@ -112,24 +112,25 @@ class Pace:
     """Writes the tokens of all streams when they are due.
 
     Args:
-        first_s: from a request to its first token.
-        between_s: from token to token.
+        first_ms: from a request to its first token.
+        between_ms: from token to token.
         timer: says when it is, and calls when it is time.
         clock_us: the monotonic clock that goes into the tokens.
 
-    Both times are fixed, so two queues hold the streams in the order in which they are due.
+    Both times are fixed, so two queues hold the streams in the order in which they are due.  They are due at whole
+    milliseconds, like uvloop's timers and clock: for a part of one the loop would turn until it has passed.
 
     Raises:
-        ValueError: a first token would come sooner than a next one: the one timer would be late for it.
+        ValueError: a first token would come sooner than a next one; the one timer would be late for it.
     """
 
-    def __init__(self, first_s: float, between_s: float, timer: Timer, clock_us: Callable[[], int]) -> None:
-        if first_s < between_s:
-            raise ValueError(f"first_s {first_s:g} is less than between_s {between_s:g}")
+    def __init__(self, first_ms: int, between_ms: int, timer: Timer, clock_us: Callable[[], int]) -> None:
+        if first_ms < between_ms:
+            raise ValueError(f"first_ms {first_ms} is less than between_ms {between_ms}")
         self._timer = timer
         self._clock_us = clock_us
-        self._first_s = first_s
-        self._between_s = between_s
+        self._first_ms = first_ms
+        self._between_ms = between_ms
         self._beginning: deque[Stream] = deque()
         self._running: deque[Stream] = deque()
         self._is_waiting = False
@@ -137,31 +138,34 @@ class Pace:
     def begin(self, transport: Transport, templates: Templates, asked: Asked) -> None:
         """Answer a request."""
         transport.write(_STREAM_HEAD)
-        stream = Stream(transport, templates, asked, self._timer.time() + self._first_s)
+        stream = Stream(transport, templates, asked, self._now_ms() + self._first_ms)
         if asked.is_instant:
             stream.write_all(self._clock_us())
             return
         self._beginning.append(stream)
         if not self._is_waiting:
-            self._wait_until(stream.due_s)
+            self._wait_until(stream.due_ms)
 
-    def _wait_until(self, due_s: float) -> None:
+    def _now_ms(self) -> int:
+        return round(self._timer.time() * 1000)
+
+    def _wait_until(self, due_ms: int) -> None:
         self._is_waiting = True
-        self._timer.call_at(due_s, self._write_due)
+        self._timer.call_at(due_ms / 1000, self._write_due)
 
     def _write_due(self) -> None:
         beginning, running = self._beginning, self._running
         self._is_waiting = False
         while beginning or running:
             queue = running
-            if not running or (beginning and beginning[0].due_s < running[0].due_s):
+            if not running or (beginning and beginning[0].due_ms < running[0].due_ms):
                 queue = beginning
-            if queue[0].due_s > self._timer.time():
-                self._wait_until(queue[0].due_s)
+            if queue[0].due_ms > self._now_ms():
+                self._wait_until(queue[0].due_ms)
                 return
             stream = queue.popleft()
             if not stream.transport.is_closing() and stream.write_next(self._clock_us()):
-                stream.due_s += self._between_s
+                stream.due_ms += self._between_ms
                 running.append(stream)
 
 
@@ -217,9 +221,9 @@ def read_head(head: bytes) -> tuple[str, str, int]:
     return method, path, int(sizes[0]) if sizes else 0
 
 
-async def _serve(first_s: float, between_s: float) -> None:
+async def _serve(first_ms: int, between_ms: int) -> None:
     loop = asyncio.get_running_loop()
-    pace = Pace(first_s, between_s, loop, lambda: time.monotonic_ns() // 1000)
+    pace = Pace(first_ms, between_ms, loop, lambda: time.monotonic_ns() // 1000)
     server = await loop.create_server(lambda: Connection(pace), "127.0.0.1", 0, backlog=4096)
     output.line(f"listening on http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     await server.serve_forever()
@@ -228,15 +232,15 @@ async def _serve(first_s: float, between_s: float) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until the process is ended."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--first-s", type=float, default=0.05, help="from a request to its first token")
-    parser.add_argument("--between-s", type=float, default=0.02, help="from token to token")
+    parser.add_argument("--first-ms", type=int, default=50, help="from a request to its first token")
+    parser.add_argument("--between-ms", type=int, default=20, help="from token to token")
     options = parser.parse_args(arguments)
     try:
         import uvloop
     except ImportError:  # Windows; the benchmark says what the stand-in took
-        asyncio.run(_serve(options.first_s, options.between_s))
+        asyncio.run(_serve(options.first_ms, options.between_ms))
     else:
-        uvloop.run(_serve(options.first_s, options.between_s))
+        uvloop.run(_serve(options.first_ms, options.between_ms))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from genqueue_ops.bench_verdict import MEASURES, Part
+from genqueue_ops.bench_verdict import MEASURES, STANDIN, Part
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,9 +33,10 @@ def test_streams_and_chats_are_read_whole_by_every_way_and_by_another_checkout(r
             assert sample["standin_us"] > 0
             assert sample["wall_s"] > 0.05 + 9 * 0.02
         assert taken["queue"][0]["worker_us"] > 0
-        names = [line["name"] for line in document["lines"] if line["part"] == part]
-        assert names[: len(MEASURES[part])] == [measure.name for measure in MEASURES[part]]
-    assert all(line["before"] is not None for line in document["lines"] if line["part"] == Part.STREAMS)
+        *table, standin = [line for line in document["lines"] if line["part"] == part]
+        assert [line["name"] for line in table] == [measure.name for measure in MEASURES[part]]
+        assert all(line["before"] is not None and line["to_before"] > 0 for line in table)
+        assert (standin["name"], standin["before"]) == (STANDIN.name, None)
     missed = [line for line in document["lines"] if not is_kept(line)]
     assert (code, printed.count("MISSED")) == (1 if missed else 0, len(missed))
 

@@ -105,7 +105,7 @@ def clock():
 
 @pytest.fixture
 def pace(clock):
-    return Pace(0.05, 0.02, clock, clock.clock_us)
+    return Pace(50, 20, clock, clock.clock_us)
 
 
 ROUTES = [
@@ -196,5 +196,5 @@ def test_what_it_does_not_serve_is_refused(pace, path, request_body, status):
 
 
 def test_a_pace_that_one_timer_cannot_keep_is_refused(clock):
-    with pytest.raises(ValueError, match=r"first_s 0\.01 is less than between_s 0\.02"):
-        Pace(0.01, 0.02, clock, clock.clock_us)
+    with pytest.raises(ValueError, match="first_ms 10 is less than between_ms 20"):
+        Pace(10, 20, clock, clock.clock_us)
