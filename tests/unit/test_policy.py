@@ -14,6 +14,7 @@ from genqueue_worker.policy import (
     error_class,
     fault_of,
     is_exhausted,
+    shown_reason,
 )
 
 REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPACITY, Fault.SERVER
@@ -248,3 +249,18 @@ def test_a_generation_may_fail_so_often_by_itself_and_so_often_with_its_server(f
 )
 def test_an_error_has_one_of_few_classes(status, error_type, expected):
     assert error_class(UpstreamFacts("What's NLP?", status=status, error_type=error_type)) == expected
+
+
+@pytest.mark.parametrize(
+    "word", [None, "length", "eos_token", "stop_sequence", "stop", "tool_calls", "content_filter", "STOP", "abort"]
+)
+def test_a_finish_reason_that_is_known_is_shown(word):
+    assert shown_reason(word) == word
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["", "Bearer hf_token", "stop ", "stop\n", "stop: a prompt", "length\u202e", "eos_to\u212aen", "x" * 200, "_"],
+)
+def test_another_is_not(word):
+    assert shown_reason(word) == "_OTHER"

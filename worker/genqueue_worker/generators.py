@@ -216,7 +216,8 @@ class TextGeneration:
                 raise UpstreamError(UpstreamFacts(message, error_type="generation"))
             call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
         meter.used(ending.prompt_tokens, ending.completion_tokens)
-        return replace(ending, endpoint=endpoint)
+        reason = ending.finish_reason and self.upstream.masked(ending.finish_reason)
+        return replace(ending, endpoint=endpoint, finish_reason=reason)
 
     async def _provider(self, task: str) -> str:
         """Who serves a serverless model for ``task``; who asks meanwhile shares the question."""

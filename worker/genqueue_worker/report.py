@@ -15,6 +15,7 @@ from genqueue.messages import GenerationRequest
 from genqueue.timing import Timings
 from genqueue.tracing import attributes_of, context_of, fail, messaging, open_tracer
 from genqueue_worker.logs import where_raised
+from genqueue_worker.policy import shown_reason
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -122,7 +123,7 @@ class Report:
     ) -> None:
         """What is known at the end of an attempt; what was said before stands."""
         self.facts = {
-            "finish_reason": finish_reason,
+            "finish_reason": shown_reason(finish_reason),
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             **(timings or {}),

@@ -11,7 +11,7 @@ from genqueue.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue.outcome import ENDINGS
 from genqueue_worker.app import app, runtime
 from genqueue_worker.engine import Done, Ended
-from genqueue_worker.policy import UpstreamFacts, shown
+from genqueue_worker.policy import UpstreamFacts, shown, shown_reason
 
 
 class Receipt:
@@ -23,7 +23,8 @@ class Receipt:
     def __repr__(self) -> str:
         meta = self._result.meta[0]
         tokens = meta["usage"]["completion_tokens"]
-        return f"{'?' if tokens is None else tokens} tokens, {meta['finish_reason']}, attempt {meta['attempts']}"
+        reason = shown_reason(meta["finish_reason"])
+        return f"{'?' if tokens is None else tokens} tokens, {reason}, attempt {meta['attempts']}"
 
 
 def failure(outcome: Outcome) -> str:

@@ -18,6 +18,7 @@ from genqueue.messages import Given, Token, ToolCallDelta
 from genqueue.settings import GeneratorSettings
 from genqueue.tracing import attributes_of, fail, open_tracer, traceparent_of
 from genqueue_worker.metrics import provider_of
+from genqueue_worker.policy import shown_reason
 from genqueue_worker.sink import Sink
 
 if TYPE_CHECKING:
@@ -176,10 +177,11 @@ class Call:
         """What the server said at its end; ``first_s`` is when its first words came, seconds from the call."""
         if self._span is None:
             return
+        reason = shown_reason(finish_reason)
         self._span.set_attributes(
             attributes_of(
                 {
-                    "gen_ai.response.finish_reasons": [finish_reason] if finish_reason else None,
+                    "gen_ai.response.finish_reasons": [reason] if reason else None,
                     "gen_ai.usage.input_tokens": prompt_tokens,
                     "gen_ai.usage.output_tokens": completion_tokens,
                     "gen_ai.response.time_to_first_chunk": first_s,

@@ -201,6 +201,10 @@ class Upstream:
         """A client for one call; closing it leaves the worker's transport open."""
         return AsyncInferenceClient(**self.client_options)
 
+    def masked(self, words: str) -> str:
+        """A server's words, ``***`` for what it was sent to let us in."""
+        return without(self._secrets, UpstreamFacts(words)).message
+
     @property
     def can_go_on(self) -> bool:
         """Whether another call could be made at once: somebody is up and need not rest."""
