@@ -1,4 +1,4 @@
-r"""Every Redis key, list and channel of genqueue; nothing else spells one.
+r"""Every Redis key, list and channel of genqueue.
 
 key                              type     TTL                     written by        read by
 genqueue:generation:<id>         hash     keep_s, then result_ttl_s  client, worker    client, worker
@@ -36,6 +36,9 @@ last looked for lost leases, from when on they may be taken, and when each queue
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
 itself, 1 to 9 have the suffix that kombu's Redis transport gives them
 (``kombu.transport.redis.Channel.sep``).
+
+A script is given its keys.  ``finish``, ``overview``, ``renew`` and ``sweep`` are given prefixes of keys and
+channels too, behind which they put the ids and names that they find in Redis.
 """
 
 EVERY = "genqueue:*"

@@ -1,7 +1,7 @@
 """What a worker measures: names, labels, buckets, and what is counted when.
 
-It holds no clock and no connection; ``monitor.py`` shows it to Prometheus.  What runs once per
-token or per read must cost nothing: labels are looked up once for each generator and kind of
+It holds no connection, and one clock, for round trips to Redis; ``monitor.py`` shows it to Prometheus.
+What runs once per token or per read must cost nothing: labels are looked up once for each generator and kind of
 call, tokens are counted a flush at a time, and what a scrape can see for itself (what runs,
 how servers are, how deep queues are) is looked at when it comes.  Labels hold names of the
 settings and words of ours: nothing that a caller or a server wrote.  docs/metrics.md lists all.
@@ -407,7 +407,7 @@ def _of_queues(now: Now) -> Iterator[Metric]:
 def _of_servers(now: Now) -> Iterator[Metric]:
     health = GaugeMetricFamily(
         "genqueue_endpoint_health",
-        "1 for what an endpoint is: up, rests (failed, or was full), waking or down.",
+        "1 for what an endpoint is: up, rests (failed, or was full), waking, refuses (whatever it is asked) or down.",
         labels=["generator", "endpoint", "health"],
     )
     running = GaugeMetricFamily("genqueue_endpoint_in_flight", "Calls under way.", labels=["generator", "endpoint"])
