@@ -23,6 +23,7 @@ from genqueue import calls, doctor
 from genqueue.address import read_address, secrets_of, without_secrets
 from genqueue.doctor import EndpointSeen, Facts, FileSeen, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
+from genqueue.masking import shown_path
 from genqueue.rights import COMMANDS, Role, trials
 from genqueue.settings import (
     GeneratorSettings,
@@ -133,7 +134,7 @@ def _look_at_file() -> list[Finding]:
 def _file(path: Path) -> FileSeen:
     about, folder = path.stat(), path.resolve().parent.stat()
     return FileSeen(
-        path=str(path),
+        path=shown_path(str(path)),
         mode=about.st_mode,
         owner=about.st_uid,
         group_is_owners=_is_private_group(about.st_gid, about.st_uid),

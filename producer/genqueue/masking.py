@@ -17,6 +17,8 @@ _TOKEN = re.compile(
     r"|(?:Bearer|Basic)\s+\S)"
 )
 """As those who give out tokens let them begin."""
+_LOGIN = re.compile(r":[^\s@]*@")
+"""As it stands before the host of an address."""
 _RUN = re.compile(r"[A-Za-z0-9]{20,}")
 _CHANGES = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[0-9])|(?<=[A-Z][A-Z])(?=[a-z])|(?<=[0-9])(?=[A-Za-z])")
 _CHANGES_OF_CHANCE = 0.25
@@ -36,6 +38,7 @@ def looks_secret(word: str) -> bool:
     return (
         is_token(word)
         or "://" in word
+        or _LOGIN.search(word) is not None
         or any(len(_CHANGES.findall(run)) > _CHANGES_OF_CHANCE * len(run) for run in _RUN.findall(word))
     )
 
@@ -43,3 +46,8 @@ def looks_secret(word: str) -> bool:
 def shown(name: str) -> str:
     """``name`` for a message; ``***`` where it may be a secret."""
     return MASK if looks_secret(name) else name
+
+
+def shown_path(path: str) -> str:
+    """The name of a file, which has letters and figures as it likes; ``***`` for a token or an address in its place."""
+    return MASK if is_token(path) or ":/" in path else path

@@ -36,7 +36,7 @@ from pydantic_settings import (
 from genqueue.address import TLS_FILES, read_address, without_secrets
 from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
-from genqueue.masking import is_token, looks_secret, shown
+from genqueue.masking import is_token, looks_secret, shown, shown_path
 from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
 
 _A_TOKEN = "looks like a token, so it is not repeated here; token_env names the variable that holds it"
@@ -91,7 +91,7 @@ class ApiParams(BaseModel):
     silence in seconds, before the first token and between tokens, where ``timeouts`` says nothing else.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str | None = Field(None, repr=False)
     urls: tuple[str, ...] = Field((), repr=False)
@@ -149,7 +149,7 @@ class Timeouts(BaseModel):
     sum for ``max_new_tokens``.  TGI's keep-alive comments are no tokens.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     connect_s: float = Field(5.0, gt=0, allow_inf_nan=False)
     first_token_s: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -165,7 +165,7 @@ class GeneratorSettings(BaseModel):
     wherever a chat says; unset, only Inference Providers may, which do it from their own network.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     DEFAULT_TOKEN_ENV: ClassVar = ("HF_API_TOKEN", "HF_TOKEN")
     DEFAULT_FIRST_TOKEN_S: ClassVar = 600.0
@@ -238,7 +238,7 @@ class Settings(BaseModel):
         ConfigError: a value cannot work; names each key, and shows no value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
     redis_timeout_s: float = Field(5.0, gt=0, allow_inf_nan=False)
@@ -331,7 +331,7 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**_over(_over(of_file, of_variables), overrides))
     except ConfigError as error:
-        where = f" (settings file: {path})" if path else ""
+        where = f" (settings file: {shown_path(str(path))})" if path else ""
         raise ConfigError(f"{error}{where}") from None
 
 
@@ -395,7 +395,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"GENQUEUE_CONFIG: cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"GENQUEUE_CONFIG: cannot read {shown_path(str(path))}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         words = " ".join(map(shown, str(error).split()))  # a key that stands there twice is quoted
-        raise ConfigError(f"{path} is no TOML: {words}") from error
+        raise ConfigError(f"{shown_path(str(path))} is no TOML: {words}") from None

@@ -7,7 +7,7 @@ import string
 
 import pytest
 
-from genqueue.masking import is_token, looks_secret, shown
+from genqueue.masking import is_token, looks_secret, shown, shown_path
 
 TOKENS = [
     "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",
@@ -30,6 +30,8 @@ TOKENS = [
 OTHERS = [
     "http://user:password@h/?key=x",
     "redis://h",
+    "user:password@host",
+    ":password@host:6379",
     hashlib.sha256(b"x").hexdigest(),
     base64.b64encode(hashlib.sha256(b"y").digest()).decode(),
     "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY",
@@ -50,6 +52,7 @@ NAMES = [
     "internationalization",
     "mistralai/Mistral-7B-Instruct-v0.3",
     "a.b_c-d",
+    "me@example.com",
     "20241128153000123456",
     "",
 ]
@@ -78,3 +81,16 @@ def test_nearly_every_drawn_secret_is_known():
     for letters, least in kinds.items():
         drawn = ["".join(dice.choices(letters, k=32)) for _ in range(1000)]
         assert sum(map(looks_secret, drawn)) >= least * 1000
+
+
+@pytest.mark.parametrize("path", [TOKENS[0], "redis:/user:password@h/0", "https:/h/?key=x", f"/home/{TOKENS[0]}.toml"])
+def test_what_stands_in_place_of_a_file_is_not_shown(path):
+    assert shown_path(path) == "***"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["genqueue.toml", "/nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-genqueue/genqueue.toml", "../a b/c@d.toml", "C:x"],
+)
+def test_the_name_of_a_file_is(path):
+    assert shown_path(path) == path

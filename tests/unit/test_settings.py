@@ -321,6 +321,28 @@ def test_a_secret_as_a_key_that_is_there_twice_is_not_repeated():
     assert HF not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", [HF, URL, f"redis://:{SECRET}@h/0"])
+def test_a_secret_in_place_of_the_files_name_is_not_repeated(monkeypatch, name):
+    monkeypatch.setenv("GENQUEUE_CONFIG", name)
+    with pytest.raises(ConfigError, match=r"^GENQUEUE_CONFIG: cannot read \*\*\*: ") as refused:
+        load_settings()
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"api_type": SECRET, "api_params": {"url": "http://h"}},
+        {"api_type": "text_generation_inference", "api_params": {"url": f"ftp://user:{SECRET}@h"}},
+        {"api_type": "text_generation_inference", "api_params": {"url": "http://h", "headers": {"x": f"{SECRET}\n"}}},
+    ],
+)
+def test_a_generator_by_hand_is_refused_without_its_values(values):
+    with pytest.raises(ValueError, match="GeneratorSettings") as refused:
+        GeneratorSettings(**values)
+    assert SECRET not in str(refused.value)
+
+
 # --- by hand -------------------------------------------------------------------------------------
 
 
