@@ -52,7 +52,7 @@ StopWords = Annotated[list[StopWord], Field(max_length=MAX_STOP_WORDS), BeforeVa
 
 
 class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
 
 class ImageUrl(_Open):
@@ -240,7 +240,7 @@ class ChatKwargs(BaseModel):
     """
 
     # JSON has no NaN and no infinity: they would be sent as null, which means "not given".
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     extra_body: dict[str, Any] | None = None
     frequency_penalty: float | None = Field(None, ge=-100, le=100)

@@ -66,7 +66,7 @@ DEFAULT_BOUNDS = Bounds()
 class Grammar(BaseModel):
     """A constraint on the text, as TGI takes it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     type: Literal["json", "json_object", "json_schema", "regex"]
     value: str | dict[str, Any]
@@ -80,7 +80,7 @@ class GenerationKwargs(BaseModel):
     """
 
     # JSON has no NaN and no infinity: they would be sent as null, which means "not given".
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     adapter_id: str | None = None
     best_of: int | None = Field(None, ge=1, le=128)
@@ -110,7 +110,7 @@ def _no_kwargs(fields: dict[str, Any]) -> "GenerationKwargs | ChatKwargs":
 class GenerationRequest(BaseModel):
     """One generation as a producer hands it over: a ``prompt`` to continue, or a chat's ``messages`` to answer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     v: Literal[1] = VERSION
     prompt: str | None = Field(None, min_length=1, strict=True)

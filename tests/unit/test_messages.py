@@ -393,3 +393,20 @@ def test_celery_results_have_celerys_shape():
     failure = json.loads(celery_failure("id", "FAILURE", "SomeError", "some.module", "words", "now"))
     assert failure["status"] == "FAILURE"
     assert failure["result"] == {"exc_type": "SomeError", "exc_message": ["words"], "exc_module": "some.module"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "a canary", "generation_kwargs": {"max_new_tokens": "a canary"}},
+        {"prompt": ["a canary"]},
+        {"messages": [{"role": "a canary"}]},
+        {"messages": [{"role": "user", "content": "a canary"}], "generation_kwargs": {"a canary": 1}, "priority": 99},
+    ],
+)
+def test_not_even_pydantics_own_error_shows_what_was_asked(fields):
+    """Whoever logs it, a traceback of a defect for one, would log a prompt."""
+    with pytest.raises(ValidationError) as refused:
+        GenerationRequest.model_validate(fields)
+    assert "canary'" not in str(refused.value)
+    assert "input_value" not in str(refused.value)
