@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tornado.options import options
 
+from genqueue.errors import ConfigError
 from genqueue.terminal import one_line
 from genqueue_ops.flower import SETTINGS, prepare
 from genqueue_ops.flower_gate import GATED, keep_private, refusal
@@ -23,5 +24,8 @@ _given = {
 _refused = refusal(_given, address)
 if _refused is not None:
     raise SystemExit(one_line(f"genqueue: {_refused}"))
-keep_private(Path(options.db), is_own_folder=False)
+try:
+    keep_private(Path(options.db), is_own_folder=False)
+except ConfigError as _error:
+    raise SystemExit(one_line(f"genqueue: {_error}")) from None
 globals().update(SETTINGS)

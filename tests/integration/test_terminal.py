@@ -165,8 +165,10 @@ def test_the_words_of_a_server_forge_no_line(genqueue, failed_id, arguments, is_
         assert_steers_nothing(shown)
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["status", "--workers"], ["doctor"]], ids=" ".join)
-def test_a_worker_that_announces_anything_steers_nothing(genqueue, own_redis, arguments):
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["status", "--json"], ["status", "--workers"], ["doctor"]], ids=" ".join
+)
+def test_a_worker_that_announces_anything_steers_nothing(genqueue, own_redis, words):
     import redis
 
     server = {"address": f"http://a{STEERS}", "health": f"down{STEERS}", "running": 1, "trouble": f"no {STEERS}"}
@@ -175,7 +177,7 @@ def test_a_worker_that_announces_anything_steers_nothing(genqueue, own_redis, ar
     with redis.Redis.from_url(own_redis.url) as operator:
         operator.hset("genqueue:workers", name, json.dumps(about))
         try:
-            _, shown = genqueue(*arguments)
+            _, shown = genqueue(*words.split())
         finally:
             operator.hdel("genqueue:workers", name)
             operator.acl_log_reset()  # doctor asks for what a producer may not see
