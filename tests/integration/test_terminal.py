@@ -165,9 +165,7 @@ def test_the_words_of_a_server_forge_no_line(genqueue, failed_id, arguments, is_
         assert_steers_nothing(shown)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["status"], ["status", "--json"], ["status", "--workers"], ["doctor"]], ids=" ".join
-)
+@pytest.mark.parametrize("words", ["status", "status --json", "status --workers", "doctor"])
 def test_a_worker_that_announces_anything_steers_nothing(genqueue, own_redis, words):
     import redis
 
