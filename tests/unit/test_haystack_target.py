@@ -28,6 +28,12 @@ def test_either_a_name_or_a_place_is_needed(generator, api_type, api_params):
         target_of(generator, api_type, api_params, DEFAULT_TOKEN)
 
 
+@pytest.mark.parametrize("url", ["user:password@h:8080", "ftp://:password@h", "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"])
+def test_one_that_holds_a_secret_is_not_repeated(url):
+    with pytest.raises(ValueError, match=r"^Invalid URL: \*\*\*$"):
+        target_of(None, TGI, {"url": url}, DEFAULT_TOKEN)
+
+
 @pytest.mark.parametrize("api_type", [TGI, ENDPOINT])
 @pytest.mark.parametrize(
     "url",

@@ -12,6 +12,7 @@ from haystack.utils.url_validation import is_valid_http_url
 
 from genqueue.address import without_secrets
 from genqueue.errors import ConfigError, UnknownGeneratorError
+from genqueue.masking import MASK, is_token
 from genqueue.places import at_place, place, toml_for
 from genqueue.settings import GeneratorSettings
 
@@ -129,7 +130,8 @@ def target_of(
             "in `api_params`."
         )
     elif not _is_address(api_params["url"]):
-        raise ValueError(f"Invalid URL: {api_params['url']}")
+        url = str(api_params["url"])  # one that holds a password, or is a token, is not repeated
+        raise ValueError(f"Invalid URL: {MASK if '@' in url or is_token(url) else url}")
     return Placed(kind, api_params, _token_env(kind, token))
 
 
