@@ -8,6 +8,7 @@ holds a connection or a clock.  How events are put in order is :mod:`genqueue.se
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -178,7 +179,12 @@ class GenerationRequest(BaseModel):
         return self.model_dump_json(exclude_unset=True, exclude_none=True).encode()
 
     def fingerprint(self) -> str:
-        """40 hex digits that equal requests share."""
+        """40 hex digits that equal requests share, in whatever order their objects have their keys."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha1(canonical.encode(), usedforsecurity=False).hexdigest()
+
+    def fingerprint_as_written(self) -> str:
+        """As :meth:`fingerprint`, of the order too: what producers before this one stored, and compare with."""
         return hashlib.sha1(self.model_dump_json().encode(), usedforsecurity=False).hexdigest()
 
 

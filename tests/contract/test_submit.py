@@ -6,7 +6,7 @@ import pytest
 
 from genqueue import calls, keys
 from genqueue.errors import IdempotencyConflictError, QueueFullError, UnknownGeneratorError
-from genqueue.messages import GenerationRequest
+from genqueue.messages import GenerationRequest, read_request
 
 from .conftest import KEEP_S, RESULT_TTL_S, Registry
 
@@ -141,6 +141,35 @@ def test_an_idempotency_key_used_for_another_request_is_a_conflict(registry, oth
         registry.submit(idempotency_key="k", **other)
     assert (refused.value.key, refused.value.generation_id) == ("k", first)
     assert registry.everything() == stored
+
+
+def with_tool(**schema):
+    """A chat whose tool has a schema, of which the order of the keys is free."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", **schema}}}
+    return {"prompt": None, "messages": [{"role": "user", "content": "Hi"}], "tools": [tool]}
+
+
+ONE = with_tool(properties={"a": {}, "b": {}}, required=["a"])
+OTHER = with_tool(required=["a"], properties={"b": {}, "a": {}})
+ANOTHER = with_tool(properties={"a": {}, "c": {}}, required=["a"])
+
+
+@pytest.mark.parametrize(("first", "then"), [(ONE, OTHER), (OTHER, ONE), (ONE, ONE)])
+def test_a_retry_whose_objects_have_their_keys_in_another_order_is_the_same_request(registry, first, then):
+    generation_id = registry.submit(idempotency_key="k", **first)
+    assert registry.submit(idempotency_key="k", **then) == generation_id
+    with pytest.raises(IdempotencyConflictError):
+        registry.submit(idempotency_key="k", **ANOTHER)
+
+
+def test_a_retry_across_an_upgrade_is_the_same_request(registry):
+    """Producers before this one store, and compare, the fingerprint of the request as it was written."""
+    request = read_request(ONE)
+    registry.submit("g1", **ONE)
+    registry.raw.set(keys.idempotency("theirs"), f"g1 {request.fingerprint_as_written()}", ex=RESULT_TTL_S)
+    assert registry.submit(idempotency_key="theirs", **ONE) == "g1"
+    ours = registry.submit(idempotency_key="ours", **ONE)
+    assert registry.raw.get(keys.idempotency("ours")).decode() == f"{ours} {request.fingerprint_as_written()}"
 
 
 def test_each_priority_rings_in_its_own_list_and_waits_in_its_own_place(registry):

@@ -65,6 +65,35 @@ def test_what_was_not_given_is_not_sent():
     assert json.loads(request.to_wire()) == {"prompt": "p", "generation_kwargs": {"seed": 1}, "stop_words": []}
 
 
+SCHEMA = {"type": "object", "properties": {"b": {}, "a": {}}}
+CHAT = {
+    "messages": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "x"}]},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}],
+    "generation_kwargs": {"extra_body": {"top_k": 3}, "temperature": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [({"prompt": "p"}, "610578b2f666b7c54042baabcd632eed2557ba27"), (CHAT, "3a1bf5de125822b93375fd846cc4efa7e7c2b240")],
+    ids=["prompt", "chat"],
+)
+def test_a_request_as_written_has_the_fingerprint_that_earlier_versions_stored(fields, known):
+    assert read_request(fields).fingerprint_as_written() == known
+
+
+def test_the_order_of_an_objects_keys_makes_no_other_request():
+    turned = json.loads(json.dumps(CHAT, sort_keys=True))
+    assert read_request(turned).fingerprint() == read_request(CHAT).fingerprint()
+    assert read_request(turned).fingerprint_as_written() != read_request(CHAT).fingerprint_as_written()
+    turned["messages"].reverse()
+    assert read_request(turned).fingerprint() != read_request(CHAT).fingerprint()
+
+
 def test_equal_requests_share_a_fingerprint_however_they_were_written():
     short = read_request({"prompt": "p"})
     long = read_request({"prompt": "p", "generator": "default", "generation_kwargs": {"seed": None}, "priority": 5})

@@ -1,21 +1,31 @@
 -- Accept one generation and ring for it, or say why not. Safe to send twice: the second
 -- time finds the generation there.
 local generation, waiting, generators, doorbell, deadlines, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local id, generator, request, fingerprint = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local priority, deadline_s, keep_s, message = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]), ARGV[8]
-local limit, idempotency_ttl_s, traceparent = tonumber(ARGV[9]), ARGV[10], ARGV[11]
+local id, generator, request, as_written, fingerprint = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local priority, deadline_s, keep_s, message = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
+local limit, idempotency_ttl_s, traceparent = tonumber(ARGV[10]), ARGV[11], ARGV[12]
+local generation_prefix = string.sub(generation, 1, -1 - #id)
 
 if redis.call('EXISTS', generation) == 1 then return {'accepted', id} end
 if idempotency then
   local earlier = redis.call('GET', idempotency)
   if earlier then
-    local earlier_id, earlier_fingerprint = string.match(earlier, '^(%S+) (%S+)$')
-    if earlier_fingerprint ~= fingerprint then return {'conflict', earlier_id} end
+    -- The key holds the fingerprint of the request as it was written, as producers of before know it; that of the
+    -- same request whatever the order of its keys is in the generation's record, which lives longer.
+    local earlier_id, earlier_as_written = string.match(earlier, '^(%S+) (%S+)$')
+    if not earlier_id then return {'conflict', ''} end
+    if earlier_as_written ~= as_written
+      and redis.call('HGET', generation_prefix .. earlier_id, 'fingerprint') ~= fingerprint then
+      return {'conflict', earlier_id}
+    end
     return {'accepted', earlier_id}
   end
 end
 local refused = refusal(generators, generator, waiting, limit)
 if refused then return refused end
-if idempotency then redis.call('SET', idempotency, id .. ' ' .. fingerprint, 'EX', idempotency_ttl_s) end
+if idempotency then
+  redis.call('SET', idempotency, id .. ' ' .. as_written, 'EX', idempotency_ttl_s)
+  redis.call('HSET', generation, 'fingerprint', fingerprint)
+end
 if traceparent ~= '' then redis.call('HSET', generation, 'traceparent', traceparent) end
 return accept(generation, waiting, deadlines, doorbell, id, generator, request, priority, tonumber(deadline_s), keep_s, message)
