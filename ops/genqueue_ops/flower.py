@@ -6,6 +6,7 @@ is used as it is: a task class with more fields, a list of columns, its own auth
 """
 
 import errno
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from flower import command
 from genqueue.errors import ConfigError
 from genqueue.settings import load_settings
 from genqueue_ops.flower_gate import Caller, keep_private, refusal, shut
+from genqueue_worker import logs
 from genqueue_worker.app import app, look_for_redis
 
 COLUMNS = {
@@ -171,6 +173,7 @@ def flower(
     settings = load_settings()
     where = db or _state_folder() / "flower"
     keep_private(where, is_own_folder=db is None)
+    logs.set_up(settings.log_format, logging.INFO, None)  # Flower's own format lets pass what a terminal obeys
     look_for_redis(settings, "flower")
     prepare(app)
     # No file of options: a flowerconfig.py that lies here could open what was just seen to be closed.
