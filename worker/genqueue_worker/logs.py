@@ -104,6 +104,44 @@ class Seldom(logging.Filter):
         return True
 
 
+class _Forgiving(logging.StreamHandler[TextIO]):
+    """Leaves a line out that cannot be written (a full disk, no descriptor), and says later how many it were.
+
+    The standard library would write a traceback for each, and raises where a file is to be opened anew.
+    """
+
+    lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        lost = self.lost
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+        if lost and self.lost == lost:
+            self.lost = 0
+            super().emit(
+                logging.makeLogRecord(
+                    {
+                        "name": __name__,
+                        "levelno": logging.WARNING,
+                        "levelname": "WARNING",
+                        "msg": "%d lines before this one could not be written",
+                        "args": (lost,),
+                    }
+                )
+            )
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line cannot be written."""
+        self.lost += 1
+
+
+class _ToFile(_Forgiving, WatchedFileHandler):
+    """Writes to a file, which may be moved away."""
+
+
 def is_json(log_format: LogFormat, stream: TextIO | None) -> bool:
     """Whether lines are JSON: as it is said, else where nobody reads them on a terminal (a file is no ``stream``)."""
     if log_format != "auto":
@@ -114,7 +152,7 @@ def is_json(log_format: LogFormat, stream: TextIO | None) -> bool:
 def set_up(log_format: LogFormat, level: int | str | None, path: str | None) -> None:
     """Have everything that is logged in this process go to ``path``, or to stderr, in one format."""
     stream = sys.__stderr__ if path is None else None
-    handler = logging.StreamHandler(stream) if path is None else WatchedFileHandler(path, encoding="utf-8")
+    handler = _Forgiving(stream) if path is None else _ToFile(path, encoding="utf-8")
     handler.setFormatter(JsonFormatter() if is_json(log_format, stream) else TextFormatter())
     handler.addFilter(Seldom())
     root = logging.getLogger()
