@@ -8,7 +8,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -66,12 +65,28 @@ class Script:
     sha1: str
 
 
-@cache
+def _read_scripts() -> dict[str, Script]:
+    """All scripts of ``lua/`` by name, each behind the functions that all share."""
+    folder = files("genqueue") / "lua"
+    common = (folder / "common.lua").read_text("utf-8")
+    sources = {
+        file.name.removesuffix(".lua"): common + file.read_text("utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".lua") and file.name != "common.lua"
+    }
+    return {
+        name: Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+        for name, source in sources.items()
+    }
+
+
+# Read at import: at its first use, under full load, a process may have no file descriptor left to read one with.
+_SCRIPTS = _read_scripts()
+
+
 def script(name: str) -> Script:
     """The script ``lua/<name>.lua`` behind the functions that all share."""
-    folder = files("genqueue") / "lua"
-    source = (folder / "common.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
-    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    return _SCRIPTS[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -492,7 +492,7 @@ _started: list[WorkerProcess] = []
 
 @pytest.fixture(scope="session")
 def launch_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., WorkerProcess]:
-    """Starts ``celery -A genqueue_worker.app worker``; whoever calls it ends it."""
+    """Starts ``celery -A genqueue_worker.app worker``; whoever calls it ends it.  ``before`` is what its shell does."""
 
     def launch(
         generators: dict[str, dict[str, Any]],
@@ -500,12 +500,15 @@ def launch_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Wor
         *arguments: str,
         environ: dict[str, str] | None = None,
         wait: bool = True,
+        before: str = "",
     ) -> WorkerProcess:
         folder = tmp_path_factory.mktemp("worker")
         config, log_path = folder / "genqueue.toml", folder / "worker.log"
         config.write_text(toml_of(generators))
         command = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker", "-P", "threads", "-l", "info"]
         command += arguments  # the last -l counts
+        if before:
+            command = ["/bin/sh", "-c", f'{before}; exec "$@"', "sh", *command]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 command,

@@ -33,7 +33,9 @@ from genqueue_worker.monitor import Monitor
 from genqueue_worker.report import FACTS
 
 logger = logging.getLogger(__name__)
+from genqueue_worker.pool import choose_pool
 
+from genqueue_worker.resources import open_standard_streams
 _HAND_OVER_S = 8.0
 """How long a worker may take to leave, its drain aside; Compose and Kubernetes give it 10 s before they kill it."""
 
@@ -235,7 +237,7 @@ def _log(loglevel: int | str | None = None, logfile: str | None = None, **_: Any
 
 
 @signals.worker_init.connect
-def _start(**_: Any) -> None:
+def _start(sender: Any, **_: Any) -> None:
     global _runtime, _end_traces
     logging.getLogger("celery.pool").setLevel(logging.INFO)  # at debug it writes out bodies, prompts among them
     # Celery's thread makes short round trips while the engine's works without a pause: at
@@ -243,6 +245,7 @@ def _start(**_: Any) -> None:
     sys.setswitchinterval(0.0005)
     try:
         settings = worker_settings()
+    open_standard_streams()
         look_for_redis(settings, "worker")
         _runtime = Runtime(settings)
         _end_traces = tracing.set_up(_runtime.engine.owner)
@@ -276,6 +279,7 @@ def look_for_redis(settings: Settings, role: Role) -> None:
             user = address.username or "default"
             raise StoreError(
                 f"Redis at {address.name} lets its user {user!r} not do all that a {role} does: "
+        choose_pool(sender)
                 f"genqueue doctor --role {role} says what"
             )
     except RedisUnavailableError as error:

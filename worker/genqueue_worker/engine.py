@@ -54,6 +54,7 @@ from genqueue_worker.metrics import (
 )
 from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, error_class, is_exhausted
 from genqueue_worker.report import IGNORED, Report, Show, show_nobody
+from genqueue_worker.resources import is_lack
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
@@ -70,6 +71,9 @@ logger = logging.getLogger(__name__)
 _LEAVING_S = 0.1
 _BEAT_S = 0.25
 _LOOK_S = 1.0
+_CANCEL_AGAIN_S = 0.1
+_LACK = Again(1.0, is_failure=False, is_charged=False)
+"""Where this host lacks memory, or file descriptors: others may have some, or it has in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +434,9 @@ class Engine:
             await self._fail(work, Outcome(error="failed", message=f"unexpected {type(error).__name__} in the worker"))
             raise
 
+            if is_lack(error):
+                logger.warning("an attempt is put back, this host lacks what it needs: %s", type(error).__name__)
+                return await self._release(work, _LACK, None)
     async def _adopt(
         self, generation_id: str, generator: str, foreign: dict[str, Any], traceparent: str | None
     ) -> Ended | NotOurs | None:

@@ -31,6 +31,7 @@ from pydantic_core import from_json, to_json
 from genqueue.address import without_secrets
 from genqueue_worker.event_stream import DONE, EventStream, StreamTooLongError
 from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.resources import upstream_socket
 from genqueue_worker.server_errors import Form, form_of, no_events, words_of
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
@@ -286,7 +287,9 @@ class Transport(httpx2.AsyncBaseTransport):
     def __init__(self) -> None:
         context: ssl.SSLContext = httpx2.create_ssl_context()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S, ssl=context),
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_KEEP_ALIVE_S, ssl=context, socket_factory=upstream_socket
+            ),
             auto_decompress=False,  # httpx2 does
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),

@@ -1,0 +1,59 @@
+"""What a worker makes of what its host grants it, and of its lack."""
+
+import errno
+import socket
+
+import pytest
+
+from genqueue_worker.resources import fitting, is_lack, wanted_descriptors
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        pytest.param(OSError(errno.EMFILE, "Too many open files"), True, id="descriptors"),
+        pytest.param(OSError(errno.ENFILE, "…"), True, id="descriptors-of-the-host"),
+        pytest.param(OSError(errno.ENOBUFS, "…"), True, id="buffers"),
+        pytest.param(OSError(errno.ENOSPC, "…"), True, id="disk"),
+        pytest.param(MemoryError(), True, id="memory"),
+        pytest.param(RuntimeError("can't start new thread"), True, id="threads"),
+        pytest.param(caused(ValueError("x"), caused(KeyError("y"), MemoryError())), True, id="behind-two-others"),
+        pytest.param(OSError(errno.ECONNREFUSED, "…"), False, id="refused"),
+        pytest.param(socket.gaierror(socket.EAI_NONAME, "…"), False, id="no-such-name"),
+        pytest.param(RuntimeError("something else"), False, id="another-runtime-error"),
+        pytest.param(TypeError("x"), False, id="a-defect"),
+        pytest.param(None, False, id="nothing"),
+    ],
+)
+def test_a_lack_of_the_host_is_told_from_every_other_error(error, expected):
+    assert is_lack(error) is expected
+
+
+def test_an_error_that_is_its_own_cause_is_looked_at_once():
+    first, second = ValueError(), ValueError()
+    first.__context__, second.__context__ = second, first
+    assert is_lack(first) is False
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "limit", "in_use", "expected"),
+    [
+        pytest.param(256, 256, 6, 170, id="macos-by-default"),
+        pytest.param(256, 1024, 6, 256, id="linux-by-default"),
+        pytest.param(8, 100, 6, 8, id="few"),
+        pytest.param(256, 86, 6, 0, id="none"),
+        pytest.param(256, 20, 6, -66, id="less-than-none"),
+    ],
+)
+def test_as_many_generations_run_as_there_are_descriptors_for(concurrency, limit, in_use, expected):
+    assert fitting(concurrency, limit, in_use) == expected
+
+
+@pytest.mark.parametrize("concurrency", [1, 256, 4096])
+def test_what_is_asked_for_is_enough_for_all(concurrency):
+    assert fitting(concurrency, wanted_descriptors(concurrency, 10), 10) == concurrency

@@ -1,0 +1,123 @@
+"""What a worker's host grants it: file descriptors, threads and memory.
+
+Decides how many generations fit at once, and tells an error that is the host's lack of something from every
+other.  The descriptors with the highest numbers are kept for what an end needs (Redis, the log, a name's
+address): no upstream call is given one of them, so a worker that is full can still write what it has.
+"""
+
+import errno
+import mmap
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows knows no such limits
+    resource = None  # type: ignore[assignment]
+
+KEPT_DESCRIPTORS = 32
+"""So many, those with the highest numbers, are never an upstream connection's."""
+_OWN_DESCRIPTORS = 48
+"""What a worker opens beside upstream connections: 35 with one generator, under load."""
+_SPARE_BYTES = 128 * 2**20
+"""Of memory, beside the threads' stacks: for requests and texts, and for the threads that others start later."""
+_LACKS = {
+    getattr(errno, name)
+    for name in ("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "ENOSPC", "EDQUOT")
+    if hasattr(errno, name)  # not every system has all
+}
+
+
+def is_lack(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, is that this host has too little of something: nobody else's fault."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _LACKS):
+            return True
+        if type(error) is RuntimeError and "can't start new thread" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def wanted_descriptors(concurrency: int, in_use: int) -> int:
+    """What a worker may need: each generation one connection, and one that is kept alive behind it."""
+    return in_use + _OWN_DESCRIPTORS + 2 * concurrency + KEPT_DESCRIPTORS
+
+
+def fitting(concurrency: int, limit: int, in_use: int) -> int:
+    """How many generations may run at once, of ``concurrency``; less than 1 if there are too few for any."""
+    return min(concurrency, limit - in_use - _OWN_DESCRIPTORS - KEPT_DESCRIPTORS)
+
+
+def descriptors_in_use() -> int:
+    """How many this process has open; 0 where the system does not say."""
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 0
+
+
+def raise_descriptor_limit(wanted: int) -> int | None:
+    """Have this process be allowed so many descriptors, as far as whoever started it lets it.
+
+    Returns:
+        How many it may have; None where there is no limit.
+    """
+    if resource is None:
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    if soft < wanted and soft != hard:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        except (ValueError, OSError):  # macOS allows less than it says
+            return soft
+        return raised
+    return soft
+
+
+def open_standard_streams() -> None:
+    """Open what whoever started this process has closed: libuv ends a process that closes one of these numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+
+
+def upstream_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket to an upstream address (family, type, protocol, …), if enough descriptors are left beside it.
+
+    Raises:
+        OSError: EMFILE, as if there were none.
+    """
+    family, kind, protocol = address[:3]
+    made = socket.socket(family, kind, protocol)
+    limit = None if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    # The system gives the lowest number that is free.
+    if limit is not None and limit != resource.RLIM_INFINITY and made.fileno() >= limit - KEPT_DESCRIPTORS:
+        made.close()
+        raise OSError(errno.EMFILE, "the descriptors that are left are kept for the ends of generations")
+    return made
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Within this block some memory is taken, which is there again behind it.
+
+    Raises:
+        MemoryError: there is not as much.
+    """
+    try:
+        kept = mmap.mmap(-1, _SPARE_BYTES)  # never written to: only its addresses are taken
+    except OSError as error:
+        raise MemoryError(str(error)) from None
+    with closing(kept):
+        yield
