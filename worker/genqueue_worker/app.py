@@ -4,10 +4,13 @@ Nothing is read at import: the settings are loaded when Celery first asks for it
 configuration, and the engine starts with the worker.
 """
 
+import contextlib
 import logging
 import os
+import queue
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -30,16 +33,45 @@ from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, 
 from genqueue_worker.lease import LeaseKeeper
 from genqueue_worker.metrics import Now
 from genqueue_worker.monitor import Monitor
+from genqueue_worker.pool import choose_pool
 from genqueue_worker.report import FACTS
+from genqueue_worker.resources import open_standard_streams
 
 logger = logging.getLogger(__name__)
-from genqueue_worker.pool import choose_pool
 
-from genqueue_worker.resources import open_standard_streams
 _HAND_OVER_S = 8.0
 """How long a worker may take to leave, its drain aside; Compose and Kubernetes give it 10 s before they kill it."""
 
 app = Celery("genqueue", include=["genqueue_worker.tasks"], set_as_current=False, task_cls=Task)
+
+
+class LastResort:
+    """Ends what takes longer than it may; its thread is there from the start, whatever there is none of later.
+
+    Args:
+        act: called, on that thread, once a limit has passed.
+    """
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+        # Of all ways to tell a thread the one that a signal's handler may use at any moment.
+        self._due_s: queue.SimpleQueue[float] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._watch, name="genqueue-last-resort", daemon=True)
+
+    def start(self) -> None:
+        """Begin to wait for a limit."""
+        self._thread.start()
+
+    def within(self, limit_s: float) -> None:
+        """Set a limit; of several the earliest counts."""
+        self._due_s.put(time.monotonic() + limit_s)
+
+    def _watch(self) -> None:
+        due_s = self._due_s.get()
+        while (left_s := due_s - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                due_s = min(due_s, self._due_s.get(timeout=left_s))
+        self._act()
 
 
 class Runtime:
@@ -59,6 +91,7 @@ class Runtime:
         )
         self._leases = LeaseKeeper(settings, engine.owner, engine.held, engine.lose, self.servers, engine.metrics)
         self._is_draining = False
+        self._last_resort = LastResort(self._leave)
         self._monitor: Monitor | None = None
         if settings.monitor_port is not None:
             probes = {"/livez": self.is_alive, "/readyz": self.is_ready}
@@ -70,6 +103,7 @@ class Runtime:
             self._monitor.start()
         self.engine.start()
         self._leases.start()
+        self._last_resort.start()
 
     def announce(self) -> None:
         """Log what is to be known of it, now that Celery has set logging up."""
@@ -103,20 +137,18 @@ class Runtime:
         """Those of the generators that are served, as :meth:`Engine.servers` has them; any thread may ask."""
         return {name: servers for name, servers in self.engine.servers().items() if self.is_served(name)}
 
-    def drain(self) -> None:
-        """Celery takes no more work, and waits for what runs; after ``drain_s`` others go on with it."""
-        if self._is_draining:
-            return
+    def drain(self, at_once: bool = False) -> None:
+        """Take no more work; what still runs after ``drain_s``, or ``at_once``, is handed over to others."""
+        within_s = 0.0 if at_once else self.settings.drain_s
         self._is_draining = True
-        self.engine.drain()
-        last = threading.Timer(self.settings.drain_s + _HAND_OVER_S, self._leave)
-        last.daemon = True
-        last.start()
+        self.engine.drain(within_s)
+        self._last_resort.within(within_s + _HAND_OVER_S)
 
     def _leave(self) -> None:
         """End at once: the hand-over, or a library, waits for a Redis that is away, and nobody else waits for that."""
         logger.warning("%d generations are left to others: they could not be handed over", len(self.engine.held()))
-        logging.shutdown()
+        with contextlib.suppress(OSError):  # a full disk
+            logging.shutdown()
         os._exit(1)
 
     def is_alive(self) -> Verdict:
@@ -171,6 +203,7 @@ class Runtime:
 
     def stop(self) -> None:
         """Stop them all."""
+        self._last_resort.within(_HAND_OVER_S)
         self._leases.stop()
         self.engine.stop()
         if self._monitor is not None:
@@ -212,6 +245,7 @@ def _configuration() -> dict[str, Any]:
 @signals.celeryd_init.connect
 def _begin(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> None:
     """Before anything is logged or warned of."""
+    open_standard_streams()
     level, path = options.get("loglevel"), options.get("logfile")
     instance.app.log.setup(level, path, hostname=sender)
     if logs.is_json(load_settings().log_format, None if path else sys.__stderr__):
@@ -245,7 +279,7 @@ def _start(sender: Any, **_: Any) -> None:
     sys.setswitchinterval(0.0005)
     try:
         settings = worker_settings()
-    open_standard_streams()
+        choose_pool(sender)
         look_for_redis(settings, "worker")
         _runtime = Runtime(settings)
         _end_traces = tracing.set_up(_runtime.engine.owner)
@@ -279,7 +313,6 @@ def look_for_redis(settings: Settings, role: Role) -> None:
             user = address.username or "default"
             raise StoreError(
                 f"Redis at {address.name} lets its user {user!r} not do all that a {role} does: "
-        choose_pool(sender)
                 f"genqueue doctor --role {role} says what"
             )
     except RedisUnavailableError as error:
@@ -297,12 +330,14 @@ def _announce(**_: Any) -> None:
 @signals.worker_ready.connect
 def _consume(sender: Consumer, **_: Any) -> None:
     if _runtime is not None:
+        sender.on_stop = _runtime.drain
+        sender.on_stopped = _stop
         _runtime.consume(sender)
 
 
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
-    """SIGTERM."""
+    """SIGTERM and Ctrl-C; of those that are to be quick the consumer tells, before this."""
     if _runtime is not None:
         _runtime.drain()
 
@@ -314,6 +349,7 @@ def _stop(**_: Any) -> None:
         _runtime.stop()
         _runtime = None
         _end_traces()
+        logger.info("stopped")
 
 
 @signals.task_rejected.connect

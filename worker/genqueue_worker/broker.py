@@ -320,6 +320,9 @@ class Consumer(consumer.Consumer):
     _EVENTS_EVERY_S = 0.1
     _BEAT_S = 1.0
     _LISTEN_LEFT_S = 0.1
+        on_stop: told that nothing more will be taken, for whatever reason: a signal, an order, an error of Celery's;
+            and whether what runs is to be handed over at once.
+        on_stopped: told that nothing runs any more, and Celery is about to end.
     _events_due_s = 0.0
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -335,6 +338,24 @@ class Consumer(consumer.Consumer):
         """What is :attr:`unwanted` has changed; any thread may say so."""
         self.call_soon(self._follow)
 
+        self.on_stop: Callable[[bool], None] = lambda at_once: None
+        self.on_stopped: Callable[[], None] = lambda: None
+
+    def stop(self) -> None:
+        """Take nothing more; Celery then waits for what runs."""
+        self.on_stop(False)
+        super().stop()
+
+    def cancel_active_requests(self) -> None:
+        """A cold shutdown (SIGQUIT, Ctrl-C twice): Celery waits for the pool next, whose threads cannot be ended."""
+        self.on_stop(True)
+
+    def shutdown(self) -> None:
+        """Close what is open."""
+        try:
+            super().shutdown()
+        finally:
+            self.on_stopped()
     def on_ready(self) -> None:
         """The loop begins, for the first time or after Redis was lost: what it was told meanwhile counts."""
         super().on_ready()

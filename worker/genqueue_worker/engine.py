@@ -233,9 +233,10 @@ class Engine:
         for generation_id in generation_ids:
             self._soon(self._cancel(generation_id))
 
-    def drain(self) -> None:
-        """Begin nothing more, and hand over after ``drain_s`` what still runs then; any thread may ask."""
-        self._loop.call_soon_threadsafe(self._drain)
+    def drain(self, within_s: float) -> None:
+        """Begin nothing more, and hand over after ``within_s`` what still runs then; any thread may ask, and again."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            self._loop.call_soon_threadsafe(self._drain, within_s)
 
     def held(self) -> list[tuple[str, int]]:
         """The (generation id, attempt) pairs that run now; any thread may ask."""
@@ -433,10 +434,10 @@ class Engine:
             # A defect of ours, or of a library: the generation ends with it, and Celery logs it.
             await self._fail(work, Outcome(error="failed", message=f"unexpected {type(error).__name__} in the worker"))
             raise
-
             if is_lack(error):
                 logger.warning("an attempt is put back, this host lacks what it needs: %s", type(error).__name__)
                 return await self._release(work, _LACK, None)
+
     async def _adopt(
         self, generation_id: str, generator: str, foreign: dict[str, Any], traceparent: str | None
     ) -> Ended | NotOurs | None:
@@ -630,17 +631,18 @@ class Engine:
             end = replace(outcome.cancelled(generation_id, "default", date_done=_now_iso()), stillborn=True)
         await self._end(None, end)
 
-    def _drain(self) -> None:
+    def _drain(self, within_s: float) -> None:
+        if self._is_leaving:
+            return
         if not self._is_draining:
             self._is_draining = True
             for generator in self.generators.values():
                 generator.upstream.admission.dismiss()
-            logger.info(
-                "draining: %d generations run, others go on with them in %g s",
-                len(self._running),
-                self.settings.drain_s,
-            )
-            self._loop.call_later(self.settings.drain_s, self._hand_over)
+            logger.info("draining: %s", _drains(len(self._running), within_s))
+        if within_s > 0:
+            self._loop.call_later(within_s, self._hand_over)
+        else:
+            self._hand_over()
 
     def _hand_over(self) -> None:
         self._is_leaving = True
@@ -699,9 +701,11 @@ class Engine:
         self._ready.set_result(None)
         await self._stopped.wait()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while left := [task for task in others if not task.done()]:
+            # Again and again: before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
         await hub.close()
         await transport.close()
         await self._store.close()
@@ -752,6 +756,14 @@ def _redis_time(work: Work, loop_s: float) -> float:
 def _first_text_at(work: Work) -> float | None:
     first_text_s = work.outbox.first_text_s
     return None if first_text_s is None else _redis_time(work, first_text_s)
+def _drains(running: int, within_s: float) -> str:
+    """What becomes of what runs when a worker is to end."""
+    if not running:
+        return "nothing runs"
+    runs, it = ("1 generation runs", "it") if running == 1 else (f"{running} generations run", "them")
+    return f"{runs}, others go on with {it} {f'in {within_s:g} s' if within_s else 'now'}"
+
+
 
 
 def _iso(epoch_s: float | None) -> str | None:

@@ -1,0 +1,130 @@
+"""A worker whose host grants it little: descriptors, memory, threads, a disk for its log."""
+
+import asyncio
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import redis
+
+from genqueue import GenerationClient, Settings
+from genqueue_ops.tgi_standin.protocol import Limits
+from genqueue_ops.tgi_standin.server import serve
+
+from .roles import as_role
+
+
+@pytest.fixture
+def tgi(standin):
+    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}
+
+
+@pytest.fixture
+def producer(own_redis):
+    with GenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as client:
+        yield client
+
+
+def ends(generations, within_s=60):
+    results = [generation.result(timeout_s=within_s) for generation in generations]
+    return [result.replies[0] for result in results], {result.meta[0]["attempts"] for result in results}
+
+
+@pytest.mark.timeout(180)
+def test_with_256_descriptors_and_256_places_nothing_is_lost(start_worker, own_redis, tgi, producer, ask, eventually):
+    """Its connections to Redis are cut meanwhile: it has descriptors left to connect again."""
+    worker = start_worker(tgi, own_redis.url, "-c", "256", before="ulimit -n 256")
+    fits = re.search(r"-c 256 does not fit: this process may open 256 files .* runs (\d+) generations", worker.log)
+    assert fits, worker.log
+    prompts = [ask(tokens=20, itl_s=0.1) for _ in range(256)]
+    generations = [producer.submit(prompt) for prompt in prompts]
+    places = int(fits[1])
+    with redis.Redis.from_url(own_redis.url) as db:
+        eventually(lambda: db.zcard("genqueue:leases") >= places - 1, within_s=30)
+        for kind in ("normal", "pubsub"):
+            db.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+    texts, attempts = ends(generations)
+    assert texts == [prompt.answer for prompt in prompts]
+    assert attempts == {1}
+    afterwards = ask()
+    assert producer.submit(afterwards).result(timeout_s=10).replies == [afterwards.answer]
+    assert worker.end() == 0
+    assert "Traceback" not in worker.log
+
+
+@pytest.mark.timeout(180)
+async def test_idle_connections_to_one_server_leave_descriptors_for_another(
+    start_worker, own_redis, tgi, producer, ask
+):
+    async with serve(limits=Limits(max_concurrent_requests=1000)) as other:
+        both = {**tgi, "other": {"api_type": "text_generation_inference", "api_params": {"url": other.url}}}
+        worker = start_worker(both, own_redis.url, "-c", "40", before="ulimit -n 140")
+
+        def turn(generator):
+            prompts = [ask(tokens=4, itl_s=0.25) for _ in range(40)]
+            texts, _ = ends([producer.submit(prompt, generator=generator) for prompt in prompts])
+            assert texts == [prompt.answer for prompt in prompts]
+
+        for generator in ("default", "other", "default"):
+            await asyncio.to_thread(turn, generator)
+        assert worker.process.poll() is None
+
+
+def test_a_limit_that_may_be_raised_is_raised(start_worker, own_redis, tgi):
+    worker = start_worker(tgi, own_redis.url, "-c", "256", before="ulimit -S -n 256")
+    limits = Path(f"/proc/{worker.process.pid}/limits")
+    if not limits.exists():
+        pytest.skip("this system does not say what a process may use")
+    (soft,) = re.findall(r"Max open files +(\d+)", limits.read_text())
+    assert int(soft) > 512
+    assert "does not fit" not in worker.log
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        pytest.param("ulimit -n 70", "this process may open 70 files (RLIMIT_NOFILE)", id="descriptors"),
+        pytest.param("ulimit -v 400000", "this host", id="memory"),
+    ],
+)
+def test_too_little_for_any_generation_ends_the_start_in_words(start_worker, own_redis, tgi, limit, words):
+    worker = start_worker(tgi, own_redis.url, "-c", "256", before=limit, wait=False)
+    try:
+        assert worker.process.wait(30) != 0
+    except subprocess.TimeoutExpired:
+        pytest.fail(worker.log)
+    assert "genqueue: " in worker.log
+    assert words in worker.log
+    assert "Traceback" not in worker.log
+
+
+@pytest.mark.timeout(180)
+def test_with_little_memory_as_many_run_as_there_are_threads_for(start_worker, own_redis, tgi, producer, ask):
+    """A thread takes 8 MB of addresses for its stack; where memory is short no more can be started."""
+    worker = start_worker(tgi, own_redis.url, "-c", "256", before="ulimit -v 1500000")
+    fits = re.search(r"-c 256 does not fit: this host .*; (\d+) generations run at once", worker.log)
+    assert fits, worker.log
+    prompts = [ask(tokens=10, itl_s=0.05) for _ in range(120)]
+    texts, attempts = ends([producer.submit(prompt) for prompt in prompts])
+    assert texts == [prompt.answer for prompt in prompts]
+    assert attempts == {1}
+    assert worker.end() == 0
+
+
+@pytest.mark.parametrize("where", ["exec 2>/dev/full >/dev/full", "exec 2>&- >&-"])
+def test_a_log_that_cannot_be_written_costs_nothing_else(
+    start_worker, own_redis, tgi, producer, ask, eventually, where
+):
+    worker = start_worker(tgi, own_redis.url, "-c", "8", before=where, wait=False)
+    eventually(lambda: producer.workers(), within_s=30)
+    prompts = [ask(tokens=10) for _ in range(16)]
+    texts, attempts = ends([producer.submit(prompt) for prompt in prompts])
+    assert texts == [prompt.answer for prompt in prompts]
+    assert attempts == {1}
+    running = producer.submit(ask(tokens=20, itl_s=0.05))
+    eventually(lambda: running.status().state == "running")
+    worker.process.send_signal(signal.SIGTERM)
+    assert running.result(timeout_s=10).meta[0]["attempts"] == 1
+    assert worker.process.wait(15) == 0

@@ -1,0 +1,110 @@
+"""How a worker ends: by every signal, and by an error of Celery's loop; others go on with what it ran."""
+
+import signal
+import time
+
+import pytest
+import redis
+
+from genqueue import GenerationClient, Settings
+
+from .roles import as_role
+
+SOON_S = 5.0
+"""How long a hand-over, and what an end needs besides, may take here."""
+
+
+@pytest.fixture
+def tgi(standin):
+    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}
+
+
+@pytest.fixture
+def producer(own_redis):
+    with GenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as client:
+        yield client
+
+
+def signalled(*names):
+    def send(worker, eventually):
+        for number, name in enumerate(names):
+            if number:  # the handler of the one before has run: it says so, or changes who hears the next
+                eventually(lambda: "draining" in worker.log)
+            worker.process.send_signal(getattr(signal, name))
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(signalled("SIGINT", "SIGINT"), id="ctrl-c-twice"),
+        pytest.param(signalled("SIGQUIT"), id="quit"),
+        pytest.param(signalled("SIGTERM", "SIGQUIT"), id="term-then-quit"),
+        pytest.param(signalled("SIGINT", "SIGINT", "SIGINT", "SIGINT"), id="ctrl-c-again-and-again"),
+    ],
+)
+def test_who_cannot_wait_hands_over_at_once(start_worker, own_redis, tgi, producer, ask, eventually, end):
+    worker = start_worker(tgi, own_redis.url, "-c", "8", environ={"GENQUEUE_DRAIN_S": "60"})
+    prompts = [ask(tokens=100, itl_s=0.1) for _ in range(3)]
+    generations = [producer.submit(prompt) for prompt in prompts]
+    for generation in generations:
+        eventually(lambda generation=generation: generation.status().state == "running")
+    end(worker, eventually)
+    began_s = time.monotonic()
+    worker.process.wait(30)
+    assert time.monotonic() - began_s < SOON_S
+    assert "Traceback" not in worker.log
+    assert {generation.status().state for generation in generations} == {"queued"}
+    ways = [line["outcome"] for generation in generations for line in worker.outcomes(generation.id)]
+    assert ways == ["handed_over"] * 3
+    assert worker.lines[-1]["message"] == "stopped"
+    another = start_worker(tgi, own_redis.url, "-c", "8")
+    assert [generation.result(timeout_s=40).replies for generation in generations] == [
+        [prompt.answer] for prompt in prompts
+    ]
+    assert another.end() == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
+def test_an_idle_worker_says_that_nothing_runs_and_that_it_has_stopped(start_worker, own_redis, tgi, name):
+    worker = start_worker(tgi, own_redis.url, "-c", "2")
+    worker.process.send_signal(getattr(signal, name))
+    worker.process.wait(SOON_S + 5)
+    said = [line["message"] for line in worker.lines]
+    assert "draining: nothing runs" in said
+    assert said[-1] == "stopped"
+    assert "Traceback" not in worker.log
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 generation runs, others go on with it in 1 s"), (2, "2 generat")])
+def test_a_drain_says_how_many_run(start_worker, own_redis, tgi, producer, ask, eventually, count, words):
+    worker = start_worker(tgi, own_redis.url, "-c", "8", environ={"GENQUEUE_DRAIN_S": "1"})
+    generations = [producer.submit(ask(tokens=60, itl_s=0.1)) for _ in range(count)]
+    for generation in generations:
+        eventually(lambda generation=generation: generation.status().state == "running")
+    worker.end(within_s=1 + SOON_S)
+    assert f"draining: {words}" in worker.log
+    assert {generation.status().state for generation in generations} == {"queued"}
+    for generation in generations:
+        generation.cancel()
+
+
+def test_an_error_that_ends_celerys_loop_ends_the_worker_within_the_drain(
+    start_worker, own_redis, tgi, producer, ask, eventually
+):
+    """The queue is no list: an error of BRPOP's that Celery knows no way on from."""
+    worker = start_worker(tgi, own_redis.url, "-c", "8", environ={"GENQUEUE_DRAIN_S": "2"})
+    prompt = ask(tokens=100, itl_s=0.1)
+    generation = producer.submit(prompt)
+    eventually(lambda: generation.status().state == "running")
+    with redis.Redis.from_url(own_redis.url) as db:
+        db.set("generate.default", "no list")
+        began_s = time.monotonic()
+        assert worker.process.wait(30) != 0
+        assert time.monotonic() - began_s < 2 + SOON_S
+        db.delete("generate.default")
+    assert worker.lines[-1]["message"] == "stopped"
+    another = start_worker(tgi, own_redis.url, "-c", "8")
+    assert generation.result(timeout_s=40).replies == [prompt.answer]
+    assert another.end() == 0
