@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from genqueue import keys
-from genqueue.doorbell import doorbell_message
+from genqueue.doorbell import BODY, doorbell_message
 from genqueue.errors import (
     GenerationNotFoundError,
     IdempotencyConflictError,
@@ -49,6 +49,8 @@ _TURNS = 12.0
 """In a lease's length a queue is looked through so often at most, by all sweepers together: four times a second."""
 _OVERDUE_S = 10.0
 """After so long a sweeper that lives would have found it."""
+_DISCARD_LIMIT, _DISCARD_BYTES = 100, 1_000_000
+"""Messages of one list, and their bytes, that are looked through at once for those that ring for nothing."""
 _COUNT_LIMIT = 2000
 """Running generations, and dead letters, up to which an overview says whose they are."""
 
@@ -741,6 +743,24 @@ def ring(generation_id: str, generator: str, priority: int) -> Call[None]:
     """Put a doorbell back to the front of its queue: whoever took it leaves the queue to others."""
     message = doorbell_message(generation_id, generator, priority)
     return Call(("RPUSH", keys.doorbell(generator, priority), message), lambda answer: None)
+
+
+def discard(generator: str) -> Call[list[tuple[str, bool]]]:
+    """Throw away doorbells of a queue that ring for nothing: of those that come next, whose generation has ended.
+
+    Answers ids, and of each whether it was cancelled while nobody ran it and nobody has been answered so before;
+    [] when there are no more among the next.  A message that brings its own request goes only once that has ended.
+    """
+
+    def decode(answer: list[bytes]) -> list[tuple[str, bool]]:
+        return [(_text(found), untold == b"untold") for found, untold in zip(answer[::2], answer[1::2], strict=True)]
+
+    return _scripted(
+        "discard",
+        [keys.doorbell(generator, priority) for priority in keys.PRIORITIES],
+        (_DISCARD_LIMIT, _DISCARD_BYTES, keys.generation(""), ",".join(sources(Transition.STARTED)), BODY),
+        decode,
+    )
 
 
 def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int, owner: str = "") -> Call[dict[str, str]]:

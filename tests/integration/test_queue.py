@@ -81,6 +81,32 @@ def test_lower_numbers_go_first_and_equals_in_order(narrow, busy, ask, standin):
     assert served == [prompts[place] for place in (2, 5, 4, 1, 3, 6, 0)]
 
 
+def test_what_was_cancelled_in_the_queue_holds_up_nothing(narrow, busy, ask, narrow_worker, narrow_db, eventually):
+    """No task is made of their doorbells, but of the few that Celery has by then."""
+    with plain_celery(as_role(narrow_worker.redis_url, "flower")) as app:
+        (before,) = app.control.inspect(timeout=5).stats().values()
+    tasks = before["total"]["genqueue.generate"]
+    cancelled = [narrow.submit(ask(), generator="narrow") for _ in range(400)]
+    for generation in cancelled:
+        generation.cancel()
+    behind = narrow.submit(last := ask(tokens=2), generator="narrow", priority=9)
+    busy.cancel()
+    assert behind.result(timeout_s=20).replies == [last.answer]
+    lists = [doorbell("narrow", priority) for priority in range(10)]
+    eventually(lambda: sum(map(narrow_db.llen, lists)) == 0)
+
+    def told():
+        return [line["generation_id"] for line in narrow_worker.lines if line.get("outcome") == "cancelled"]
+
+    ids = {generation.id for generation in cancelled}
+    eventually(lambda: ids <= set(told()))
+    assert len(told()) == len(set(told()))
+    with plain_celery(as_role(narrow_worker.redis_url, "flower")) as app:
+        (stats,) = app.control.inspect(timeout=5).stats().values()
+    assert stats["total"]["genqueue.generate"] - tasks < 100
+    assert "Traceback" not in narrow_worker.log
+
+
 def test_a_full_queue_refuses_with_its_depth_and_limit_and_takes_again_when_drained(narrow, busy, ask, narrow_db):
     queued = [narrow.submit(ask(tokens=2), generator="small") for _ in range(3)]
     with pytest.raises(QueueFullError, match="queue 'small' holds 3 generations, limit 3") as full:

@@ -167,6 +167,7 @@ class Engine:
             for name, configured in settings.generators.items()
         }
         self._in_hand: set[str] = set()
+        self._discarding: dict[str, asyncio.Task[None]] = {}
         self._running: dict[str, Run] = {}
         self._is_draining = False
         self._is_leaving = False
@@ -332,6 +333,8 @@ class Engine:
         generation_id, generator = report.generation_id, report.generator
         claim = await self._claim(generation_id, generator)
         if isinstance(claim, NotClaimed):
+            if claim.reason not in {"held", "elsewhere"}:
+                self._discard_soon(generator)  # where one rang for nothing there may be thousands
             if claim.reason == "expired":
                 return await self._refuse(generation_id, generator, outcome.expired("before an attempt could begin"))
             return self._not_claimed(generator, claim)
@@ -431,12 +434,12 @@ class Engine:
             await self._writer.settle(outbox)
             return _not_ours(lost)
         except Exception as error:
-            # A defect of ours, or of a library: the generation ends with it, and Celery logs it.
-            await self._fail(work, Outcome(error="failed", message=f"unexpected {type(error).__name__} in the worker"))
-            raise
             if is_lack(error):
                 logger.warning("an attempt is put back, this host lacks what it needs: %s", type(error).__name__)
                 return await self._release(work, _LACK, None)
+            # A defect of ours, or of a library: the generation ends with it, and Celery logs it.
+            await self._fail(work, Outcome(error="failed", message=f"unexpected {type(error).__name__} in the worker"))
+            raise
 
     async def _adopt(
         self, generation_id: str, generator: str, foreign: dict[str, Any], traceparent: str | None
@@ -511,6 +514,21 @@ class Engine:
     def _not_claimed(self, generator: str, found: NotClaimed) -> Ended | NotOurs:
         """What came of a doorbell that led to no attempt; a cancel is told by one, or by who ran what was cancelled."""
         if found.reason != "cancelled" or not found.is_untold:
+    def _discard_soon(self, generator: str) -> None:
+        if generator not in self._discarding:
+            self._discarding[generator] = task = asyncio.create_task(self._discard(generator))
+            task.add_done_callback(_log_failure)
+            task.add_done_callback(lambda _: self._discarding.pop(generator))
+
+    async def _discard(self, generator: str) -> None:
+        """Throw away what rings for nothing in a generator's queue: no task of Celery's for each."""
+        while discarded := await self._writer.insist(calls.discard(generator)):
+            for generation_id, is_untold in discarded:
+                if is_untold:
+                    self.metrics.ended(generator, "cancelled")
+                    Report(generation_id, generator, self.owner).tell("cancelled")
+                    self._show(generation_id, {"terminated": True, "signum": None, "expired": False}, "task-revoked")
+
             return NotOurs(found.reason)
         self.metrics.ended(generator, found.reason)
         return Ended(outcome.CANCELLED)
@@ -738,6 +756,14 @@ class Engine:
             except (ConnectionError, StoreError) as error:
                 if trouble != str(error):
                     trouble = str(error)
+def _drains(running: int, within_s: float) -> str:
+    """What becomes of what runs when a worker is to end."""
+    if not running:
+        return "nothing runs"
+    runs, it = ("1 generation runs", "it") if running == 1 else (f"{running} generations run", "them")
+    return f"{runs}, others go on with {it} {f'in {within_s:g} s' if within_s else 'now'}"
+
+
                     logger.warning("cancels are heard of with the next renewal only: %s", trouble)
             await asyncio.sleep(self.settings.lease_s / 3)
 
@@ -756,14 +782,6 @@ def _redis_time(work: Work, loop_s: float) -> float:
 def _first_text_at(work: Work) -> float | None:
     first_text_s = work.outbox.first_text_s
     return None if first_text_s is None else _redis_time(work, first_text_s)
-def _drains(running: int, within_s: float) -> str:
-    """What becomes of what runs when a worker is to end."""
-    if not running:
-        return "nothing runs"
-    runs, it = ("1 generation runs", "it") if running == 1 else (f"{running} generations run", "them")
-    return f"{runs}, others go on with {it} {f'in {within_s:g} s' if within_s else 'now'}"
-
-
 
 
 def _iso(epoch_s: float | None) -> str | None:
@@ -790,7 +808,7 @@ def _not_ours(reason: str) -> Ended | NotOurs:
     return Ended(outcome.CANCELLED) if reason == "cancelled" else NotOurs(reason)
 
 
-def _log_failure(done: "Future[Any]") -> None:
+def _log_failure(done: "Future[Any] | asyncio.Future[Any]") -> None:
     if not done.cancelled() and (error := done.exception()) is not None:
         logger.error("what was asked of the engine failed", exc_info=error)
 

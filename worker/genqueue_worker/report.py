@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Show = Callable[[str, dict[str, Any]], None]
-"""Told the id of a generation that has an attempt, and more of what is known of it, for Flower."""
+Show = Callable[..., None]
+"""Told the id of a generation, more of what is known of it, and as which event (``FACTS``), for Flower."""
 
 
-def show_nobody(generation_id: str, facts: dict[str, Any]) -> None:
+def show_nobody(generation_id: str, facts: dict[str, Any], event: str = "") -> None:
     """Where there is no Flower to tell."""
 
 
