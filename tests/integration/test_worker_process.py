@@ -1,19 +1,23 @@
 """A worker process under load, at its end, and beside Flower."""
 
 import asyncio
+import contextlib
 import json
+import re
 import signal
 
 import pytest
 import redis
 from celery import Celery
 
-from genqueue import AsyncGenerationClient, GenerationClient, Settings
+from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, Settings
 from genqueue_ops.tgi_standin.protocol import Limits
 from genqueue_ops.tgi_standin.scripted import ScriptedEngine
 from genqueue_ops.tgi_standin.server import serve
 
 from .roles import as_role
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
 
 @pytest.fixture
@@ -128,6 +132,40 @@ def test_a_worker_outlives_every_order_of_celerys_that_it_does_not_know(start_wo
     assert worker.end() == 0
 
 
+def test_an_order_to_a_pattern_of_names_is_dropped_before_it_is_matched(start_worker, own_db, tgi, ask, eventually):
+    """This one never ends: matching it, the worker would stand still, and be taken over by nobody."""
+    worker = start_worker(tgi, own_db, "-c", "4", "-n", "w1@sec")
+    pattern = "(.?){60}(.?){60}(.?){60}(.?){60}$X"
+    with (
+        Celery(broker=as_role(own_db, "flower"), set_as_current=False) as app,
+        GenerationClient(Settings(redis_url=as_role(own_db, "producer"), generators={})) as client,
+    ):
+        for matcher in ("pcre", "regex", "glob"):
+            app.control.broadcast("ping", pattern=pattern, matcher=matcher)
+        assert app.control.ping(timeout=5) == [{"w1@sec": {"ok": "pong"}}]
+        prompt = ask()
+        assert client.submit(prompt).result(timeout_s=10).replies == [prompt.answer]
+    assert worker.log.count("dropped an entry of celery.pidbox") == 3
+    assert worker.end() == 0
+
+
+def test_an_order_is_given_only_the_arguments_that_it_needs(start_worker, own_db, tgi):
+    worker = start_worker(tgi, own_db, "-c", "4", "-n", "w1@sec")
+    with Celery(broker=as_role(own_db, "flower"), set_as_current=False) as app:
+
+        def answer(name, **arguments):
+            (found,) = app.control.broadcast(name, arguments, reply=True, limit=1, timeout=5)
+            return found["w1@sec"]
+
+        plain = ["genqueue.generate"]
+        assert answer("registered", taskinfoitems=["app", "request", "__dict__"] * 1000, builtins=True) == plain
+        assert answer("dump_tasks", taskinfoitems=["backend"]) == plain
+        assert "ok" in answer("ping", once="more", self=5)
+        assert answer("query_task", ids=["nobody's"] * 1000) == {}
+        assert "ok" in answer("report", more="x" * 10_000)
+    assert worker.end() == 0
+
+
 def test_what_a_worker_announces_is_what_it_serves(start_worker, own_db, tgi, closed_port, eventually):
     gone = {"api_type": "text_generation_inference", "api_params": {"url": f"http://127.0.0.1:{closed_port}"}}
     worker = start_worker({"aa": tgi["default"], "bb": gone}, own_db, "-c", "4", "-Q", "generate.aa")
@@ -157,6 +195,61 @@ def test_what_a_worker_announces_is_what_it_serves(start_worker, own_db, tgi, cl
         order("cancel_consumer", "bb")
         eventually(lambda: served() == {})
     assert worker.end() == 0
+
+
+async def test_nothing_is_imported_once_a_worker_is_ready(start_worker, own_db, tgi, ask, eventually, standin):
+    """Where a process has no descriptor left a module cannot be read any more, and what needs it is lost."""
+    generators = {
+        **tgi,
+        "hub": {"api_type": "inference_endpoints", "api_params": {"url": standin.url}},
+        "serverless": {
+            "api_type": "serverless_inference_api",
+            "api_params": {"model": standin.url, "provider": "hf-inference"},
+        },
+    }
+    generators = {name: {**options, "max_attempts": 2} for name, options in generators.items()}
+    worker = start_worker(generators, own_db, "-c", "8", environ={"PYTHONPROFILEIMPORTTIME": "1"})
+    async with AsyncGenerationClient(Settings(redis_url=as_role(own_db, "producer"), generators={})) as client:
+        for generator in generators:
+            for options in (
+                {},
+                {"stream": False},
+                {"generation_kwargs": {"best_of": 2, "do_sample": True, "max_new_tokens": 4}},
+                {"generation_kwargs": {"max_new_tokens": 4, "top_n_tokens": 2}},
+                {"stop_words": ["e"]},
+            ):
+                await ended(await client.submit(ask(tokens=4), generator=generator, **options))
+            for options in ({}, {"tools": [WEATHER]}, {"generation_kwargs": {"logprobs": True, "top_logprobs": 2}}):
+                message = {"role": "user", "content": ask(tokens=4)}
+                await ended(await client.submit_chat([message], generator=generator, **options))
+            for fault in (
+                {"kind": "status", "status": 422, "body": "no"},
+                {"kind": "status", "status": 500},
+                {"kind": "reset", "after_tokens": 2},
+            ):
+                await ended(await client.submit(ask(tokens=4, faults=[fault]), generator=generator))
+        running = await client.submit(ask(tokens=100, itl_s=0.1))
+        while (await running.status()).completion_tokens < 2:
+            await asyncio.sleep(0.01)
+        await running.cancel()
+        await ended(await client.submit(ask(tokens=100, itl_s=0.1), deadline_s=0.3))
+    with Celery(broker=as_role(own_db, "producer"), set_as_current=False) as app:
+        for options in ({}, {"expires": -5}, {"countdown": 60}):
+            app.send_task("genqueue.generate", kwargs={"prompt": ask()}, queue="generate.default", **options)
+        app.send_task("nobody's", queue="generate.default")
+    eventually(lambda: worker.log.count('"outcome": "rejected"') >= 2 + len(generators))
+    early, late = (
+        re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", part, re.MULTILINE)
+        for part in worker.log.split(" ready.", 1)
+    )
+    assert "celery" in early
+    assert late == []
+    assert worker.end() == 0
+
+
+async def ended(generation):
+    with contextlib.suppress(GenerationError):
+        await generation.result(timeout_s=15)
 
 
 def test_no_worker_is_sent_the_heartbeats_of_the_others(start_worker, own_db, tgi):

@@ -157,7 +157,7 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, ASKED, {"pattern": "c*", "matcher": "glob"}], ids=repr)
+@pytest.mark.parametrize("changes", [{}, ASKED, {"destination": ["celery@h"], "arguments": None}], ids=repr)
 def test_an_order_is_one(changes):
     assert is_order(order(**changes))
 
@@ -177,6 +177,21 @@ def test_an_order_is_one(changes):
 )
 def test_what_celery_would_stumble_over_is_none(changes):
     assert not is_order(order(**changes))
+
+
+@pytest.mark.parametrize("matcher", ["glob", "pcre", "regex", None, "x"])
+@pytest.mark.parametrize("pattern", ["c*", "(.?){60}(.?){60}(.?){60}(.?){60}$X", "", [], 5, False])
+def test_an_order_to_a_pattern_of_names_is_none(pattern, matcher):
+    """Celery would run it, for as long as it takes."""
+    assert not is_order(order(pattern=pattern, matcher=matcher))
+    assert not is_order(order(matcher=pattern))
+
+
+@pytest.mark.parametrize(("ids", "expected"), [(9_000, True), (20_000, False)])
+def test_an_order_is_no_longer_than_that_its_work_has_an_end(ids, expected):
+    assert (
+        is_order(order(method="revoke", arguments={"task_id": [f"{number:036}" for number in range(ids)]})) is expected
+    )
 
 
 def test_an_event_is_a_broadcast_and_no_order():

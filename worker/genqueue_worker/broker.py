@@ -50,7 +50,10 @@ dropped = 0
 
 _MOST_WORD_BYTES = 512
 _MOST_CLOCK = 2**63
-_ORDER = {"method", "arguments", "destination", "pattern", "matcher", "ticket", "reply_to"}
+_MOST_ORDER_BYTES = 500_000
+"""Of one order: some ten thousand ids to cancel, each of which is work."""
+_ORDER = {"method", "arguments", "destination", "ticket", "reply_to"}
+_PATTERN = {"pattern", "matcher"}
 _ORDERS, _REPLIES = "celery.pidbox", "reply.celery.pidbox"
 _AFTERWARDS = ("callbacks", "errbacks", "chain", "chord")
 _COMPRESSED = "compressed"
@@ -106,7 +109,7 @@ def is_broadcast(message: Any) -> bool:
 
 def is_order(message: Any) -> bool:
     """Whether a message of Celery's remote control is one that its code takes in hand without stumbling."""
-    if not is_broadcast(message):
+    if not is_broadcast(message) or len(message["body"]) > _MOST_ORDER_BYTES:
         return False
     clock = message["headers"].get("clock") or 0
     # Celery takes over the highest clock it sees: one of 4,300 digits could be sent on by nobody.
@@ -114,11 +117,12 @@ def is_order(message: Any) -> bool:
         return False
     match loads(base64.b64decode(message["body"])):
         case {"method": str()} as order:
-            kinds = {"arguments": dict, "destination": list, "pattern": str, "ticket": str}
+            kinds = {"arguments": dict, "destination": list, "ticket": str}
+            # Celery would hold a pattern against the worker's name, in Python's re: a bad one never ends.
+            said = {name for name, value in order.items() if value is not None or name not in _PATTERN}
             return (
-                order.keys() <= _ORDER
+                said <= _ORDER
                 and all(isinstance(order.get(name), kind | None) for name, kind in kinds.items())
-                and order.get("matcher") in {None, "glob", "pcre", "regex"}
                 and _is_address(order.get("reply_to"))
             )
     return False
@@ -198,7 +202,8 @@ class _Careful(redis.Channel):
         exchange = bytes_to_str(payload["channel"]).partition(".")[2].split("/", 1)[0]
         data = payload["data"]
         try:
-            message = loads(bytes_to_str(data))
+            is_short = exchange != _ORDERS or len(data) <= 2 * _MOST_ORDER_BYTES
+            message = loads(bytes_to_str(data)) if is_short else None
             is_one = is_order(message) if exchange == _ORDERS else is_broadcast(message)
         except Exception:  # as below
             is_one = False
@@ -315,14 +320,14 @@ class Consumer(consumer.Consumer):
         served: the queues that were chosen at the start and by orders since, those left for now among them.
         unwanted: the queues from which nothing shall be taken for now.
         on_order: told when an order has changed them.
+        on_stop: told that nothing more will be taken, for whatever reason: a signal, an order, an error of Celery's;
+            and whether what runs is to be handed over at once.
+        on_stopped: told that nothing runs any more, and Celery is about to end.
     """
 
     _EVENTS_EVERY_S = 0.1
     _BEAT_S = 1.0
     _LISTEN_LEFT_S = 0.1
-        on_stop: told that nothing more will be taken, for whatever reason: a signal, an order, an error of Celery's;
-            and whether what runs is to be handed over at once.
-        on_stopped: told that nothing runs any more, and Celery is about to end.
     _events_due_s = 0.0
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -333,11 +338,6 @@ class Consumer(consumer.Consumer):
         self._left: set[str] = set()
         self.served = set(self.app.amqp.queues.consume_from)
         self.on_order: Callable[[], None] = lambda: None
-
-    def follow_soon(self) -> None:
-        """What is :attr:`unwanted` has changed; any thread may say so."""
-        self.call_soon(self._follow)
-
         self.on_stop: Callable[[bool], None] = lambda at_once: None
         self.on_stopped: Callable[[], None] = lambda: None
 
@@ -356,6 +356,11 @@ class Consumer(consumer.Consumer):
             super().shutdown()
         finally:
             self.on_stopped()
+
+    def follow_soon(self) -> None:
+        """What is :attr:`unwanted` has changed; any thread may say so."""
+        self.call_soon(self._follow)
+
     def on_ready(self) -> None:
         """The loop begins, for the first time or after Redis was lost: what it was told meanwhile counts."""
         super().on_ready()

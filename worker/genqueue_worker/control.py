@@ -8,6 +8,9 @@ the generation is, the registry ends it and the worker that runs it is told.
 Of the other orders workers know those that fit.  The rest ends a pool of threads (``pool_grow``), leads a worker
 to other queues or files (``add_consumer`` of a foreign list, ``objgraph``) or has it throw a doorbell away
 (``hello``, with ids that are said to be revoked).  How many places a worker has is ``--concurrency``.
+Those that are known are given the arguments that they need and no others: ``registered`` would read any attribute
+of a task, as often as it is told.  How long an order may be, and that it names workers and no pattern of
+names, is :func:`genqueue_worker.broker.is_order`'s.
 
 What a plain Celery producer sends with its task is its prompt: ``active``, ``reserved``,
 ``scheduled`` and ``query_task`` (Flower, ``celery inspect``) show a task without its arguments.
@@ -38,12 +41,25 @@ class Task(celery.Task):  # type: ignore[misc]  # celery has no types
     Request = PrivateRequest
 
 
-_KNOWN = {
-    *("active", "active_queues", "clock", "conf", "ping", "query_task", "registered", "report", "reserved"),
-    *("revoked", "scheduled", "stats", "dump_active", "dump_conf", "dump_reserved", "dump_schedule", "dump_tasks"),
-    *("disable_events", "enable_events", "heartbeat"),
-    *("cancel_consumer", "shutdown"),
+_TAKES: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("active_queues", "clock", "ping", "registered", "report", "reserved", "revoked"), frozenset()),
+    **dict.fromkeys(("scheduled", "stats", "dump_reserved", "dump_schedule", "dump_tasks"), frozenset()),
+    **dict.fromkeys(("disable_events", "enable_events", "heartbeat", "shutdown"), frozenset()),
+    **dict.fromkeys(("active", "dump_active"), frozenset({"safe"})),
+    **dict.fromkeys(("conf", "dump_conf"), frozenset({"with_defaults"})),
+    "query_task": frozenset({"ids"}),
+    "cancel_consumer": frozenset({"queue"}),
 }
+"""Celery's own orders that are carried out, and the arguments that each is given."""
+
+
+def _taking(carry_out: Callable[..., Any], names: Collection[str]) -> Callable[..., Any]:
+    """An order that is given some of its arguments; the others are as if nobody had written them."""
+
+    def order(state: Any, **arguments: Any) -> Any:
+        return carry_out(state, **{name: value for name, value in arguments.items() if name in names})
+
+    return order
 
 
 def limit_orders(cancel: Callable[[Iterable[str]], None], queues: Collection[str]) -> None:
@@ -70,6 +86,7 @@ def limit_orders(cancel: Callable[[Iterable[str]], None], queues: Collection[str
         answer: dict[str, str] = add_any_consumer(state, queue)
         return answer
 
-    for name in Panel.data.keys() - _KNOWN:
-        del Panel.data[name]
+    known = {name: _taking(Panel.data[name], taken) for name, taken in _TAKES.items()}
+    Panel.data.clear()
+    Panel.data.update(known)
     Panel.data.update(revoke=revoke, terminate=terminate, add_consumer=add_consumer)
