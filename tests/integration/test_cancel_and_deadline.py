@@ -180,6 +180,20 @@ def test_a_cancelled_generation_gives_its_place_back(single, held, ask):
     assert waiting.result(timeout_s=5).replies == [prompt.answer]
 
 
+def test_a_message_that_expires_before_a_worker_has_it_ends_as_expired(client, ask, celery_app, standin):
+    """Celery's own word for it is revoked, which is a cancel here: nobody cancelled it."""
+    prompt = ask()
+    sent = celery_app.send_task("genqueue.generate", kwargs={"prompt": prompt}, queue="generate.default", expires=-5)
+    with pytest.raises(Exception, match="the deadline passed before a worker had the message") as told:
+        sent.get(timeout=10)
+    assert type(told.value).__name__ == "GenerationExpiredError"
+    assert sent.state == "FAILURE"
+    with pytest.raises(GenerationExpiredError, match="expires") as read:
+        client.generation(sent.id).result(timeout_s=5)
+    assert read.value.attempts == 0
+    assert standin.requests(prompt) == []
+
+
 # --- deadline --------------------------------------------------------------------------------
 
 

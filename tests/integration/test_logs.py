@@ -113,7 +113,7 @@ def test_a_foreign_message_is_logged_alike(client, ask, logging_worker, eventual
         bad = app.send_task("genqueue.generate", kwargs={"prompt": secret, "max": 1}, queue="generate.logged")
         late = app.send_task("genqueue.generate", kwargs={"prompt": secret}, queue="generate.logged", expires=-5)
         alien = app.send_task("genqueue.generat", kwargs={"prompt": secret}, queue="generate.logged")
-    for sent, outcome in ((bad, "rejected"), (late, "cancelled"), (alien, "rejected")):
+    for sent, outcome in ((bad, "rejected"), (late, "expired"), (alien, "rejected")):
         (line,) = eventually(lambda sent=sent: logging_worker.outcomes(sent.id))
         assert line["outcome"] == outcome
     assert secret.split()[-1] not in logging_worker.log

@@ -451,5 +451,5 @@ def test_a_message_that_expires_is_counted_and_logged_once(monitored, own_redis,
     before = monitored.scrape()
     with Celery("plain", broker=as_role(own_redis.url, "producer"), set_as_current=False) as app:
         late = app.send_task("genqueue.generate", kwargs={"prompt": ask()}, queue="generate.default", expires=-5)
-    eventually(lambda: told(monitored.worker, late) == ["cancelled"])
-    assert monitored.grows(before, "genqueue_generations_total", generator="default", outcome="cancelled") == 1
+    eventually(lambda: told(monitored.worker, late) == ["expired"])
+    assert monitored.grows(before, "genqueue_generations_total", generator="default", outcome="expired") == 1

@@ -472,13 +472,9 @@ class Engine:
         self._tell_stillborn(generation_id, generator, "rejected", answer)
 
     async def _expire_message(self, generation_id: str, generator: str) -> None:
-        end = outcome.cancelled(generation_id, generator, date_done=_now_iso())
-        answer = await self._end(None, replace(end, stillborn=True))
-        if answer == "ok":  # no claim can begin it any more
-            claim = await self._claim(generation_id, generator)
-            if not isinstance(claim, NotClaimed) or isinstance(self._not_claimed(generator, claim), NotOurs):
-                answer = "cancelled"
-        self._tell_stillborn(generation_id, generator, "cancelled", answer)
+        expired = outcome.expired("before a worker had the message (expires)")
+        answer = await self._answer(generation_id, generator, expired)
+        self._tell_stillborn(generation_id, generator, "expired", answer)
 
     def _tell_stillborn(self, generation_id: str, generator: str, way: str, answer: str) -> None:
         report = Report(generation_id, generator, self.owner)
@@ -487,9 +483,9 @@ class Engine:
         else:
             report.tell(IGNORED, answer)
 
-    async def _answer(self, generation_id: str, generator: str, rejected: Outcome) -> str:
-        """Register what is no request, only to end it; what has that id already is left alone."""
-        end = outcome.failed(generation_id, generator, None, rejected, date_done=_now_iso())
+    async def _answer(self, generation_id: str, generator: str, reason: Outcome) -> str:
+        """Register what is no request, or one too late, only to end it; what has that id already is left alone."""
+        end = outcome.failed(generation_id, generator, None, reason, date_done=_now_iso())
         return await self._end(None, replace(end, stillborn=True))
 
     async def _answered(self, generation_id: str, generator: str, rejected: Outcome) -> Ended | NotOurs:
@@ -514,6 +510,10 @@ class Engine:
     def _not_claimed(self, generator: str, found: NotClaimed) -> Ended | NotOurs:
         """What came of a doorbell that led to no attempt; a cancel is told by one, or by who ran what was cancelled."""
         if found.reason != "cancelled" or not found.is_untold:
+            return NotOurs(found.reason)
+        self.metrics.ended(generator, found.reason)
+        return Ended(outcome.CANCELLED)
+
     def _discard_soon(self, generator: str) -> None:
         if generator not in self._discarding:
             self._discarding[generator] = task = asyncio.create_task(self._discard(generator))
@@ -528,10 +528,6 @@ class Engine:
                     self.metrics.ended(generator, "cancelled")
                     Report(generation_id, generator, self.owner).tell("cancelled")
                     self._show(generation_id, {"terminated": True, "signum": None, "expired": False}, "task-revoked")
-
-            return NotOurs(found.reason)
-        self.metrics.ended(generator, found.reason)
-        return Ended(outcome.CANCELLED)
 
     async def _finish(self, work: Work, ending: Ending) -> Done | Ended | NotOurs:
         claim, outbox, upstream = work.claim, work.outbox, self.generators[work.generator].upstream
@@ -756,16 +752,16 @@ class Engine:
             except (ConnectionError, StoreError) as error:
                 if trouble != str(error):
                     trouble = str(error)
+                    logger.warning("cancels are heard of with the next renewal only: %s", trouble)
+            await asyncio.sleep(self.settings.lease_s / 3)
+
+
 def _drains(running: int, within_s: float) -> str:
     """What becomes of what runs when a worker is to end."""
     if not running:
         return "nothing runs"
     runs, it = ("1 generation runs", "it") if running == 1 else (f"{running} generations run", "them")
     return f"{runs}, others go on with {it} {f'in {within_s:g} s' if within_s else 'now'}"
-
-
-                    logger.warning("cancels are heard of with the next renewal only: %s", trouble)
-            await asyncio.sleep(self.settings.lease_s / 3)
 
 
 def _gave_up(claim: Claim) -> Outcome:
