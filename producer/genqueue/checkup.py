@@ -5,10 +5,8 @@ queued in transactions that are discarded, and what may sleep at no cost is not 
 """
 
 import contextlib
-import grp
 import http.client
 import os
-import pwd
 import ssl
 import time
 import urllib.request
@@ -124,7 +122,7 @@ def _ask_unnoted(store: Store, call: calls.Call[T], noted: list[str]) -> T | Non
 def _look_at_file() -> list[Finding]:
     path = settings_file()
     try:
-        if path is None:
+        if path is None or os.name != "posix":  # elsewhere rights are no mode
             return []
         return doctor.judge_file(_file(path))
     except (OSError, ConfigError):
@@ -149,6 +147,9 @@ def _file(path: Path) -> FileSeen:
 
 def _is_private_group(group: int, user: int) -> bool:
     """Whether nobody but ``user`` is in it, as where each user has a group of the same name."""
+    import grp  # which Windows lacks
+    import pwd
+
     try:
         found, owner = grp.getgrgid(group), pwd.getpwuid(user)
     except KeyError:
