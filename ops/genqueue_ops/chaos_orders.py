@@ -198,6 +198,7 @@ def orders(seed: int, count: int, span_s: float) -> list[Order]:
         again: Any = dice.choices(("continue", "asked"), (6, 1))[0]
         if not is_chat:
             again = dice.choices(("continue", "asked", "grammar", "one-shot"), (16, 2, 1, 1))[0]
+        ended: Any = dice.choice(ends)
         order = Order(
             number=number,
             seed=seed,
@@ -206,10 +207,11 @@ def orders(seed: int, count: int, span_s: float) -> list[Order]:
             # A stop word's last token is a counter word, which no other place of the text has.
             tokens=_NEVER_TOKENS + dice.randrange(10, 75) * _STOP_EVERY_TOKENS + 1,
             itl_s=dice.choice((0.02, 0.03, 0.05)),
-            ends=dice.choice(ends),
+            ends=ended,
             again=again,
             stream=dice.random() < 0.85,
-            split_characters=dice.random() < 0.5,
+            # Nobody knows how many tokens a part of a chat took: its events with text are taken off the limit.
+            split_characters=dice.random() < 0.5 and not (is_chat and ended == "length"),
             cancel_after_s=dice.uniform(0.0, 8.0) if dice.random() < 1 / 4 else None,
             deadline_s=dice.uniform(1.0, 15.0) if dice.random() < 1 / 8 else None,
             aways=tuple(

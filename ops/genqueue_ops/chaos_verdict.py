@@ -145,6 +145,7 @@ class Trace:
         seen: when which chunk reached its reader, over all returns of that reader.
         read: what its reader has in the end: the chunks' texts joined, or the new text where it was given one.
         read_s: when its reader knew the end.
+        told: as what the generation ended that its reader was told (cancelled, expired …); None for a whole text.
         voided: what its reader had when it was told that another text takes its place.
         contradicted: what the error had as delivered, where that was something else.
         late: what one who came at the end was given from its place on, and what that must be.
@@ -168,6 +169,7 @@ class Trace:
     seen: list[tuple[float, Chunk]] = field(default_factory=list)
     read: str = ""
     read_s: float = 0.0
+    told: str | None = None
     voided: list[str] = field(default_factory=list)
     contradicted: list[str] = field(default_factory=list)
     late: tuple[str, str] = ("", "")
@@ -265,11 +267,13 @@ def _judge_texts(trace: Trace, whole: dict[str, str], is_sure: bool, found: Find
         _compare(shown, _beginnings(texts, shown), found)
     if trace.state is None:
         return
-    if is_finished or is_sure:
-        _compare(trace.read, last if is_finished else _beginnings(texts, trace.read), found)
-    else:  # it may have ended before that was forgotten
-        _compare(trace.read, [*texts, *_beginnings(texts, trace.read)], found)
-    if is_sure and trace.read != trace.text and not (trace.order.varies and not is_finished):
+    # Where that may be forgotten, what its reader was told is another end than the one that it has now.
+    is_whole = is_finished if is_sure else trace.told is None
+    _compare(trace.read, last if is_whole else _beginnings(texts, trace.read), found)
+    if is_sure and is_finished != (trace.told is None):
+        found.faults.append(f"its reader was told that it ended as {trace.told or 'finished'}")
+    # Of what begins anew and breaks off the newest attempt's text is kept, of which its reader had more before.
+    if is_sure and trace.read != trace.text and (is_finished or not trace.order.begins_anew):
         found.faults.append(f"its reader has {len(trace.read)} characters, {len(trace.text)} are kept")
     if is_sure and trace.contradicted:
         found.faults.append("the error that says that the text began anew has not what was delivered")

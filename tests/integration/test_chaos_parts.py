@@ -1,5 +1,6 @@
 """The network and the Redis of a chaos run do what the plan says: or its verdict would judge nothing."""
 
+import os
 import random
 import socket
 import threading
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 import redis
 
+from genqueue_ops.chaos_leftovers import sockets_of, usage_of
 from genqueue_ops.chaos_network import FAIR, Weather, network
 from genqueue_ops.chaos_redis import RedisPair, find_faketime
 
@@ -122,6 +124,15 @@ def test_where_nobody_listens_a_connection_is_reset(opened):
 def test_the_end_of_one_side_is_the_end_of_the_other(way, caller):
     caller.shutdown(socket.SHUT_WR)
     assert caller.recv(10) == b""
+
+
+def test_what_a_process_has_open_can_be_told(way, caller):
+    before = usage_of(os.getpid())
+    assert sockets_of(os.getpid())[f"{way.port} established"] == 1
+    with socket.create_connection(("127.0.0.1", way.port), timeout=10):
+        assert usage_of(os.getpid()).descriptors > before.descriptors
+        assert sockets_of(os.getpid())[f"{way.port} established"] == 2
+    assert before.threads > 1 and before.memory_bytes > 1 << 20
 
 
 @pytest.fixture

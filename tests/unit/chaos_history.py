@@ -56,7 +56,9 @@ def trace_of(*bodies, order=ORDER, tokens=20, text=None, **changes):
         "voided": voided,
         "finish_reason": order.ends,
     }
-    return Trace(order, seen=seen, log=log, **known | changes)
+    known |= changes
+    known.setdefault("told", None if known["state"] is State.FINISHED else known["finish_reason"])
+    return Trace(order, seen=seen, log=log, **known)
 
 
 def started(at_s, attempt=1, pid=ONE):

@@ -3,7 +3,7 @@
 import pytest
 
 from genqueue import keys
-from genqueue_ops.chaos_leftovers import Left, Usage, grown, is_settled, left_over
+from genqueue_ops.chaos_leftovers import Left, Usage, grown, left_over
 
 MB = 1 << 20
 ID = "5bf3dba4-9238-46a1-9568-8fe247a1db47"
@@ -32,7 +32,7 @@ CLEAN = Left(
 
 
 def test_what_must_stay_is_no_fault():
-    assert is_settled(CLEAN) and left_over(CLEAN) == []
+    assert left_over(CLEAN) == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,3 @@ def test_what_must_stay_is_no_fault():
 )
 def test_what_is_left_over(left, fault):
     assert any(fault in said for said in left_over(left))
-
-
-def test_what_waits_or_runs_is_not_settled():
-    assert not is_settled(Left({}, {keys.waiting("left"): 1}, []))

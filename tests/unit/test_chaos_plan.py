@@ -40,7 +40,7 @@ def test_every_kind_comes_in_the_shortest_run(has_clock):
 @pytest.mark.parametrize("lane", [WORKER_EVILS, REDIS_EVILS + CLOCK_EVILS, ENDPOINT_EVILS, STORMS])
 def test_in_a_lane_every_kind_comes_before_any_comes_a_third_time(lane):
     for seed in SEEDS:
-        come = [evil.kind for evil in evils(seed, 400.0, has_clock=True) if evil.kind in lane]
+        come = [evil.kind for evil in evils(seed, 800.0, has_clock=True) if evil.kind in lane]
         thirds = [place for place, kind in enumerate(come) if come[:place].count(kind) == 2 + (kind is Kind.KILL)]
         assert set(come[: thirds[0]]) == set(lane)
 

@@ -261,6 +261,20 @@ def test_an_attempt_that_may_be_forgotten_may_have_made_its_call():
     assert judge(trace_of(*WHOLE), calls, forgetting(8.0, 9.0)).twice_s > 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_clean"),
+    [
+        pytest.param({"told": "cancelled", "read": TEN}, True, id="told that it was cancelled"),
+        pytest.param({"told": "cancelled", "read": TEN + "?"}, False, id="told so with a wrong text"),
+        pytest.param({"told": None, "read": TEN}, False, id="not told"),
+    ],
+)
+def test_a_reader_that_was_told_an_end_that_is_forgotten_has_a_beginning(changes, is_clean):
+    trace = trace_of(*WHOLE, cancel_s=1.5, cancel_said=True, **changes)
+    assert judge(trace, [], forgetting(1.4, 1.8)).is_clean == is_clean
+    assert not judge(trace, [], NOTHING).is_clean
+
+
 def test_a_reader_may_have_another_text_than_is_kept_only_if_an_end_may_be_forgotten():
     trace = trace_of(*BEGUN_ANEW, order=VARYING, text=OTHER_WORDS, read=FIRST_WORDS, voided=[])
     assert judge(trace, [], replace(forgetting(1.4, 1.8), names=NAMES)).is_clean
