@@ -9,6 +9,7 @@ from typing import Any
 
 from genqueue import errors
 from genqueue.calls import End, Flush, Overdue, Record, Said
+from genqueue.finish_reasons import shown_reason
 from genqueue.lifecycle import State, Transition
 from genqueue.messages import (
     Chunk,
@@ -175,7 +176,8 @@ def finished(generation_id: str, generator: str, last: Flush, result: Generation
     completion_tokens = meta["usage"]["completion_tokens"]
     if completion_tokens is None:  # nobody knows: what came is the best there is for whoever needs a number
         completion_tokens = last.completion_tokens
-    body = event_body("finished", {"finish_reason": meta["finish_reason"], "completion_tokens": completion_tokens})
+    reason = shown_reason(meta["finish_reason"])
+    body = event_body("finished", {"finish_reason": reason, "completion_tokens": completion_tokens})
     return End(
         generation_id,
         generator,

@@ -127,6 +127,7 @@ def test_everything_that_can_be_counted_is_there_from_the_beginning(metrics):
         assert shown.value("genqueue_generations_total", generator="hub", outcome=outcome) == 0
     for cause in (*OUTCOMES[1:], "restarted", "repeated", "superseded"):
         assert shown.value("genqueue_wasted_tokens_total", generator="hub", cause=cause) == 0
+    assert shown.value("genqueue_text_conflicts_total", generator="hub") == 0
     assert shown.value("genqueue_completion_tokens_total", generator="hub") == 0
     assert shown.value("genqueue_prompt_tokens_total", generator="hub") == 0
     assert shown.value("genqueue_queue_wait_seconds_count", generator="hub") == 0

@@ -166,3 +166,12 @@ def test_the_tree_of_errors_is_the_one_in_its_docstring():
     assert issubclass(errors.InvalidRequestError, ValueError)
     assert issubclass(errors.RedisUnavailableError, ConnectionError)
     assert issubclass(errors.ResultTimeoutError, TimeoutError)
+
+
+@pytest.mark.parametrize(("word", "shown"), [("stop", "stop"), ("Bearer hf_canary What is", "_OTHER"), (None, None)])
+def test_the_event_of_the_end_has_no_word_of_an_endpoint_but_a_known_one(word, shown):
+    meta = {"finish_reason": word, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    result = GenerationResult(replies=["a"], meta=[meta])
+    end = outcome.finished("id", "g", Flush("id", 1, 1, 2, "a", "", []), result, date_done="")
+    assert json.loads(b"{" + end.bodies[-1])["finish_reason"] == shown
+    assert json.loads(end.celery_result)["result"]["meta"][0]["finish_reason"] == word

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from genqueue.finish_reasons import shown_reason
 from genqueue.messages import Outcome
 from genqueue_worker.policy import (
     AT_ONCE,
@@ -14,7 +15,6 @@ from genqueue_worker.policy import (
     error_class,
     fault_of,
     is_exhausted,
-    shown_reason,
 )
 
 REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPACITY, Fault.SERVER

@@ -31,6 +31,7 @@ from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T
 from genqueue.timing import Timings, timings
 from genqueue.tracing import valid_traceparent
+from genqueue_worker import final_text
 from genqueue_worker.continuation import (
     Begin,
     Complete,
@@ -532,10 +533,19 @@ class Engine:
     async def _finish(self, work: Work, ending: Ending) -> Done | Ended | NotOurs:
         claim, outbox, upstream = work.claim, work.outbox, self.generators[work.generator].upstream
         endpoint = ending.endpoint or upstream.endpoints[0]
-        text, whole = "".join(outbox.parts), ending.generated_text or ""
-        if len(whole) > len(text) and whole.startswith(text):  # text that no token brought
-            outbox.push_text(whole[len(text) :])
+        text, given = "".join(outbox.parts), work.request.given
+        found = final_text.check(
+            text[len(outbox.earlier_text.rstrip()) :],  # a continued attempt was sent the rest as a part of its prompt
+            ending.generated_text,
+            prompt=given if isinstance(given, str) else "",
+            stops=ending.stops,
+            specials=ending.specials,
+        )
+        if found.missing:
+            outbox.push_text(found.missing)
             text = "".join(outbox.parts)
+        if found.differs_at is not None:
+            work.meter.contradicted()
         counts = Counts(
             ending.prompt_tokens,
             ending.completion_tokens,
@@ -555,6 +565,7 @@ class Engine:
             "attempts": claim.attempt,
             "timings": self._timings(work),
             **ending.extra,
+            **final_text.told(found, ending.generated_text),
         }
         work.report.note(
             finish_reason=ending.finish_reason,

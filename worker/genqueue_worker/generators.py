@@ -7,7 +7,7 @@ What goes on the wire is in the pure functions; :class:`TextGeneration` makes th
 
 import asyncio
 import re
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,6 +50,8 @@ class Ending:
         prompt_tokens, completion_tokens: as the server counts them; None if it did not say.
         extra: what else was asked for: ``seed``, ``prefill``, ``best_of_sequences``.
         endpoint: which server it was; None if none was asked.
+        stops: the stop sequences that the server was told.
+        specials: the texts of special tokens that it streamed.
     """
 
     generated_text: str | None
@@ -58,6 +60,8 @@ class Ending:
     completion_tokens: int | None
     extra: dict[str, Any]
     endpoint: Endpoint | None = None
+    stops: Sequence[str] = ()
+    specials: Collection[str] = ()
 
 
 def call_parameters(generator: GeneratorSettings, request: GenerationRequest) -> dict[str, Any]:
@@ -217,6 +221,8 @@ class TextGeneration:
             call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
         meter.used(ending.prompt_tokens, ending.completion_tokens)
         reason = ending.finish_reason and self.upstream.masked(ending.finish_reason)
+        for other in ending.extra.get("best_of_sequences", ()):
+            other["finish_reason"] = other["finish_reason"] and self.upstream.masked(other["finish_reason"])
         return replace(ending, endpoint=endpoint, finish_reason=reason)
 
     async def _provider(self, task: str) -> str:
@@ -234,7 +240,7 @@ class TextGeneration:
         # model= per call, not per client: huggingface_hub remembers trouble by this argument.
         where = ask.endpoint.url or self.settings.api_params.model
         await _through(await ask.client.text_generation(ask.prompt, model=where, stream=True, **ask.parameters))
-        return _native_ending(answer)
+        return _native_ending(answer, ask.parameters)
 
     async def _one_shot(self, ask: _Ask) -> Ending:
         answer = NativeAnswer(ask.sink)
@@ -245,7 +251,7 @@ class TextGeneration:
         prompt_tokens = told.headers.get("x-prompt-tokens", "")
         if re.fullmatch("[0-9]{1,15}", prompt_tokens):
             answer.prompt_tokens = int(prompt_tokens)
-        return _native_ending(answer)
+        return _native_ending(answer, ask.parameters)
 
     async def _chat(self, ask: _Ask) -> Ending:
         tools = ask.parameters.get("tools", ())
@@ -279,7 +285,7 @@ async def _through(outputs: AsyncIterable[Any]) -> None:
         raise AssertionError("an event came through")
 
 
-def _native_ending(answer: NativeAnswer) -> Ending:
+def _native_ending(answer: NativeAnswer, parameters: Mapping[str, Any]) -> Ending:
     if not answer.is_complete:
         raise _broke_off()
     return Ending(
@@ -288,6 +294,8 @@ def _native_ending(answer: NativeAnswer) -> Ending:
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
         extra=answer.extra,
+        stops=parameters.get("stop", ()),
+        specials=answer.specials,
     )
 
 

@@ -136,6 +136,7 @@ class GeneratorMeter:
         self.outcomes = {outcome: metrics.generations.labels(name, outcome) for outcome in OUTCOMES}
         causes = (*OUTCOMES[1:], RESTARTED, REPEATED, SUPERSEDED)
         self.wasted = {cause: metrics.wasted_tokens.labels(name, cause) for cause in causes}
+        self.text_conflicts = metrics.text_conflicts.labels(name)
 
     def call(self, operation: str) -> CallMeter:
         """Where calls of one kind count: ``text_completion`` or ``chat``."""
@@ -184,6 +185,10 @@ class AttemptMeter:
     def produced(self, tokens: int) -> None:
         """So many tokens more."""
         self._meter.completion_tokens.inc(tokens)
+
+    def contradicted(self) -> None:
+        """Its endpoint's own text at the end is not what its tokens spell."""
+        self._meter.text_conflicts.inc()
 
     def ended(self, way: str, *, tokens: int, unwritten_tokens: int) -> None:
         """The attempt is over.
@@ -262,6 +267,11 @@ class Metrics(Collector):
             "genqueue_prompt_tokens", "Prompt tokens of calls that succeeded, as servers count them.", "generator"
         )
         self.completion_tokens = counter("genqueue_completion_tokens", "Tokens that came from servers.", "generator")
+        self.text_conflicts = counter(
+            "genqueue_text_conflicts",
+            "Results whose endpoint said another text at its end than its tokens spell.",
+            "generator",
+        )
         self.wasted_tokens = counter(
             "genqueue_wasted_tokens",
             "Tokens that came from servers and are in no result, by why.",

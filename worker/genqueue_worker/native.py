@@ -24,9 +24,11 @@ class NativeAnswer:
         finish_reason: the server's word.
         prompt_tokens, completion_tokens: as the server counts them; None if it did not say.
         extra: ``seed``, ``prefill``, ``best_of_sequences``: each only if there is any.
+        specials: the texts of the special tokens that came.
     """
 
     def __init__(self, sink: Sink) -> None:
+        self.specials: set[str] = set()
         self.generated_text: str | None = None
         self.finish_reason: str | None = None
         self.prompt_tokens: int | None = None
@@ -58,7 +60,11 @@ class NativeAnswer:
             read = None
         if read is None or self._halves is not None:
             return self._take_more(data)
-        self._sink.push(read, "" if read.special else read.text)
+        if read.special:
+            self.specials.add(read.text)
+            self._sink.push(read, "")
+        else:
+            self._sink.push(read, read.text)
         return True
 
     def _take_more(self, data: bytes) -> bool:
@@ -122,6 +128,8 @@ class NativeAnswer:
 
     def _push(self, read: Token, top: list[Token] | None) -> None:
         said = "" if read.special else read.text
+        if read.special:
+            self.specials.add(read.text)
         if self._halves is not None:
             said = self._halves.take(said)
         self._sink.push(read, said, top)

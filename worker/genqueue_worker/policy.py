@@ -128,27 +128,6 @@ def error_class(facts: UpstreamFacts) -> str:
     return str(facts.status) if facts.status in _STATUSES else "_OTHER"
 
 
-_REASONS = frozenset(
-    [
-        *("length", "eos_token", "stop_sequence"),  # TGI
-        *("stop", "tool_calls", "function_call", "content_filter"),  # OpenAI
-        *("error", "abort", "cancelled", "limit", "eos", "max_tokens", "end_turn", "tool_use", "refusal"),
-        *("model_length", "insufficient_system_resource", "sensitive", "safety", "recitation", "repetition"),
-    ]
-)
-"""What endpoints' engines and providers say at an end."""
-
-
-def shown_reason(finish_reason: str | None) -> str | None:
-    """A ``finish_reason`` for logs, events, traces and Flower: a word that is known, in its case, else ``_OTHER``.
-
-    A server may say anything there: the prompt, or the token that it was sent.
-    """
-    if finish_reason is None or (finish_reason.isascii() and finish_reason.lower() in _REASONS):
-        return finish_reason
-    return "_OTHER"
-
-
 def shown(facts: UpstreamFacts) -> str:
     """An error for whoever may not see what was asked: its class, as a server's words may quote a prompt."""
     found = error_class(facts)

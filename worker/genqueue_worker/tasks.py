@@ -6,12 +6,13 @@ from celery import Task
 from celery.exceptions import Ignore
 
 from genqueue.errors import GenerationFailedError
+from genqueue.finish_reasons import shown_reason
 from genqueue.keys import PRIORITIES, QUEUE_PREFIX
 from genqueue.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue.outcome import ENDINGS
 from genqueue_worker.app import app, runtime
 from genqueue_worker.engine import Done, Ended
-from genqueue_worker.policy import UpstreamFacts, shown, shown_reason
+from genqueue_worker.policy import UpstreamFacts, shown
 
 
 class Receipt:

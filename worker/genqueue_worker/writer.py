@@ -49,6 +49,7 @@ class Outbox:
 
     Attributes:
         parts: the whole text, piece by piece, beginning with the one that this attempt continues.
+        earlier_text: that one; "" if it continues none.
         completion_tokens: tokens pushed, special ones included, on top of earlier attempts'; a
             delta of a chat counts as one.
         solid_tokens: those up to the last character that is not white space: where a later
@@ -75,6 +76,7 @@ class Outbox:
         self.generation_id = generation_id
         self.attempt = attempt
         self.publish = publish
+        self.earlier_text = earlier_text
         self.parts: list[str] = [earlier_text] if earlier_text else []
         self.completion_tokens = earlier_tokens
         self.solid_tokens = earlier_tokens
