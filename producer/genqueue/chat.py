@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+from genqueue.extra_body import is_data_uri
+
 I32, U64 = 2**31 - 1, 2**64 - 1
 """The largest numbers that the servers' own types hold."""
 
@@ -92,8 +94,8 @@ def addresses(messages: Sequence[Mapping[str, Any]], extra_body: Mapping[str, An
     """Where a chat, as servers take it, names what a server would fetch: images, audio, video.
 
     That is in the parts of a content, and in whatever else is called an image, a video or audio.  ``data:``
-    URIs are not fetched.  Anything else that stands there where an address may, or looks like one and is no
-    text, counts: engines also read files, and call such fields by names of their own.
+    URIs are not fetched, where they hold nothing else.  Anything else that stands there where an address may, or
+    looks like one and is no text, counts: engines also read files, and call such fields by names of their own.
     """
 
     def find(value: Any, place: str, name: str, is_medium: bool) -> Iterator[str]:
@@ -106,8 +108,9 @@ def addresses(messages: Sequence[Mapping[str, Any]], extra_body: Mapping[str, An
         elif isinstance(value, list | tuple):
             for number, inner in enumerate(value):
                 yield from find(inner, f"{place}.{number}", name, is_medium)
-        elif isinstance(value, str) and is_medium and name not in _TEXTS and value[:5].lower() != "data:":
-            yield from [place] if _HOLDS_ADDRESS.search(name) or _IS_ADDRESS.match(value) else []
+        elif isinstance(value, str) and is_medium and name not in _TEXTS and not is_data_uri(value):
+            begins_as_one = value[:5].lower() == "data:" or _IS_ADDRESS.match(value)
+            yield from [place] if begins_as_one or _HOLDS_ADDRESS.search(name) else []
 
     return [
         *find(messages, "messages", "", False),
@@ -236,7 +239,8 @@ class ChatKwargs(BaseModel):
     """The parameters that ``huggingface_hub``'s ``chat_completion`` knows, tools and response_format aside.
 
     The ranges are what any server can take; where one takes less, its words reach the caller.
-    ``extra_body`` holds what only some engines know (``top_k``, ``repetition_penalty`` …).
+    ``extra_body`` holds what only some engines know (``top_k``, ``repetition_penalty`` …); which names go to a
+    server is for its generator's settings to say (:mod:`genqueue.extra_body`).
     """
 
     # JSON has no NaN and no infinity: they would be sent as null, which means "not given".

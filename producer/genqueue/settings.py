@@ -36,6 +36,7 @@ from pydantic_settings import (
 from genqueue.address import TLS_FILES, read_address, without_secrets
 from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
+from genqueue.extra_body import ANY, refused
 from genqueue.masking import is_token, looks_secret, shown, shown_path
 from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
 
@@ -163,6 +164,8 @@ class GeneratorSettings(BaseModel):
     the server goes on with an assistant's last message, so that a chat can be continued too.
     ``fetches_images`` says that the server may be told to fetch images, audio and video from
     wherever a chat says; unset, only Inference Providers may, which do it from their own network.
+    ``allowed_extra_body`` names parameters that a chat's ``extra_body`` may hold beside the known ones
+    (:mod:`genqueue.extra_body`), ``*`` all; unset, Inference Providers are given all, others none more.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
@@ -179,6 +182,7 @@ class GeneratorSettings(BaseModel):
     chat_kwargs: ChatKwargs = ChatKwargs()
     continues_chat: bool = False
     fetches_images: bool | None = None
+    allowed_extra_body: tuple[str, ...] | None = None
     stop_words: tuple[StopWord, ...] = ()
     max_queue_depth: int = Field(10_000, ge=0)
     max_attempts: int = Field(5, ge=1)
@@ -198,13 +202,22 @@ class GeneratorSettings(BaseModel):
 
     def refusal(self, given: Given, extra_body: Mapping[str, Any] | None = None) -> str | None:
         """Why the server is not given this, and this beside a chat's messages; None if it is."""
-        may_fetch = self.api_type == "serverless_inference_api" if self.fetches_images is None else self.fetches_images
-        if may_fetch or isinstance(given, str) or not (found := addresses(given, extra_body)):
+        is_serverless = self.api_type == "serverless_inference_api"
+        if isinstance(given, str):
             return None
-        return (
-            f"{found[0]}: the model server would fetch this address; give a data: URI, "
-            "or have the generator's settings say fetches_images = true"
-        )
+        may_fetch = is_serverless if self.fetches_images is None else self.fetches_images
+        if not may_fetch and (found := addresses(given, extra_body)):
+            return (
+                f"{found[0]}: the model server would fetch this address; give a data: URI, "
+                "or have the generator's settings say fetches_images = true"
+            )
+        allowed = (ANY,) if self.allowed_extra_body is None and is_serverless else self.allowed_extra_body or ()
+        if found := refused(extra_body or {}, self.chat_kwargs.extra_body or {}, allowed):
+            return (
+                f"generation_kwargs.extra_body.{found[0]}: no parameter that is known to be harmless; if it is, "
+                "have the generator's settings name it in allowed_extra_body"
+            )
+        return None
 
     @property
     def first_token_s(self) -> float:

@@ -299,7 +299,10 @@ def test_what_a_server_would_fetch_is_found_outside_of_contents_too(field, place
     refusal = generator().refusal(body.given, body.generation_kwargs.extra_body)
     assert refusal is not None
     assert refusal.startswith(f"generation_kwargs.extra_body.x.{place}: the model server would fetch this address; ")
-    assert generator(fetches_images=True).refusal(body.given, body.generation_kwargs.extra_body) is None
+    refusal = generator(fetches_images=True).refusal(body.given, body.generation_kwargs.extra_body)
+    assert refusal is not None and refusal.startswith("generation_kwargs.extra_body.x: no parameter that is known")
+    may = generator(fetches_images=True, allowed_extra_body=["x"])
+    assert may.refusal(body.given, body.generation_kwargs.extra_body) is None
 
 
 @pytest.mark.parametrize(

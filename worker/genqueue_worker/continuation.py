@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from genqueue.extra_body import PICKS_TOKENS
 from genqueue.messages import Given, Token, ToolCallDelta
 from genqueue_worker.sink import Sink, Stopped
 
@@ -128,14 +129,6 @@ def _leaves_off_in_its_answer(messages: list[dict[str, Any]], progress: Progress
     return bool(progress.text.strip()) and not progress.reasoning and messages[-1]["role"] != "assistant"
 
 
-_PICKS_TOKENS = {
-    *("top_k", "top_a", "top_n_sigma", "min_p", "typical_p", "tfs_z", "repetition_penalty", "repeat_penalty"),
-    *("repeat_last_n", "dynatemp_range", "dynatemp_exponent", "xtc_probability", "xtc_threshold"),
-    *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
-    *("mirostat", "mirostat_tau", "mirostat_eta", "samplers", "ignore_eos", "stop_token_ids", "cache_prompt"),
-}
-
-
 def cannot_continue(parameters: Mapping[str, Any]) -> bool:
     """Whether prompt + text so far would not give the same text.
 
@@ -151,7 +144,7 @@ def cannot_continue(parameters: Mapping[str, Any]) -> bool:
         or parameters.get("best_of", 1) > 1
         or bool(parameters.get("decoder_input_details"))
         or bool(parameters.get("tools"))
-        or not parameters.get("extra_body", {}).keys() <= _PICKS_TOKENS
+        or not parameters.get("extra_body", {}).keys() <= PICKS_TOKENS
     )
 
 
