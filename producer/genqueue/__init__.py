@@ -1,6 +1,6 @@
 """Hand LLM generations to a queue and read their tokens live."""
 
-from genqueue.calls import WorkerStatus
+from genqueue.calls import Overview, QueueStatus, WorkerStatus
 from genqueue.client import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
 from genqueue.errors import (
     ConfigError,
@@ -23,18 +23,40 @@ from genqueue.errors import (
     StreamRestartedError,
     UnknownGeneratorError,
 )
-from genqueue.messages import Chunk, Event, GenerationResult, Token, ToolCallDelta
+from genqueue.lifecycle import State
+from genqueue.messages import (
+    Cancelled,
+    Chunk,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    GenerationResult,
+    OtherEvent,
+    Reset,
+    Resumed,
+    Started,
+    Token,
+    ToolCallDelta,
+    Waking,
+)
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
+from genqueue.reading import AsyncReading, Reading
 from genqueue.settings import GeneratorSettings, Settings, load_settings
+from genqueue.timing import Timings
 
 __all__ = [
     "AsyncGeneration",
     "AsyncGenerationClient",
+    "AsyncReading",
+    "Cancelled",
     "Chunk",
     "ConfigError",
     "DeadLetter",
     "DeadLetterDetail",
     "Event",
+    "Failed",
+    "Finished",
     "Generation",
     "GenerationCancelledError",
     "GenerationClient",
@@ -43,6 +65,7 @@ __all__ = [
     "GenerationFailedError",
     "GenerationNotFoundError",
     "GenerationRejectedError",
+    "GenerationRequest",
     "GenerationResult",
     "GenerationStatus",
     "GeneratorSettings",
@@ -52,15 +75,25 @@ __all__ = [
     "LogBrokenError",
     "LogExpiredError",
     "NotDeadError",
+    "OtherEvent",
+    "Overview",
     "QueueFullError",
+    "QueueStatus",
+    "Reading",
     "RedisUnavailableError",
+    "Reset",
     "ResultTimeoutError",
+    "Resumed",
     "Settings",
+    "Started",
+    "State",
     "StoreError",
     "StreamRestartedError",
+    "Timings",
     "Token",
     "ToolCallDelta",
     "UnknownGeneratorError",
+    "Waking",
     "WorkerStatus",
     "load_settings",
 ]

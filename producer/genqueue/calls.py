@@ -817,9 +817,49 @@ def read_workers() -> Call[list[WorkerStatus]]:
     return Call(("HGETALL", keys.WORKERS), _workers)
 
 
-def _workers(answer: dict[bytes, bytes]) -> list[WorkerStatus]:
-    found = [WorkerStatus(name=_text(owner), **from_json(about)) for owner, about in answer.items()]
-    return sorted(found, key=lambda worker: worker.name)
+def _workers(answer: Mapping[bytes, bytes]) -> list[WorkerStatus]:
+    found = [_worker(_text(owner), about) for owner, about in answer.items()]
+    return sorted((worker for worker in found if worker is not None), key=lambda worker: worker.name)
+
+
+def _worker(name: str, about: bytes) -> WorkerStatus | None:
+    """What a worker of any version announced: what we do not know is passed over, so is what no worker wrote."""
+    facts = _object(about)
+    announced_at, generators = facts.get("announced_at"), facts.get("generators")
+    if not isinstance(announced_at, int | float) or not isinstance(generators, dict):
+        return None
+    servers_of = {
+        generator: [_SERVER | _of_their_kind(server, _SERVER) for server in servers if isinstance(server, dict)]
+        for generator, servers in generators.items()
+        if isinstance(servers, list)
+    }
+    return WorkerStatus(name, announced_at, servers_of)
+
+
+_SERVER: dict[str, Any] = {"address": "", "health": "?", "running": 0, "trouble": ""}
+"""What is said of a server, where its worker does not say it."""
+
+
+def _of_their_kind(facts: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """``facts`` without what is of another type than in ``known``."""
+    return {name: value for name, value in facts.items() if type(value) is type(known.get(name, value))}
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    """A JSON object; {} for anything else."""
+    try:
+        found = from_json(raw)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def overview(generators: Sequence[str]) -> Call[Overview]:
@@ -828,7 +868,7 @@ def overview(generators: Sequence[str]) -> Call[Overview]:
     def decode(answer: list[Any]) -> Overview:
         at, announced, about_workers, rows, counts, unreadable = answer
         workers = _workers(_pairs(about_workers))
-        facts = {_text(name): from_json(fact) for name, fact in _pairs(announced).items()}
+        facts = {_text(name): _object(fact) for name, fact in _pairs(announced).items()}
         queues = []
         for name, waiting, oldest_wait_s, doorbells, running, dead in rows:
             generator = _text(name)
@@ -837,13 +877,13 @@ def overview(generators: Sequence[str]) -> Call[Overview]:
                 QueueStatus(
                     generator=generator,
                     waiting=waiting,
-                    max_queue_depth=fact.get("max_queue_depth"),
+                    max_queue_depth=_count(fact.get("max_queue_depth")),
                     oldest_wait_s=float(oldest_wait_s) if oldest_wait_s else None,
                     doorbells=doorbells,
                     running=None if running < 0 else running,
                     dead=None if dead < 0 else dead,
                     workers=sum(generator in worker.generators for worker in workers),
-                    api_type=fact.get("api_type"),
+                    api_type=_word(fact.get("api_type")),
                 )
             )
         running, running_overdue, delayed, delayed_overdue, dead = counts
@@ -918,7 +958,7 @@ def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[
     """Up to ``limit`` events with a number of at least ``from_seq``; [] when the log is gone.
 
     What is no event under its own number was not written by a worker, and is passed over.
-    Raises StoreError for an event that a newer version wrote.
+    Raises StoreError for an event of a later version; one of a kind that came later is an OtherEvent.
     """
 
     def decode(answer: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
@@ -942,7 +982,7 @@ def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[
 
 
 def _is_newer(raw: bytes) -> bool:
-    """Whether an event that cannot be read is one of a later version, or of a kind that came later."""
+    """Whether an event that cannot be read is one of a later version."""
     try:
         event = from_json(raw)
     except ValueError:
@@ -966,33 +1006,37 @@ _RECORD = (
 )
 
 
-def _record(answer: list[bytes | None]) -> Record | None:
+def _record(generation_id: str, answer: Sequence[bytes | None]) -> Record | None:
+    """The record; None where there is none.  Raises StoreError for one that nobody of our version wrote."""
     field = dict(zip(_RECORD, answer, strict=True))
     if field["state"] is None:
         return None
     started_at, first_text_at, ended_at = field["started_at"], field["first_text_at"], field["ended_at"]
     outcome, retried_as = field["outcome"], field["retried_as"]
-    return Record(
-        state=State(_text(field["state"])),
-        generator=_text(field["generator"]),
-        priority=int(field["priority"] or 0),
-        attempt=int(field["attempt"] or 0),
-        seq=int(field["seq"] or 0),
-        submitted_at=float(field["submitted_at"] or math.nan),
-        started_at=float(started_at) if started_at else None,
-        first_text_at=float(first_text_at) if first_text_at else None,
-        ended_at=float(ended_at) if ended_at else None,
-        completion_tokens=int(field["completion_tokens"] or 0),
-        outcome=Outcome.model_validate_json(outcome) if outcome else None,
-        retried_as=_text(retried_as) if retried_as else None,
-    )
+    try:
+        return Record(
+            state=State(_text(field["state"])),
+            generator=_text(field["generator"]),
+            priority=int(field["priority"] or 0),
+            attempt=int(field["attempt"] or 0),
+            seq=int(field["seq"] or 0),
+            submitted_at=float(field["submitted_at"] or math.nan),
+            started_at=float(started_at) if started_at else None,
+            first_text_at=float(first_text_at) if first_text_at else None,
+            ended_at=float(ended_at) if ended_at else None,
+            completion_tokens=int(field["completion_tokens"] or 0),
+            outcome=Outcome.model_validate_json(outcome) if outcome else None,
+            retried_as=_text(retried_as) if retried_as else None,
+        )
+    except ValueError:  # which would quote it
+        raise StoreError(f"the record of generation {generation_id} cannot be read") from None
 
 
 def read_record(generation_id: str) -> Call[Record]:
-    """The registry's entry; raises GenerationNotFoundError when it is gone."""
+    """The registry's entry; raises GenerationNotFoundError when it is gone, StoreError when it cannot be read."""
 
     def decode(answer: list[bytes | None]) -> Record:
-        record = _record(answer)
+        record = _record(generation_id, answer)
         if record is None:
             raise GenerationNotFoundError(generation_id)
         return record
@@ -1001,13 +1045,18 @@ def read_record(generation_id: str) -> Call[Record]:
 
 
 def read_records(generation_ids: Sequence[str]) -> Call[list[Record | None]]:
-    """The registry's entries in that order; None for one that is gone."""
-    return _scripted(
-        "read",
-        [keys.generation(generation_id) for generation_id in generation_ids],
-        _RECORD,
-        lambda answer: [_record(one) for one in answer],
-    )
+    """The registry's entries in that order; None for one that is gone, or cannot be read."""
+
+    def decode(answer: list[list[bytes | None]]) -> list[Record | None]:
+        records: list[Record | None] = []
+        for generation_id, one in zip(generation_ids, answer, strict=True):
+            try:
+                records.append(_record(generation_id, one))
+            except StoreError:  # it keeps nobody from the others
+                records.append(None)
+        return records
+
+    return _scripted("read", [keys.generation(generation_id) for generation_id in generation_ids], _RECORD, decode)
 
 
 def read_request(generation_id: str) -> Call[GenerationRequest | None]:
@@ -1032,7 +1081,8 @@ def read_result(generation_id: str) -> Call[GenerationResult | None]:
     def decode(answer: bytes | None) -> GenerationResult | None:
         try:
             meta = from_json(answer or b"null")
-            return GenerationResult.model_validate(meta["result"]) if meta["status"] == "SUCCESS" else None
+            result = GenerationResult.model_validate(meta["result"]) if meta["status"] == "SUCCESS" else None
+            return result if result is not None and result.replies and result.meta else None
         except (ValueError, TypeError, KeyError):
             return None  # none of ours: the id is another Celery task's
 

@@ -11,9 +11,9 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call, Overview, WorkerStatus
@@ -28,7 +28,6 @@ from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, s
 from genqueue.tracing import Origin, receiving, sending
 
 OnFailure = Literal["continue", "restart", "fail"]
-HandleT = TypeVar("HandleT")
 
 _FIRST_CONTACT = 0.1
 """A reader's first contact that fails within this part of ``redis_timeout_s`` is tried once more."""
@@ -94,6 +93,12 @@ def _check_name(argument: str, value: object) -> None:
         raise InvalidRequestError(f"{argument}: has {size_bytes} bytes, must have 1 to 512")
 
 
+def _check_id(generation_id: object) -> None:
+    _check_name("generation_id", generation_id)
+    if not keys.names_a_generation(str(generation_id)):
+        raise InvalidRequestError("generation_id: no generation can be called so")
+
+
 def _check_count(argument: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidRequestError(f"{argument}: must be a whole number of at least 0")
@@ -136,104 +141,9 @@ def _places_of(settings: Settings, known: dict[str, set[str]]) -> dict[str, set[
     return {name: own.get(name, set()) | known.get(name, set()) for name in own.keys() | known.keys()}
 
 
-class _Submits(Generic[HandleT]):
-    """What both clients are asked for; ``HandleT`` is a handle, or what is awaited for one."""
-
-    def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> HandleT:
-        raise NotImplementedError
-
-    def submit(
-        self,
-        prompt: str,
-        *,
-        generator: str = "default",
-        generation_kwargs: dict[str, Any] | None = None,
-        stop_words: Sequence[str] | None = None,
-        stream: bool = True,
-        priority: int = 5,
-        deadline_s: float | None = None,
-        idempotency_key: str | None = None,
-        on_failure: OnFailure = "continue",
-    ) -> HandleT:
-        """Queue a generation; returns as soon as Redis has it.
-
-        Who is interrupted or cancelled before it returns leaves nothing running, unless an
-        ``idempotency_key`` leads to it.
-
-        Args:
-            prompt: what the model continues; not empty.
-            generator: the name of a configured generator.
-            generation_kwargs: parameters of ``text_generation``; they win over the generator's.
-            stop_words: added to the generator's own.
-            stream: whether chunks are published while it runs.
-            priority: 0 (first) to 9.
-            deadline_s: seconds from now within which it must end; None is no limit.
-            idempotency_key: 1 to 512 bytes; the same key gives the same generation for ``result_ttl_s``.
-            on_failure: what another attempt does with the text so far: go on behind it, forget it
-                and begin anew, or not happen at all.  Where a text cannot be continued (grammar,
-                ``best_of``), "continue" begins anew.
-
-        Raises:
-            InvalidRequestError: says what is wrong; UnknownGeneratorError and
-                IdempotencyConflictError are among them.
-            QueueFullError: backpressure.
-            RedisUnavailableError: within ``redis_timeout_s``.
-        """
-        fields = {
-            "prompt": prompt,
-            "generator": generator,
-            "generation_kwargs": generation_kwargs,
-            "stop_words": stop_words,
-            "stream": stream,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "on_failure": on_failure,
-        }
-        return self._submit(idempotency_key, fields)
-
-    def submit_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        generator: str = "default",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        generation_kwargs: dict[str, Any] | None = None,
-        stop_words: Sequence[str] | None = None,
-        stream: bool = True,
-        priority: int = 5,
-        deadline_s: float | None = None,
-        idempotency_key: str | None = None,
-        on_failure: OnFailure = "continue",
-    ) -> HandleT:
-        """Queue the answer to a chat; as :meth:`submit` but for what follows.
-
-        Args:
-            messages: dictionaries as the OpenAI and Hugging Face clients take them: ``role`` and ``content``
-                (a string, or parts, images among them: as ``data:`` URIs, or by address where the generator's
-                settings say ``fetches_images``), ``tool_calls``, ``tool_call_id``, ``name``.
-            tools: functions that the model may call.
-            tool_choice: ``auto``, ``none``, ``required``, or an object that names one function.
-            response_format: the form of the text, as OpenAI or TGI have it.
-            generation_kwargs: parameters of ``chat_completion``; they win over the generator's ``chat_kwargs``.
-            on_failure: "continue" begins anew too where tools, ``response_format``, ``logprobs`` or
-                thoughts are in play, or the generator's settings do not say ``continues_chat``.
-        """
-        fields = {
-            "messages": messages,
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "response_format": response_format,
-            "generator": generator,
-            "generation_kwargs": generation_kwargs,
-            "stop_words": stop_words,
-            "stream": stream,
-            "priority": priority,
-            "deadline_s": deadline_s,
-            "on_failure": on_failure,
-        }
-        return self._submit(idempotency_key, fields)
+def _fields(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's fields, which are those arguments of a submit that are not the client's own."""
+    return {name: value for name, value in arguments.items() if name not in {"self", "idempotency_key"}}
 
 
 class Generation:
@@ -243,8 +153,10 @@ class Generation:
     GenerationNotFoundError for an id that was never submitted or is forgotten.
     """
 
+    id: str
+
     def __init__(self, client: "GenerationClient", generation_id: str, origin: Origin | None = None) -> None:
-        _check_name("generation_id", generation_id)
+        _check_id(generation_id)
         self._client = client
         self._origin = origin
         self.id = generation_id
@@ -331,7 +243,7 @@ class Generation:
         return is_cancelled
 
 
-class GenerationClient(_Submits[Generation]):
+class GenerationClient:
     """The synchronous client; threads may share one, and one for each process is enough.
 
     Args:
@@ -346,6 +258,77 @@ class GenerationClient(_Submits[Generation]):
         self._hub: tuple[LiveHub, LoopThread] | None = None
         self._hub_pid = 0
         self._readings: weakref.WeakSet[Reading[Any]] = weakref.WeakSet()
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        generator: str = "default",
+        generation_kwargs: dict[str, Any] | None = None,
+        stop_words: Sequence[str] | None = None,
+        stream: bool = True,
+        priority: int = 5,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
+    ) -> Generation:
+        """Queue a generation; returns as soon as Redis has it.
+
+        A call that is interrupted or cancelled before it returns leaves nothing running, unless an
+        ``idempotency_key`` leads to it.
+
+        Args:
+            prompt: what the model continues; not empty.
+            generator: the name of a configured generator.
+            generation_kwargs: parameters of ``text_generation``; they win over the generator's.
+            stop_words: added to the generator's own.
+            stream: whether chunks are published while it runs.
+            priority: 0 (first) to 9.
+            deadline_s: seconds from now within which it must end; None is no limit.
+            idempotency_key: 1 to 512 bytes; the same key gives the same generation for ``result_ttl_s``.
+            on_failure: what another attempt does with the text so far: go on behind it, forget it
+                and begin anew, or not happen at all.  Where a text cannot be continued (grammar,
+                ``best_of``), "continue" begins anew.
+
+        Raises:
+            InvalidRequestError: says what is wrong; UnknownGeneratorError and
+                IdempotencyConflictError are among them.
+            QueueFullError: backpressure.
+            RedisUnavailableError: within ``redis_timeout_s``.  Redis may have accepted it all the same: with an
+                ``idempotency_key`` the same call again is safe.
+        """
+        return self._submit(idempotency_key, _fields(locals()))
+
+    def submit_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generator: str = "default",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        stop_words: Sequence[str] | None = None,
+        stream: bool = True,
+        priority: int = 5,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
+    ) -> Generation:
+        """Queue the answer to a chat; as :meth:`submit` but for what follows.
+
+        Args:
+            messages: dictionaries as the OpenAI and Hugging Face clients take them: ``role`` and ``content``
+                (a string, or parts, images among them: as ``data:`` URIs, or by address where the generator's
+                settings say ``fetches_images``), ``tool_calls``, ``tool_call_id``, ``name``.
+            tools: functions that the model may call.
+            tool_choice: ``auto``, ``none``, ``required``, or an object that names one function.
+            response_format: the form of the text, as OpenAI or TGI have it.
+            generation_kwargs: parameters of ``chat_completion``; they win over the generator's ``chat_kwargs``.
+            on_failure: "continue" begins anew too where tools, ``response_format``, ``logprobs`` or
+                thoughts are in play, or the generator's settings do not say ``continues_chat``.
+        """
+        return self._submit(idempotency_key, _fields(locals()))
 
     def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
         request, generation_id = _request(self.settings, idempotency_key, fields), str(uuid.uuid4())
@@ -469,8 +452,10 @@ class GenerationClient(_Submits[Generation]):
 class AsyncGeneration:
     """The handle of :class:`Generation`, awaited."""
 
+    id: str
+
     def __init__(self, client: "AsyncGenerationClient", generation_id: str, origin: Origin | None = None) -> None:
-        _check_name("generation_id", generation_id)
+        _check_id(generation_id)
         self._client = client
         self._origin = origin
         self.id = generation_id
@@ -516,7 +501,7 @@ class AsyncGeneration:
         return is_cancelled
 
 
-class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
+class AsyncGenerationClient:
     """The asyncio client; belongs to the loop that first uses it, until it is closed.
 
     Args:
@@ -530,6 +515,41 @@ class AsyncGenerationClient(_Submits[Coroutine[Any, Any, AsyncGeneration]]):
         self._hub: LiveHub | None = None
         self._readings: weakref.WeakSet[AsyncReading[Any]] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def submit(
+        self,
+        prompt: str,
+        *,
+        generator: str = "default",
+        generation_kwargs: dict[str, Any] | None = None,
+        stop_words: Sequence[str] | None = None,
+        stream: bool = True,
+        priority: int = 5,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
+    ) -> AsyncGeneration:
+        """As :meth:`GenerationClient.submit`."""
+        return await self._submit(idempotency_key, _fields(locals()))
+
+    async def submit_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        generator: str = "default",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        stop_words: Sequence[str] | None = None,
+        stream: bool = True,
+        priority: int = 5,
+        deadline_s: float | None = None,
+        idempotency_key: str | None = None,
+        on_failure: OnFailure = "continue",
+    ) -> AsyncGeneration:
+        """As :meth:`GenerationClient.submit_chat`."""
+        return await self._submit(idempotency_key, _fields(locals()))
 
     async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
         self._stay_on_loop()

@@ -2,7 +2,8 @@
 
 A request, an event and an outcome have a version ``v``; a reader refuses a newer one rather
 than misread it.  Within a version an event or an outcome may hold fields that a reader does
-not know, and ignores.  A request may not: what a worker does not know it would leave undone,
+not know, and ignores; there may be kinds of events that it does not know (:class:`OtherEvent`).
+A request may not: what a worker does not know it would leave undone,
 so it rejects it, and workers are upgraded before producers (``docs/deploy.md``).  Nothing here
 holds a connection or a clock.  How events are put in order is :mod:`genqueue.sequence`'s.
 """
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -25,7 +26,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from genqueue.chat import (
     I32,
@@ -408,13 +409,23 @@ class Cancelled(_Event):
     type: Literal["cancelled"] = "cancelled"
 
 
-Event = Annotated[
+class OtherEvent(_Event):
+    """An event of a kind that a newer worker writes; to be passed over, and never one that changes the text."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str
+
+
+_Known = Annotated[
     Started | Waking | Chunk | Resumed | Reset | Finished | Failed | Cancelled,
     Field(discriminator="type"),
 ]
+Event = Started | Waking | Chunk | Resumed | Reset | Finished | Failed | Cancelled | OtherEvent
 Terminal = Finished | Failed | Cancelled
-_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
-_EVENTS: TypeAdapter[list[Event]] = TypeAdapter(list[Event])
+_EVENT: TypeAdapter[_Known] = TypeAdapter(_Known)
+_EVENTS: TypeAdapter[list[Any]] = TypeAdapter(list[_Known])
+_KINDS = {kind.model_fields["type"].default for kind in (*get_args(Terminal), Started, Waking, Chunk, Resumed, Reset)}
 
 
 def read_events(raw: bytes) -> list[Event]:
@@ -423,7 +434,21 @@ def read_events(raw: bytes) -> list[Event]:
     Raises:
         ValueError: it is no array of events of this version (pydantic's ValidationError).
     """
-    return _EVENTS.validate_json(raw)
+    try:
+        events: list[Event] = _EVENTS.validate_json(raw)
+        return events
+    except ValidationError as error:
+        return [read_event(to_json(event)) for event in _array(raw, error)]
+
+
+def _array(raw: bytes, error: ValidationError) -> list[Any]:
+    try:
+        array = from_json(raw)
+    except ValueError:
+        raise error from None
+    if not isinstance(array, list):
+        raise error
+    return array
 
 
 def read_event(raw: bytes) -> Event:
@@ -432,7 +457,13 @@ def read_event(raw: bytes) -> Event:
     Raises:
         ValueError: it is no event of this version (pydantic's ValidationError).
     """
-    return _EVENT.validate_json(raw)
+    try:
+        return _EVENT.validate_json(raw)
+    except ValidationError:
+        event = OtherEvent.model_validate_json(raw)
+        if event.type in _KINDS:
+            raise
+        return event
 
 
 def event_body(kind: str, fields: dict[str, Any]) -> bytes:

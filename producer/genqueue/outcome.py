@@ -158,6 +158,24 @@ def error_of(record: Record, partial: Said) -> errors.GenerationError:
     )
 
 
+def said_in(result: GenerationResult) -> Said:
+    """The text of a result, and of a chat what was thought and called beside it."""
+    meta = result.meta[0]
+    reasoning, tool_calls = meta.get("reasoning"), meta.get("tool_calls")
+    return Said(
+        result.replies[0],
+        reasoning if isinstance(reasoning, str) else "",
+        [call for call in tool_calls if _is_call(call)] if isinstance(tool_calls, list) else (),
+    )
+
+
+def _is_call(value: object) -> bool:
+    match value:
+        case {"id": str() | None, "function": {"name": str() | None, "arguments": str()}}:
+            return True
+    return False
+
+
 def whole_text_chunk(record: Record, said: Said) -> list[Chunk]:
     """All of it as one chunk, for a reader who got none; [] if there is nothing."""
     text, reasoning, whole_calls = said

@@ -295,10 +295,9 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[l
         found: GenerationResult | None = yield calls.read_result(generation_id)
         if found is None:
             raise GenerationNotFoundError(generation_id)
-        meta = found.meta[0]
-        said = Said(found.replies[0], meta.get("reasoning", ""), meta.get("tool_calls", ()))
         given.begin_anew(Reset(seq=0, attempt=record.attempt))
-        rest = [chunk for whole in outcome.whole_text_chunk(record, said) for chunk in given.take(whole)]
+        whole_text = outcome.whole_text_chunk(record, outcome.said_in(found))
+        rest = [chunk for whole in whole_text for chunk in given.take(whole)]
         if rest := rest + given.finish():
             yield rest
 

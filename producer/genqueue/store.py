@@ -163,6 +163,16 @@ def _translate(address: RedisAddress, error: Exception) -> GenqueueError:
     return StoreError(f"Redis refused: {error}", may_pass=any(word in str(error) for word in _PASSING))
 
 
+def _decoded(call: Call[T], answer: Any) -> T:
+    """The answer as ours; for one that nobody of ours wrote a StoreError, which does not quote it."""
+    try:
+        return call.decode(answer)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        if isinstance(error, GenqueueError):
+            raise
+        raise StoreError(f"what Redis answers to {call.name!r} cannot be read: {type(error).__name__}") from None
+
+
 class Store:
     """The synchronous shell; threads may share one."""
 
@@ -187,9 +197,10 @@ class Store:
     def run(self, call: Call[T]) -> T:
         """Carry out one call; raises what its decoder raises, StoreError or RedisUnavailableError."""
         try:
-            return call.decode(self._retry.call_with_retry(lambda: self._send(call), lambda error: None))
+            answer = self._retry.call_with_retry(lambda: self._send(call), lambda error: None)
         except redis.RedisError as error:
             raise _translate(self._address, error) from error
+        return _decoded(call, answer)
 
     def _send(self, call: Call[Any]) -> Any:
         execute: Callable[..., Any] = self._redis.execute_command
@@ -283,6 +294,7 @@ class AsyncStore:
             pool = _sentinel_pool(_AsyncSentinelPool, address, self._sentinel, retry=retry, **options)
             self._retry = redis.asyncio.retry.Retry(_BACKOFF, _SENTINEL_TRIES - 1)
         self._redis = redis.asyncio.Redis.from_pool(pool)
+        self._is_closed = False
 
     async def run(self, call: Call[T]) -> T:
         """Carry out one call; raises what its decoder raises, StoreError or RedisUnavailableError."""
@@ -290,10 +302,14 @@ class AsyncStore:
         cancels = task.cancelling() if task else 0
         try:
             answer = await self._retry.call_with_retry(lambda: self._send(call), _nothing)
-            end_if_cancelled(cancels)
-            return call.decode(answer)
         except redis.RedisError as error:
+            end_if_cancelled(cancels)
             raise _translate(self._address, error) from error
+        finally:
+            if self._is_closed:  # meanwhile: redis-py has connected anew
+                await self._redis.connection_pool.disconnect()
+        end_if_cancelled(cancels)
+        return _decoded(call, answer)
 
     async def _send(self, call: Call[Any]) -> Any:
         execute: Callable[..., Awaitable[Any]] = self._redis.execute_command
@@ -312,6 +328,7 @@ class AsyncStore:
 
     async def close(self) -> None:
         """Close every connection."""
+        self._is_closed = True
         await self._redis.aclose()
         if self._sentinel is not None:
             await self._sentinel.aclose()
@@ -560,7 +577,7 @@ class LiveHub:
                     await self._pubsub.unsubscribe(*self._told)
                 self._told = {}
             try:
-                await _end(self._teller, self._reader)
+                await end_tasks(self._teller, self._reader)
             finally:
                 if self._channels:  # who came meanwhile told him who had to go
                     self._change()
@@ -568,8 +585,8 @@ class LiveHub:
     async def close(self) -> None:
         """End the subscription; readers hear nothing more."""
         self._closed = True
-        await _end(self._teller)  # first: it starts the other
-        await _end(self._reader)
+        await end_tasks(self._teller)  # first: it starts the other
+        await end_tasks(self._reader)
         with contextlib.suppress(redis.RedisError, OSError):
             await self._pubsub.aclose()
         await self._redis.aclose()
@@ -589,8 +606,8 @@ def end_if_cancelled(cancels: int = 0) -> None:
         raise asyncio.CancelledError
 
 
-async def _end(*tasks: "asyncio.Task[Any] | None") -> None:
-    # Again and again: a cancel may be swallowed, see end_if_cancelled.
+async def end_tasks(*tasks: "asyncio.Task[Any] | None") -> None:
+    """Cancel them until they have ended: a cancel may be swallowed, see :func:`end_if_cancelled`."""
     while left := [task for task in tasks if task is not None and not task.done()]:
         for task in left:
             task.cancel()
@@ -651,7 +668,7 @@ class LoopThread:
         with contextlib.closing(work), contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_END_S):
                 # First: a call whose connection is closed under it would make another.
-                await _end(*others)
+                await end_tasks(*others)
                 await work
 
 

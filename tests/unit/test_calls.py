@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue import calls, keys
+from genqueue import calls, glance, keys
 from genqueue.calls import Accepted, Claim, End, Flush, NotClaimed
 from genqueue.errors import (
     GenerationNotFoundError,
@@ -274,3 +274,85 @@ def test_a_text_alone_is_kept_as_it_is():
     assert calls.said("é", "") == "é"
     assert calls.read_said("id").decode(None) == ("", "", [])
     assert calls.read_said("id").decode("é".encode()) == ("é", "", [])
+
+
+# --- what others wrote -------------------------------------------------------------------------
+
+NEWER = {"announced_at": 5.0, "generators": {"chat": [{"address": "a", "health": "up", "running": 1, "trouble": ""}]}}
+UNSAID = {"address": "", "health": "?", "running": 0, "trouble": ""}
+
+
+@pytest.mark.parametrize(
+    ("about", "generators"),
+    [
+        pytest.param({**NEWER, "version": "9", "load": [1]}, NEWER["generators"], id="one-more-field"),
+        pytest.param(
+            {"announced_at": 5, "generators": {"chat": [{"health": "naps", "gpus": 2}]}},
+            {"chat": [{**UNSAID, "health": "naps", "gpus": 2}]},
+            id="other-facts-of-a-server",
+        ),
+        pytest.param(
+            {"announced_at": 5.0, "generators": {"chat": [{"running": "many", "trouble": None}], "b": {}}},
+            {"chat": [UNSAID]},
+            id="facts-of-another-type",
+        ),
+        pytest.param({"generators": {}}, None, id="no-time"),
+        pytest.param({"announced_at": 5.0}, None, id="no-generators"),
+        pytest.param({"announced_at": 5.0, "generators": [1]}, None, id="generators-are-no-object"),
+        pytest.param([1], None, id="no-object"),
+        pytest.param("text", None, id="a-text"),
+    ],
+)
+def test_what_a_worker_of_another_version_announces_is_read_as_far_as_it_is_known(about, generators):
+    raw = {b"other": json.dumps(about).encode(), b"ours": json.dumps(NEWER).encode()}
+    workers = {worker.name: worker.generators for worker in calls.read_workers().decode(raw)}
+    assert workers == {"ours": NEWER["generators"], **({} if generators is None else {"other": generators})}
+    for worker in calls.read_workers().decode(raw):
+        assert all(glance.worker_rows(worker, 6.0))
+
+
+def test_an_announcement_that_is_no_json_hides_no_other():
+    raw = {b"other": b"garbage", b"ours": json.dumps(NEWER).encode()}
+    assert [worker.name for worker in calls.read_workers().decode(raw)] == ["ours"]
+
+
+@pytest.mark.parametrize("fact", [b"garbage", b"[1]", b'{"max_queue_depth":"x","api_type":5}', b"{}"])
+def test_an_overview_outlives_what_it_cannot_read_of_a_generator(fact):
+    row = [b"chat", 0, b"", 0, 0, 0]
+    found = calls.overview([]).decode([b"1.5", [b"chat", fact], [b"w", b"garbage"], [row], [0] * 5, []])
+    assert [(queue.max_queue_depth, queue.api_type) for queue in found.queues] == [(None, None)]
+    assert found.workers == []
+
+
+RECORD = dict.fromkeys(calls._RECORD) | {"state": b"running", "generator": b"chat", "submitted_at": b"1.5"}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"state": b"bogus s3cret"},
+        {"state": b"\xff"},
+        {"seq": b"s3cret"},
+        {"priority": b"1.5"},
+        {"submitted_at": b"s3cret"},
+        {"started_at": b"[[["},
+        {"outcome": b"[[["},
+        {"outcome": b'{"error":5,"message":"s3cret"}'},
+        {"outcome": b'{"v":2,"error":"failed","message":"s3cret"}'},
+        {"generator": b"\xff"},
+    ],
+    ids=str,
+)
+def test_a_record_that_nobody_of_ours_wrote_is_an_error_of_ours_that_does_not_quote_it(forged):
+    answer = list((RECORD | forged).values())
+    with pytest.raises(StoreError, match="the record of generation g cannot be read") as raised:
+        calls.read_record("g").decode(answer)
+    assert "s3cret" not in str(raised.value)
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
+    first, second = calls.read_records(["g", "h"]).decode([answer, list(RECORD.values())])
+    assert (first, second.state) == (None, State.RUNNING)
+
+
+@pytest.mark.parametrize("result", [{"replies": [], "meta": [{}]}, {"replies": ["a"], "meta": []}, {"replies": "a"}, 5])
+def test_a_result_without_a_reply_is_none(result):
+    assert calls.read_result("g").decode(json.dumps({"status": "SUCCESS", "result": result}).encode()) is None

@@ -389,7 +389,9 @@ def test_an_event_ignores_fields_it_does_not_know(kind, fields):
     "raw",
     [
         pytest.param(b'[{"seq":1,"attempt":1,"v":2,"type":"resumed"}]', id="newer-version"),
-        pytest.param(b'[{"seq":1,"attempt":1,"v":1,"type":"paused"}]', id="unknown-type"),
+        pytest.param(b'[{"seq":1,"attempt":1,"v":1,"type":"reset","v":2}]', id="known-type-of-a-newer-version"),
+        pytest.param(b'[{"seq":1,"attempt":1,"v":1,"type":"chunk"}]', id="no-text-in-a-chunk"),
+        pytest.param(b'[{"seq":1,"attempt":1,"v":1,"type":5}]', id="type-is-no-word"),
         pytest.param(b'[{"attempt":1,"v":1,"type":"resumed"}]', id="no-seq"),
         pytest.param(b'{"seq":1,"attempt":1,"v":1,"type":"resumed"}', id="no-array"),
         pytest.param(b"", id="empty"),
@@ -400,6 +402,14 @@ def test_an_event_ignores_fields_it_does_not_know(kind, fields):
 def test_what_is_no_event_of_this_version_is_refused(raw):
     with pytest.raises(ValidationError):
         read_events(raw)
+
+
+def test_an_event_of_a_kind_that_came_later_is_passed_on():
+    resumed, paused = read_events(
+        b'[{"seq":1,"attempt":1,"v":1,"type":"resumed"},{"seq":2,"attempt":1,"v":1,"type":"paused","for_s":3}]'
+    )
+    assert (resumed.type, paused.type, paused.seq) == ("resumed", "paused", 2)
+    assert read_event(paused.model_dump_json().encode()) == paused
 
 
 def test_events_cannot_be_changed_by_one_of_their_readers():

@@ -175,3 +175,19 @@ def test_the_event_of_the_end_has_no_word_of_an_endpoint_but_a_known_one(word, s
     end = outcome.finished("id", "g", Flush("id", 1, 1, 2, "a", "", []), result, date_done="")
     assert json.loads(b"{" + end.bodies[-1])["finish_reason"] == shown
     assert json.loads(end.celery_result)["result"]["meta"][0]["finish_reason"] == word
+
+
+CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"reasoning": "Hm", "tool_calls": [CALL]}, Said("It", "Hm", [CALL])),
+        ({}, Said("It", "", ())),
+        ({"reasoning": 5, "tool_calls": "x"}, Said("It", "", ())),
+        ({"tool_calls": [CALL, {"id": 5}, {}, None, {**CALL, "function": {"name": "f"}}]}, Said("It", "", [CALL])),
+    ],
+)
+def test_of_a_result_is_said_what_is_text(meta, said):
+    assert outcome.said_in(GenerationResult(replies=["It"], meta=[meta])) == said

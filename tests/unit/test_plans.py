@@ -576,6 +576,22 @@ def test_batches_of_another_text_end_with_the_error(begun):
     assert [event.type for event in seen[-1]] == ["started"]
 
 
+@pytest.mark.parametrize("is_heard", [True, False], ids=["heard", "in-the-log"])
+def test_an_event_of_a_kind_that_came_later_is_told_by_events_and_passed_over_by_streams(registry, is_heard):
+    def happen() -> bytes | None:
+        message = registry.emit({"type": "chunk", "text": "a"}, {"type": "paused", "for_s": 3})
+        return message if is_heard else None
+
+    for plan, seen in (
+        (plans.stream(ID, 0), ["a", "b"]),
+        (plans.follow(ID, 0), ["chunk", "paused", "chunk", "finished"]),
+    ):
+        registry.__init__()
+        registry.on_wait = [happen, lambda: registry.add("b"), registry.finish]
+        items = registry.read(plan)
+        assert [item.text if seen[0] == "a" else item.type for item in items] == seen
+
+
 # --- a log that contradicts itself -----------------------------------------------------------------
 
 

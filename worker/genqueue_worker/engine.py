@@ -28,7 +28,7 @@ from genqueue.calls import Claim, End, NotClaimed
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
 from genqueue.messages import GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue.settings import Settings
-from genqueue.store import AsyncStore, LiveHub, T
+from genqueue.store import AsyncStore, LiveHub, T, end_tasks
 from genqueue.timing import Timings, timings
 from genqueue.tracing import valid_traceparent
 from genqueue_worker import final_text
@@ -72,7 +72,6 @@ logger = logging.getLogger(__name__)
 _LEAVING_S = 0.1
 _BEAT_S = 0.25
 _LOOK_S = 1.0
-_CANCEL_AGAIN_S = 0.1
 _LACK = Again(1.0, is_failure=False, is_charged=False)
 """Where this host lacks memory, or file descriptors: others may have some, or it has in a second."""
 
@@ -726,11 +725,8 @@ class Engine:
         self._ready.set_result(None)
         await self._stopped.wait()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        while left := [task for task in others if not task.done()]:
-            # Again and again: before Python 3.12 asyncio.wait_for, with which redis-py sends, may swallow a cancel.
-            for task in left:
-                task.cancel()
-            await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
+        await end_tasks(*others)
+        await asyncio.gather(*others, return_exceptions=True)  # or asyncio says that nobody asked for their errors
         await hub.close()
         await transport.close()
         await self._store.close()

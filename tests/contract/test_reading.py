@@ -1,0 +1,403 @@
+"""A reader that is broken off, closed, forgotten or failed keeps its place, says so, and leaves no subscription."""
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from genqueue import (
+    AsyncGenerationClient,
+    GenerationClient,
+    GenerationNotFoundError,
+    GenqueueError,
+    RedisUnavailableError,
+    Settings,
+    StreamRestartedError,
+    keys,
+)
+
+from .conftest import Registry, flush, only_real_redis, until
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return Settings(redis_url=redis_url, generators={})
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[GenerationClient]:
+    with GenerationClient(settings) as made:
+        yield made
+
+
+@pytest.fixture
+async def async_client(settings: Settings) -> AsyncIterator[AsyncGenerationClient]:
+    async with AsyncGenerationClient(settings) as made:
+        yield made
+
+
+@pytest.fixture
+def channels(raw: redis.Redis) -> Callable[[], set[str]]:
+    """The channels of readers that Redis sends to (fakeredis forgets none)."""
+    return lambda: {name.decode() for name in raw.pubsub_channels() if name.decode() != keys.SILENT}
+
+
+def begun(writer: Registry, *texts: str) -> str:
+    """A running generation that has said so much."""
+    generation_id = writer.running()
+    for number, text in enumerate(texts, 1):
+        writer.append(flush(generation_id, number, [text]))
+    return generation_id
+
+
+def say(writer: Registry, generation_id: str, number: int, text: str) -> None:
+    writer.append(flush(generation_id, number, [text]))
+
+
+async def gone(channels: Callable[[], set[str]]) -> None:
+    async with asyncio.timeout(10):
+        while await asyncio.to_thread(channels):
+            await asyncio.sleep(0.005)
+
+
+# --- a wait that is broken off ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["stream", "events", "batches"])
+async def test_a_wait_that_times_out_takes_nothing_and_may_be_taken_up_again(async_client, writer, what):
+    generation_id = begun(writer)
+    reading, seen, pings = getattr(async_client.generation(generation_id), what)(), [], 0
+    for number in range(1, 4):
+        while True:  # until it waits for what does not come
+            try:
+                seen.append(await asyncio.wait_for(anext(reading), 0.1))
+            except TimeoutError:
+                break
+        pings += 1
+        await asyncio.to_thread(say, writer, generation_id, number, f"{number} ")
+    await asyncio.to_thread(writer.finish, writer.finished(generation_id, "1 2 3 "))
+    seen += [item async for item in reading]
+    items = [item for each in seen for item in (each if isinstance(each, list) else [each])]
+    assert "".join(getattr(item, "text", "") for item in items) == "1 2 3 "
+    assert pings == 3
+
+
+async def test_a_first_wait_that_is_cancelled_at_any_moment_takes_nothing(async_client, writer):
+    """While it subscribes, while it asks Redis, while it waits."""
+    generation_id = begun(writer, "a", "b")
+    writer.finish(writer.finished(generation_id, "ab"))
+    for steps in range(60):
+        reading, seen = async_client.generation(generation_id).stream(), []
+        waiting = asyncio.ensure_future(anext(reading))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            seen.append(await waiting)
+        seen += [chunk async for chunk in reading]
+        assert "".join(chunk.text for chunk in seen) == "ab"
+
+
+async def test_two_waits_at_once_are_refused_and_do_no_harm(async_client, writer):
+    generation_id = begun(writer)
+    reading = async_client.generation(generation_id).stream()
+    first = asyncio.ensure_future(anext(reading))
+    await asyncio.sleep(0)
+    with pytest.raises(GenqueueError, match="in another thread or task"):
+        await anext(reading)
+    await asyncio.to_thread(say, writer, generation_id, 1, "a")
+    assert (await asyncio.wait_for(first, 10)).text == "a"
+
+
+PROGRAM = """
+import signal, sys
+from genqueue import GenerationClient, Settings
+client = GenerationClient(Settings(redis_url=sys.argv[1], generators={}))
+generation, text, interrupts = client.generation(sys.argv[2]), "", 0
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.00317)
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+readings = 0
+while text != sys.argv[3] and interrupts < 2000:
+    try:
+        readings += 1
+        reading, text = generation.stream(), ""
+        while True:
+            try:
+                for chunk in reading:
+                    text += chunk.text
+                break
+            except KeyboardInterrupt:
+                interrupts += 1
+    except KeyboardInterrupt:
+        interrupts += 1
+    except Exception as error:
+        assert "interrupted" in str(error), error
+        text = ""
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(text == sys.argv[3], interrupts > 0)
+"""
+
+
+@only_real_redis
+def test_ctrl_c_between_any_two_steps_leaves_a_whole_text_or_an_error(redis_url, writer):
+    generation_id = begun(writer, *(f"{number} " for number in range(30)))
+    text = "".join(f"{number} " for number in range(30))
+    writer.finish(writer.finished(generation_id, text))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, redis_url, generation_id, text], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "True True\n", done.stderr
+
+
+# --- close() -----------------------------------------------------------------------------------------
+
+
+def reading_in_thread(read: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    ends: list[Any] = []
+
+    def run() -> None:
+        try:
+            ends.append(read())
+        except BaseException as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, ends
+
+
+@only_real_redis
+@pytest.mark.parametrize("timeout_s", [None, 60.0])
+@pytest.mark.parametrize("whose", ["client", "reading"])
+def test_who_waits_while_it_is_closed_is_told_so_at_once(client, writer, channels, timeout_s, whose):
+    generation = client.generation(begun(writer))
+    reading = generation.batches(timeout_s=timeout_s)
+    thread, ends = reading_in_thread(
+        lambda: generation.result(timeout_s) if whose == "client" and timeout_s else [*reading]
+    )
+    until(channels)
+    time.sleep(0.05)  # until it waits; sooner is right too
+    began_s = time.monotonic()
+    (client if whose == "client" else reading).close()
+    thread.join(10)
+    (error,) = ends
+    assert isinstance(error, GenqueueError), error
+    assert "closed while it was in use" in str(error)
+    assert time.monotonic() - began_s < 3.0
+    until(lambda: not channels())
+
+
+@only_real_redis
+async def test_an_asyncio_reader_that_waits_while_its_client_is_closed_is_told_so(settings, writer, channels):
+    client = AsyncGenerationClient(settings)
+    generation = client.generation(begun(writer))
+    waiting = [asyncio.ensure_future(generation.result()), asyncio.ensure_future(anext(generation.stream()))]
+    async with asyncio.timeout(10):
+        while len(await asyncio.to_thread(channels)) < 2:
+            await asyncio.sleep(0.005)
+    await client.close()
+    for error in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 3):
+        assert isinstance(error, GenqueueError), error
+        assert "closed while it was in use" in str(error)
+    await gone(channels)
+
+
+def test_who_reads_on_after_the_client_was_closed_is_told_so(client, writer):
+    reading = client.generation(begun(writer, "a")).stream()
+    assert next(reading).text == "a"
+    client.close()
+    for _ in range(2):
+        with pytest.raises(GenqueueError, match="closed while it was in use"):
+            next(reading)
+
+
+def test_a_reading_that_was_closed_has_ended(client, writer):
+    with client.generation(begun(writer, "a", "b")).stream() as reading:
+        assert next(reading).text == "a"
+    assert list(reading) == []
+    reading.close()
+
+
+# --- what is left behind ------------------------------------------------------------------------------
+
+
+@only_real_redis
+@pytest.mark.parametrize("how", ["closed", "forgotten", "ended", "failed", "restarted"])
+def test_no_subscription_is_left_behind(client, writer, channels, how):
+    generation_id = begun(writer, "a")
+    reading = client.generation(generation_id).stream()
+    assert next(reading).text == "a"
+    assert channels() == {keys.live(generation_id)}
+    if how == "closed":
+        reading.close()
+    elif how == "forgotten":
+        del reading
+        gc.collect()
+    elif how == "ended":
+        writer.finish(writer.finished(generation_id, "a"))
+        assert list(reading) == []
+    elif how == "failed":
+        writer.raw.delete(keys.log(generation_id), keys.generation(generation_id))
+        writer.raw.publish(keys.live(generation_id), b'[{"seq":9,"attempt":1,"v":1,"type":"resumed"}]')
+        with pytest.raises(GenerationNotFoundError):
+            until(lambda: next(reading))
+    else:
+        writer.lose_lease(generation_id)
+        writer.claim(generation_id, "worker-2")
+        writer.append(flush(generation_id, 1, ["x"], attempt=2, mark="reset"))
+        writer.append(flush(generation_id, 2, [], attempt=2))
+        writer.finish(writer.finished(generation_id, "", attempt=2))
+        reading.close()
+    until(lambda: not channels())
+
+
+@only_real_redis
+@pytest.mark.parametrize("how", ["closed", "forgotten", "cancelled", "ended", "failed"])
+async def test_no_asyncio_reader_leaves_a_subscription_behind(async_client, writer, channels, how):
+    generation_id = begun(writer, "a")
+    reading = async_client.generation(generation_id).stream()
+    assert (await anext(reading)).text == "a"
+    if how == "closed":
+        await reading.aclose()
+    elif how == "forgotten":
+        del reading
+        gc.collect()
+    elif how == "cancelled":
+        waiting = asyncio.ensure_future(anext(reading))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        del reading, waiting
+        await asyncio.sleep(0)
+        gc.collect()
+    elif how == "ended":
+        await asyncio.to_thread(writer.finish, writer.finished(generation_id, "a"))
+        assert [chunk async for chunk in reading] == []
+    else:
+        await asyncio.to_thread(writer.raw.delete, keys.log(generation_id), keys.generation(generation_id))
+        message = b'[{"seq":9,"attempt":1,"v":1,"type":"resumed"}]'
+        await asyncio.to_thread(writer.raw.publish, keys.live(generation_id), message)
+        with pytest.raises(GenerationNotFoundError):
+            await asyncio.wait_for(anext(reading), 20)
+    await gone(channels)
+
+
+@only_real_redis
+async def test_a_cancelled_first_wait_leaves_no_subscription_behind(async_client, writer, channels):
+    generation_id = begun(writer)
+    for steps in range(0, 40, 3):
+        waiting = asyncio.ensure_future(anext(async_client.generation(generation_id).stream()))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        del waiting
+    gc.collect()
+    await gone(channels)
+
+
+# --- errors --------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_said_again_and_is_never_a_silent_end(client):
+    reading = client.generation("nobody's").stream()
+    for _ in range(3):
+        with pytest.raises(GenerationNotFoundError):
+            next(reading)
+
+
+def test_a_restart_leads_to_its_generation(client, writer):
+    generation_id = begun(writer, "a")
+    generation = client.generation(generation_id)
+    reading = generation.stream()
+    assert next(reading).text == "a"
+    writer.lose_lease(generation_id)
+    writer.claim(generation_id, "worker-2")
+    reset, text = b'"v":1,"type":"reset"}', b'"v":1,"type":"chunk","text":"x","tokens":[]}'
+    last = flush(generation_id, 1, attempt=2, mark="reset")
+    last.bodies, last.text = [reset, text], "x"
+    writer.append(last)
+    with pytest.raises(StreamRestartedError) as raised:
+        next(reading)
+    assert raised.value.generation is generation
+    assert raised.value.delivered_text == "a"
+
+
+# --- who shares what -------------------------------------------------------------------------------------
+
+
+def test_clients_of_unequal_settings_share_no_hub(settings):
+    patient = settings.model_copy(update={"redis_timeout_s": 60.0})
+    with GenerationClient(settings) as one, GenerationClient(settings) as two, GenerationClient(patient) as other:
+        assert one._live() is two._live()
+        assert one._live() is not other._live()
+
+
+def test_what_is_awaited_is_a_coroutine_function():
+    for verb in ("submit", "submit_chat", "retry", "workers", "close"):
+        assert inspect.iscoroutinefunction(getattr(AsyncGenerationClient, verb)), verb
+        assert list(inspect.signature(getattr(AsyncGenerationClient, verb)).parameters) == list(
+            inspect.signature(getattr(GenerationClient, verb)).parameters
+        )
+
+
+# --- a first contact ----------------------------------------------------------------------------------------
+
+
+class CutsFirst:
+    """A way to Redis that cuts its first ``cuts`` connections, each before its first answer is whole."""
+
+    def __init__(self, port: int, cuts: int) -> None:
+        self._target, self._cuts = port, cuts
+
+    async def __aenter__(self) -> "CutsFirst":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        if self._cuts > 0:
+            self._cuts -= 1
+            await near.read(1)
+            back.close()
+            return
+        far, on = await asyncio.open_connection("127.0.0.1", self._target)
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._pump(near, on), self._pump(far, back))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while piece := await source.read(65536):
+            sink.write(piece)
+            await sink.drain()
+        sink.close()
+
+
+@only_real_redis
+@pytest.mark.parametrize("from_seq", [0, 2])
+@pytest.mark.parametrize(("cuts", "is_read"), [(4, True), (40, False)])
+async def test_a_first_contact_is_tried_once_more(redis_url, writer, from_seq, cuts, is_read):
+    generation_id = begun(writer, "a", "b")
+    writer.finish(writer.finished(generation_id, "ab"))
+    port = int(redis_url.rpartition(":")[2].partition("/")[0])
+    async with CutsFirst(port, cuts) as way:
+        settings = Settings(redis_url=redis_url.replace(f":{port}", f":{way.port}"), generators={})
+        async with AsyncGenerationClient(settings) as client:
+            reading = client.generation(generation_id).stream(from_seq)
+            if is_read:
+                assert "".join([chunk.text async for chunk in reading]) == ("ab" if not from_seq else "b")
+            else:
+                with pytest.raises(RedisUnavailableError):
+                    await anext(reading)
