@@ -2,12 +2,20 @@
 
 import pytest
 from haystack.components.generators.utils import print_streaming_chunk
-from haystack.dataclasses import ChatMessage, ComponentInfo, ImageContent, ReasoningContent, ToolCall
+from haystack.dataclasses import (
+    ChatMessage,
+    ComponentInfo,
+    FileContent,
+    ImageContent,
+    ReasoningContent,
+    TextContent,
+    ToolCall,
+)
 from haystack.tools.tool import Tool
 
 from genqueue.haystack.chat_chunks import ChatChunks
 from genqueue.haystack.chat_format import inlined, message_from, messages_for, tools_for
-from genqueue.messages import Chunk, Finished, GenerationResult, ToolCallDelta
+from genqueue.messages import Chunk, Finished, GenerationResult, ToolCallDelta, read_request
 
 INFO = ComponentInfo("a.component")
 CALLS = [
@@ -72,6 +80,71 @@ def test_messages_go_out_as_servers_take_them():
         },
         {"role": "tool", "content": "rain", "tool_call_id": "a"},
     ]
+
+
+IMAGE = ImageContent("AAAA", "image/png", validation=False)
+FILE = FileContent("AAAA", "application/pdf", "a.pdf", validation=False)
+SENT_IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+CALL = ToolCall("f", {"a": 1}, "1")
+
+
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        pytest.param("r", "r", id="text"),
+        pytest.param([TextContent("r1"), TextContent("r2")], ["r1", "r2"], id="texts"),
+        pytest.param([TextContent("r1")], ["r1"], id="one-text"),
+        pytest.param([TextContent("r1"), IMAGE], ["r1", SENT_IMAGE], id="image"),
+        pytest.param([], [], id="nothing"),
+    ],
+)
+def test_a_tools_result_goes_out_in_its_parts(said, sent):
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in sent]
+    (message,) = messages_for([ChatMessage.from_tool(said, CALL)])
+    assert message == {"role": "tool", "content": sent if isinstance(sent, str) else parts, "tool_call_id": "1"}
+    read_request({"messages": [message]})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(ChatMessage.from_tool([TextContent("r"), FILE], CALL), id="in-a-tools-result"),
+        pytest.param(ChatMessage.from_user(content_parts=["Read this.", FILE]), id="in-a-users-message"),
+    ],
+)
+def test_a_part_that_servers_do_not_take_is_refused_in_haystacks_words(message):
+    with pytest.raises(ValueError, match=r"`FileContent` cannot be sent: .* takes `TextContent` and `ImageContent`"):
+        messages_for([message])
+
+
+def test_calls_without_ids_are_told_apart_in_the_whole_conversation_and_their_results_lead_to_them():
+    f, g = ToolCall("f", {}), ToolCall("g", {})
+    turns = [
+        ChatMessage.from_assistant(tool_calls=[f, g]),
+        ChatMessage.from_tool("1", g),
+        ChatMessage.from_tool("2", f),
+    ]
+    sent = messages_for([*turns, *turns])
+    assert [call["id"] for message in sent for call in message.get("tool_calls", ())] == ["0", "1", "2", "3"]
+    assert [message["tool_call_id"] for message in sent if message["role"] == "tool"] == ["1", "0", "3", "2"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param({"reasoning": "Hm"}, id="thoughts-alone"),
+        pytest.param({"refusal": "No", "text": "No"}, id="refusal"),
+        pytest.param({"tool_calls": CALLS, "finish_reason": "tool_calls"}, id="tool-calls"),
+        pytest.param({"tool_calls": [{**CALLS[0], "id": "i" * 4000}]}, id="long-id"),
+        pytest.param({"tool_calls": [{**CALLS[0], "function": {"name": "f", "arguments": "{"}}]}, id="no-json"),
+        pytest.param({}, id="nothing"),
+    ],
+)
+def test_a_reply_can_be_handed_back_whole(answer):
+    reply = message_from(result(**answer), None, None)
+    (sent,) = messages_for([reply])
+    read_request({"messages": [sent]})
+    assert [call["id"] for call in sent.get("tool_calls", ())] == [call.id for call in reply.tool_calls]
 
 
 def test_a_string_is_a_users_message():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from haystack import logging
-from haystack.dataclasses import ChatMessage, ToolCall
+from haystack.dataclasses import ChatMessage, ImageContent, ReasoningContent, TextContent, ToolCall, ToolCallResult
 from haystack.tools.tool import Tool
 from haystack.utils.hf import convert_message_to_hf_format
 
@@ -21,17 +21,58 @@ def messages_for(messages: Sequence[ChatMessage] | str) -> list[dict[str, Any]]:
 
     Raises:
         TypeError: they are neither a list of messages nor a string.
-        ValueError: a message says nothing, or more than servers take.
+        ValueError: a message says nothing, or more than servers take, or has a part of a kind that they do not.
     """
     if isinstance(messages, str):
         messages = [ChatMessage.from_user(messages)]
     if not isinstance(messages, list) or not all(isinstance(message, ChatMessage) for message in messages):
         raise TypeError("Invalid messages type. Expected list[ChatMessage] or str.")
-    converted = [convert_message_to_hf_format(message) for message in messages]
-    for message in converted:
-        for place, call in enumerate(message.get("tool_calls", ())):
-            call.setdefault("id", str(place))
+    converted = []
+    ids: list[tuple[ToolCall, str]] = []  # of every call so far, the newest last
+    for message in messages:
+        _check_parts(message)
+        sent = convert_message_to_hf_format(message)
+        for call, said in zip(message.tool_calls, sent.get("tool_calls", ()), strict=False):
+            ids.append((call, said.setdefault("id", str(len(ids)))))
+        for result in message.tool_call_results:
+            sent["content"] = _content_of(result)
+            known = next((call_id for call, call_id in reversed(ids) if call == result.origin), None)
+            if "tool_call_id" not in sent and known is not None:
+                sent["tool_call_id"] = known
+        converted.append(sent)
     return converted
+
+
+_SENT = (TextContent, ImageContent, ToolCall, ToolCallResult, ReasoningContent)
+
+
+def _check_parts(message: ChatMessage) -> None:
+    """Refuse what Haystack's conversion would leave out without a word."""
+    for part in message._content:
+        if not isinstance(part, _SENT):
+            raise ValueError(
+                f"A `ChatMessage` with a `{type(part).__name__}` cannot be sent: the chat route of the Hugging Face "
+                "API takes `TextContent` and `ImageContent` only."
+            )
+
+
+def _content_of(result: ToolCallResult) -> str | list[dict[str, Any]]:
+    """A tool's result as servers take it: a text, or parts."""
+    if isinstance(result.result, str):
+        return result.result
+    parts: list[dict[str, Any]] = []
+    for part in result.result:
+        if isinstance(part, TextContent):
+            parts.append({"type": "text", "text": part.text})
+        elif isinstance(part, ImageContent):
+            url = f"data:{part.mime_type or 'image/jpeg'};base64,{part.base64_image}"
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+        else:
+            raise ValueError(
+                f"A `ToolCallResult` with a `{type(part).__name__}` cannot be sent: the chat route of the Hugging Face "
+                "API takes `TextContent` and `ImageContent` only."
+            )
+    return parts
 
 
 def tools_for(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
