@@ -304,7 +304,7 @@ class Company:
         try:
             record = await store.run(registry.read_record(trace.generation_id))
         except GenerationNotFoundError:
-            trace.is_gone = True
+            trace.is_gone, trace.finish_reason = True, "forgotten"
             trace.gone_s.append((trace.accepted_s, time.time()))
             return
         trace.submitted_s = clock.moment_s(record.submitted_at, trace.asked_s)

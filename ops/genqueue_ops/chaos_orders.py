@@ -226,6 +226,8 @@ def orders(seed: int, count: int, span_s: float) -> list[Order]:
             decoys=dice.randrange(0, 4),
             late_from=dice.random(),
         )
+        if order.again == "one-shot":  # which is given the time of all its tokens before it is given up
+            order = replace(order, mishaps=tuple(mishap for mishap in order.mishaps if mishap["kind"] != "stall"))
         if order.begins_anew and order.ends != "stop_sequence" and dice.random() < 3 / 4:
             order = replace(order, varies=True)
         made.append(order)

@@ -40,6 +40,11 @@ def test_only_what_begins_anew_varies():
     assert any(order.begins_anew and not order.varies for order in ORDERED)
 
 
+def test_what_is_not_streamed_is_not_silent_for_ever():
+    for order in orders(5, 2000, 100.0):
+        assert order.again != "one-shot" or all(mishap["kind"] != "stall" for mishap in order.mishaps)
+
+
 def test_no_prompt_begins_with_another():
     prompts = sorted(order.prompt for order in ORDERED)
     assert not any(later.startswith(earlier) for earlier, later in pairwise(prompts))
