@@ -524,10 +524,13 @@ class Engine:
         """Throw away what rings for nothing in a generator's queue: no task of Celery's for each."""
         while discarded := await self._writer.insist(calls.discard(generator)):
             for generation_id, is_untold in discarded:
+                report = Report(generation_id, generator, self.owner)
                 if is_untold:
                     self.metrics.ended(generator, "cancelled")
-                    Report(generation_id, generator, self.owner).tell("cancelled")
+                    report.tell("cancelled")
                     self._show(generation_id, {"terminated": True, "signum": None, "expired": False}, "task-revoked")
+                else:
+                    report.tell(IGNORED, "it had ended")
 
     async def _finish(self, work: Work, ending: Ending) -> Done | Ended | NotOurs:
         claim, outbox, upstream = work.claim, work.outbox, self.generators[work.generator].upstream
