@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -70,6 +71,35 @@ async def test_idle_connections_to_one_server_leave_descriptors_for_another(
         for generator in ("default", "other", "default"):
             await asyncio.to_thread(turn, generator)
         assert worker.process.poll() is None
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_goes_on_when_there_are_descriptors_again(start_worker, own_redis, tgi, producer, ask, eventually):
+    """For a while it can open nothing: neither a call's connection nor a new one to Redis, where all were cut."""
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("this system cannot change the limits of another process")
+    worker = start_worker(tgi, own_redis.url, "-c", "16")
+    pid = worker.process.pid
+    prompts = [ask(tokens=60, itl_s=0.1) for _ in range(8)]
+    generations = [producer.submit(prompt) for prompt in prompts]
+    for generation in generations:
+        eventually(lambda generation=generation: generation.status().state == "running")
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    with redis.Redis.from_url(own_redis.url) as db:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, limits[1]))
+        try:
+            for kind in ("normal", "pubsub"):
+                db.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            prompts += [ask(tokens=2) for _ in range(8)]
+            generations += [producer.submit(prompt) for prompt in prompts[8:]]
+            eventually(lambda: "leases cannot be renewed" in worker.log and "events wait" in worker.log)
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert [generation.result(timeout_s=40).replies for generation in generations] == [
+        [prompt.answer] for prompt in prompts
+    ]
+    assert worker.process.poll() is None
+    assert worker.end() == 0
 
 
 def test_a_limit_that_may_be_raised_is_raised(start_worker, own_redis, tgi):

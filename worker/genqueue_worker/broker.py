@@ -37,6 +37,7 @@ from genqueue.keys import QUEUE_PREFIX, names_a_generation
 from genqueue.messages import TASK_NAME
 from genqueue.settings import load_settings
 from genqueue_worker.health import Pulse
+from genqueue_worker.resources import is_lack
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ pulse = Pulse()
 dropped = 0
 """Entries of the queues, and orders to workers, that were no Celery message, since this process began."""
 
+_LACK_REST_S = 1.0
 _MOST_WORD_BYTES = 512
 _MOST_CLOCK = 2**63
 _MOST_ORDER_BYTES = 500_000
@@ -324,6 +326,20 @@ class Consumer(consumer.Consumer):
             and whether what runs is to be handed over at once.
         on_stopped: told that nothing runs any more, and Celery is about to end.
     """
+
+    class Blueprint(consumer.Consumer.Blueprint):
+        """The steps of a connection to Redis; begins anew where this host has too little for one."""
+
+        def start(self, parent: Any) -> None:
+            """Run until the connection is lost."""
+            try:
+                super().start(parent)
+            except Exception as error:
+                if not is_lack(error):
+                    raise
+                # Celery would end the worker for want of a descriptor; in a second there may be one.
+                time.sleep(_LACK_REST_S)
+                raise ConnectionError(f"this host lacks what it needs: {type(error).__name__}") from None
 
     _EVENTS_EVERY_S = 0.1
     _BEAT_S = 1.0
