@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from genqueue import keys
-from genqueue.doorbell import BODY, doorbell_message
+from genqueue.doorbell import doorbell_message
 from genqueue.errors import (
     GenerationNotFoundError,
     IdempotencyConflictError,
@@ -749,7 +749,7 @@ def discard(generator: str) -> Call[list[tuple[str, bool]]]:
     """Throw away doorbells of a queue that ring for nothing: of those that come next, whose generation has ended.
 
     Answers ids, and of each whether it was cancelled while nobody ran it and nobody has been answered so before;
-    [] when there are no more among the next.  A message that brings its own request goes only once that has ended.
+    [] when there are no more among the next.  A message that brings its own request stays.
     """
 
     def decode(answer: list[bytes]) -> list[tuple[str, bool]]:
@@ -758,7 +758,13 @@ def discard(generator: str) -> Call[list[tuple[str, bool]]]:
     return _scripted(
         "discard",
         [keys.doorbell(generator, priority) for priority in keys.PRIORITIES],
-        (_DISCARD_LIMIT, _DISCARD_BYTES, keys.generation(""), ",".join(sources(Transition.STARTED)), BODY),
+        (
+            _DISCARD_LIMIT,
+            _DISCARD_BYTES,
+            keys.generation(""),
+            ",".join(sources(Transition.STARTED)),
+            *(doorbell_message("{id}", generator, priority) for priority in keys.PRIORITIES),
+        ),
         decode,
     )
 

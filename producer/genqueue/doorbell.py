@@ -13,15 +13,14 @@ from genqueue.keys import queue
 from genqueue.messages import TASK_NAME
 
 # base64 of [[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]
-BODY = "W1tdLCB7fSwgeyJjYWxsYmFja3MiOiBudWxsLCAiZXJyYmFja3MiOiBudWxsLCAiY2hhaW4iOiBudWxsLCAiY2hvcmQiOiBudWxsfV0="
-"""What tells a doorbell from a message that brings its own request."""
+_BODY = "W1tdLCB7fSwgeyJjYWxsYmFja3MiOiBudWxsLCAiZXJyYmFja3MiOiBudWxsLCAiY2hhaW4iOiBudWxsLCAiY2hvcmQiOiBudWxsfV0="
 
 
 def doorbell_message(generation_id: str, generator: str, priority: int) -> bytes:
     """The message for one generation, ready for ``LPUSH`` to :func:`genqueue.keys.doorbell`."""
     return to_json(
         {
-            "body": BODY,
+            "body": _BODY,
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "headers": {

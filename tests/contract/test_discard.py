@@ -57,12 +57,34 @@ def test_what_is_forgotten_is_rung_for_no_more_but_a_message_with_a_request_stay
     assert registry.doorbells() == [plain]
 
 
-def test_a_message_whose_generation_has_ended_goes_with_its_request(registry):
+def test_a_message_with_a_request_stays_also_when_its_generation_has_ended(registry):
+    """Its worker answers it: "known", or that it was cancelled."""
     cancelled = registry.submit()
     registry.finish(registry.cancelled(cancelled))
     registry.raw.delete(keys.doorbell("default", 5))
     registry.raw.lpush(keys.doorbell("default", 5), plain_message(cancelled))
-    assert discard(registry) == [(cancelled, True)]
+    assert discard(registry) == []
+    assert registry.doorbells() == [cancelled]
+
+
+@pytest.mark.parametrize("odd", ["two words", "x:log", "x:text", "%1{id}", "ü", "a/b", "x" * 513])
+def test_an_id_that_is_none_of_ours_is_left_to_the_consumer(registry, odd):
+    message = doorbell_message(odd, "default", 5)
+    registry.raw.lpush(keys.doorbell("default", 5), message)
+    assert discard(registry) == []
+    assert registry.raw.lrange(keys.doorbell("default", 5), 0, -1) == [message]
+
+
+@pytest.mark.parametrize(
+    "changed", [("priority", 4), ("body_encoding", "utf-8"), ("delivery_tag", "another"), ("new", 1)]
+)
+def test_what_is_no_doorbell_to_the_letter_is_left_to_the_consumer(registry, changed):
+    ended = registry.into(State.FINISHED)
+    registry.raw.delete(keys.doorbell("default", 5))
+    message = json.loads(doorbell_message(ended, "default", 5))
+    message["properties"] |= dict([changed])
+    registry.raw.lpush(keys.doorbell("default", 5), json.dumps(message, separators=(",", ":")))
+    assert discard(registry) == []
 
 
 @pytest.mark.parametrize(
