@@ -4,6 +4,7 @@ Pure: :mod:`genqueue.store` carries the calls out, synchronously or not.  The sc
 ``lua/``; each call's docstring says what is atomic and what comes back when the key is gone.
 """
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -996,20 +997,7 @@ def _is_newer(raw: bytes) -> bool:
     return isinstance(event, dict) and isinstance(event.get("v"), int) and isinstance(event.get("type"), str)
 
 
-_RECORD = (
-    "state",
-    "generator",
-    "priority",
-    "attempt",
-    "seq",
-    "submitted_at",
-    "started_at",
-    "first_text_at",
-    "ended_at",
-    "completion_tokens",
-    "outcome",
-    "retried_as",
-)
+_RECORD = tuple(field.name for field in dataclasses.fields(Record))
 
 
 def _record(generation_id: str, answer: Sequence[bytes | None]) -> Record | None:

@@ -182,10 +182,14 @@ def deliver(generation_id: str, from_seq: int, given: Delivery) -> Plan[list[Eve
         if isinstance(step, list):
             if step[0].seq == 0:  # Redis has forgotten: the numbers are other events' now
                 void_before, is_looked_ahead = 0, False
-            gathered += step
+            gathered = gathered + step if gathered else step
             continue
         if isinstance(step, Wait):
-            yield from _delivered(generation_id, from_seq, given, gathered)
+            if len(gathered) == 1 and isinstance(gathered[0], Chunk):  # nearly always
+                if delivered := given.take(gathered[0]):
+                    yield [*delivered]
+            elif gathered:
+                yield from _delivered(generation_id, from_seq, given, gathered)
             gathered = []
         elif len(gathered) >= _PAGE_EVENTS:  # a long log, too long to be kept until its end
             if not is_looked_ahead:
@@ -273,6 +277,8 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[l
             answer = None
             if isinstance(step, Call | Wait):
                 answer = yield step
+            elif len(step) == 1 and isinstance(step[0], Chunk):  # nearly always
+                yield [step[0]]
             elif chunks := [event for event in step if isinstance(event, Chunk)]:
                 yield chunks
     except StopIteration:

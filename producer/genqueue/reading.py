@@ -19,7 +19,7 @@ from typing import Any, Generic, Self
 
 from genqueue.calls import Call
 from genqueue.errors import GenqueueError, RedisUnavailableError, StreamRestartedError
-from genqueue.plans import Deadline, ItemT, Patience, Plan, Wait
+from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan, Wait
 from genqueue.store import ENDED, AsyncStore, Inbox, LiveHub, LoopThread, Store
 
 _RETRY_S = 0.3
@@ -104,6 +104,10 @@ class _Place(Generic[ItemT]):
         except BaseException:  # what the plan knew is gone with it
             self._end(GenqueueError(_INTERRUPTED))
             raise
+
+    def _time_left_s(self) -> float:
+        """How long to wait for a message at most; 0 when the time is over."""
+        return self._reader.deadline.wait_s(time.monotonic(), _POLL_S)
 
     def _bears(self, error: RedisUnavailableError) -> bool:
         """Whether the reader goes on without Redis; else this is its end."""
@@ -221,7 +225,7 @@ class Reading(_Place[ItemT], Iterator[ItemT]):
     def _answer(self, step: Call[Any] | Wait) -> Any:
         deadline = self._reader.deadline
         if isinstance(step, Wait):
-            wait_s = deadline.wait_s(time.monotonic(), _POLL_S)
+            wait_s = self._time_left_s()
             if wait_s == 0:
                 self._end(None)
                 return None
@@ -281,6 +285,8 @@ class AsyncReading(_Place[ItemT], AsyncIterator[ItemT]):
                     await self._listen()
                 elif self._step is None:
                     self._go_on(None)
+                elif self._step is WAIT and not self._messages.empty() and self._time_left_s() > 0:
+                    self._go_on(self._messages.get_nowait())  # without a coroutine more for each message
                 else:
                     answer = await self._answer(self._step)
                     if not self._is_over:
@@ -328,12 +334,10 @@ class AsyncReading(_Place[ItemT], AsyncIterator[ItemT]):
     async def _answer(self, step: Call[Any] | Wait) -> Any:
         deadline = self._reader.deadline
         if isinstance(step, Wait):
-            wait_s = deadline.wait_s(time.monotonic(), _POLL_S)
+            wait_s = self._time_left_s()
             if wait_s == 0:
                 self._end(None)
                 return None
-            if not self._messages.empty():
-                return self._messages.get_nowait()
             try:
                 async with asyncio.timeout(wait_s):
                     return await self._messages.get()

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from genqueue.messages import Cancelled, Event, Failed, Finished, Started, Terminal
 
 _MOST_PASSED_OVER = 1024
+_ENDS = (Finished, Failed, Cancelled)
 
 
 class Follower:
@@ -66,7 +67,10 @@ class Follower:
             if self.terminal is not None or not self.is_whole:
                 break
             fits = event.seq == self.next_seq and self._follows(event)
-            if fits:
+            if fits and not self._early:  # nearly always
+                self._take(event)
+                ready.append(event)
+            elif fits:
                 ready += self.feed([event])
             elif event.seq >= self.next_seq or self._is_another(event):
                 if self._pass_over > 0:
@@ -93,15 +97,19 @@ class Follower:
             if not self._follows(next_event):
                 self.is_whole = False
                 break
-            if isinstance(next_event, Started):
-                self._started_at = next_event.at
-            self._attempt = next_event.attempt
+            self._take(next_event)
             ready.append(next_event)
-            self.next_seq += 1
-            if isinstance(next_event, Finished | Failed | Cancelled):
-                self.terminal = next_event
-                self._early.clear()
         return ready
+
+    def _take(self, event: Event) -> None:
+        """It is the next to be handed out."""
+        if isinstance(event, Started):
+            self._started_at = event.at
+        elif isinstance(event, _ENDS):
+            self.terminal = event
+            self._early.clear()
+        self._attempt = event.attempt
+        self.next_seq += 1
 
     def read_to_end(self) -> None:
         """The log holds no more: what is still early is in no log, and what was doubted stands."""
@@ -128,4 +136,4 @@ class Follower:
         """Whether it may come after what was handed out."""
         if isinstance(event, Started):
             return self._attempt is None or event.attempt > self._attempt
-        return self._attempt in {None, event.attempt}
+        return self._attempt is None or self._attempt == event.attempt
