@@ -1,0 +1,107 @@
+"""What an endpoint's odd answers become on their way through a worker to the caller, and in the next turn."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from genqueue import GenerationClient, GenerationRejectedError, Settings
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "g"}}]
+
+
+def token(text, whole=None):
+    details = None if whole is None else {"finish_reason": "length", "generated_tokens": 2, "seed": None}
+    said = {"id": 1, "text": text, "logprob": -1.0, "special": False}
+    return {"token": said, "generated_text": whole, "details": details}
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Answers a prompt with the whole text that the prompt is, behind two tokens; a chat by its last message."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.answer([])
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if "messages" not in asked:
+            return self.answer([token(" one"), token(" two", asked["inputs"])])
+        last = asked["messages"][-1]
+        if last["role"] == "tool":
+            made = [call["id"] for call in asked["messages"][-2 - (last["content"] == "2")]["tool_calls"]]
+            return self.answer([{"choices": [{"delta": {"content": json.dumps(made)}, "finish_reason": "stop"}]}])
+        calls = [{"function": {"name": name, "arguments": arguments}} for name, arguments in (("f", "{}"), ("g", "{"))]
+        deltas = [{"reasoning": "Hm"}, *({"tool_calls": [call]} for call in calls)]
+        self.answer([*({"choices": [{"delta": delta}]} for delta in deltas), {"choices": [{"finish_reason": "stop"}]}])
+
+    def answer(self, events):
+        body = b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def client(start_worker, own_redis):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    odd = {"api_type": "text_generation_inference", "api_params": {"url": url}}
+    worker = start_worker({"odd": odd}, own_redis.url)
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
+        yield client
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_reply_is_what_was_streamed_and_a_contradiction_is_told(client):
+    for whole, conflict_at in ((" one two", None), ("one two", None), (" two", 1), (" one two three", None)):
+        generation = client.submit(whole, generator="odd")
+        text = "".join(chunk.text for chunk in generation.stream())
+        result = generation.result(timeout_s=20)
+        assert result.replies == [text]
+        assert text == (" one two three" if whole.endswith("three") else " one two")
+        conflict = result.meta[0].get("text_conflict")
+        assert (conflict and conflict["differs_at"]) == conflict_at
+        if conflict:
+            assert (conflict["taken"], conflict["generated_text"]) == ("tokens", whole)
+
+
+def test_a_results_message_is_the_next_turns_whatever_was_left_out(client):
+    """No index, no ids, arguments that are no JSON, thoughts."""
+    asked = [{"role": "user", "content": "p"}]
+    generation = client.submit_chat(asked, tools=TOOLS, generator="odd")
+    streamed = {}
+    for chunk in generation.stream():
+        for call in chunk.tool_calls:
+            streamed.setdefault(call.index, []).append(call.id)
+    result = generation.result(timeout_s=20)
+    calls = result.meta[0]["tool_calls"]
+    ids = [call["id"] for call in calls]
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in calls] == [("f", "{}"), ("g", "{")]
+    assert result.meta[0]["unreadable_tool_calls"] == [1]
+    assert len(set(ids)) == 2
+    assert [[one for one in told if one] for told in streamed.values()] == [[ids[0]], [ids[1]]]
+    answers = [{"role": "tool", "tool_call_id": call_id, "content": str(n)} for n, call_id in enumerate(ids, 1)]
+    turn = client.submit_chat([*asked, result.message, *answers], tools=TOOLS, generator="odd")
+    assert json.loads(turn.result(timeout_s=20).replies[0]) == ids
+
+
+def test_a_worker_refuses_what_its_server_might_fetch(client):
+    """The producer has no settings of its own: it cannot know."""
+    body = {"migration_request": {"remote_engine_id": "x"}}
+    generation = client.submit_chat(
+        [{"role": "user", "content": "p"}], generator="odd", generation_kwargs={"extra_body": body}
+    )
+    with pytest.raises(GenerationRejectedError, match=r"extra_body\.migration_request: .* allowed_extra_body"):
+        generation.result(timeout_s=20)
