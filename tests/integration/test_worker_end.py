@@ -5,6 +5,7 @@ import time
 
 import pytest
 import redis
+from celery import Celery
 
 from genqueue import GenerationClient, Settings
 
@@ -88,6 +89,19 @@ def test_a_drain_says_how_many_run(start_worker, own_redis, tgi, producer, ask, 
     assert {generation.status().state for generation in generations} == {"queued"}
     for generation in generations:
         generation.cancel()
+
+
+def test_an_order_to_shut_down_is_a_drain_too(start_worker, own_redis, tgi, producer, ask, eventually):
+    """Celery tells of no signal then, and would wait for what runs, however long that is."""
+    worker = start_worker(tgi, own_redis.url, "-c", "8", environ={"GENQUEUE_DRAIN_S": "1"})
+    generation = producer.submit(ask(tokens=300, itl_s=0.1))
+    eventually(lambda: generation.status().state == "running")
+    with Celery(broker=as_role(own_redis.url, "flower"), set_as_current=False) as app:
+        app.control.shutdown()
+    assert worker.process.wait(1 + SOON_S) == 0
+    assert [line["outcome"] for line in worker.outcomes(generation.id)] == ["handed_over"]
+    assert worker.lines[-1]["message"] == "stopped"
+    generation.cancel()
 
 
 def test_an_error_that_ends_celerys_loop_ends_the_worker_within_the_drain(
