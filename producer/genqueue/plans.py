@@ -125,6 +125,8 @@ def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
     while True:
         if heard := follower.hear(_events_in(message)):
             yield heard
+        if message is None:
+            follower.lost_sight()
         is_doubtful = follower.doubts_history
         while follower.is_whole and follower.terminal is None and (message is None or follower.has_gap):
             page: list[Event] = yield calls.read_log(generation_id, follower.read_from)

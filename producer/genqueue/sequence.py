@@ -40,6 +40,8 @@ class Follower:
         self.is_whole = True
         self._attempt: int | None = None
         self._started_at: float | None = None
+        self._last: Event | None = None
+        self._is_unsure = False
         self._early: dict[int, Event] = {}
         self._doubts_history = False
         self._false_alarms = 0
@@ -58,7 +60,14 @@ class Follower:
     @property
     def read_from(self) -> int:
         """The number from which to read the log: the next, or the last once more where that is in doubt."""
-        return max(1, self.next_seq - 1) if self._doubts_history else self.next_seq
+        return max(1, self.next_seq - 1) if self._doubts_history or self._is_unsure else self.next_seq
+
+    def lost_sight(self) -> None:
+        """Something may have been missed, another history's start too: take no more before the log has the last event.
+
+        A log that is shorter than what was handed out says nothing yet: its writer may write it again, or another.
+        """
+        self._is_unsure = self._last is not None
 
     def hear(self, events: Iterable[Event]) -> list[Event]:
         """Take what came on the channel, as :meth:`feed`; what does not fit is only a reason to read the log."""
@@ -67,9 +76,11 @@ class Follower:
             if self.terminal is not None or not self.is_whole:
                 break
             fits = event.seq == self.next_seq and self._follows(event)
-            if fits and not self._early:  # nearly always
+            if fits and not (self._early or self._is_unsure):  # nearly always
                 self._take(event)
                 ready.append(event)
+            elif fits and self._is_unsure:
+                self._early[event.seq] = event
             elif fits:
                 ready += self.feed([event])
             elif event.seq >= self.next_seq or self._is_another(event):
@@ -90,8 +101,10 @@ class Follower:
                 self._early[event.seq] = event
             elif self._is_another(event):
                 self.is_whole = False
-            elif event.seq == self.next_seq - 1 and self._attempt not in {None, event.attempt}:
-                self.is_whole = False  # what was heard as the last one is not what was logged
+            elif event.seq == self.next_seq - 1:
+                if self._attempt not in {None, event.attempt} or (self._is_unsure and event != self._last):
+                    self.is_whole = False  # what was handed out as the last one is not what is logged
+                self._is_unsure = False
         ready: list[Event] = []
         while self.is_whole and (next_event := self._early.pop(self.next_seq, None)) is not None:
             if not self._follows(next_event):
@@ -108,7 +121,7 @@ class Follower:
         elif isinstance(event, _ENDS):
             self.terminal = event
             self._early.clear()
-        self._attempt = event.attempt
+        self._attempt, self._last = event.attempt, event
         self.next_seq += 1
 
     def read_to_end(self) -> None:

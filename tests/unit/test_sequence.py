@@ -192,3 +192,29 @@ def test_a_beginning_that_only_the_channel_knows_is_taken_back():
     assert follower.read_from == 5
     assert follower.feed([chunk(5), chunk(6)]) == []
     assert not follower.is_whole
+
+
+@pytest.mark.parametrize(("logged_as", "is_whole"), [("2 ", True), ("another ", False)])
+def test_who_lost_sight_takes_nothing_until_the_log_has_what_came_last(logged_as, is_whole):
+    """Redis forgot an attempt, and another wrote under its numbers; that it began went unheard."""
+    follower = Follower()
+    begun = Started(seq=1, attempt=1, at=5.0, worker="host:1:a")
+    assert seqs(follower.hear([begun, chunk(2)])) == [1, 2]
+    follower.lost_sight()
+    follower.feed([])  # the log is shorter: its writer may write it again, or another
+    follower.read_to_end()
+    assert follower.is_whole
+    assert follower.hear([chunk(3)]) == []
+    assert follower.has_gap and follower.read_from == 2
+    logged = Chunk(seq=2, attempt=1, text=logged_as)
+    assert seqs(follower.feed([logged, chunk(3)])) == ([3] if is_whole else [])
+    assert follower.is_whole is is_whole
+    if is_whole:
+        assert seqs(follower.hear([chunk(4)])) == [4]
+
+
+def test_who_lost_sight_before_the_first_event_goes_on():
+    follower = Follower()
+    follower.lost_sight()
+    assert follower.read_from == 1
+    assert seqs(follower.hear([chunk(1)])) == [1]
