@@ -200,16 +200,16 @@ class Company:
         await asyncio.sleep(trace.order.cancel_after_s)
         trace.cancel_s = time.time()
         while True:
+            accepted_s = trace.accepted_s  # its reader may submit it again meanwhile
             try:
                 trace.cancel_said = await self._handle(trace).cancel()
                 return
             except GenerationNotFoundError:
-                trace.gone_s.append((trace.accepted_s, time.time()))
-                await asyncio.sleep(_RETRY_S)  # its reader submits it again
+                trace.gone_s.append((accepted_s, time.time()))
             except StoreError as error:
                 if not error.may_pass:
                     raise
-                await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(_RETRY_S)
 
     # -- storms -----------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ import redis
 
 from genqueue import keys
 
-_MORE_DESCRIPTORS = 40
-"""Beyond those at its start: the pools of connections to Redis and to the endpoints."""
+_MORE_DESCRIPTORS = 80
+"""Beyond those at its start: the pools of connections to Redis and to the endpoints.  A connection of a pool that its
+peer has closed stays open until its turn comes."""
 _MORE_THREADS = 24
 """Beyond those at its start and its pool's."""
 _MORE_MEMORY_BYTES = 64 << 20
