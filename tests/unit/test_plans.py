@@ -670,3 +670,26 @@ def test_a_reader_of_a_history_that_redis_forgot_goes_on_behind_it_or_is_told(re
     else:
         registry.read(plans.stream(ID, 0), seen)
         assert "".join(texts(seen)) == expected
+
+
+def test_a_reader_that_missed_the_beginning_of_another_history_joins_no_part_of_it_to_the_first(registry):
+    """Both attempts are number 2; the second one's start is published while the reader is connecting anew."""
+
+    def begin(attempt: int, at: float, *said: str) -> bytes:
+        registry.attempt = attempt
+        chunks = [{"type": "chunk", "text": text} for text in said]
+        return registry.emit({"type": "started", "at": at, "worker": f"{at}"}, *chunks)
+
+    begin(1, 1.0, "a", "b")
+
+    def forget() -> None:
+        registry.log, registry.seq, registry.text = registry.log[:3], 3, "ab"
+        begin(2, 3.0)
+
+    registry.on_wait = [
+        lambda: begin(2, 2.0, "c", "d"),
+        forget,
+        *(lambda text=text: registry.add(text) for text in ("cd", "e", "f")),
+        lambda: finished(registry),
+    ]
+    assert "".join(texts(registry.read(plans.stream(ID, 0)))) == "abcdef"
