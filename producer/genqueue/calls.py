@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -25,7 +25,7 @@ from genqueue.errors import (
     StoreError,
     UnknownGeneratorError,
 )
-from genqueue.lifecycle import State, Transition, sources
+from genqueue.lifecycle import FINAL, State, Transition, sources
 from genqueue.messages import (
     Event,
     GenerationRequest,
@@ -40,8 +40,11 @@ from genqueue.tracing import valid_traceparent
 
 _SWEEP_LIMIT = 500
 """Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""
-_END_LIMIT = 100
-"""Generations past their deadline that one sweep takes: each is ended by a call of its own."""
+_END_LIMIT = 200
+"""Generations past their deadline that one sweep takes: all are ended by one call, which Redis may take 20 ms for."""
+_LONGEST_LEASE_S = 60.0
+_LONGEST_DELAY_S = 3600.0
+"""What is believed of a lease, and of a delay, whose length its record does not say: an older worker's."""
 _SWEEP_GRACE_S = 1.0
 """How long a doorbell may be on its way to a claim."""
 _LOOK_AGAIN_S = 3.0
@@ -152,14 +155,16 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class NotClaimed:
-    """Why not: "held", "gone", "elsewhere", "expired", or the final state.
+    """Why not: "held", "gone", "elsewhere", "expired", "incomplete", or the final state.
 
     Attributes:
         is_untold: whether it was cancelled while nobody ran it, and nobody has been answered so before.
+        missing: what an incomplete record lacks, or has wrongly: names of fields.
     """
 
     reason: str
     is_untold: bool = False
+    missing: str = ""
 
 
 class Said(NamedTuple):
@@ -377,13 +382,16 @@ def _refuse(name: str, generator: str, words: list[str]) -> NoReturn:
 def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, keep_s: int) -> Call[Claim | NotClaimed]:
     """Take a generation: attempt + 1, owner, lease and the ``started`` event, atomically.
 
-    A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed; one that was
+    A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed, and so does one whose
+    record lacks what it takes to run it, for the caller to end; one that was
     cancelled while nobody ran it answers the first who asks that it is untold.
     The same owner asking twice gets the same attempt twice.
     """
 
     def decode(answer: list[Any]) -> Claim | NotClaimed:
         reason = _text(answer[0])
+        if reason == "incomplete":
+            return NotClaimed(reason, missing=_text(answer[1]))
         if reason != "claimed":
             return NotClaimed(reason, is_untold=answer[1:] == [b"untold"])
         _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, *rest = answer
@@ -426,6 +434,8 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             keep_s,
             ",".join(sources(Transition.STARTED)),
             keys.live(generation_id),
+            ",".join(sorted(FINAL)),
+            len(keys.PRIORITIES),
         ),
         decode,
     )
@@ -466,27 +476,31 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[
     Answers "ok" (also when it is sent a second time), "superseded", "gone", the final state that somebody
     else gave it first, or "behind N" as :func:`append`.
     """
-    generation_id = end.generation_id
+    key_list, arguments = _endings([end], log_ttl_s, result_ttl_s, keep_s)
+    return _scripted("finish", key_list, arguments, lambda answer: _ended([end], answer)[0])
 
-    def decode(answer: Any) -> str:
-        word = _text(answer)
-        return "ok" if word == end.state else word
 
-    return _scripted(
-        "finish",
-        [
+def finish_all(ends: Sequence[End], *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[list[str]]:
+    """As :func:`finish`, of many in one round trip; their answers are in their order."""
+    key_list, arguments = _endings(ends, log_ttl_s, result_ttl_s, keep_s)
+    return _scripted("finish", key_list, arguments, lambda answer: _ended(ends, answer))
+
+
+def _endings(
+    ends: Sequence[End], log_ttl_s: int, result_ttl_s: int, keep_s: int
+) -> tuple[list[str], list[str | bytes | int | float]]:
+    key_list: list[str] = [keys.LEASES, keys.DEADLINES, keys.DELAYED, keys.RUNG, keys.DEAD]
+    arguments: list[str | bytes | int | float] = [log_ttl_s, result_ttl_s, keys.worker("")]
+    for end in ends:
+        generation_id = end.generation_id
+        key_list += (
             keys.generation(generation_id),
             keys.log(generation_id),
             keys.text(generation_id),
             keys.waiting(end.generator),
-            keys.LEASES,
             keys.result(generation_id),
-            keys.DEADLINES,
-            keys.DELAYED,
-            keys.RUNG,
-            keys.DEAD,
-        ],
-        (
+        )
+        arguments += (
             generation_id,
             "" if end.attempt is None else end.attempt,
             ",".join(sources(end.transition)),
@@ -494,21 +508,24 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[
             keys.live(generation_id),
             end.outcome.model_dump_json() if end.outcome else "",
             end.celery_result,
-            log_ttl_s,
-            result_ttl_s,
             "" if end.completion_tokens is None else end.completion_tokens,
             end.text,
-            keys.worker(""),
             end.generator,
             int(end.stillborn),
             end.mark,
             keep_s if end.outcome and end.outcome.is_worth_another_try else "",
             end.owner,
             end.number,
-            *end.bodies,
-        ),
-        decode,
-    )
+            len(end.bodies),
+        )
+        arguments += end.bodies
+
+    return key_list, arguments
+
+
+def _ended(ends: Sequence[End], answer: list[Any]) -> list[str]:
+    """What became of each; what is ended so already, was ended by the same call sent before."""
+    return ["ok" if _text(word) == end.state else _text(word) for end, word in zip(ends, answer, strict=True)]
 
 
 def release(
@@ -589,6 +606,8 @@ def retry(
                 raise GenerationNotFoundError(generation_id)
             case ["not dead"]:
                 raise NotDeadError(generation_id, "it was dropped")
+            case ["incomplete"]:
+                raise NotDeadError(generation_id, "its request is lost")
             case words:
                 _refuse("retry", generator, words)
 
@@ -652,6 +671,15 @@ class Overdue:
 
 
 @dataclass(frozen=True, slots=True)
+class Incomplete:
+    """A generation that nobody can run; ``missing`` are the fields that its record lacks, or has wrongly."""
+
+    generation_id: str
+    generator: str
+    missing: str
+
+
+@dataclass(frozen=True, slots=True)
 class Queue:
     """What waits for one generator.
 
@@ -672,11 +700,13 @@ class Found:
     """What one sweep found, and only this sweeper did.
 
     ``astray`` are the ids that were rung for, in the order in which they are to be taken;
-    ``expired`` must be ended (:func:`genqueue.outcome.overdue`).
+    ``expired`` must be ended (:func:`genqueue.outcome.overdue`), and so must ``incomplete``, whose records lack what it
+    takes to run them (:func:`genqueue.outcome.incomplete`).
     """
 
     astray: list[str]
     expired: list[Overdue]
+    incomplete: list[Incomplete] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -686,11 +716,13 @@ class Swept:
     Attributes:
         queues: those of the generators that it was asked for.
         dead_letters: how many there are, of all generators.
+        has_more: whether there may be more to find: it looked at as many of a kind as one sweep may.
     """
 
     found: Found
     queues: dict[str, Queue]
     dead_letters: int
+    has_more: bool = False
 
 
 def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swept]:
@@ -703,17 +735,24 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
     """
 
     def decode(answer: list[Any]) -> Swept:
-        astray, expired, queues, dead_letters = answer
+        astray, expired, queues, dead_letters, incomplete, has_more = answer
         found = Found(
             [_text(generation_id) for generation_id in astray],
             [
                 Overdue(_text(generation_id), _text(generator), attempt, _text(holder) or None, _errors(errors))
                 for generation_id, generator, attempt, holder, errors in expired
             ],
+            [
+                Incomplete(_text(generation_id), _text(name) or "default", _text(lacks))
+                for generation_id, name, lacks in incomplete
+            ],
         )
         told = zip(generators, queues, strict=True)
         return Swept(
-            found, {name: Queue(depth, float(oldest_s), more) for name, (depth, oldest_s, more) in told}, dead_letters
+            found,
+            {name: Queue(depth, float(oldest_s), more) for name, (depth, oldest_s, more) in told},
+            dead_letters,
+            has_more=bool(has_more),
         )
 
     arguments: tuple[_Plain, ...] = (
@@ -734,6 +773,8 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
         keys.queue(""),
         keys.PRIORITY_SEPARATOR,
         lease_s / _TURNS,
+        _LONGEST_LEASE_S,
+        _LONGEST_DELAY_S,
         *generators,
     )
     key_list = [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.DEAD, keys.SWEPT]
@@ -1122,8 +1163,8 @@ def known_places() -> Call[dict[str, set[str]]]:
 
     def decode(answer: dict[bytes, bytes]) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for field in answer:
-            name, _, place = _text(field).partition(" ")
+        for entry in answer:
+            name, _, place = _text(entry).partition(" ")
             found.setdefault(name, set()).add(place)
         return found
 

@@ -266,6 +266,15 @@ def overdue(found: Overdue, *, date_done: str) -> End:
     return replace(end, attempt=found.attempt)
 
 
+def incomplete(missing: str) -> Outcome:
+    """The outcome of a generation whose record lacks what it takes to run it; ``missing`` are its fields."""
+    return Outcome(
+        error="failed",
+        message=f"its record in Redis is incomplete, nobody can run it: {missing}",
+        detail={"missing": missing.split(", ")},
+    )
+
+
 def rejection(message: str, **detail: Any) -> Outcome:
     """The outcome of a request that is itself at fault."""
     return Outcome(error="rejected", message=message, detail=detail)

@@ -193,11 +193,3 @@ def test_a_text_key_that_somebody_made_something_else_of_stops_nobody(registry):
     registry.raw.hset(keys.text(generation_id), mapping=spoil)
     assert registry.release(flush(generation_id, 2, [" is"])) == "ok"
     assert registry.text(generation_id) == " is"
-
-
-@pytest.mark.parametrize("field", ["attempt", "seq"])
-def test_a_record_without_numbers_is_nobodys(registry, field):
-    generation_id = registry.submit()
-    registry.raw.hset(keys.generation(generation_id), field, "x")
-    assert registry.claim(generation_id) == NotClaimed("gone")
-    assert registry.raw.zscore(keys.waiting("default"), generation_id) is None

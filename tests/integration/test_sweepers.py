@@ -1,4 +1,4 @@
-"""Ten sweepers beside 100,000 waiting generations: what they ask of Redis, and how often they ring."""
+"""Ten sweepers beside 100,000 waiting generations: what they ask of Redis, how often they ring, what they end."""
 
 import json
 import time
@@ -15,6 +15,9 @@ from genqueue_worker.metrics import Metrics
 
 WAITING, LOST, SWEEPERS = 100_000, 500, 10
 WATCHED_S = 6.0
+OVERDUE = 3000
+OVERDUE_ENDED_WITHIN_S = 10.0
+"""At 100 in each round, as it once was, it would take half a minute."""
 ROUNDS_A_S = 1.0  # lease_s / 3
 
 
@@ -38,10 +41,10 @@ def sweepers(real_redis):
         keeper.stop()
 
 
-def submitted(db, count):
+def submitted(db, count, deadline_s=3600.0):
     """Through the registry's own script, many in one round trip."""
     ids = [str(uuid.uuid4()) for _ in range(count)]
-    request = read_request({"prompt": "What's NLP?", "deadline_s": 3600.0})
+    request = read_request({"prompt": "What's NLP?", "deadline_s": deadline_s})
     options = {"keep_s": 3600, "idempotency_key": None, "idempotency_ttl_s": 60, "max_queue_depth": -1}
     script = calls.script("submit")
     db.script_load(script.source)
@@ -85,3 +88,38 @@ def test_they_cost_next_to_nothing_and_ring_once_for_each_of_500_lost(db, sweepe
     rounds = SWEEPERS * (passed_s * ROUNDS_A_S + 1)
     assert SWEEPERS <= scripts <= 1.2 * rounds  # an announcement every 10 s
     assert inner / scripts < 100
+
+
+@pytest.fixture
+def alone(real_redis, db):
+    """One sweeper that holds a generation."""
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}
+    settings = Settings(redis_url=real_redis.url, generators={"default": generator})
+    (held,) = submitted(db, 1)
+    left_by_a_dead_worker(db, [held])
+    db.hset(keys.generation(held), "owner", "alone")
+    keeper = LeaseKeeper(settings, "alone", lambda: [(held, 1)], lambda *_: None, dict, Metrics(settings.generators))
+    yield keeper, held
+    keeper.stop()
+
+
+def test_thousands_of_deadlines_in_one_second_are_told_within_seconds_and_leases_do_not_wait(db, alone, eventually):
+    keeper, held = alone
+    ids = submitted(db, OVERDUE, deadline_s=0.5)
+    lowest_ms = float("inf")
+
+    def all_are_told():
+        nonlocal lowest_ms
+        seconds, microseconds = db.time()
+        if (lease_ms := db.zscore(keys.LEASES, held)) is not None:
+            lowest_ms = min(lowest_ms, lease_ms - seconds * 1e3 - microseconds / 1e3)
+        return db.zcard(keys.DEADLINES) == 0
+
+    keeper.start()
+    eventually(lambda: (db.zscore(keys.LEASES, held) or 0) > db.time()[0] * 1e3)
+    eventually(all_are_told, within_s=OVERDUE_ENDED_WITHIN_S)
+    assert lowest_ms > 0
+    for one in ids:
+        outcome = json.loads(db.hget(keys.generation(one), "outcome"))
+        assert (outcome["error"], db.exists(keys.result(one))) == ("expired", 1)
+    assert db.zcard(keys.waiting("default")) == 0

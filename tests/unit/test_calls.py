@@ -112,7 +112,7 @@ def test_a_claim_is_read_whole():
     claim = call.decode([*answer, b"", 0, b"\xff" * 9, b"7.5"])
     assert isinstance(claim, Claim)
     assert (claim.deadline_at, claim.errors, claim.traceparent) == (None, [], None)
-    assert call.arguments[-2] == "queued,running"
+    assert call.arguments[-4] == "queued,running"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,11 @@ def test_a_claim_is_read_whole():
 def test_another_answer_to_a_claim_is_its_reason(answer):
     call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
     assert call.decode(answer) == NotClaimed(answer[0].decode())
+
+
+def test_a_claim_is_told_what_a_record_lacks():
+    call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
+    assert call.decode([b"incomplete", b"seq, request"]) == NotClaimed("incomplete", missing="seq, request")
 
 
 def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
@@ -145,8 +150,8 @@ def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
 def test_an_end_that_was_there_already_is_ok(answer, expected):
     end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}")
     call = calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60)
-    assert call.decode(answer) == expected
-    assert call.arguments[len(keys_of(call)) + 1 :][:4] == ("id", "", "queued,running", State.FAILED)
+    assert call.decode([answer]) == expected
+    assert call.arguments[len(keys_of(call)) + 4 :][:4] == ("id", "", "queued,running", State.FAILED)
     assert call.arguments[-1] == b"body"
 
 
@@ -156,7 +161,18 @@ def test_an_end_that_was_there_already_is_ok(answer, expected):
 def test_only_what_another_try_may_mend_becomes_a_dead_letter(error, rests_s):
     outcome = Outcome(error=error, message="m") if error else None
     end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}", outcome=outcome)
-    assert calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60).arguments[-4] == rests_s
+    assert calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60).arguments[-5] == rests_s
+
+
+def test_many_ends_share_a_call_and_each_has_its_own_answer():
+    ends = [
+        End(name, "chat", None, Transition.FAILED, State.FAILED, [b"body"] * bodies, b"{}")
+        for bodies, name in enumerate(("a", "b", "c"), 1)
+    ]
+    call = calls.finish_all(ends, log_ttl_s=1, result_ttl_s=2, keep_s=60)
+    assert keys_of(call)[5::5] == [keys.generation(name) for name in "abc"]
+    assert call.arguments.count(b"body") == 6
+    assert call.decode([b"ok", b"failed", b"cancelled"]) == ["ok", "ok", "cancelled"]
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,8 @@ class Engine:
                 self._discard_soon(generator)  # where one rang for nothing there may be thousands
             if claim.reason == "expired":
                 return await self._refuse(generation_id, generator, outcome.expired("before an attempt could begin"))
+            if claim.reason == "incomplete":
+                return await self._refuse(generation_id, generator, outcome.incomplete(claim.missing))
             return self._not_claimed(generator, claim)
         try:
             request = GenerationRequest.model_validate_json(claim.request)

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genqueue import calls, outcome
-from genqueue.calls import Swept
-from genqueue.errors import StoreError
+from genqueue.calls import Found, Swept
+from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.places import places
 from genqueue.settings import Settings
 from genqueue.store import Store, T
@@ -27,6 +27,39 @@ _ANNOUNCE_S = 10.0
 _FORGOTTEN_S = 30.0
 _STALE_AFTER = 2.0
 """In leases: Redis is asked three times in one."""
+
+
+class Duty:
+    """Something that is to be done again and again, whose failures are told once each time that they begin.
+
+    Args:
+        do: does it.
+        failure: what is wrong while it fails, in words.
+        recovery: what no longer is.
+    """
+
+    def __init__(self, do: Callable[[], None], failure: str, recovery: str) -> None:
+        self._do = do
+        self._failure = failure
+        self._recovery = recovery
+        self._fails = False
+
+    def does(self) -> bool:
+        """Do it; False where Redis did not answer: then nothing else can be done either."""
+        try:
+            self._do()
+        except StoreError as error:
+            if not self._fails:
+                logger.warning("%s: %s", self._failure, error)
+            self._fails = True
+            return not isinstance(error, RedisUnavailableError)
+        except Exception:  # a defect; but without its thread every lease of this worker would run out
+            logger.exception("%s", self._failure)
+            return True
+        if self._fails:
+            logger.info("%s", self._recovery)
+        self._fails = False
+        return True
 
 
 class LeaseKeeper:
@@ -62,7 +95,7 @@ class LeaseKeeper:
         self.pulse = Pulse()
         self._answered = Pulse()
         self._came_back = Pulse()
-        self._trouble = "not asked yet"
+        self._troubles = {"": "not asked yet"}  # by the call that Redis refuses; "" is no answer to any
         self._swept: tuple[Pulse, Swept] | None = None
         self._settings = settings
         self._owner = owner
@@ -72,6 +105,8 @@ class LeaseKeeper:
         self._store = Store(settings.redis_url, settings.redis_timeout_s)
         self._stopped = threading.Event()
         self._announced_s: float | None = None
+        self._is_behind = False
+        self._round_ends_s = 0.0
         self._thread = threading.Thread(target=self._keep, name="genqueue-leases", daemon=True)
 
     def start(self) -> None:
@@ -93,10 +128,10 @@ class LeaseKeeper:
     @property
     def redis_trouble(self) -> str:
         """Why Redis is not to be counted on; "" if it answers.  Any thread may ask."""
-        silent_s = self._answered.age_s
-        if not self._trouble and silent_s > _STALE_AFTER * self._settings.lease_s + self._settings.redis_timeout_s:
+        silent_s, trouble = self._answered.age_s, next(iter(self._troubles.values()), "")
+        if not trouble and silent_s > _STALE_AFTER * self._settings.lease_s + self._settings.redis_timeout_s:
             return f"no answer for {silent_s:.1f} s"
-        return self._trouble
+        return trouble
 
     @property
     def redis_up_s(self) -> float:
@@ -115,43 +150,45 @@ class LeaseKeeper:
             with self._metrics.round_trip(call):
                 answer = self._store.run(call)
         except StoreError as error:
-            self._trouble = str(error)
+            name = "" if isinstance(error, RedisUnavailableError) else call.name
+            self._troubles = {**self._troubles, name: str(error)}
             raise
         finally:
             self.pulse.beat()
-        if self._trouble:
-            self._came_back.beat()
-        self._trouble = ""
+        if self._troubles:  # what else it refuses, it still does
+            self._troubles = {name: words for name, words in self._troubles.items() if name not in {"", call.name}}
+            if not self._troubles:
+                self._came_back.beat()
         self._answered.beat()
         return answer
 
     def _keep(self) -> None:
-        away = False
+        duties = [
+            Duty(self._renew, "leases cannot be renewed", "leases are renewed again"),
+            Duty(self._sweep, "lost generations cannot be looked for", "lost generations are looked for again"),
+            Duty(self._announce_in_time, "this worker cannot be announced", "this worker is announced again"),
+        ]
         while not self._stopped.is_set():
-            try:
-                self._round()
-                if away:
-                    logger.info("leases are renewed again")
-                away = False
-            except StoreError as error:
-                if not away:
-                    logger.warning("leases cannot be renewed: %s", error)
-                away = True
+            self._is_behind = False
+            self._round_ends_s = time.monotonic() + self._settings.lease_s / 3
+            # A Redis that is away is away for all of them; what it refuses one of them it may grant the next.
+            if not all(duty.does() for duty in duties):
                 self._announced_s = None  # it may come back empty
-            except Exception:  # a defect; but without this thread every lease of this worker would run out
-                logger.exception("leases: a round failed")
             self.pulse.beat()
-            self._stopped.wait(self._settings.lease_s / 3)
+            if not self._is_behind:
+                self._stopped.wait(self._settings.lease_s / 3)
 
-    def _round(self) -> None:
+    def _renew(self) -> None:
         held = self._held()
-        if held:  # first: it is what cannot wait, whatever of the rest Redis refuses
-            settings = self._settings
-            renewal = calls.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
-            attempts = dict(held)
-            for generation_id, reason in self._run(renewal).items():
-                self._on_lost(generation_id, attempts[generation_id], reason)
-        self._sweep()
+        if not held:
+            return
+        settings = self._settings
+        renewal = calls.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
+        attempts = dict(held)
+        for generation_id, reason in self._run(renewal).items():
+            self._on_lost(generation_id, attempts[generation_id], reason)
+
+    def _announce_in_time(self) -> None:
         announced_s = self._announced_s  # another thread may say that it is due
         if announced_s is None or time.monotonic() - announced_s >= _ANNOUNCE_S:
             self._announce()
@@ -168,18 +205,35 @@ class LeaseKeeper:
         self._run(calls.announce(facts, self._owner, servers, worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where))
 
     def _sweep(self) -> None:
+        """Look for what nobody holds, again and again while there is more; but not longer than leases can wait."""
         settings = self._settings
-        swept = self._run(calls.sweep(list(settings.generators), lease_s=settings.lease_s, keep_s=settings.keep_s))
-        self._swept, found = (Pulse(), swept), swept.found
-        if found.astray:
-            logger.info("rang again for %d generations that nobody looked after", len(found.astray))
-        for overdue in found.expired:
-            end = outcome.overdue(overdue, date_done=datetime.now(UTC).isoformat())
-            answer = self._run(
-                calls.finish(
-                    end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
-                )
+        while True:
+            swept = self._run(calls.sweep(list(settings.generators), lease_s=settings.lease_s, keep_s=settings.keep_s))
+            self._swept, found = (Pulse(), swept), swept.found
+            if found.astray:
+                logger.info("rang again for %d generations that nobody looked after", len(found.astray))
+            self._end(found)
+            if not swept.has_more or self._stopped.is_set():
+                return
+            if time.monotonic() >= self._round_ends_s:
+                self._is_behind = True  # leases first
+                return
+
+    def _end(self, found: Found) -> None:
+        """End what was found that nobody can run, or that is too late."""
+        settings, now = self._settings, datetime.now(UTC).isoformat()
+        ends = [outcome.overdue(each, date_done=now) for each in found.expired]
+        for each in found.incomplete:
+            reason = outcome.incomplete(each.missing)
+            ends.append(outcome.failed(each.generation_id, each.generator, None, reason, date_done=now))
+        if not ends:
+            return
+        answers = self._run(
+            calls.finish_all(
+                ends, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
             )
-            if answer == "ok":
-                self._metrics.ended(overdue.generator, "expired")
-                Report(overdue.generation_id, overdue.generator, self._owner).tell("expired")
+        )
+        for end, answer in zip(ends, answers, strict=True):
+            if answer == "ok" and end.outcome is not None:
+                self._metrics.ended(end.generator, end.outcome.error)
+                Report(end.generation_id, end.generator, self._owner).tell(end.outcome.error)

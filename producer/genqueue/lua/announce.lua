@@ -10,9 +10,16 @@ local LOOKED_AT = 10
 local function forget(table_of, older_than_s, of_this_field_s)
   local some = redis.call('HRANDFIELD', table_of, LOOKED_AT, 'WITHVALUES') or {} -- fakeredis has nil for none
   for index = 1, #some, 2 do
-    local announced_at = tonumber(some[index + 1]) or cjson.decode(some[index + 1]).announced_at
-    local field_s = of_this_field_s and of_this_field_s(some[index]) or older_than_s
-    if announced_at < time - field_s then redis.call('HDEL', table_of, some[index]) end
+    local field, value = some[index], some[index + 1]
+    local announced_at = number(value) or number(string.match(value, '"announced_at":%s*([%d.]+)'))
+    local field_s = of_this_field_s and of_this_field_s(field) or older_than_s
+    if not announced_at or announced_at < time - field_s then
+      redis.call('HDEL', table_of, field)
+    elseif announced_at > time + 1 then -- Redis's clock went back: it counts from now on
+      local aged = number(value) and stamp(time) or
+        string.gsub(value, '"announced_at":%s*[%d.]+', '"announced_at":' .. stamp(time), 1)
+      redis.call('HSET', table_of, field, aged)
+    end
   end
   keep(table_of, math.ceil(older_than_s))
 end

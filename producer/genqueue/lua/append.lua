@@ -6,9 +6,8 @@ local answers, argument = {}, 3
 for index = 0, #KEYS / 3 - 1 do
   local generation, log, text = KEYS[3 * index + 1], KEYS[3 * index + 2], KEYS[3 * index + 3]
   local attempt, flush, live, completion_tokens = ARGV[argument], tonumber(ARGV[argument + 1]), ARGV[argument + 2], ARGV[argument + 3]
-  local solid_tokens, mark, more, count = ARGV[argument + 4], ARGV[argument + 5], ARGV[argument + 6], tonumber(ARGV[argument + 7])
-  local state, newest, seq, flushed, holder = unpack(redis.call('HMGET', generation,
-    'state', 'attempt', 'seq', 'flush', 'owner'))
+  local solid_tokens, mark, more, size = ARGV[argument + 4], ARGV[argument + 5], ARGV[argument + 6], tonumber(ARGV[argument + 7])
+  local state, newest, seq, flushed, holder = fields_of(generation, 'state', 'attempt', 'seq', 'flush', 'owner')
   if not state then
     answers[index + 1] = 'gone'
   elseif newest ~= attempt then
@@ -20,8 +19,8 @@ for index = 0, #KEYS / 3 - 1 do
     answers[index + 1] = refused or 'ok'
     if not refused and not is_written(flush, flushed) then
       local bodies = {}
-      for offset = 1, count do bodies[offset] = ARGV[argument + 7 + offset] end
-      seq = append_events(log, live, tonumber(seq), attempt, bodies)
+      for offset = 1, size do bodies[offset] = ARGV[argument + 7 + offset] end
+      seq = append_events(log, live, count(seq), attempt, bodies)
       redis.call('HSET', generation, 'seq', seq, 'flush', flush, 'completion_tokens', completion_tokens,
         'solid_tokens', solid_tokens)
       if mark == 'reset' then redis.call('DEL', text) end
@@ -29,6 +28,6 @@ for index = 0, #KEYS / 3 - 1 do
       if more ~= '' and add_text(text, more) == #more then redis.call('EXPIRE', text, keep_s) end
     end
   end
-  argument = argument + 8 + count
+  argument = argument + 8 + size
 end
 return answers

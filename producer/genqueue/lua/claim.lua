@@ -4,51 +4,66 @@ local deadlines, delayed, rung, newest_claimed = KEYS[6], KEYS[7], KEYS[8], KEYS
 local id, generator, owner, lease_s, keep_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local may_start, live = ARGV[6], ARGV[7]
 
-local state, attempt, seq, request, submitted_at, deadline_at, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent = unpack(
-  redis.call('HMGET', generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'generator',
-    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent'))
-if not state or not tonumber(attempt) or not tonumber(seq) then -- no worker wrote a record without them
-  redis.call('ZREM', waiting, id)
+local finals, priorities = ARGV[8], tonumber(ARGV[9])
+
+local state, attempt, seq, request, submitted_at, deadline_at, deadline_s, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent = fields_of(
+  generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'deadline_s', 'generator',
+    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent')
+if not (state or attempt or seq or request or home) then
+  redis.call('ZREM', waiting, id) -- nobody shall be rung for what is not there
   return {'gone'}
 end
-if home ~= generator then return {'elsewhere', home} end
-if not is_one_of(state, may_start) then
+if home and home ~= generator then
+  redis.call('ZREM', waiting, id)
+  return {'elsewhere', home}
+end
+if state and not is_one_of(state, may_start) then
+  if is_one_of(state, finals) then redis.call('ZREM', waiting, id) end
   if redis.call('HDEL', generation, 'untold') == 1 then return {state, 'untold'} end
   return {state}
 end
-local so_far, time = read_text(text), now()
+local time, so_far = now()
 local function claimed()
-  return {'claimed', tonumber(attempt), request, submitted_at, started_at, deadline_at or '',
-    so_far, tonumber(solid_tokens or 0), tonumber(failures or 0), errors or '',
-    tonumber(tokens or 0), traceparent or '', stamp(time)}
+  so_far = so_far or read_text(text)
+  return {'claimed', count(attempt), request, submitted_at, started_at or stamp(time), deadline_at and stamp(deadline_at) or '',
+    so_far, count(solid_tokens), count(failures), errors or '',
+    count(tokens), traceparent or '', stamp(time)}
 end
+local missing = lacks(home, priority, attempt, seq, submitted_at, priorities)
+if not state then missing = missing and 'state, ' .. missing or 'state' end
+if not request then missing = missing and missing .. ', request' or 'request' end
+deadline_at, deadline_s = deadline_of(deadline_at, deadline_s, submitted_at, time)
 if state == 'running' then
   local lease_end_ms = redis.call('ZSCORE', leases, id)
   if lease_end_ms and tonumber(lease_end_ms) > time * 1e3 then
     -- The same worker asks again: the answer to its first claim got lost on the way.
-    if holder == owner then return claimed() end
+    if holder == owner and not missing then return claimed() end
     return {'held'}
   end
 end
-if deadline_at and tonumber(deadline_at) <= time then return {'expired', request} end
+if missing then return {'incomplete', missing} end
+if deadline_at and deadline_at <= time then return {'expired', request} end
 
 if state == 'running' then -- its worker is gone, and takes an attempt with it
-  failures = tonumber(failures or 0) + 1
+  failures = count(failures) + 1
   errors = (errors and errors ~= '' and errors .. ',' or '') .. string.format(
-    '{"attempt":%d,"message":%s}', attempt, cjson.encode('the lease of ' .. holder .. ' ran out'))
+    '{"attempt":%d,"message":%s}', attempt, cjson.encode('the lease of ' .. (holder or 'a worker that is not known') .. ' ran out'))
   redis.call('HSET', generation, 'failures', failures, 'errors', errors)
 end
--- How far the queue has been served: what waits longer than this has lost its doorbell.
-local place = redis.call('ZSCORE', waiting, id)
-if place and tonumber(place) > tonumber(redis.call('HGET', newest_claimed, priority) or 0) then
-  redis.call('HSET', newest_claimed, priority, place)
+-- How far the queue has been served: what waits longer than this has lost its doorbell. Where that lies ahead of
+-- everything, Redis's clock went back.
+local place = tonumber(redis.call('ZSCORE', waiting, id) or nil)
+local served = number(redis.call('HGET', newest_claimed, priority)) or 0
+if place and (place > served or served > tonumber(place_in_queue(priority, time + 1))) then
+  redis.call('HSET', newest_claimed, priority, string.format('%.0f', place))
   keep(newest_claimed, keep_s)
 end
-attempt, started_at = tonumber(attempt) + 1, stamp(time)
-seq = append_events(log, live, tonumber(seq), attempt, {
+attempt, started_at = count(attempt) + 1, stamp(time)
+seq = append_events(log, live, count(seq), attempt, {
   string.format('"v":1,"type":"started","at":%s,"worker":%s}', started_at, cjson.encode(owner))})
 redis.call('HSET', generation, 'state', 'running', 'attempt', attempt, 'seq', seq, 'flush', 0, 'owner', owner,
-  'started_at', started_at)
+  'started_at', started_at, 'lease', lease_s .. ' ' .. owner) -- so that nobody takes it for longer
+if deadline_at then redis.call('HSET', generation, 'deadline_at', stamp(deadline_at), 'deadline_s', deadline_s) end
 redis.call('HDEL', generation, 'first_text_at') -- the timings are those of the newest attempt
 redis.call('EXPIRE', generation, keep_s)
 redis.call('EXPIRE', log, keep_s)

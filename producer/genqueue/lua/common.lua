@@ -10,6 +10,23 @@ local function stamp(seconds)
   return string.format('%.6f', seconds)
 end
 
+-- What is stored as a number; nil where it is none: whoever may write here may have written anything.
+local function number(stored)
+  local read = tonumber(stored or nil)
+  if read and read > -9e15 and read < 9e15 then return read end -- below 2^53, which a double holds exactly
+end
+
+-- The last number that a log has given, and an attempt's, from what is stored: 0 where that is none.
+local function count(stored)
+  return math.max(0, math.floor(number(stored) or 0))
+end
+
+-- Fields of a generation's hash; nothing where it is none.
+local function fields_of(generation, ...)
+  local found = redis.pcall('HMGET', generation, ...)
+  return unpack(found.err and {} or found)
+end
+
 -- Let a key that all share live so long at least. A caller whose keep_s is shorter than that of
 -- others must not end what is theirs. (Redis 6.2 has no EXPIRE .. GT.)
 local function keep(key, seconds)
@@ -57,12 +74,38 @@ local function add_text(text, more)
   return redis.call('APPEND', text, more)
 end
 
+-- What a record lacks, or has wrongly, of what is needed to run its generation: in words; nil if it is whole. The
+-- request is the claim's to look at: it may be large.
+local function lacks(generator, priority, attempt, seq, submitted_at, priorities)
+  local missing = {}
+  local function need(name, value, least, below)
+    local read = number(value)
+    if not read or read < least or read >= below then missing[#missing + 1] = name end
+  end
+  if not generator or generator == '' then missing[1] = 'generator' end
+  need('priority', priority, 0, priorities)
+  need('attempt', attempt, 0, 1e9)
+  need('seq', seq, 0, 1e12)
+  need('submitted_at', submitted_at, 0, 3e9) -- places in a queue are numbers up to then
+  return #missing > 0 and table.concat(missing, ', ') or nil
+end
+
+-- When it is too late for a generation, nil if never, and within how many seconds of its submission that is. A
+-- moment that lies further ahead than that is not believed: Redis's clock went back, or a master took over whose
+-- clock is behind.
+local function deadline_of(deadline_at, deadline_s, submitted_at, time)
+  deadline_at = number(deadline_at)
+  if not deadline_at then return nil end
+  local within_s = number(deadline_s) or deadline_at - (number(submitted_at) or time)
+  return math.min(deadline_at, time + within_s), within_s
+end
+
 -- Why a writer may not write; nil if it may. A master that took over may not know the last writes of the one
 -- before it: an attempt's number may be given twice, to two owners, and flushes may be missing that were answered
 -- 'ok' ('behind N': N is the last that is known). Without an owner neither is looked at.
 local function fenced(newest, attempt, holder, owner, number, flushed)
   if newest ~= attempt or (owner ~= '' and holder ~= owner) then return 'superseded' end
-  if owner ~= '' and number > tonumber(flushed) + 1 then return 'behind ' .. flushed end
+  if owner ~= '' and number > (tonumber(flushed) or 0) + 1 then return 'behind ' .. (tonumber(flushed) or 0) end
 end
 
 -- Whether a flush came before: its answer was lost on the way, or Redis forgot it and its writer wrote it again.
@@ -98,7 +141,8 @@ local function refusal(generators, generator, waiting, limit)
       table.sort(names)
       return {'unknown', unpack(names)}
     end
-    limit = cjson.decode(announced).max_queue_depth
+    local is_json, facts = pcall(cjson.decode, announced)
+    limit = is_json and type(facts) == 'table' and number(facts.max_queue_depth) or -1
   end
   local depth = redis.call('ZCARD', waiting)
   if limit >= 0 and depth >= limit then return {'full', depth, limit} end
@@ -110,7 +154,7 @@ local function accept(generation, waiting, deadlines, doorbell, id, generator, r
   redis.call('HSET', generation, 'state', 'queued', 'generator', generator, 'request', request,
     'priority', priority, 'attempt', 0, 'seq', 0, 'flush', 0, 'submitted_at', stamp(time))
   if deadline_s then
-    redis.call('HSET', generation, 'deadline_at', stamp(time + deadline_s))
+    redis.call('HSET', generation, 'deadline_at', stamp(time + deadline_s), 'deadline_s', deadline_s)
     redis.call('ZADD', deadlines, milliseconds(time + deadline_s), id)
     keep(deadlines, keep_s)
   end

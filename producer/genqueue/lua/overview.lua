@@ -46,7 +46,7 @@ for index, name in ipairs(names) do
     local first = depth > 0 and ask('ZRANGEBYSCORE', {}, waiting, place_in_queue(priority, 0),
       '(' .. place_in_queue(priority + 1, 0), 'WITHSCORES', 'LIMIT', 0, 1) or {}
     if first[2] then
-      local submitted = (tonumber(first[2]) - priority * 3e14) / PLACES_PER_S
+      local submitted = (tonumber(first[2]) - priority * PLACES_PER_PRIORITY) / PLACES_PER_S
       oldest = math.min(oldest or submitted, submitted)
     end
   end

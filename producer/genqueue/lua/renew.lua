@@ -7,11 +7,11 @@ local lost = {}
 for index = 1, #KEYS / 3 - 1 do
   local generation, log, text = KEYS[3 * index + 1], KEYS[3 * index + 2], KEYS[3 * index + 3]
   local id, attempt = ARGV[2 * index + 3], ARGV[2 * index + 4]
-  local state, newest, holder = unpack(redis.call('HMGET', generation, 'state', 'attempt', 'owner'))
+  local state, newest, holder, generator = fields_of(generation, 'state', 'attempt', 'owner', 'generator')
   local refused = fenced(newest, attempt, holder, owner, 0, 0)
   if state == 'running' and not refused then
     if redis.call('ZADD', leases, lease_end_ms, id) == 1 then -- a sweeper had given it up; nobody came for it
-      local waiting = waiting_prefix .. redis.call('HGET', generation, 'generator')
+      local waiting = waiting_prefix .. (generator or '')
       for _, place in ipairs({waiting, rung, deadlines}) do redis.call('ZREM', place, id) end
     end
     redis.call('EXPIRE', generation, keep_s)

@@ -5,15 +5,16 @@ local generators, doorbell, deadlines = KEYS[6], KEYS[7], KEYS[8]
 local id, new_id, generator, limit, keep_s, result_ttl_s, message =
   ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
 
-local state, retried_as, request, priority, submitted_at, deadline_at, traceparent = unpack(redis.call('HMGET', letter,
-  'state', 'retried_as', 'request', 'priority', 'submitted_at', 'deadline_at', 'traceparent'))
+local state, retried_as, request, priority, submitted_at, deadline_at, stored_deadline_s, traceparent = fields_of(letter,
+  'state', 'retried_as', 'request', 'priority', 'submitted_at', 'deadline_at', 'deadline_s', 'traceparent')
 if not state then return {'gone'} end
 if retried_as then return {'accepted', retried_as} end
 if not redis.call('ZSCORE', dead, id) then return {'not dead'} end
+if not request or not number(priority) then return {'incomplete'} end
 local refused = refusal(generators, generator, waiting, limit)
 if refused then return refused end
 
-local deadline_s = deadline_at and tonumber(deadline_at) - tonumber(submitted_at)
+local _, deadline_s = deadline_of(deadline_at, stored_deadline_s, submitted_at, now())
 redis.call('HSET', letter, 'retried_as', new_id)
 close_letter(dead, letter, text, id, result_ttl_s)
 if traceparent then redis.call('HSET', generation, 'traceparent', traceparent) end -- one trace with the first try

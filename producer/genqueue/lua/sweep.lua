@@ -2,7 +2,8 @@
 -- delayed ones that are due wait in their queues from now on; waiting ones may have lost their
 -- doorbell (their list is empty, or younger ones were claimed). Answers the ids that were rung for,
 -- what passed its deadline, for the caller to end, of each generator how many wait, how long the
--- oldest has been waiting and how many messages its lists had lately, and how many dead letters there are.
+-- oldest has been waiting and how many messages its lists had lately, how many dead letters there are, what cannot
+-- be run because its record lacks something, for the caller to end too, and whether there is more of all that.
 -- What is found leaves the place where it was found, or stands there later: so it is one sweeper's
 -- only, and hides nothing, even if no worker can claim it. Queues are looked through in turns: what a
 -- sweeper has looked through less than turn_s ago the others leave alone, so a thousand cost no more than a few.
@@ -11,7 +12,8 @@ local limit, end_limit, grace_s, look_again_s = ARGV[1], ARGV[2], tonumber(ARGV[
 local lease_s, keep_s, priorities = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local running, queued, may_expire, template = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 local generation_prefix, waiting_prefix, claimed_prefix = ARGV[12], ARGV[13], ARGV[14]
-local queue_prefix, separator, turn_s, FIRST_GENERATOR = ARGV[15], ARGV[16], tonumber(ARGV[17]), 18
+local queue_prefix, separator, turn_s = ARGV[15], ARGV[16], tonumber(ARGV[17])
+local longest_lease_s, longest_delay_s, FIRST_GENERATOR = tonumber(ARGV[18]), tonumber(ARGV[19]), 20
 local time = now()
 local time_ms = milliseconds(time)
 local rings = {}
@@ -38,28 +40,71 @@ local function ring(id, generator, priority, place)
   redis.call('ZADD', rung, time_ms, id)
 end
 
--- What a generation's hash says; nothing where it is none: whoever may write here may have written anything.
-local function facts(id, ...)
-  local found = redis.pcall('HMGET', generation_prefix .. id, ...)
-  return unpack(found.err and {} or found)
+local swept_at, leases_from, grace_from_s, clock_turn = unpack(redis.call('HMGET', swept,
+  'at', 'leases_from', 'leases_from_s', 'turn of the clock'))
+swept_at, leases_from = number(swept_at) or 0, number(leases_from) or 0
+local went_back = swept_at > time + 0.5 -- Redis's clock did, or a master took over whose clock is behind
+
+-- What lies further ahead than it can is not believed, but brought back to where it lies at most: whoever lives renews
+-- it. A few of a set are looked at in turns; all of them where the clock went back.
+local LOOKED_AT = 100
+local function disbelieve(set, ahead_s, latest)
+  local ahead = redis.call('ZRANGEBYSCORE', set, '(' .. milliseconds(time + ahead_s), '+inf', 'WITHSCORES',
+    'LIMIT', 0, went_back and -1 or LOOKED_AT)
+  for index = 1, #ahead, 2 do
+    local id = ahead[index]
+    local most_ms = milliseconds(latest(id))
+    if tonumber(ahead[index + 1]) > tonumber(most_ms) then redis.call('ZADD', set, most_ms, id) end
+  end
+end
+
+if went_back or math.abs(time - (number(clock_turn) or 0)) >= lease_s / 3 then
+  redis.call('HSET', swept, 'turn of the clock', stamp(time))
+  disbelieve(leases, lease_s, function(id)
+    local owner, lease = fields_of(generation_prefix .. id, 'owner', 'lease')
+    local own_s, holder = string.match(lease or '', '^(%S+) (.*)$')
+    return time + (holder == owner and number(own_s) or math.max(lease_s, longest_lease_s))
+  end)
+  disbelieve(delayed, 0, function(id)
+    local attempt, delay = fields_of(generation_prefix .. id, 'attempt', 'delay')
+    local own_s, of_attempt = string.match(delay or '', '^(%S+) (%S+)$')
+    return time + (of_attempt == attempt and number(own_s) or longest_delay_s)
+  end)
+  disbelieve(deadlines, 0, function(id)
+    local deadline_at, deadline_s, submitted_at = fields_of(generation_prefix .. id,
+      'deadline_at', 'deadline_s', 'submitted_at')
+    local believed, within_s = deadline_of(deadline_at, deadline_s, submitted_at, time)
+    if believed and believed < number(deadline_at) then
+      redis.call('HSET', generation_prefix .. id, 'deadline_at', stamp(believed), 'deadline_s', within_s)
+    end
+    return math.max(believed or time, time + look_again_s)
+  end)
+  redis.call('ZREMRANGEBYSCORE', rung, '(' .. milliseconds(time + grace_s), '+inf')
 end
 
 -- Have those of a set whose time has come wait in their queues again.
+local incomplete, has_more = {}, false
 local function wait_again(set, expected)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', set, '-inf', time_ms, 'LIMIT', 0, limit)) do
-    redis.call('ZREM', set, id)
-    local state, generator, priority, submitted_at, deadline_at = facts(id,
-      'state', 'generator', 'priority', 'submitted_at', 'deadline_at')
-    deadline_at = tonumber(deadline_at)
-    local number, submitted_s = tonumber(priority) or -1, tonumber(submitted_at) or -1
-    local is_whole = generator and number >= 0 and number < priorities
-      and submitted_s >= 0 and submitted_s < PLACES_PER_PRIORITY / PLACES_PER_S
-    if state == expected and is_whole then
+  local due = redis.call('ZRANGEBYSCORE', set, '-inf', time_ms, 'LIMIT', 0, limit)
+  has_more = has_more or #due == tonumber(limit)
+  for _, id in ipairs(due) do
+    local state, generator, priority, attempt, seq, submitted_at, deadline_at, deadline_s = fields_of(generation_prefix .. id,
+      'state', 'generator', 'priority', 'attempt', 'seq', 'submitted_at', 'deadline_at', 'deadline_s')
+    local missing = state == expected and lacks(generator, priority, attempt, seq, submitted_at, priorities)
+    if missing then
+      incomplete[#incomplete + 1] = {id, generator or '', missing}
+      redis.call('ZADD', set, milliseconds(time + look_again_s), id) -- this sweeper may die before it ends it
+    else
+      redis.call('ZREM', set, id)
+    end
+    if state == expected and not missing then
+      deadline_at = deadline_of(deadline_at, deadline_s, submitted_at, time)
       if deadline_at then
         redis.call('ZADD', deadlines, 'NX', milliseconds(deadline_at), id)
         keep(deadlines, keep_s)
       end
       if not deadline_at or deadline_at > time then
+        priority = string.format('%d', number(priority))
         local waiting, place = waiting_prefix .. generator, place_in_queue(priority, submitted_at)
         redis.call('ZADD', waiting, place, id)
         keep(waiting, keep_s)
@@ -71,18 +116,24 @@ end
 
 -- After a time without any sweep Redis was away, or all workers were: leases that ran out meanwhile say nothing of
 -- who held them. This may be the first call after it, sent before it, and their renewals come right behind.
-local swept_at, leases_from = unpack(redis.call('HMGET', swept, 'at', 'leases_from'))
-if time - tonumber(swept_at or 0) > lease_s * 2 / 3 then leases_from = stamp(time + lease_s) end
-redis.call('HSET', swept, 'at', stamp(time), 'leases_from', leases_from or '0')
+if time - swept_at > lease_s * 2 / 3 then
+  leases_from, grace_from_s = time + lease_s, lease_s
+elseif leases_from > time + math.max(lease_s, number(grace_from_s) or 0) then
+  leases_from = 0 -- of a clock that has gone back since
+end
+redis.call('HSET', swept, 'at', stamp(time), 'leases_from', stamp(leases_from), 'leases_from_s', grace_from_s or 0)
 keep(swept, keep_s)
-if time >= tonumber(leases_from or 0) then wait_again(leases, running) end
+if time >= leases_from then wait_again(leases, running) end
 wait_again(delayed, queued)
 
 local expired = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIMIT', 0, end_limit)) do
-  local state, generator, attempt, owner, errors = facts(id, 'state', 'generator', 'attempt', 'owner', 'errors')
-  if is_one_of(state, may_expire) and generator and tonumber(attempt) then
-    expired[#expired + 1] = {id, generator, tonumber(attempt), state == running and owner or '', errors or ''}
+local overdue = redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIMIT', 0, end_limit)
+has_more = has_more or #overdue == tonumber(end_limit)
+for _, id in ipairs(overdue) do
+  local state, generator, attempt, owner, errors = fields_of(generation_prefix .. id,
+    'state', 'generator', 'attempt', 'owner', 'errors')
+  if is_one_of(state, may_expire) and generator and number(attempt) then
+    expired[#expired + 1] = {id, generator, number(attempt), state == running and owner or '', errors or ''}
     redis.call('ZADD', deadlines, milliseconds(time + look_again_s), id) -- this sweeper may die before it ends it
   else
     redis.call('ZREM', deadlines, id)
@@ -108,13 +159,15 @@ local function look_for_lost_doorbells(generator, waiting)
   local messages = 0
   local claimed = redis.call('HGETALL', claimed_prefix .. generator)
   local newest_claimed = {}
-  for field = 1, #claimed, 2 do newest_claimed[claimed[field]] = tonumber(claimed[field + 1]) end
+  for field = 1, #claimed, 2 do newest_claimed[claimed[field]] = number(claimed[field + 1]) end
   -- Places that are none's.
   redis.call('ZREMRANGEBYSCORE', waiting, '-inf', '(' .. place_in_queue(0, 0))
   redis.call('ZREMRANGEBYSCORE', waiting, place_in_queue(priorities, 0), '+inf')
-  for number = 0, priorities - 1 do
-    local priority = string.format('%d', number)
+  for each = 0, priorities - 1 do
+    local priority = string.format('%d', each)
     local list = doorbell(generator, priority)
+    local served = newest_claimed[priority] or 0
+    if served > tonumber(place_in_queue(priority, time + grace_s)) then served = 0 end -- the clock has gone back since
     -- Older than the grace in any case: a doorbell just popped is on its way to a claim. So may be those
     -- that were passed over by less than that: they are looked for twice.
     local until_place = tonumber(place_in_queue(priority, time - grace_s))
@@ -122,12 +175,15 @@ local function look_for_lost_doorbells(generator, waiting)
     local length = redis.call('LLEN', list)
     messages = messages + length
     if length > 0 then
-      until_place = math.min(until_place, newest_claimed[priority] or 0)
-      twice_from = (newest_claimed[priority] or 0) - grace_s * PLACES_PER_S
+      until_place = math.min(until_place, served)
+      twice_from = served - grace_s * PLACES_PER_S
     end
     local from_place = place_in_queue(priority, 0)
     redis.call('ZREMRANGEBYSCORE', waiting, from_place, place_in_queue(priority, time - tonumber(keep_s)))
     local suspects = redis.call('ZRANGEBYSCORE', waiting, from_place, string.format('%.0f', until_place), 'LIMIT', 0, limit)
+    -- And those that were submitted before a clock went back: their places lie ahead.
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, '(' .. place_in_queue(priority, time + grace_s),
+      '(' .. place_in_queue(each + 1, 0), 'LIMIT', 0, limit)) do suspects[#suspects + 1] = id end
     local rung_ms = #suspects > 0 and redis.call('ZMSCORE', rung, unpack(suspects))
     -- A doorbell that was rung again is at the front of its list, as those of the oldest are by
     -- themselves: what is not among the first has been popped. So none has two, however long nobody pops.
@@ -156,7 +212,7 @@ for index = FIRST_GENERATOR, #ARGV do
   local generator, waiting = ARGV[index], waiting_prefix .. ARGV[index]
   local turn, counted = 'queue ' .. generator, 'messages ' .. generator
   local looked_at, messages = unpack(redis.call('HMGET', swept, turn, counted))
-  if math.abs(time - tonumber(looked_at or 0)) >= turn_s then -- a clock may have gone back
+  if math.abs(time - (number(looked_at) or 0)) >= turn_s then -- a clock may have gone back
     messages = look_for_lost_doorbells(generator, waiting)
     redis.call('HSET', swept, turn, stamp(time), counted, messages)
   end
@@ -172,4 +228,4 @@ for index, each in ipairs(rings) do
 end
 redis.call('ZREMRANGEBYSCORE', rung, '-inf', milliseconds(time - tonumber(keep_s))) -- of what is gone
 keep(rung, keep_s)
-return {ids, expired, queues, redis.call('ZCARD', dead)}
+return {ids, expired, queues, redis.call('ZCARD', dead), incomplete, has_more and 1 or 0}

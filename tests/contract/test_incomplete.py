@@ -1,0 +1,188 @@
+"""A record that lacks a field, or holds what is none: its generation ends with words, and nobody is rung for it again.
+
+Half restored, edited by hand, or written by whoever may: whatever it is, no call about it fails for ever, and none
+about others.
+"""
+
+import pytest
+
+from genqueue import calls, keys, outcome
+from genqueue.calls import Claim, NotClaimed
+from genqueue.errors import NotDeadError
+from genqueue.lifecycle import FINAL
+
+from .conftest import DONE, KEEP_S, LEASE_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
+
+NEEDED = ["state", "generator", "priority", "attempt", "seq", "submitted_at", "request"]
+"""Without these nobody can run it."""
+OTHERS = ["flush", "owner", "started_at", "solid_tokens", "completion_tokens", "failures", "errors", "deadline_at"]
+NUMBERS = ["priority", "attempt", "seq", "submitted_at"]
+GARBAGE = ["", "x", "nan", "inf", "-1", "1e300", "0x", "\x00"]
+
+
+def spoilt(registry: Registry, generation_id: str, field: str, value: str | None) -> None:
+    if value is None:
+        registry.raw.hdel(keys.generation(generation_id), field)
+    else:
+        registry.raw.hset(keys.generation(generation_id), field, value)
+
+
+def end_what_is_found(registry: Registry) -> list[str]:
+    """What a sweeper does; which fields it found missing."""
+    found = registry.sweep(last_s=LEASE_S / 3)
+    ends = [
+        outcome.failed(each.generation_id, each.generator, None, outcome.incomplete(each.missing), date_done=DONE)
+        for each in found.incomplete
+    ] + [outcome.overdue(each, date_done=DONE) for each in found.expired]
+    call = calls.finish_all(ends, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S)
+    assert registry.run(call) == ["ok"] * len(ends)
+    return [each.missing for each in found.incomplete]
+
+
+def claim_and_end(registry: Registry, generation_id: str) -> Claim | NotClaimed:
+    """What a worker does with a doorbell."""
+    claim = registry.claim(generation_id, "worker-2")
+    if isinstance(claim, NotClaimed) and claim.reason == "incomplete":
+        end = outcome.failed(generation_id, "default", None, outcome.incomplete(claim.missing), date_done=DONE)
+        assert registry.finish(end) == "ok"
+    return claim
+
+
+def assert_at_rest(registry: Registry, generation_id: str) -> None:
+    """Nobody is rung for it again, now or later."""
+    for place in (keys.waiting("default"), keys.LEASES, keys.DELAYED, keys.DEADLINES):
+        assert registry.raw.zscore(place, generation_id) is None
+    registry.raw.delete(keys.doorbell("default", 5))
+    assert registry.sweep().astray == []
+
+
+@pytest.mark.parametrize("was", ["queued", "running"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, None) for field in NEEDED] + [(field, value) for field in NUMBERS for value in GARBAGE],
+)
+def test_what_nobody_can_run_ends_with_words_at_its_claim(registry, was, field, value):
+    generation_id = registry.submit(deadline_s=1000.0) if was == "queued" else registry.running()
+    if was == "running":
+        registry.lose_lease(generation_id)
+    spoilt(registry, generation_id, field, value)
+    claim = claim_and_end(registry, generation_id)
+    assert claim == NotClaimed("incomplete", missing=field)
+    spoilt(registry, generation_id, "priority", "5")
+    spoilt(registry, generation_id, "submitted_at", "1")
+    record = registry.run(calls.read_record(generation_id))
+    assert record.state == "failed"
+    assert record.outcome.message.endswith(f"incomplete, nobody can run it: {field}")
+    assert_at_rest(registry, generation_id)
+    assert registry.events(generation_id)[-1].endswith("failed")
+
+
+@pytest.mark.parametrize("was", ["running", "delayed"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, None) for field in NEEDED if field not in {"state", "request"}]
+    + [(field, value) for field in NUMBERS for value in GARBAGE],
+)
+def test_what_nobody_can_run_ends_with_words_at_a_sweep(registry, was, field, value):
+    generation_id = registry.running()
+    if was == "running":
+        registry.lose_lease(generation_id)
+    else:
+        registry.release(flush(generation_id, 1), delay_s=5.0)
+        registry.raw.zadd(keys.DELAYED, {generation_id: registry.now_ms - 1})
+    registry.raw.delete(keys.doorbell("default", 5))
+    spoilt(registry, generation_id, field, value)
+    assert end_what_is_found(registry) == [field]
+    assert registry.raw.hget(keys.generation(generation_id), "state") == b"failed"
+    assert_at_rest(registry, generation_id)
+
+
+def test_a_sweeper_that_dies_before_it_ended_it_leaves_it_to_the_next(registry):
+    generation_id = registry.running()
+    registry.lose_lease(generation_id)
+    spoilt(registry, generation_id, "priority", None)
+    assert [each.generation_id for each in registry.sweep().incomplete] == [generation_id]
+    assert registry.sweep().incomplete == []
+    registry.lose_lease(generation_id)  # 3 s later
+    assert [each.generation_id for each in registry.sweep().incomplete] == [generation_id]
+
+
+@pytest.mark.parametrize("field", OTHERS)
+@pytest.mark.parametrize("value", [None, *GARBAGE])
+def test_without_the_rest_it_is_run_all_the_same(registry, field, value):
+    generation_id = registry.running()
+    registry.lose_lease(generation_id)
+    spoilt(registry, generation_id, field, value)
+    claim = registry.claim(generation_id, "worker-2")
+    if field == "deadline_at" and value == "-1":
+        assert claim == NotClaimed("expired")
+        return
+    assert isinstance(claim, Claim)
+    assert claim.attempt == 2
+    assert registry.finish(registry.finished(generation_id, attempt=2)) == "ok"
+
+
+@pytest.mark.parametrize("field", [*NEEDED, *OTHERS])
+@pytest.mark.parametrize("value", [None, "x", "nan"])
+def test_no_call_about_it_harms_another(registry, field, value):
+    """Whatever is spoilt while it runs, what its worker says of others arrives."""
+    spoilt_id, other_id = registry.running(), registry.running()
+    spoilt(registry, spoilt_id, field, value)
+    registry.raw.zrem(keys.LEASES, spoilt_id)  # a sweeper has given it up: renewing it takes it out of its queue
+    renewal = calls.renew([(spoilt_id, 1), (other_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")
+    assert other_id not in registry.run(renewal)
+    answers = registry.run(calls.append([flush(spoilt_id, 1, ["a"]), flush(other_id, 1, ["b"])], keep_s=KEEP_S))
+    assert answers[1] == "ok"
+    last = flush(spoilt_id, 2, ["b"])
+    assert registry.release(last) in {"ok", "superseded", "gone", "running", "x", "nan"}
+    registry.sweep()
+    assert claim_and_end(registry, spoilt_id).reason if registry.hash(spoilt_id).get("state") in FINAL else True
+
+
+def test_a_key_of_another_type_is_nobodys(registry):
+    generation_id, other_id = registry.submit(), registry.running()
+    registry.raw.delete(keys.generation(generation_id))
+    registry.raw.set(keys.generation(generation_id), "of another type", ex=60)
+    assert registry.claim(generation_id) == NotClaimed("gone")
+    assert registry.raw.zscore(keys.waiting("default"), generation_id) is None
+    renewal = calls.renew([(generation_id, 1), (other_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S)
+    assert registry.run(renewal) == {generation_id: "gone"}
+    assert registry.append(flush(generation_id, 1, ["a"]), flush(other_id, 1, ["b"])) == ["gone", "ok"]
+    assert registry.release(flush(generation_id, 1)) == "gone"
+    assert registry.finish(registry.cancelled(generation_id)) == "gone"
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+def test_what_has_ended_is_not_rung_for_though_it_stands_in_its_queue(registry, state):
+    generation_id = registry.into(state)
+    registry.raw.zadd(keys.waiting("default"), {generation_id: 5 * 3e14 + (registry.now_ms / 1e3 - 60) * 1e5})
+    registry.raw.delete(keys.doorbell("default", 5))
+    assert registry.sweep().astray == [generation_id]
+    assert registry.claim(generation_id).reason == state
+    assert_at_rest(registry, generation_id)
+
+
+@pytest.mark.parametrize("field", ["request", "priority", "submitted_at", "deadline_at"])
+def test_a_retry_of_a_spoilt_dead_letter_says_so(registry, field):
+    generation_id = registry.running(deadline_s=50.0)
+    registry.finish(registry.failed(generation_id))
+    spoilt(registry, generation_id, field, None)
+    call = calls.retry(generation_id, "new", "default", 5, max_queue_depth=-1, keep_s=KEEP_S, result_ttl_s=RESULT_TTL_S)
+    if field in {"request", "priority"}:
+        with pytest.raises(NotDeadError, match="its request is lost"):
+            registry.run(call)
+    else:
+        assert registry.run(call).generation_id == "new"
+        assert isinstance(registry.claim("new"), Claim)
+
+
+def test_an_announcement_that_cannot_be_read_stops_no_submit(registry):
+    for garbage in ("[]", "{}", "nothing", '{"max_queue_depth":"x"}', '{"max_queue_depth":null}'):
+        registry.raw.hset(keys.GENERATORS, "default", garbage)
+        registry.raw.expire(keys.GENERATORS, 60)
+        assert registry.submit(max_queue_depth=None)
+    registry.raw.hset(keys.WORKERS, "old", "nothing")
+    registry.raw.expire(keys.WORKERS, 60)
+    facts = {"default": {"max_queue_depth": -1}}
+    registry.run(calls.announce(facts, "me", {}, worker_s=30.0, keep_s=KEEP_S))
+    assert registry.raw.hkeys(keys.WORKERS) == [b"me"]
