@@ -236,6 +236,7 @@ class Record:
     completion_tokens: int
     outcome: Outcome | None
     retried_as: str | None = None
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,11 +539,13 @@ def release(
     is_charged: bool,
     keep_s: int,
     owner: str = "",
+    waits_for: str = "",
 ) -> Call[str]:
     """Put a running generation back into its queue, after ``delay_s`` or at once at its front; fenced.
 
     ``last`` is what the attempt had not written yet, ``failure`` what ended it; it counts
-    against ``max_attempts`` only if ``is_charged``.  Answers as :func:`finish`; a release that
+    against ``max_attempts`` only if ``is_charged``; ``waits_for`` is what it waits for beside its turn, for whoever
+    asks.  Answers as :func:`finish`; a release that
     is sent twice answers "queued" the second time.
     """
     generation_id = last.generation_id
@@ -575,6 +578,7 @@ def release(
             last.text,
             owner,
             last.number,
+            waits_for,
             *last.bodies,
         ),
         _text,
@@ -1062,6 +1066,7 @@ def _record(generation_id: str, answer: Sequence[bytes | None]) -> Record | None
             completion_tokens=int(field["completion_tokens"] or 0),
             outcome=Outcome.model_validate_json(outcome) if outcome else None,
             retried_as=_text(retried_as) if retried_as else None,
+            waits_for=_text(field["waits_for"]) if field["waits_for"] else None,
         )
     except ValueError:  # which would quote it
         raise StoreError(f"the record of generation {generation_id} cannot be read") from None

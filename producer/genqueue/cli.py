@@ -250,6 +250,7 @@ def status(
         "completion_tokens": found.completion_tokens,
         "error": found.error,
         "retried_as": found.retried_as,
+        "waits_for": found.waits_for,
     }
     if as_json:
         output.json_line({**facts, "timings": found.timings})

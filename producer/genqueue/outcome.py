@@ -44,6 +44,7 @@ class GenerationStatus:
         completion_tokens: tokens generated so far, over all attempts that count.
         error: the reason of a generation that ended without a result.
         retried_as: the id under which a dead letter was tried again.
+        waits_for: what it waits for beside its turn: a worker of a newer version; None for nothing else.
     """
 
     id: str
@@ -56,6 +57,7 @@ class GenerationStatus:
     error: str | None
     timings: Timings
     retried_as: str | None = None
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ def status(generation_id: str, record: Record, position: int | None) -> Generati
         error=record.outcome.message if record.outcome else None,
         timings=timings(record.submitted_at, record.started_at, record.first_text_at, record.ended_at),
         retried_as=record.retried_as,
+        waits_for=record.waits_for if record.state is State.QUEUED else None,
     )
 
 

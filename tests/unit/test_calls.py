@@ -221,6 +221,7 @@ def test_a_record_is_read_whole_and_with_what_it_lacks():
         b"7",
         outcome.model_dump_json(),
         b"new",
+        b"a newer worker",
     ]
     record = decode(full)
     assert (record.state, record.generator, record.priority, record.attempt, record.seq) == (
@@ -232,11 +233,12 @@ def test_a_record_is_read_whole_and_with_what_it_lacks():
     )
     assert (record.submitted_at, record.started_at, record.first_text_at, record.ended_at) == (1.5, 2.5, 3.5, 4.5)
     assert (record.completion_tokens, record.outcome, record.retried_as) == (7, outcome, "new")
-    bare = decode([b"queued", b"chat", *[None] * 10])
+    assert record.waits_for == "a newer worker"
+    bare = decode([b"queued", b"chat", *[None] * 11])
     assert (bare.attempt, bare.started_at, bare.outcome) == (0, None, None)
     assert math.isnan(bare.submitted_at)
     with pytest.raises(GenerationNotFoundError, match="id"):
-        decode([None] * 12)
+        decode([None] * 13)
 
 
 @pytest.mark.parametrize(

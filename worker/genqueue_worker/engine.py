@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from genqueue import calls, keys, outcome
-from genqueue.calls import Claim, End, NotClaimed
+from genqueue.calls import Claim, End, Flush, NotClaimed
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
 from genqueue.messages import GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue.settings import Settings
@@ -53,6 +53,7 @@ from genqueue_worker.metrics import (
     Metrics,
     Now,
 )
+from genqueue_worker.newer import rests_s, unknown_here
 from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, error_class, is_exhausted
 from genqueue_worker.report import IGNORED, Report, Show, show_nobody
 from genqueue_worker.resources import is_lack
@@ -74,6 +75,8 @@ _BEAT_S = 0.25
 _LOOK_S = 1.0
 _LACK = Again(1.0, is_failure=False, is_charged=False)
 """Where this host lacks memory, or file descriptors: others may have some, or it has in a second."""
+_MOST_UNKNOWN = 100
+"""So many things that newer versions know are told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,7 @@ class Engine:
         }
         self._in_hand: set[str] = set()
         self._discarding: dict[str, asyncio.Task[None]] = {}
+        self._unknown: set[str] = set()
         self._running: dict[str, Run] = {}
         self._is_draining = False
         self._is_leaving = False
@@ -343,6 +347,9 @@ class Engine:
         try:
             request = GenerationRequest.model_validate_json(claim.request)
         except ValidationError as error:
+            unknown = unknown_here(error)
+            if unknown is not None:
+                return await self._leave_to_newer(generation_id, generator, claim, unknown)
             return await self._refuse(generation_id, generator, outcome.rejection("; ".join(describe(error))))
         configured = self.generators[generator]
         parameters = configured.parameters(request)
@@ -502,6 +509,32 @@ class Engine:
             if not record.state.is_final:
                 await self._writer.insist(calls.ring(generation_id, record.generator, record.priority))
         return NotOurs("its servers are down, full or asleep")
+
+    async def _leave_to_newer(self, generation_id: str, generator: str, claim: Claim, unknown: str) -> Ended | NotOurs:
+        """Put back, for a worker that knows it, what a newer version submitted: uncharged, and later each time."""
+        if unknown not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
+            self._unknown.add(unknown)
+            logger.warning(
+                "%s: requests of a newer version are put back for newer workers, this one does not know %s",
+                generator,
+                unknown,
+            )
+        nothing = Flush(
+            generation_id, claim.attempt, 1, claim.tokens_so_far, "", "", [], solid_tokens=claim.solid_tokens
+        )
+        call = calls.release(
+            nothing,
+            generator,
+            0,  # of a doorbell; after a delay whoever finds it due rings by the record's own
+            delay_s=rests_s(claim.attempt, random.random()),
+            failure=None,
+            is_charged=False,
+            keep_s=self.settings.keep_s,
+            owner=self.owner,
+            waits_for=f"a newer worker: one that took it does not know {unknown}",
+        )
+        answer = await self._writer.insist(call)
+        return NotOurs("of a newer version") if answer == "ok" else _not_ours(answer)
 
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings

@@ -64,7 +64,7 @@ seq = append_events(log, live, count(seq), attempt, {
 redis.call('HSET', generation, 'state', 'running', 'attempt', attempt, 'seq', seq, 'flush', 0, 'owner', owner,
   'started_at', started_at, 'lease', lease_s .. ' ' .. owner) -- so that nobody takes it for longer
 if deadline_at then redis.call('HSET', generation, 'deadline_at', stamp(deadline_at), 'deadline_s', deadline_s) end
-redis.call('HDEL', generation, 'first_text_at') -- the timings are those of the newest attempt
+redis.call('HDEL', generation, 'first_text_at', 'waits_for') -- the timings are those of the newest attempt
 redis.call('EXPIRE', generation, keep_s)
 redis.call('EXPIRE', log, keep_s)
 redis.call('EXPIRE', text, keep_s)

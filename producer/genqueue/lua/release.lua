@@ -5,7 +5,7 @@ local deadlines, delayed, rung, doorbell = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local id, attempt, sources, live, keep_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local delay_s, failure, is_charged, message = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9]
 local completion_tokens, solid_tokens, mark, more = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
-local owner, flush, FIRST_BODY = ARGV[14], tonumber(ARGV[15]), 16
+local owner, flush, waits_for, FIRST_BODY = ARGV[14], tonumber(ARGV[15]), ARGV[16], 17
 
 local state, newest, seq, priority, submitted_at, deadline_at, deadline_s, errors, holder, flushed = fields_of(
   generation, 'state', 'attempt', 'seq', 'priority', 'submitted_at', 'deadline_at', 'deadline_s', 'errors', 'owner', 'flush')
@@ -25,6 +25,7 @@ if not is_written(flush, flushed) then
   if more ~= '' and add_text(text, more) == #more then redis.call('EXPIRE', text, keep_s) end
 end
 redis.call('HSET', generation, 'state', 'queued')
+if waits_for ~= '' then redis.call('HSET', generation, 'waits_for', waits_for) end
 if failure ~= '' then
   redis.call('HSET', generation, 'errors', (errors and errors ~= '' and errors .. ',' or '') .. failure)
 end
