@@ -318,3 +318,41 @@ def test_news_of_an_attempt_that_is_over_stops_no_later_one(fleet_of, ask, stand
         engine.lose(other.id, 1, "superseded")
         assert running.result(timeout=5) == NotOurs("superseded")
         engine.stop()
+
+
+TOO_LONG = {
+    "kind": "status",
+    "status": 422,
+    "body": {
+        "error": "Input validation error: `inputs` must have less than 4 tokens. Given: 9",
+        "error_type": "validation",
+    },
+}
+NO_PREFIX = {"kind": "status", "status": 500, "body": "Cannot have an assistant message at the end of the list"}
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param([{**TOO_LONG, "times": 1}], id="refused"),
+        pytest.param([{**NO_PREFIX, "times": 2}], id="failed-twice"),
+        pytest.param(
+            [{**TOO_LONG, "times": 1}, {"kind": "cut", "after_tokens": 3, "times": 1}], id="and-cut-off-once-more"
+        ),
+    ],
+)
+def test_a_text_that_its_server_does_not_continue_begins_anew(fleet, ask, read, standin, faults):
+    fleet.staff(1)
+    cut = {"kind": "cut", "after_tokens": 5, "times": 1}
+    prompt = ask(tokens=12, faults=[cut, *faults])
+    reading = read(fleet.client.submit(prompt))
+    assert reading.text() == prompt.answer
+    kinds = [kind for _, _, kind in (each.partition(".") for each in reading.kinds())]
+    assert (kinds.count("reset"), kinds[-1]) == (1 + ("cut" in str(faults)), "finished")
+    result = reading.generation.result(timeout_s=5)
+    assert result.replies == [prompt.answer]
+    assert result.meta[0]["usage"]["completion_tokens"] == prompt.tokens + 1
+    inputs = [entry["body"]["inputs"] for entry in standin.attempts(prompt)]
+    continued = [sent for sent in inputs if sent != prompt]
+    assert len(continued) == sum(fault["times"] for fault in faults if fault["kind"] == "status")
+    assert inputs[-1] == prompt  # and no other continuation is tried

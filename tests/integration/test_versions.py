@@ -11,7 +11,7 @@ from genqueue.messages import read_request
 
 @pytest.fixture
 def submit_newer(client, db, worker):
-    """``submit_newer(prompt, field=…)``: submit, as a newer producer does, with a field that this version does not know."""
+    """``submit_newer(prompt, field=…)``: submit with a field that only a newer producer knows."""
 
     def submit(prompt, *, deadline_s=None, **more):
         request = read_request({"prompt": prompt} | ({} if deadline_s is None else {"deadline_s": deadline_s}))

@@ -15,6 +15,7 @@ from genqueue_worker.continuation import (
     GiveUp,
     Progress,
     Seam,
+    begins_anew,
     next_attempt,
 )
 from genqueue_worker.sink import Stopped
@@ -279,3 +280,22 @@ async def test_a_continued_sink_is_else_the_one_behind_it():
     await sink.relief()
     sink.close()
     assert (reader.reliefs, reader.is_closed) == (1, True)
+
+
+REFUSAL, FAILURE, OTHER = {"continued": "refused"}, {"continued": "failed"}, {"message": "m"}
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        pytest.param([], False, id="handed-over"),
+        pytest.param([OTHER] * 9, False, id="failures-with-text"),
+        pytest.param([OTHER, REFUSAL], True, id="refused"),
+        pytest.param([REFUSAL, OTHER, OTHER], True, id="refused-long-ago"),
+        pytest.param([OTHER, FAILURE], False, id="failed-once"),
+        pytest.param([FAILURE, OTHER, FAILURE], True, id="failed-twice"),
+        pytest.param([{"continued": "in a newer version's word"}] * 3, False, id="another-word"),
+    ],
+)
+def test_what_a_server_does_not_continue_begins_anew_for_good(errors, expected):
+    assert begins_anew(errors) is expected

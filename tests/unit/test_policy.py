@@ -11,6 +11,7 @@ from genqueue_worker.policy import (
     Again,
     Fault,
     UpstreamFacts,
+    after_defect,
     after_failure,
     error_class,
     fault_of,
@@ -125,6 +126,7 @@ def decide(
     can_go_on=False,
     may_another_take_it=False,
     draw=NEVER,
+    was_continued=False,
 ):
     return after_failure(
         facts,
@@ -135,6 +137,7 @@ def decide(
         can_go_on=can_go_on,
         may_another_take_it=may_another_take_it,
         draw=draw,
+        was_continued=was_continued,
     )
 
 
@@ -264,3 +267,40 @@ def test_a_finish_reason_that_is_known_is_shown(word):
 )
 def test_another_is_not(word):
     assert shown_reason(word) == "_OTHER"
+
+
+@pytest.mark.parametrize("may_retry", [True, False])
+@pytest.mark.parametrize("failures", [0, 4, 9])
+@pytest.mark.parametrize("refusal", [INVALID, UpstreamFacts("words", status=413), UpstreamFacts("w", status=400)])
+def test_what_is_refused_of_a_continuation_is_ours(refusal, failures, may_retry):
+    """An attempt before it was accepted: the caller's request is none that is refused."""
+    again = decide(refusal, failures, was_continued=True, may_retry=may_retry)
+    assert again == Again(0.0, is_failure=True, is_charged=False)
+    assert decide(refusal, failures, may_retry=may_retry).error == "rejected"
+
+
+@pytest.mark.parametrize("facts", [FULL, WAKING, BROKEN, UNREACHED, CUT])
+def test_what_else_becomes_of_a_continuation_is_as_of_any_call(facts):
+    assert decide(facts, was_continued=True) == decide(facts)
+
+
+def defect(errors=0, max_attempts=5, may_retry=True, draw=NEVER):
+    return after_defect("KeyError", errors=errors, max_attempts=max_attempts, may_retry=may_retry, draw=draw)
+
+
+def test_a_defect_of_ours_costs_another_attempt_and_no_failure():
+    delays_s = [defect(errors, max_attempts=99).delay_s for errors in range(10)]
+    assert delays_s == sorted(delays_s)
+    assert delays_s[-1] == pytest.approx(30.0, rel=0.01)
+    assert defect() == Again(pytest.approx(0.4995), is_failure=True, is_charged=False)
+
+
+def test_a_defect_that_is_met_again_and_again_ends_it():
+    assert isinstance(defect(errors=13), Again)
+    end = defect(errors=14)
+    assert (end.error, end.message) == ("failed", "gave up after 15 attempts: unexpected KeyError in the worker")
+    assert end.is_worth_another_try
+
+
+def test_who_wants_nothing_tried_twice_is_told_of_a_defect():
+    assert defect(may_retry=False).message == "unexpected KeyError in the worker"

@@ -71,6 +71,24 @@ class GiveUp:
     """The caller asked that nothing be tried twice."""
 
 
+REFUSED, FAILED = "refused", "failed"
+"""What is noted of an attempt that was to continue and brought nothing: its server refused that, or failed."""
+_MOST_FAILED = 2
+
+
+def begins_anew(errors: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a text is not continued any more: a server refused what it was sent for that, or failed of it twice.
+
+    Prompt and text so far may be longer than it takes, or it goes on with no answer that was begun.  What it accepted
+    before was the prompt alone; so that is what it gets, once and for all: at most one text is thrown away for it.
+
+    Args:
+        errors: what ended earlier attempts; ``continued`` is one of the words above.
+    """
+    outcomes = [error.get("continued") for error in errors]
+    return REFUSED in outcomes or outcomes.count(FAILED) >= _MOST_FAILED
+
+
 def next_attempt(
     prompt: Given,
     parameters: Mapping[str, Any],

@@ -33,6 +33,8 @@ from genqueue.timing import Timings, timings
 from genqueue.tracing import valid_traceparent
 from genqueue_worker import final_text
 from genqueue_worker.continuation import (
+    FAILED,
+    REFUSED,
     Begin,
     Complete,
     Continue,
@@ -40,6 +42,7 @@ from genqueue_worker.continuation import (
     GiveUp,
     Progress,
     Seam,
+    begins_anew,
     next_attempt,
 )
 from genqueue_worker.generators import Ending, TextGeneration
@@ -54,7 +57,17 @@ from genqueue_worker.metrics import (
     Now,
 )
 from genqueue_worker.newer import rests_s, unknown_here
-from genqueue_worker.policy import AT_ONCE, Again, UpstreamFacts, after_failure, error_class, is_exhausted
+from genqueue_worker.policy import (
+    AT_ONCE,
+    Again,
+    Fault,
+    UpstreamFacts,
+    after_defect,
+    after_failure,
+    error_class,
+    fault_of,
+    is_exhausted,
+)
 from genqueue_worker.report import IGNORED, Report, Show, show_nobody
 from genqueue_worker.resources import is_lack
 from genqueue_worker.sink import ReplyTooLongError
@@ -355,7 +368,12 @@ class Engine:
         parameters = configured.parameters(request)
         start: Begin | Continue | Complete | GiveUp = Begin(forget=False)
         if claim.attempt > 1:
-            on_failure = request.on_failure if claim.errors else "continue"  # handed over, not failed
+            anew = begins_anew(claim.errors)
+            # Else it was handed over, or what was refused is ours.
+            failed = any(error.get("continued") != REFUSED for error in claim.errors)
+            on_failure = request.on_failure if failed else "continue"
+            if anew and on_failure == "continue":
+                on_failure = "restart"
             progress = Progress(claim.text_so_far, claim.solid_tokens, claim.reasoning_so_far)
             continues_chat = configured.settings.continues_chat
             start = next_attempt(request.given, parameters, on_failure, progress, continues_chat=continues_chat)
@@ -384,7 +402,10 @@ class Engine:
         way = SUPERSEDED
         try:
             with report.attempt(claim, request):
-                ended = await self._run_attempt(work, start, parameters, upstream)
+                try:
+                    ended = await self._run_attempt(work, start, parameters, upstream)
+                except Exception as error:
+                    ended = await self._after_defect(work, error)
             way = _way(ended)
             return ended
         except Exception:
@@ -430,7 +451,7 @@ class Engine:
                         ending = await configured.run(request.given, parameters, outbox)
             return await self._finish(work, ending)
         except UpstreamError as error:
-            return await self._failed(work, error.facts)
+            return await self._failed(work, error.facts, is_continued=isinstance(start, Continue))
         except ReplyTooLongError as error:
             return await self._fail(work, outcome.rejection(str(error)))
         except TimeoutError:
@@ -442,13 +463,28 @@ class Engine:
             # Nothing is left on its way: to a Redis that forgot, this worker's next attempt may have the same number.
             await self._writer.settle(outbox)
             return _not_ours(lost)
-        except Exception as error:
-            if is_lack(error):
-                logger.warning("an attempt is put back, this host lacks what it needs: %s", type(error).__name__)
-                return await self._release(work, _LACK, None)
-            # A defect of ours, or of a library: the generation ends with it, and Celery logs it.
-            await self._fail(work, Outcome(error="failed", message=f"unexpected {type(error).__name__} in the worker"))
-            raise
+
+    async def _after_defect(self, work: Work, error: Exception) -> Ended | NotOurs:
+        """A defect of ours, or of a library: it is logged with where it was raised, and costs nobody a generation."""
+        if is_lack(error):
+            logger.warning("an attempt is put back, this host lacks what it needs: %s", type(error).__name__)
+            return await self._release(work, _LACK, None)
+        work.report.defect(error)
+        decision = after_defect(
+            type(error).__name__,
+            errors=len(work.claim.errors),
+            max_attempts=self.generators[work.generator].settings.max_attempts,
+            may_retry=work.request.on_failure != "fail",
+            draw=random.random(),
+        )
+        message = f"unexpected {type(error).__name__} in the worker"
+        try:
+            if isinstance(decision, Outcome):
+                return await self._fail(work, decision)
+            return await self._release(work, decision, {"attempt": work.claim.attempt, "message": message})
+        except StoreError as refusal:  # its lease runs out, and the next attempt finds what is written
+            logger.error("an end cannot be written: %s", refusal, extra={"generation_id": work.generation_id})
+            return NotOurs("unwritable")
 
     async def _adopt(
         self, generation_id: str, generator: str, foreign: dict[str, Any], traceparent: str | None
@@ -614,7 +650,7 @@ class Engine:
         answer = await self._end(outbox, end)
         return Done(result) if answer == "ok" else _not_ours(answer)
 
-    async def _failed(self, work: Work, facts: UpstreamFacts) -> Ended | NotOurs:
+    async def _failed(self, work: Work, facts: UpstreamFacts, *, is_continued: bool) -> Ended | NotOurs:
         """The upstream call failed: another attempt, or the end."""
         work.report.error_type = error_class(facts)
         configured = self.generators[work.generator]
@@ -627,10 +663,16 @@ class Engine:
             can_go_on=configured.upstream.can_go_on,
             may_another_take_it=configured.upstream.refuses_not_everywhere,
             draw=random.random(),
+            was_continued=is_continued,
         )
         if isinstance(decision, Outcome):
             return await self._fail(work, decision)
         failure = {"attempt": work.claim.attempt, "message": facts.message} if decision.is_failure else None
+        if failure and is_continued:
+            if fault_of(facts) is Fault.REQUEST:
+                failure["continued"] = REFUSED
+            elif work.outbox.completion_tokens == work.outbox.earlier_tokens:
+                failure["continued"] = FAILED
         return await self._release(work, decision, failure)
 
     async def _release(self, work: Work, again: Again, failure: dict[str, Any] | None) -> Ended | NotOurs:

@@ -173,6 +173,7 @@ def after_failure(
     can_go_on: bool,
     may_another_take_it: bool,
     draw: float,
+    was_continued: bool = False,
 ) -> Again | Outcome:
     """What an upstream error means for the generation: another attempt, or its end.
 
@@ -186,8 +187,13 @@ def after_failure(
         may_another_take_it: whether one may take what this one refused, at once or when it has room.
         draw: from [0, 1); spreads retries (full jitter, as in the AWS Architecture Blog's
             "Exponential Backoff And Jitter").
+        was_continued: whether it was sent the text so far beside what the caller sent: an attempt before it was
+            accepted without, so what is refused is ours, and the next one begins anew
+            (:func:`genqueue_worker.continuation.begins_anew`).
     """
     match fault_of(facts):
+        case Fault.REQUEST if was_continued:
+            return Again(0.0, is_failure=True, is_charged=False)
         case Fault.REQUEST:
             return _outcome("rejected", facts.message, facts)
         case Fault.ENDPOINT if facts.is_down:  # it is known to refuse whatever comes: this one too is no news
@@ -212,6 +218,23 @@ def after_failure(
             doublings = min(failures, 10)  # beyond the ceiling; a float's end is 2**1024
             delay_s = draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**doublings)
             return Again(0.0 if can_go_on or facts.is_down else delay_s, is_failure=True, is_charged=is_charged)
+
+
+def after_defect(name: str, *, errors: int, max_attempts: int, may_retry: bool, draw: float) -> Again | Outcome:
+    """What a defect of ours, or of a library, means for a generation: another attempt, uncharged, or its end.
+
+    Args:
+        name: the exception's, which is all that may be told of it.
+        errors: failed attempts before this one, charged or not.
+        max_attempts, may_retry, draw: as in :func:`after_failure`.
+    """
+    words = f"unexpected {name} in the worker"
+    if not may_retry:
+        return Outcome(error="failed", message=words)
+    if is_exhausted(0, errors + 1, max_attempts):
+        return Outcome(error="failed", message=f"gave up after {errors + 1} attempts: {words}")
+    delay_s = draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2 ** min(errors, 10))
+    return Again(delay_s, is_failure=True, is_charged=False)
 
 
 def _outcome(error: str, message: str, facts: UpstreamFacts, **more: str) -> Outcome:
