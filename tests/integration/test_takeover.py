@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from genqueue import GenerationExpiredError, Settings
+from genqueue import GenerationExpiredError, Settings, outcome
 from genqueue.keys import doorbell
 from genqueue.keys import generation as generation_key
 from genqueue_ops.tgi_standin.prose import expected_tokens
-from genqueue_worker.engine import Engine, NotOurs
+from genqueue_worker.engine import Ended, Engine, NotOurs
 
 from .roles import as_role
 
@@ -356,3 +356,22 @@ def test_a_text_that_its_server_does_not_continue_begins_anew(fleet, ask, read, 
     continued = [sent for sent in inputs if sent != prompt]
     assert len(continued) == sum(fault["times"] for fault in faults if fault["kind"] == "status")
     assert inputs[-1] == prompt  # and no other continuation is tried
+
+
+def test_what_is_cancelled_while_its_claim_is_on_its_way_is_asked_of_no_server(fleet_of, ask, standin, eventually):
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": generator}) as fleet, ThreadPoolExecutor() as threads:
+        engine = Engine(Settings(redis_url=as_role(fleet.redis.url, "worker"), generators={"default": generator}), {})
+        engine.start()
+        prompt = ask(tokens=50, itl_s=0.05)
+        generation = fleet.client.submit(prompt)
+        fleet.redis.pause()
+        running = threads.submit(engine.run, generation.id, "default", None)
+        eventually(lambda: generation.id in engine._in_hand)  # the claim is on its way
+        engine._loop.call_soon_threadsafe(engine._lose, generation.id, None, "cancelled")
+        eventually(lambda: engine._noticed)
+        fleet.redis.resume()
+        assert running.result(timeout=10) == Ended(outcome.CANCELLED)
+        assert standin.requests(prompt) == []
+        assert engine._noticed == {}
+        engine.stop()

@@ -184,6 +184,7 @@ class Engine:
         }
         self._in_hand: set[str] = set()
         self._discarding: dict[str, asyncio.Task[None]] = {}
+        self._noticed: dict[str, str] = {}  # why not to run what is in hand; told before its claim was answered
         self._unknown: set[str] = set()
         self._running: dict[str, Run] = {}
         self._is_draining = False
@@ -323,6 +324,7 @@ class Engine:
             return await self._attempt(report, foreign, traceparent)
         finally:
             self._in_hand.remove(generation_id)
+            self._noticed.pop(generation_id, None)
 
     async def _attempt(
         self, report: Report, foreign: dict[str, Any] | None, traceparent: str | None
@@ -398,7 +400,7 @@ class Engine:
         work = Work(generation_id, generator, request, claim, outbox, self._loop.time(), meter, report)
         ends_s = None if claim.deadline_at is None else work.claimed_s + claim.deadline_at - claim.answered_at
         upstream = asyncio.timeout_at(ends_s)
-        self._running[generation_id] = Run(generator, claim.attempt, upstream)
+        self._running[generation_id] = Run(generator, claim.attempt, upstream, self._noticed.get(generation_id))
         way = SUPERSEDED
         try:
             with report.attempt(claim, request):
@@ -434,6 +436,8 @@ class Engine:
         try:
             if self._is_leaving:  # the claim's answer came late
                 return await self._release(work, AT_ONCE, None)
+            if (lost := self._running[work.generation_id].lost) is not None:
+                return _not_ours(lost)
             match start:
                 case GiveUp():
                     return await self._fail(work, _gave_up(claim))
@@ -756,6 +760,8 @@ class Engine:
     def _lose(self, generation_id: str, attempt: int | None, reason: str) -> None:
         """Stop an attempt, or with None whichever runs: who says so may speak of one that ended meanwhile."""
         run = self._running.get(generation_id)
+        if run is None and attempt is None and generation_id in self._in_hand:
+            self._noticed[generation_id] = reason
         if run is not None and attempt in (None, run.attempt) and run.lost is None:
             run.lost = reason
             with contextlib.suppress(RuntimeError):  # the call has ended already; the fence has the last word
