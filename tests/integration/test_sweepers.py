@@ -123,3 +123,24 @@ def test_thousands_of_deadlines_in_one_second_are_told_within_seconds_and_leases
         outcome = json.loads(db.hget(keys.generation(one), "outcome"))
         assert (outcome["error"], db.exists(keys.result(one))) == ("expired", 1)
     assert db.zcard(keys.waiting("default")) == 0
+
+
+@pytest.mark.parametrize("refused", [keys.SWEPT, keys.PLACES, keys.RUNG])
+def test_what_redis_refuses_of_its_duties_stops_none_of_the_others(db, alone, eventually, caplog, refused):
+    caplog.set_level("INFO")
+    keeper, held = alone
+    db.delete(refused)
+    db.set(refused, "of another type", ex=60)
+    duty = {keys.SWEPT: "looked for", keys.PLACES: "announced", keys.RUNG: "looked for"}[refused]
+    submitted_id, *_ = submitted(db, 1, deadline_s=0.2) if refused == keys.PLACES else [None]
+    keeper.start()
+    eventually(lambda: f"cannot be {duty}" in caplog.text)
+    eventually(lambda: (db.zscore(keys.LEASES, held) or 0) > db.time()[0] * 1e3)
+    eventually(lambda: db.hexists(keys.WORKERS, "alone"))
+    if submitted_id is not None:
+        eventually(lambda: db.hget(keys.generation(submitted_id), "state") == b"failed")
+    assert "leases cannot be renewed" not in caplog.text
+    eventually(lambda: keeper.redis_trouble.startswith("Redis refused"))
+    db.delete(refused)
+    eventually(lambda: not keeper.redis_trouble)
+    assert f"{duty} again" in caplog.text

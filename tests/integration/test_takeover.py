@@ -13,6 +13,7 @@ from genqueue.keys import doorbell
 from genqueue.keys import generation as generation_key
 from genqueue_ops.tgi_standin.prose import expected_tokens
 from genqueue_worker.engine import Ended, Engine, NotOurs
+from genqueue_worker.generators import TextGeneration
 
 from .roles import as_role
 
@@ -374,4 +375,39 @@ def test_what_is_cancelled_while_its_claim_is_on_its_way_is_asked_of_no_server(f
         assert running.result(timeout=10) == Ended(outcome.CANCELLED)
         assert standin.requests(prompt) == []
         assert engine._noticed == {}
+        engine.stop()
+
+
+class Defective(TextGeneration):
+    """A generator with a defect of ours, whose words quote the prompt."""
+
+    async def run(self, prompt, *_, **__):
+        raise KeyError(prompt)
+
+
+def test_a_defect_of_ours_costs_an_attempt_and_never_the_generation(fleet_of, ask, standin, caplog):
+    generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
+    with fleet_of({"default": generator}) as fleet:
+        settings = Settings(redis_url=as_role(fleet.redis.url, "worker"), generators={"default": generator})
+        engine = Engine(settings, {})
+        engine.start()
+        whole = engine.generators["default"]
+        defective = Defective(whole.upstream, engine.metrics.of("default"), settings.max_reply_bytes)
+        prompt = ask(tokens=5)
+        generation = fleet.client.submit(prompt)
+        engine.generators["default"] = defective
+        with caplog.at_level("INFO"):
+            assert engine.run(generation.id, "default", None) == NotOurs("retried")
+        record = fleet.record(generation)
+        assert (record["state"], record.get("failures")) == ("queued", None)
+        assert json.loads(record["errors"]) == {"attempt": 1, "message": "unexpected KeyError in the worker"}
+        (line,) = [each for each in caplog.records if getattr(each, "outcome", None) == "retried"]
+        assert "in run" in line.stack
+        assert prompt not in caplog.text + line.stack
+        engine.generators["default"] = whole
+        assert engine.run(generation.id, "default", None).result.replies == [prompt.answer]
+
+        engine.generators["default"] = defective
+        hasty = fleet.client.submit(ask(), on_failure="fail")
+        assert engine.run(hasty.id, "default", None).outcome.error == "failed"
         engine.stop()

@@ -544,7 +544,8 @@ class Engine:
     async def _leave(self, generation_id: str) -> NotOurs:
         """Put a doorbell back: none of this worker's servers can be asked, and Celery is leaving the queue."""
         await asyncio.sleep(_LEAVING_S)  # not to be given the same one again before it has left
-        with contextlib.suppress(GenerationNotFoundError):
+        # Of what cannot be read, a newer version's perhaps, a sweeper knows more.
+        with contextlib.suppress(GenerationNotFoundError, StoreError, ValueError):
             record = await self._writer.insist(calls.read_record(generation_id))
             if not record.state.is_final:
                 await self._writer.insist(calls.ring(generation_id, record.generator, record.priority))
