@@ -292,7 +292,7 @@ def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_bac
         fleet.redis.pause()
         running = threads.submit(engine.run, generation.id, "default", None)
         eventually(lambda: generation.id in engine._in_hand)  # the claim is on its way
-        engine.drain()
+        engine.drain(0.0)
         eventually(lambda: engine._is_leaving)  # drain_s is over
         fleet.redis.resume()
         assert running.result(timeout=10) == NotOurs("handed_over")
