@@ -22,6 +22,7 @@ from genqueue.address import read_address, secrets_of, without_secrets
 from genqueue.doctor import EndpointSeen, Facts, FileSeen, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.masking import shown_path
+from genqueue.no_proxy import proxy_for
 from genqueue.rights import COMMANDS, Role, trials
 from genqueue.settings import (
     GeneratorSettings,
@@ -187,7 +188,7 @@ def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
     is_tls, is_asked = parts.scheme == "https", generator.api_type == "text_generation_inference"
     port, host = parts.port or (443 if is_tls else 80), parts.hostname or ""
     seen = EndpointSeen(name, without_secrets(url), is_asked=is_asked)
-    if _is_behind_proxy(parts.scheme, host):
+    if _is_behind_proxy(parts.scheme, host, port):
         return replace(seen, is_behind_proxy=True)
     connection = (
         http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=ssl.create_default_context())
@@ -210,10 +211,9 @@ def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
             return seen
 
 
-def _is_behind_proxy(scheme: str, host: str) -> bool:
+def _is_behind_proxy(scheme: str, host: str, port: int | None) -> bool:
     """Whether a worker with our environment would not call the server itself."""
-    proxies = urllib.request.getproxies()
-    return bool(proxies.get(scheme) or proxies.get("all")) and not urllib.request.proxy_bypass(host)
+    return proxy_for(scheme, host, port, urllib.request.getproxies()) is not None
 
 
 def _headers(generator: GeneratorSettings) -> dict[str, str]:
