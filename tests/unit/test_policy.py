@@ -72,6 +72,12 @@ REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPAC
         # OpenAI says of a wrong token what it says of a wrong request.
         (401, "invalid_request_error", ENDPOINT),
         (302, "redirect", ENDPOINT),
+        # A quota that no waiting mends, and what is this host's.
+        (429, "insufficient_quota", ENDPOINT),
+        (None, "insufficient_quota", ENDPOINT),
+        (429, "billing_hard_limit_reached", ENDPOINT),
+        (429, "rate_limit_exceeded", CAPACITY),
+        (None, "lack", CAPACITY),
         # The word wins over the status: a proxy may change the status.
         (500, "validation", REQUEST),
         (422, "overloaded", CAPACITY),
@@ -105,6 +111,34 @@ def test_in_the_stream_of_a_chat_the_words_tell(message, status, expected):
 )
 def test_where_the_address_is_right_it_is_what_was_asked(status, expected):
     assert fault_of(UpstreamFacts("words", status=status, is_address_right=True)) is expected
+
+
+@pytest.mark.parametrize(
+    ("message", "retry_after_s", "expected"),
+    [
+        ("You exceeded your current quota, please check your plan and billing details.", None, ENDPOINT),
+        ("Your credit balance is too low to access the API. Please go to Plans & Billing.", None, ENDPOINT),
+        ("Insufficient Balance", None, ENDPOINT),
+        ("insufficient credits", None, ENDPOINT),
+        ("You have exceeded your monthly included credits for Inference Providers. Subscribe to PRO.", None, ENDPOINT),
+        ("You have used up your free quota", None, ENDPOINT),
+        ("slow down", None, CAPACITY),
+        ("Too Many Requests", None, CAPACITY),
+        ("Rate limit reached for m in organization o on tokens per min (TPM): Limit 6000", None, CAPACITY),
+        ("Rate limit reached. You reached free usage limit (reset hourly). Please subscribe to PRO.", None, CAPACITY),
+        ("You exceeded your current quota, please check your billing. Please retry in 32.5s.", None, CAPACITY),
+        ("You exceeded your current quota, please check your plan and billing details.", 30.0, CAPACITY),
+        (
+            "exceeded token rate limit of your S0 pricing tier. Please retry after 20 seconds. Billing: x",
+            None,
+            CAPACITY,
+        ),
+        ("Quota exceeded for quota metric 'Requests' and limit 'Requests per minute'", None, CAPACITY),
+        ("Model is overloaded", None, CAPACITY),
+    ],
+)
+def test_a_429_that_no_waiting_mends_is_told_apart(message, retry_after_s, expected):
+    assert fault_of(UpstreamFacts(message, status=429, retry_after_s=retry_after_s)) is expected
 
 
 FULL = UpstreamFacts("words", status=429)

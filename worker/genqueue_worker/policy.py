@@ -3,6 +3,7 @@
 Pure: whoever meets an error hands over its facts, this module says whose fault it is.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -48,6 +49,8 @@ class UpstreamFacts:
     is_address_right: bool = False
 
 
+LACK = "lack"
+"""The type of an error that comes of what this host lacks: descriptors, memory, names."""
 _BY_TYPE = {
     "validation": Fault.REQUEST,
     "template_error": Fault.REQUEST,
@@ -56,6 +59,8 @@ _BY_TYPE = {
     "overloaded": Fault.CAPACITY,
     "healthcheck": Fault.CAPACITY,
     "unreached": Fault.CAPACITY,  # ours
+    LACK: Fault.CAPACITY,  # ours, and of this host
+    "insufficient_quota": Fault.ENDPOINT,  # OpenAI's
     "redirect": Fault.ENDPOINT,  # ours
     "web_page": Fault.ENDPOINT,  # ours: a login, or a proxy that knows no model server
     "generation": Fault.SERVER,
@@ -97,12 +102,14 @@ def fault_of(facts: UpstreamFacts) -> Fault:
     """Whose fault it is: the server's type of error first, then its words, then the status, else the server's.
 
     Before all that: a token that is none (401, of which OpenAI says ``invalid_request_error``), or an account that
-    has used up what it may (402, the router).
+    has used up what it may (402, the router; 429, OpenAI).
 
     The types and statuses are those of TGI 3 (router/src/server.rs), of the Hugging Face proxies in
     front of Inference Endpoints and of the OpenAI-compatible engines.
     """
     if facts.status in _OF_THE_ACCOUNT:
+        return Fault.ENDPOINT
+    if facts.status == HTTPStatus.TOO_MANY_REQUESTS and is_spent(facts):
         return Fault.ENDPOINT
     if facts.error_type in _BY_TYPE:
         return _BY_TYPE[facts.error_type]
@@ -112,6 +119,33 @@ def fault_of(facts: UpstreamFacts) -> Fault:
     if facts.status in OF_THE_ADDRESS:
         return Fault.REQUEST if facts.is_address_right else Fault.ENDPOINT
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
+
+
+_SPENT_TYPES = frozenset(
+    {"insufficient_quota", "insufficient_balance", "insufficient_credits", "insufficient_funds", "billing_error"}
+    | {"billing_hard_limit_reached", "billing_not_active", "credits_exhausted", "payment_required"}
+)
+_SPENT_WORDS = re.compile(
+    r"\bbilling\b|insufficient[ _](quota|balance|credits?|funds)|credit balance|out of credits"
+    r"|(exceeded|used up|exhausted|depleted) your (\w+ ){0,3}(credits?|quota|balance)|subscribe to pro\b|top up",
+    re.IGNORECASE,
+)
+_MENDS_WORDS = re.compile(
+    r"(try|retry|wait|again|reset)[^.]{0,40}?\b(in|after|for|every|hourly|daily)\b|per[ _-](second|minute|hour|day)\b"
+    r"|\b(rpm|tpm|rpd|tpd)\b|rate limit reached",
+    re.IGNORECASE,
+)
+
+
+def is_spent(facts: UpstreamFacts) -> bool:
+    """Whether a 429 is of a quota that no waiting mends: money is due, or another plan.
+
+    OpenAI's type says so; of others the words do, if they do not say when to come again.
+    """
+    if facts.error_type is not None and facts.error_type.lower() in _SPENT_TYPES:
+        return True
+    is_for_now = facts.retry_after_s is not None or _MENDS_WORDS.search(facts.message) is not None
+    return not is_for_now and _SPENT_WORDS.search(facts.message) is not None
 
 
 _STATUSES = frozenset(HTTPStatus)
