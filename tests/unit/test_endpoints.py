@@ -187,3 +187,111 @@ def test_a_server_that_is_down_stays_so_until_a_probe_finds_it():
     assert any_up([one, server("b")], NOW_S)
     one.came_back()
     assert (one.health(NOW_S), one.trouble) == (Health.UP, "")
+
+
+# --- refusals, and how soon what they limited is free again -----------------------------------------
+
+
+def test_more_follow_as_soon_as_one_more_was_taken():
+    one = server()
+    refuse_one_more(one)
+    now_s, rooms = NOW_S + 1, []
+    for _ in range(5):
+        rooms.append(one.room(now_s))
+        begin(one, rooms[-1], now_s)
+        assert one.room(now_s) == 0
+        one.took(now_s, now_s + 0.05)  # the first token
+        now_s += 0.05
+    assert rooms == [1, 2, 4, 8, 16]
+
+
+def test_a_token_of_a_call_within_the_limit_is_no_sign_that_more_are_taken():
+    one = server()
+    begin(one, 4)
+    refuse_one_more(one)
+    one.took(NOW_S, NOW_S + 0.1)
+    assert one.room(NOW_S + 0.9) == 0
+    one.running -= 1
+    one.began(NOW_S + 0.9)  # in the place of one that ended
+    one.took(NOW_S + 0.9, NOW_S + 0.95)
+    assert (one.room(NOW_S + 0.95), one.room(NOW_S + 1)) == (0, 1)
+
+
+def test_where_none_of_ours_runs_twice_as_many_are_tried_each_second():
+    one, now_s, rooms = server(), NOW_S, []
+    for _ in range(7):
+        refuse_one_more(one, now_s)
+        assert one.room(now_s + 0.9) == 0
+        now_s += 1
+        rooms.append(one.room(now_s))
+    assert rooms == [1, 2, 4, 8, 16, 16, 16]
+    one.began(now_s)
+    one.took(now_s, now_s)
+    one.running -= 1
+    refuse_one_more(one, now_s)
+    assert one.room(now_s + 1) == 1
+
+
+def test_a_server_that_says_when_to_come_again_is_asked_once_then():
+    one = server()
+    for _ in range(5):
+        refuse_one_more(one, retry_after_s=3.0)
+    assert (one.room(NOW_S + 2.9), one.room(NOW_S + 3)) == (0, 1)
+
+
+def run(refuses, calls, *, duration_s=1.7, first_token_s=0.05):
+    """Seconds until all of so many calls have ended that wait for one server, and how many it refused.
+
+    ``refuses(now_s, running, tries, call)``: whether it does that to the call, of which that is the nth try.
+    """
+    one, waiting, tries = server(), list(range(calls)), [0] * calls
+    under_way: list[tuple[float, bool, float]] = []  # due, whether it is the end, begun
+    now_s = 0.0
+    refusals = ended = 0
+    while ended < calls:
+        assert now_s < 1000
+        for moment in sorted(under_way):
+            due_s, is_end, began_s = moment
+            if due_s <= now_s:
+                under_way.remove(moment)
+                one.took(began_s, now_s)
+                if is_end:
+                    one.running -= 1
+                    one.succeeded(began_s)
+                    ended += 1
+        begun = []
+        while waiting and one.room(now_s) > 0:
+            begun.append(waiting.pop(0))
+            one.began(now_s)
+        running = one.running - len(begun)
+        for call in begun:
+            tries[call] += 1
+            if refuses(now_s, running, tries[call], call):
+                one.was_full(now_s, None, "429")
+                one.running -= 1
+                refusals += 1
+                waiting.append(call)
+            else:
+                running += 1
+                under_way += [(now_s + first_token_s, False, now_s), (now_s + duration_s, True, now_s)]
+        now_s += 0.02
+    return now_s, refusals
+
+
+@pytest.mark.parametrize(
+    ("refuses", "calls", "most_s", "most_refusals"),
+    [
+        # Before: 189 s, 6.4 s, 20 s, 223 s.
+        pytest.param(lambda now, running, tries, call: tries <= 4, 60, 20, 240, id="each-four-times-though-idle"),
+        pytest.param(lambda now, running, tries, call: tries <= 1, 20, 3.5, 20, id="each-once"),
+        pytest.param(lambda now, running, tries, call: tries == 1 and call % 20 == 0, 600, 19, 30, id="one-in-twenty"),
+        pytest.param(lambda now, running, tries, call: tries == 1 and call % 3 == 0, 600, 100, 200, id="one-in-three"),
+        # As before: a server that is full is asked for one more a second, and no more often.
+        pytest.param(lambda now, running, tries, call: running >= 8, 200, 45, 260, id="full-at-8"),
+        pytest.param(lambda now, running, tries, call: now < 20, 60, 24, 400, id="full-of-others-calls-for-20-s"),
+    ],
+)
+def test_refusals_hold_up_no_more_than_they_must(refuses, calls, most_s, most_refusals):
+    seconds, refusals = run(refuses, calls)
+    assert seconds <= most_s
+    assert refusals <= most_refusals

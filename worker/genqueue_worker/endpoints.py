@@ -5,7 +5,9 @@ a probe has found it again.  A server that failed, or was full, rests: it is ask
 all others rest longer.
 
 How many calls a server takes at once it does not say: a worker finds out where it refuses one more,
-and tries again whether it takes more by now.  One that refuses whatever comes takes none.
+and tries again whether it takes more by now: one after a second, twice as many as soon as that was taken.  Where it
+refuses though none of ours runs there, our load is not why, and each second twice as many are tried until one is taken.
+One that refuses whatever comes takes none.
 """
 
 import math
@@ -16,6 +18,8 @@ from enum import StrEnum
 _REST_BASE_S = 1.0
 _REST_MOST_S = 30.0
 _TRY_MORE_S = 1.0
+_MOST_TRIED_IDLE = 16
+"""So many calls at once ask a server that refuses though none of ours runs there."""
 _FORGET_S = 30.0
 """How long it counts how many calls a server once took."""
 _REFUSALS = 3
@@ -48,6 +52,10 @@ class Endpoint:
         limit: how many calls it took at once when it last refused one more; None if that is not known.
         more: how many beyond that are tried next.
         full_until_s: loop time before which they are not.
+        tried_s: loop time at which calls beyond the limit were made; None once one was refused since.
+        idle_refusals: how often it was full while it ran none of ours, since it took a call.
+        heard_s: loop time of the last token of any call.
+        unanswered: how many questions in a row it left unanswered while it ran calls.
         is_down: whether it cannot be reached.
         is_waking: whether it has scaled to zero and is on its way back.
         trouble: what went wrong last, in our words; "" if nothing did since a call succeeded.
@@ -64,6 +72,10 @@ class Endpoint:
     limit: int | None = None
     more: int = 1
     full_until_s: float = 0.0
+    tried_s: float | None = None
+    idle_refusals: int = 0
+    heard_s: float = -math.inf
+    unanswered: int = 0
     is_down: bool = False
     is_waking: bool = False
     trouble: str = ""
@@ -99,6 +111,13 @@ class Endpoint:
             self.limit = None
         else:
             self.limit, self.more, self.full_until_s = self.limit + self.more, self.more * 2, now_s + _TRY_MORE_S
+            self.tried_s = now_s
+
+    def took(self, began_s: float, now_s: float) -> None:
+        """A call that began then has brought its first token, or its end: where it was one more, more may follow."""
+        self.idle_refusals = 0
+        if self.tried_s is not None and began_s >= self.tried_s and self.refuses_since_s is None:
+            self.full_until_s = min(self.full_until_s, now_s)
 
     def succeeded(self, began_s: float = math.inf) -> None:
         """A call that began then ended well; before the server refused all it says nothing of what it does now."""
@@ -116,8 +135,11 @@ class Endpoint:
 
     def was_full(self, now_s: float, retry_after_s: float | None, trouble: str) -> None:
         """It took no call beside those that run: try one more after as long as it said."""
-        self.limit, self.more = max(0, self.running - 1), 1
+        self.limit, self.more, self.tried_s = max(0, self.running - 1), 1, None
         self.full_until_s = now_s + min(_REST_MOST_S, retry_after_s or _TRY_MORE_S)
+        if self.limit == 0 and not retry_after_s:
+            self.more = min(_MOST_TRIED_IDLE, 2 ** min(self.idle_refusals, 10))
+            self.idle_refusals += 1
         self.trouble = trouble
 
     def refused(self, now_s: float, trouble: str) -> None:
@@ -138,7 +160,7 @@ class Endpoint:
 
     def came_back(self) -> None:
         """A probe has reached it."""
-        self.is_down, self.limit = False, None
+        self.is_down, self.limit, self.idle_refusals, self.unanswered = False, None, 0, 0
         self.succeeded()
 
 
