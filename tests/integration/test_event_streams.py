@@ -182,7 +182,9 @@ async def test_an_event_that_is_cut_off_is_no_end(call, events, missing):
 
 @pytest.mark.parametrize("kept", [0, 1])
 async def test_a_stream_without_its_last_event_is_no_answer(call, events, kept):
-    with pytest.raises(UpstreamError, match="the stream ended without its end marker") as failed:
+    with pytest.raises(
+        UpstreamError, match=r"the stream ended without its end marker|the server's answer is empty"
+    ) as failed:
         await call(SHAPES["plain"](events[:kept]))
     assert fault_of(failed.value.facts) is Fault.SERVER
 

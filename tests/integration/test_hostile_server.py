@@ -22,6 +22,7 @@ from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
 from genqueue_ops.tgi_standin.server import stop_accepting
 from genqueue_worker.generators import TextGeneration
+from genqueue_worker.health import turns
 from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.policy import Fault, fault_of
 from genqueue_worker.sink import ReplyTooLongError
@@ -337,11 +338,80 @@ async def test_headers_without_end_are_silence(server, call):
         await call(silence_s=0.5)
 
 
-@pytest.mark.parametrize("status", [100, 103])
-async def test_answers_before_the_answer_are_silence(server, call, status):
-    server.head, server.piece = b"", b"HTTP/1.1 %d Wait\r\n\r\n" % status * 100
+@pytest.mark.parametrize("gap_s", [0.0, 0.01], ids=["fast", "slow"])
+@pytest.mark.parametrize("status", [100, 102, 103])
+async def test_answers_before_the_answer_have_their_bound(server, call, status, gap_s):
+    server.head, server.piece, server.gap_s = b"", b"HTTP/1.1 %d Wait\r\nlink: a\r\n\r\n" % status, gap_s
+    if not gap_s:
+        server.piece *= 100
+    with pytest.raises(UpstreamError, match="the server sends more than 32 interim answers") as failed:
+        await call()
+    assert fault_of(failed.value.facts) is Fault.SERVER
+    assert server.sent_bytes < 10_000_000
+
+
+@pytest.mark.parametrize("count", [1, 32])
+async def test_a_few_answers_before_the_answer_are_read_over(server, call, count):
+    end = b'data: {"token":null,"generated_text":"a","details":null}\n\n'
+    server.head = b"HTTP/1.1 102 Processing\r\n\r\n" * count + STREAM + end
+    ending, _ = await call()
+    assert ending.generated_text == "a"
+
+
+async def test_answers_that_are_slow_to_come_are_silence(server, call):
+    server.head, server.piece, server.gap_s = b"", b"HTTP/1.1 102 Processing\r\n\r\n", 0.1
     with pytest.raises(UpstreamError, match=r"no token within 0.5 s"):
         await call(silence_s=0.5)
+
+
+CHUNKED = STREAM[:-2] + b"transfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        pytest.param(b"", b"HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\n" * 100, id="interim-answers"),
+        pytest.param(STREAM[:-2], b"x: " + b"y" * 8000 + b"\r\n", id="headers"),
+        pytest.param(b"", b"x" * MANY, id="no-http"),
+        pytest.param(b"", b"\r\n" * 10_000, id="empty-lines-before-the-answer"),
+        pytest.param(CHUNKED + b"5;", b"x" * MANY, id="extension-of-a-chunk"),
+        pytest.param(CHUNKED, b"1;" + b"x" * 1000 + b"\r\n:\r\n", id="extensions-of-chunks"),
+        pytest.param(CHUNKED, b"1\r\n:\r\n" * 10_000, id="chunks-of-a-byte"),
+        pytest.param(CHUNKED + b"0\r\n", b"x: y\r\n" * 1000, id="trailers"),
+        pytest.param(STREAM, b":" * MANY, id="a-comment-without-end"),
+        pytest.param(STREAM, b":\n" * MANY, id="comments"),
+        pytest.param(STREAM, b"\n" * MANY, id="empty-lines"),
+        pytest.param(STREAM, b"\r" * MANY, id="empty-lines-of-cr"),
+        pytest.param(STREAM, b"data\n" * MANY, id="data-lines-of-one-event"),
+        pytest.param(STREAM, b"data:\n\n" * MANY, id="empty-events"),
+        pytest.param(STREAM, b"id: 1\nretry: 5\n" * MANY, id="other-fields"),
+        pytest.param(STREAM, EMPTY_COMPLETION * 500, id="events-of-another-route"),
+        pytest.param(STREAM, native("a") * 500, id="tokens"),
+    ],
+)
+async def test_no_flood_keeps_others_from_their_turn(server, call, head, piece):
+    """Whatever it is of: it ends by a bound, or by its silence, and others' work goes on beside it."""
+    server.head, server.piece = head, piece
+    longest_s, is_over = 0.0, False
+
+    async def others():
+        nonlocal longest_s
+        while not is_over:
+            began_s = time.monotonic()
+            await turns()
+            longest_s = max(longest_s, time.monotonic() - began_s)
+            await asyncio.sleep(0.001)
+
+    beside = asyncio.create_task(others())
+    try:
+        with pytest.raises(UpstreamError) as failed:
+            await call(silence_s=2.0)
+    finally:
+        is_over = True
+        await beside
+    assert fault_of(failed.value.facts) is Fault.SERVER
+    assert longest_s < 5
+    assert server.sent_bytes < 20_000_000
 
 
 # --- what is kept of an answer ---------------------------------------------------------------------

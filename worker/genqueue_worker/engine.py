@@ -46,7 +46,7 @@ from genqueue_worker.continuation import (
     next_attempt,
 )
 from genqueue_worker.generators import Ending, TextGeneration
-from genqueue_worker.health import Pulse
+from genqueue_worker.health import Pulse, turns
 from genqueue_worker.metrics import (
     DEFERRED,
     HANDED_OVER,
@@ -825,11 +825,12 @@ class Engine:
         await self.generators[generator].upstream.watch()
 
     async def _beat(self) -> None:
-        """Show that the loop comes round, and how late."""
+        """Show that others' work makes progress on the loop, and how late it comes round."""
         while True:
             due_s = self._loop.time() + _BEAT_S
             await asyncio.sleep(_BEAT_S)
             self.metrics.loop_lag.observe(max(0.0, self._loop.time() - due_s))
+            await turns()
             self.pulse.beat()
 
     async def _hear_cancels(self, hub: LiveHub) -> None:

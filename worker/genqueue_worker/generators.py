@@ -26,7 +26,7 @@ from genqueue_worker.policy import UpstreamFacts, error_class
 from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.tracing import ended, open_call
-from genqueue_worker.transport import Answered, Exchange, UpstreamError, exchange
+from genqueue_worker.transport import Answered, Exchange, UpstreamError, exchange, exchanging
 from genqueue_worker.upstream import Silence, Upstream, facts_of
 
 Answer = NativeAnswer | ChatAnswer | CompletionAnswer
@@ -173,7 +173,7 @@ class TextGeneration:
                 first_s += parameters["max_new_tokens"] * between_s
         elif endpoint.url is None:
             await self._provider(CHATS)
-        silence = Silence(first_s, between_s, meter)
+        silence = Silence(first_s, between_s, meter, endpoint)
 
         streams = route != self._one_shot
         heard_tokens = sink.completion_tokens
@@ -191,7 +191,7 @@ class TextGeneration:
                     await sink.relief()
 
         call = open_call(operation, endpoint.url, self.upstream.name, settings, parameters, streams=streams)
-        with ended(call, _error_type):
+        with ended(call, _error_type), exchanging():
             into = call.listen(prompt, sink)
 
             def listened(answer: Answer, **more: Any) -> Exchange:
@@ -212,6 +212,11 @@ class TextGeneration:
                     ending = await route(_Ask(client, endpoint, prompt, parameters, into, listened))
                 except Stopped:
                     ending = Ending(None, "stop_sequence", None, None, {})
+                except ValueError as error:
+                    told = exchange.get()
+                    if told is None or not told.is_answered:
+                        raise  # huggingface_hub refuses to make the call
+                    raise RuntimeError("a defect of ours, in what reads an answer") from error
                 finally:
                     if streams:
                         listen()

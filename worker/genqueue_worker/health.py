@@ -1,10 +1,12 @@
 """Whether a worker is alive, and whether it is ready: what its probes answer.
 
-Alive is a worker whose parts come round: the engine's loop, Celery's consumer, the thread that
-keeps the leases.  That Redis or a model server is away is no reason to restart it, only one not
-to count on it: ready is a worker that has both.  Pure but for :class:`Pulse`, which reads the clock.
+A worker is alive while its parts make progress: the engine's loop, Celery's consumer, the thread that keeps the
+leases.  A loop makes progress while what waits in it has its turn: that it comes round now and then is not enough.
+That Redis or a model server is away is no reason to restart a worker, only one not to count on it: ready is a worker
+that has both.  Pure but for :class:`Pulse`, which reads the clock, and :func:`turns`.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,16 @@ _ENGINE_STUCK_S = 10.0
 _STUCK_S = 10.0
 _WAITS_FOR_REDIS = 4
 """So often in a row the other two may have to wait for a Redis that is slow."""
+
+
+_TURNS = 40
+"""About as many as a short call takes of a loop, from its claim to its end."""
+
+
+async def turns() -> None:
+    """Wait for as many turns of the running loop as a short call takes: where one call has them all, that is long."""
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
 
 
 class Pulse:

@@ -14,10 +14,10 @@ dataclasses, and what nobody can read is said in words of ours, with what was se
 
 import asyncio
 import contextvars
-import ssl
+import time
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
@@ -29,16 +29,25 @@ from huggingface_hub import set_async_client_factory
 from pydantic_core import from_json, to_json
 
 from genqueue.address import without_secrets
+from genqueue.no_proxy import proxy_for
+from genqueue_worker.connections import (
+    PATIENCE,
+    FloodError,
+    Patience,
+    lack_of,
+    open_session,
+    sending,
+    tls_context,
+)
 from genqueue_worker.event_stream import DONE, EventStream, StreamTooLongError
-from genqueue_worker.policy import UpstreamFacts
-from genqueue_worker.resources import upstream_socket
+from genqueue_worker.policy import LACK, UpstreamFacts
+from genqueue_worker.retry_after import retry_after_s
 from genqueue_worker.server_errors import Form, form_of, no_events, words_of
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
 _ERROR_BODY_LIMIT_BYTES = 64 * 1024
 _MOST_UNASKED_BYTES = 1_000_000
 _MOST_UNASKED_EVENTS = 1_000
-_KEEP_ALIVE_S = 30.0
 _IDLE_LINES_PER_EVENT = 8
 _MORE_IDLE_LINES = 10_000
 """An event may come with a name, an id and comments; a proxy sends one a second while nothing comes."""
@@ -93,8 +102,18 @@ class Exchange:
     more_fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-exchange: contextvars.ContextVar[Exchange] = contextvars.ContextVar("exchange")
-"""Set by whoever calls, around the call."""
+exchange: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("exchange")
+"""Of the call that is made; None, or none, where no caller listens."""
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Around a call, which may set its exchange: what comes behind it, or runs beside it, has none of that."""
+    token = exchange.set(None)
+    try:
+        yield
+    finally:
+        exchange.reset(token)
 
 
 _OF_THE_WIRE = (aiohttp.ClientError, OSError)
@@ -280,21 +299,17 @@ async def _read_out(read: Callable[[], Awaitable[bytes]]) -> None:
 class Transport(httpx2.AsyncBaseTransport):
     """aiohttp under httpx2's interface; outlives the clients that are opened over it.
 
-    No limit on connections: how many generations run at once is the worker's concurrency.
     Proxy variables are honoured, ``~/.netrc`` is not: tokens come from the settings alone.
+    Certificates are read here, once.
+
+    Args:
+        patience: with a peer that does not answer on the way.
     """
 
-    def __init__(self) -> None:
-        context: ssl.SSLContext = httpx2.create_ssl_context()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=_KEEP_ALIVE_S, ssl=context, socket_factory=upstream_socket
-            ),
-            auto_decompress=False,  # httpx2 does
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            timeout=aiohttp.ClientTimeout(total=None),
-        )
+    def __init__(self, patience: Patience = PATIENCE) -> None:
+        context = tls_context()
+        self._session = open_session(patience, context, is_pool=True)
+        self._once = open_session(patience, context, is_pool=False)
         self._proxies = urllib.request.getproxies()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -310,7 +325,7 @@ class Transport(httpx2.AsyncBaseTransport):
             body = to_json({**from_json(body), **told.more_fields})
             headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
         try:
-            upstream = await self._session.request(
+            upstream = await self._sent(
                 request.method,
                 # httpx2 has made a header of the address's user and password already.
                 yarl.URL(str(request.url.copy_with(userinfo=b"")), encoded=True),
@@ -320,7 +335,13 @@ class Transport(httpx2.AsyncBaseTransport):
                 proxy=self._proxy(request.url),
                 timeout=aiohttp.ClientTimeout(sock_connect=limits.get("connect"), sock_read=limits.get("read")),
             )
-        except _OF_THE_WIRE as error:
+        except FloodError as error:
+            raise UpstreamError(UpstreamFacts(str(error), error_type="generation")) from error
+        except (*_OF_THE_WIRE, RuntimeError, MemoryError) as error:
+            if lack := lack_of(error):
+                raise UpstreamError(UpstreamFacts(lack, error_type=LACK)) from error
+            if not isinstance(error, _OF_THE_WIRE):
+                raise
             raise _as_httpx2(error, request) from error
         answer = _Body(upstream, _MOST_UNASKED_BYTES if told is None else told.most_bytes)
         return _Response(
@@ -335,9 +356,26 @@ class Transport(httpx2.AsyncBaseTransport):
             },
         )
 
+    async def _sent(self, *where: Any, **options: Any) -> aiohttp.ClientResponse:
+        """The answer's head; where a connection of an earlier call was found closed, by way of a fresh one."""
+        with sending() as request:
+            try:
+                return await self._session.request(*where, **options)
+            except _OF_THE_WIRE as error:
+                if not request.is_stale(error):
+                    raise
+                stale = error
+        try:
+            return await self._once.request(*where, **options)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            if lack_of(error):
+                raise
+            # Nobody is there now.  What is known is that a connection broke with a call on it: that may have been
+            # its cause, and where nobody was reached none is.
+            raise stale from error
+
     def _proxy(self, url: httpx2.URL) -> str | None:
-        proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
-        return None if proxy is None or urllib.request.proxy_bypass(url.host) else proxy
+        return proxy_for(url.scheme, url.host, url.port, self._proxies)
 
     async def aclose(self) -> None:
         """A client over this transport was closed; the transport stays."""
@@ -345,6 +383,7 @@ class Transport(httpx2.AsyncBaseTransport):
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
+        await self._once.close()
 
 
 def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) -> UpstreamFacts:
@@ -362,12 +401,11 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
         message = words or message
     if "<html" in text[:500].lower():
         message = ""
-    retry_after = headers.get("retry-after", "").strip()
     return UpstreamFacts(
         message=message or f"HTTP {status} {reason}".strip(),
         status=status,
         error_type=error_type if isinstance(error_type, str) else None,
-        retry_after_s=float(retry_after) if retry_after.isdecimal() else None,
+        retry_after_s=retry_after_s(headers, time.time()),
     )
 
 
@@ -405,9 +443,9 @@ async def _beginning(body: _Body) -> bytes:
     return bytes(found[:_ERROR_BODY_LIMIT_BYTES])
 
 
-def open_transport() -> Transport:
+def open_transport(patience: Patience = PATIENCE) -> Transport:
     """Make the worker's transport and have huggingface_hub use it; whoever opened it closes it."""
-    transport = Transport()
+    transport = Transport(patience)
 
     def light_client() -> httpx2.AsyncClient:
         return httpx2.AsyncClient(

@@ -5,11 +5,11 @@ Every error of the client or of a server leaves here as
 """
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -21,9 +21,10 @@ from genqueue.address import secrets_of, without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.admission import Admission
+from genqueue_worker.connections import lack_of
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.metrics import CallMeter
-from genqueue_worker.policy import OF_THE_ADDRESS, Fault, UpstreamFacts, error_class, fault_of, shown
+from genqueue_worker.policy import LACK, OF_THE_ADDRESS, Fault, UpstreamFacts, error_class, fault_of, shown
 from genqueue_worker.serverless import check_provider, examine
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -38,8 +39,12 @@ _LOOK_EVERY_S = 5.0
 """At servers that nothing is asked of."""
 _ROUTE = re.compile(r"/*(/generate(_stream)?|/v1(/chat/completions|/completions)?)?/*$")
 """What an address may end with beside where its server is, which has ``/health``."""
+_UNANSWERED = 2
+"""So many questions in a row, and a server that runs calls is gone, or frozen."""
 _PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
+NOT_ASKED = 0
+"""In place of a status: this host lacks what a question needs, which says nothing of the server."""
 _SCALE_UP_S = 600
 """How long a proxy of Inference Endpoints is asked to hold a request while its endpoint wakes."""
 
@@ -48,20 +53,21 @@ class Silence:
     """Ends a block of code with UpstreamError once its server has said nothing for too long.
 
     A timeout that each token pushed back would cost more than the token: this one looks only
-    when it might be due.  ``meter`` is told when the server says something: a token, or words, and not what only
-    keeps the connection open.
+    when it might be due.  ``meter`` and ``endpoint`` are told when the server says something: a token, or words, and
+    not what only keeps the connection open.
 
     Attributes:
         first_s: seconds until it first said something; None if it has not.
     """
 
-    def __init__(self, first_token_s: float, between_tokens_s: float, meter: CallMeter) -> None:
+    def __init__(self, first_token_s: float, between_tokens_s: float, meter: CallMeter, endpoint: Endpoint) -> None:
         self._first_s = first_token_s
         self._between_s = between_tokens_s
         self.first_s: float | None = None
         self._heard_s: float | None = None
         self._began_s = 0.0
         self._meter = meter
+        self._endpoint = endpoint
         self._is_paused = False
         self._loop = asyncio.get_running_loop()
         self._due: asyncio.TimerHandle | None = None
@@ -91,7 +97,9 @@ class Silence:
     def heard(self) -> None:
         """The server said a token."""
         before_s, self._heard_s = self._heard_s, self._loop.time()
+        self._endpoint.heard_s = self._heard_s
         if before_s is None:
+            self._endpoint.took(self._began_s, self._heard_s)
             self.first_s = self._heard_s - self._began_s
             self._meter.first_chunk.observe(self.first_s)
             self._arm(self._heard_s + self._between_s)
@@ -246,6 +254,7 @@ class Upstream:
             try:
                 async with self.client() as client:
                     answer = await make(client, endpoint)
+                endpoint.took(began_s, loop.time())
                 endpoint.succeeded(began_s)
                 ended_with = ""
                 return answer
@@ -278,29 +287,35 @@ class Upstream:
 
     async def watch(self) -> None:
         """See what is there, then probe what is down until it is back, for as long as the engine lives."""
-        await self._look_after_the_idle()
+        await self._look_after_all()
         if self.settings.api_type == "serverless_inference_api":
             endpoint, params = self.endpoints[0], self.settings.api_params
             endpoint.trouble = await examine(self.name, params, self.token)
             self._on_change()
+        loop = asyncio.get_running_loop()
+        next_look_s = loop.time() + _LOOK_EVERY_S
         while True:
-            try:
-                async with asyncio.timeout(_LOOK_EVERY_S):
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(next_look_s):
                     await self._went_down.wait()
-            except TimeoutError:
-                await self._look_after_the_idle()
-                continue
-            await asyncio.sleep(_PROBE_EVERY_S)
-            down = [endpoint for endpoint in self.endpoints if endpoint.is_down]
-            answers = [is_answer(status) for status in await asyncio.gather(*map(self._health, down))]
-            for endpoint, answered in zip(down, answers, strict=True):
-                if answered:
-                    logger.info("%s: %s is back", self.name, endpoint.address)
-                    endpoint.came_back()
-            if any(answers):
-                self._on_change()
-            if not any(endpoint.is_down for endpoint in self.endpoints):
-                self._went_down.clear()
+            if self._went_down.is_set():
+                await asyncio.sleep(_PROBE_EVERY_S)
+                await self._probe_the_down()
+            if loop.time() >= next_look_s:
+                await self._look_after_all()
+                next_look_s = loop.time() + _LOOK_EVERY_S
+
+    async def _probe_the_down(self) -> None:
+        down = [endpoint for endpoint in self.endpoints if endpoint.is_down]
+        answers = [is_answer(status) for status in await asyncio.gather(*map(self._health, down))]
+        for endpoint, answered in zip(down, answers, strict=True):
+            if answered:
+                logger.info("%s: %s is back", self.name, endpoint.address)
+                endpoint.came_back()
+        if any(answers):
+            self._on_change()
+        if not any(endpoint.is_down for endpoint in self.endpoints):
+            self._went_down.clear()
 
     async def _told_apart(self, endpoint: Endpoint, facts: UpstreamFacts) -> UpstreamFacts:
         """The facts, and whether a refusal that might be the address's is what was asked's."""
@@ -312,7 +327,7 @@ class Upstream:
     async def _judge(self, endpoint: Endpoint, facts: UpstreamFacts, began_s: float) -> UpstreamFacts:
         """Draw the consequences of a failed call for its server; whether it is down is added to the facts."""
         now_s = asyncio.get_running_loop().time()
-        trouble = facts.message if facts.was_unreached else shown(facts)
+        trouble = facts.message if facts.was_unreached or facts.error_type == LACK else shown(facts)
         is_down = False
         if facts.was_unreached and endpoint.url is not None:
             self._down(endpoint, trouble)
@@ -341,17 +356,36 @@ class Upstream:
             logger.warning("%s: %s refuses whatever it is asked", self.name, endpoint.address)
             self._on_change()
 
-    async def _look_after_the_idle(self) -> None:
+    async def _look_after_all(self) -> None:
         """Find out which servers are down that no call tells of; what is not self-hosted may cost money to ask."""
         if self.settings.api_type == "text_generation_inference":
-            idle = [endpoint for endpoint in self.endpoints if not endpoint.running]
-            await asyncio.gather(*(self._look_after(endpoint) for endpoint in idle))
+            looks = [self._look_after_busy if endpoint.running else self._look_after for endpoint in self.endpoints]
+            await asyncio.gather(*(look(endpoint) for look, endpoint in zip(looks, self.endpoints, strict=True)))
+
+    async def _look_after_busy(self, endpoint: Endpoint) -> None:
+        """Find out whether a server that runs calls is gone, whose kernel may never say so.
+
+        One that computes may be slow to answer: a token counts as much, and one silence is none.
+        """
+        if endpoint.url is None or endpoint.is_down or endpoint.is_waking:
+            return
+        asked_s = asyncio.get_running_loop().time()
+        status = await self._probe(endpoint)
+        if status == NOT_ASKED:
+            return
+        if is_answer(status) or endpoint.heard_s >= asked_s:
+            endpoint.unanswered = 0
+            return
+        endpoint.unanswered += 1
+        if endpoint.unanswered >= _UNANSWERED:
+            self._down(endpoint, endpoint.trouble or "no token, and no answer to /health, while it runs calls")
 
     async def _look_after(self, endpoint: Endpoint) -> None:
         """Find out whether a server is down; however many calls it failed, it is asked once."""
         if endpoint.url is None or endpoint.is_down or endpoint.is_waking:
             return
-        if not is_answer(await self._probe(endpoint)):
+        status = await self._probe(endpoint)
+        if status != NOT_ASKED and not is_answer(status):
             self._down(endpoint, endpoint.trouble or "no answer to /health")
 
     def _down(self, endpoint: Endpoint, trouble: str) -> None:
@@ -369,7 +403,8 @@ class Upstream:
         """As :meth:`_health`; who comes while it is asked, or gives up, shares the answer with the others."""
         probe = self._probes.get(endpoint)
         if probe is None:
-            probe = self._probes[endpoint] = asyncio.create_task(self._health(endpoint))
+            # In no call's context: whoever fails first asks for all.
+            probe = self._probes[endpoint] = asyncio.create_task(self._health(endpoint), context=Context())
             probe.add_done_callback(lambda _: self._probes.pop(endpoint))
         return await asyncio.shield(probe)
 
@@ -378,7 +413,7 @@ class Upstream:
         if endpoint.is_waking:
             return
         endpoint.is_waking = True
-        self._wakings[endpoint] = asyncio.create_task(self._wake(endpoint))
+        self._wakings[endpoint] = asyncio.create_task(self._wake(endpoint), context=Context())
         self._on_change()
 
     async def _wake(self, endpoint: Endpoint) -> None:
@@ -403,7 +438,7 @@ class Upstream:
             self._on_change()
 
     async def _health(self, endpoint: Endpoint, held_s: int = 0) -> int | None:
-        """The status that ``/health`` is answered with; None without an answer.
+        """The status that ``/health`` is answered with; None without an answer, NOT_ASKED for want of our own.
 
         Args:
             endpoint: whose.
@@ -415,7 +450,7 @@ class Upstream:
             async with asyncio.timeout(_PROBE_TIMEOUT_S + held_s), get_async_session() as session:
                 answer = await session.get(_ROUTE.sub("/health", endpoint.url, count=1), headers=headers)
         except UpstreamError as error:  # any status from 300 on
-            return error.facts.status
+            return NOT_ASKED if error.facts.error_type == LACK else error.facts.status
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, ValueError):
             return None  # the last two: of an address that cannot be asked, which a call will say
         return int(answer.status_code)
@@ -423,7 +458,7 @@ class Upstream:
 
 def is_answer(status: int | None) -> bool:
     """Whether a server that answered ``/health`` so can be called; one that has no such route can."""
-    return status is not None and status < 500
+    return status is not None and status != NOT_ASKED and status < 500
 
 
 def _token(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:
@@ -462,7 +497,13 @@ def without(secrets: Iterable[str], facts: UpstreamFacts) -> UpstreamFacts:
 
 
 def facts_of(error: BaseException) -> UpstreamFacts | None:
-    """The facts of an exception of huggingface_hub or its transport; None of one that is a defect."""
+    """The facts of an exception of huggingface_hub or its transport; None of one that is a defect.
+
+    What an answer says is read by :mod:`genqueue_worker.native`, :mod:`genqueue_worker.chats` and
+    :mod:`genqueue_worker.completions`, which know what they cannot read: any other TypeError is ours.
+    """
+    if lack := lack_of(error):  # huggingface_hub looks for a token of its own in a file, at each call
+        return UpstreamFacts(lack, error_type=LACK)
     match error:
         case InferenceTimeoutError() if isinstance(error.__cause__, httpx2.ConnectTimeout):
             return _unreached(error.__cause__)
@@ -470,22 +511,13 @@ def facts_of(error: BaseException) -> UpstreamFacts | None:
             return _unreached(error)
         case InferenceTimeoutError() | httpx2.TimeoutException():
             return UpstreamFacts(f"the server fell silent: {type(error).__name__}", error_type="timeout")
-        case json.JSONDecodeError():
-            return UpstreamFacts("the stream is no JSON", error_type="generation")
         case httpx2.HTTPError() | OSError():
             return UpstreamFacts(f"the way to the server failed: {_words(error)}", error_type="transport")
         case UnicodeError():  # a header of the settings, a byte of the answer: not the caller's
             return UpstreamFacts(f"the call could not be encoded: {type(error).__name__}", error_type="generation")
         case HfHubHTTPError() | httpx2.StreamError() | ValueError():
             return UpstreamFacts(str(error), error_type="validation")  # huggingface_hub refuses to make the call
-        case AttributeError() | KeyError() | TypeError():  # huggingface_hub takes any JSON for an event
-            return no_answer()
     return None
-
-
-def no_answer() -> UpstreamFacts:
-    """Of a server that says what no model server would."""
-    return UpstreamFacts("the server's answer is none of TGI's", error_type="generation")
 
 
 def _words(error: BaseException) -> str:
