@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import aiohttp
+import celery
+import huggingface_hub
 import redis
 import typer
 from rich.table import Table
@@ -236,7 +238,7 @@ def bench(
     taken, faults = measure(wanted, rounds, tokens, generations, against)
     table = lines(taken, len(faults))
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
-        f"{name} {version(name)}" for name in ("celery", "redis", "huggingface_hub", "aiohttp")
+        f"{package.__name__} {package.__version__}" for package in (celery, redis, huggingface_hub, aiohttp)
     )
     show(f"genqueue bench ({machine}): {time.monotonic() - began_s:.0f} s, medians of {rounds} rounds", table)
     for words in [*sorted(set(faults))[:10], *warnings(table)]:

@@ -17,6 +17,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
+# Its children need these: a missing one is said before anything is started.
+import aiohttp  # noqa: F401
+import celery  # noqa: F401
 import redis
 import typer
 
