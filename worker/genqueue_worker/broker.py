@@ -37,7 +37,7 @@ from genqueue.keys import QUEUE_PREFIX, names_a_generation
 from genqueue.messages import TASK_NAME
 from genqueue.settings import load_settings
 from genqueue_worker.health import Pulse
-from genqueue_worker.resources import is_lack
+from genqueue_worker.resources import lack_of
 
 logger = logging.getLogger(__name__)
 
@@ -335,11 +335,11 @@ class Consumer(consumer.Consumer):
             try:
                 super().start(parent)
             except Exception as error:
-                if not is_lack(error):
+                if not (lack := lack_of(error)):
                     raise
                 # Celery would end the worker for want of a descriptor; in a second there may be one.
                 time.sleep(_LACK_REST_S)
-                raise ConnectionError(f"this host lacks what it needs: {type(error).__name__}") from None
+                raise ConnectionError(lack) from None
 
     _EVENTS_EVERY_S = 0.1
     _BEAT_S = 1.0

@@ -219,39 +219,3 @@ def tls_context() -> ssl.SSLContext:
                 if re.fullmatch(r"[0-9a-fA-F]{8}\.[0-9]+", path.name):
                     context.load_verify_locations(cafile=path)
     return context
-
-
-_LACKS = {
-    errno.EMFILE: "this worker may open no more files (RLIMIT_NOFILE)",
-    errno.ENFILE: "this host may open no more files",
-    errno.ENOMEM: "this host is out of memory",
-    errno.ENOBUFS: "this host is out of memory for connections",
-}
-_UNRESOLVED = {socket.EAI_AGAIN, socket.EAI_MEMORY, getattr(socket, "EAI_SYSTEM", socket.EAI_AGAIN)}
-_NO_THREAD = "can't start new thread"
-
-
-def lack_of(error: BaseException) -> str:
-    """This host's own lack, in words, that ``error`` comes of; "" if it comes of none."""
-    known: BaseException | None = error
-    while known is not None:
-        if isinstance(known, MemoryError):
-            return _LACKS[errno.ENOMEM]
-        if isinstance(known, RuntimeError) and _NO_THREAD in str(known):
-            return "this host starts no more threads"
-        if isinstance(known, socket.gaierror):
-            lack = "" if (trouble := _trouble_to_open()) is None else lack_of(trouble)
-            return lack or ("this host's resolver of names does not answer" if known.errno in _UNRESOLVED else "")
-        if isinstance(known, OSError) and known.errno in _LACKS:
-            return _LACKS[known.errno]
-        known = known.__cause__
-    return ""
-
-
-def _trouble_to_open() -> OSError | None:
-    """Why no file can be opened, which a resolver takes for a name that does not exist; None if one can."""
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error
-    return None

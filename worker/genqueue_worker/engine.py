@@ -69,7 +69,7 @@ from genqueue_worker.policy import (
     is_exhausted,
 )
 from genqueue_worker.report import IGNORED, Report, Show, show_nobody
-from genqueue_worker.resources import is_lack
+from genqueue_worker.resources import lack_of
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
@@ -470,8 +470,8 @@ class Engine:
 
     async def _after_defect(self, work: Work, error: Exception) -> Ended | NotOurs:
         """A defect of ours, or of a library: it is logged with where it was raised, and costs nobody a generation."""
-        if is_lack(error):
-            logger.warning("an attempt is put back, this host lacks what it needs: %s", type(error).__name__)
+        if lack := lack_of(error):
+            logger.warning("an attempt is put back: %s", lack)
             return await self._release(work, _LACK, None)
         work.report.defect(error)
         decision = after_defect(

@@ -25,23 +25,49 @@ _OWN_DESCRIPTORS = 48
 _SPARE_BYTES = 128 * 2**20
 """Of memory, beside the threads' stacks: for requests and texts, and for the threads that others start later."""
 _LACKS = {
-    getattr(errno, name)
-    for name in ("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "ENOSPC", "EDQUOT")
+    getattr(errno, name): words
+    for name, words in {
+        "EMFILE": "this worker may open no more files (RLIMIT_NOFILE)",
+        "ENFILE": "this host may open no more files",
+        "ENOMEM": "this host is out of memory",
+        "ENOBUFS": "this host is out of memory for connections",
+        "ENOSPC": "this host's disk is full",
+        "EDQUOT": "this host's disk is full for this user",
+    }.items()
     if hasattr(errno, name)  # not every system has all
 }
+_UNRESOLVED = {socket.EAI_AGAIN, socket.EAI_MEMORY, getattr(socket, "EAI_SYSTEM", socket.EAI_AGAIN)}
 
 
-def is_lack(error: BaseException | None) -> bool:
-    """Whether an error, or what led to it, is that this host has too little of something: nobody else's fault."""
+def lack_of(error: BaseException) -> str:
+    """This host's own lack, in words, that an error or what led to it is; "" if it is none.
+
+    A lack is nobody else's fault: no endpoint's, and no defect of ours.
+    """
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _LACKS):
-            return True
-        if type(error) is RuntimeError and "can't start new thread" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    known: BaseException | None = error
+    while known is not None and id(known) not in seen:
+        seen.add(id(known))
+        if isinstance(known, MemoryError):
+            return _LACKS[errno.ENOMEM]
+        if type(known) is RuntimeError and "can't start new thread" in str(known):
+            return "this host starts no more threads"
+        if isinstance(known, socket.gaierror):
+            lack = "" if (trouble := _trouble_to_open()) is None else lack_of(trouble)
+            return lack or ("this host's resolver of names does not answer" if known.errno in _UNRESOLVED else "")
+        if isinstance(known, OSError) and known.errno in _LACKS:
+            return _LACKS[known.errno]
+        known = known.__cause__ or known.__context__
+    return ""
+
+
+def _trouble_to_open() -> OSError | None:
+    """Why no file can be opened, which a resolver takes for a name that does not exist; None if one can."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error
+    return None
 
 
 def wanted_descriptors(concurrency: int, in_use: int) -> int:

@@ -34,13 +34,13 @@ from genqueue_worker.connections import (
     PATIENCE,
     FloodError,
     Patience,
-    lack_of,
     open_session,
     sending,
     tls_context,
 )
 from genqueue_worker.event_stream import DONE, EventStream, StreamTooLongError
 from genqueue_worker.policy import LACK, UpstreamFacts
+from genqueue_worker.resources import lack_of
 from genqueue_worker.retry_after import retry_after_s
 from genqueue_worker.server_errors import Form, form_of, no_events, words_of
 
