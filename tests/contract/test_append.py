@@ -190,6 +190,16 @@ def append(registry: Registry, *flushes: Flush, owner: str = "worker-1") -> list
     return answers
 
 
+@pytest.mark.parametrize("forged", ["0.5", "nan", "-3", "x", "1e300"])
+def test_a_flushs_number_that_is_none_counts_as_the_last_whole_one(registry: Registry, forged: str):
+    generation_id = registry.running()
+    registry.raw.hset(keys.generation(generation_id), "flush", forged)
+    assert append(registry, flush(generation_id, 3, ["c"])) == ["behind 0"]
+    assert append(registry, flush(generation_id, 1, ["a"])) == ["ok"]
+    assert append(registry, flush(generation_id, 1, ["a"])) == ["ok"]
+    assert registry.text(generation_id) == "a"
+
+
 @only_real_redis
 def test_what_redis_answered_and_forgot_is_asked_for_again_and_gets_the_same_numbers(registry: Registry):
     generation_id = registry.running()

@@ -27,6 +27,9 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>503</title></head><body>nginx</body
             422, b'{"error":{"message":"nested","type":"invalid","code":1}}', "nested", "invalid", id="openai-nested"
         ),
         pytest.param(422, b'{"error":{"message":"n"},"error_type":"t"}', "n", "t", id="nested-with-tgi-type"),
+        pytest.param(
+            429, b'{"error":{"message":"n","type":"t"},"error_type":null}', "n", "t", id="openai-nested-with-null-type"
+        ),
         pytest.param(400, b'{"error":["one","two"]}', "['one', 'two']", None, id="list"),
         pytest.param(400, b'{"error":"bad","error_type":5}', "bad", None, id="type-is-no-word"),
         pytest.param(

@@ -39,7 +39,9 @@ _RECEIVE_BUFFER_BYTES = 64 * 1024
 class Patience:
     """How long a peer may be silent on the way, whatever it computes; whole seconds.
 
-    A host that is gone answers no probe.  That of a process that is busy or frozen does, so this bounds no generation.
+    A host that is gone answers no probe.  That of a process that is busy or frozen does, so this bounds no generation
+    whose request was read.  Linux also gives up a request of which a part lies unread for ``unheard_s``: one that is
+    larger than the buffers on its way, at a process that reads nothing for so long.
 
     Attributes:
         idle_s: without a byte, then the kernel asks whether the peer is there.

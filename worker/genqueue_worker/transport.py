@@ -397,7 +397,7 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
     if isinstance(parsed, dict):
         error = parsed.get("error") or parsed
         words, error_type = words_of(error if isinstance(error, dict) else {"message": error})
-        error_type = parsed.get("error_type", error_type)
+        error_type = parsed.get("error_type") or error_type
         message = words or message
     if "<html" in text[:500].lower():
         message = ""

@@ -385,7 +385,11 @@ class Upstream:
         if endpoint.url is None or endpoint.is_down or endpoint.is_waking:
             return
         status = await self._probe(endpoint)
-        if status != NOT_ASKED and not is_answer(status):
+        if status == NOT_ASKED:
+            return
+        if is_answer(status):
+            endpoint.unanswered = 0
+        else:
             self._down(endpoint, endpoint.trouble or "no answer to /health")
 
     def _down(self, endpoint: Endpoint, trouble: str) -> None:

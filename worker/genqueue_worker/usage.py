@@ -2,8 +2,8 @@
 
 Pure.  A continued attempt is sent the earlier text as a part of its prompt, so its server counts that text among the
 prompt's tokens.  How many tokens that is, is known where servers name each token.  Where they stream deltas, a delta
-is one token or several: the last attempt shows which, if its server counted it.  What is not known is None, never a
-guess.
+is one token or several: the last attempt shows which, if its server counted it.  A total that mixes tokens and deltas
+is None.  Where no server counts, tokens or deltas are counted as they came.
 """
 
 from dataclasses import dataclass

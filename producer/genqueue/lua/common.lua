@@ -105,13 +105,13 @@ end
 -- 'ok' ('behind N': N is the last that is known). Without an owner neither is looked at.
 local function fenced(newest, attempt, holder, owner, number, flushed)
   if newest ~= attempt or (owner ~= '' and holder ~= owner) then return 'superseded' end
-  if owner ~= '' and number > (tonumber(flushed) or 0) + 1 then return 'behind ' .. (tonumber(flushed) or 0) end
+  if owner ~= '' and number > count(flushed) + 1 then return 'behind ' .. count(flushed) end
 end
 
 -- Whether a flush came before: its answer was lost on the way, or Redis forgot it and its writer wrote it again.
 -- Flushes are numbered from 1 on; 0 is none.
 local function is_written(number, flushed)
-  return number > 0 and number <= (tonumber(flushed) or 0)
+  return number > 0 and number <= count(flushed)
 end
 
 -- For a sorted set: whole milliseconds, which a double holds exactly.
