@@ -51,7 +51,11 @@ _HARMLESS = _words(
 _NO_TEMPLATE_KWARGS = frozenset({"chat_template", "tokenize", "tools", "messages", "conversation"})
 """Of ``chat_template_kwargs``: what would replace the template, which is a program, or what it is given."""
 _IS_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_IN_SCHEMAS = frozenset({"$id", "$schema", "id"})
+_FORMS = frozenset(
+    {"$id", "$schema", "id", "regex", "guided_regex", "choice", "guided_choice", "grammar", "guided_grammar", "ebnf"}
+    | {"pattern", "const", "enum", "default", "examples", "description", "title", "text"}
+)
+"""Of a form that the answer shall have, and of a document: texts, which nobody fetches even if they are addresses."""
 _IS_DATA_URI = re.compile(
     r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(?:;base64)?,[\w+/=.%~-]*", re.ASCII | re.IGNORECASE
 )
@@ -80,16 +84,17 @@ def refused(extra_body: Mapping[str, Any], own: Mapping[str, Any], allowed: Coll
             found.append(name)
         elif name == "chat_template_kwargs" and isinstance(value, Mapping):
             found += [f"{name}.{key}" for key in value if key in _NO_TEMPLATE_KWARGS]
-        found += _addresses(value, name) if name in PICKS_TOKENS or name in _HARMLESS else []
+        if name in PICKS_TOKENS or name in _HARMLESS:
+            found += _addresses({name: value})
     return found
 
 
-def _addresses(value: Any, place: str) -> Iterator[str]:
-    """Where a value holds an address; a text that is one by itself, and no name of a JSON schema."""
+def _addresses(value: Any, place: str = "") -> Iterator[str]:
+    """Where a value holds an address: a text that is one by itself, and no part of a form."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            if key not in _IN_SCHEMAS:
-                yield from _addresses(inner, f"{place}.{key}")
+            if key not in _FORMS or isinstance(inner, Mapping):  # or it names a property
+                yield from _addresses(inner, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             yield from _addresses(inner, f"{place}.{number}")

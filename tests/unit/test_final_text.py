@@ -19,6 +19,9 @@ from genqueue_worker.final_text import AGREED, Check, check, told
         pytest.param("one two###", " one two###", {"stops": ["###"]}, id="or-is-there"),
         pytest.param("one two", "one two</s>", {"specials": {"</s>"}}, id="a-special-token-is-spelt"),
         pytest.param("one two", "<s> one two</s>", {"specials": {"</s>", "<s>"}}, id="several-are"),
+        pytest.param("one two", "one two###", {"stops": ["###"]}, id="a-stop-sequence-that-was-not-streamed"),
+        pytest.param("one two", "one two</s>", {}, id="a-special-token-that-was-not-streamed"),
+        pytest.param("one two", "one two<|im_end|>\n", {}, id="and-another"),
         pytest.param("one two", "What? one two", {"prompt": "What?"}, id="the-prompt-is-there"),
     ],
 )

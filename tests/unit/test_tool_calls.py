@@ -156,6 +156,7 @@ def taken(pieces, offered=(), *, is_cut=False):
         pytest.param(
             [tc(None, "f", index=0, id="a"), tc(None, "g", index=1, id="b")], [("f", "{}"), ("g", "{}")], id="none"
         ),
+        pytest.param([tc('{"x":1}', index=0, id="a"), tc("", "f", index=0)], [F], id="the-name-comes-last"),
         pytest.param([{"index": 0}, tc('{"x":1}', "f", index=0, id="a")], [F], id="an-empty-piece-first"),
         pytest.param(
             [tc('{"x":', "f", id="a"), tc('{"x":2}', "g", id="b")], [("f", '{"x":'), G], id="one-that-broke-off"

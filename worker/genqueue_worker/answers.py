@@ -151,10 +151,18 @@ def said_in(choice: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"content": said}
     if type(said) is not dict:
         raise TypeError(f"a delta is {type(said).__name__}")
-    if "content" not in said:
+    if not said.get("content"):
         found = said.get("text") or choice.get("text")
         return said if found is None else {**said, "content": found}
     return said
+
+
+def whole_beside(choice: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The ``message`` that stands beside a ``delta`` without content: a gateway's copy of the whole answer."""
+    delta, message = choice.get("delta"), choice.get("message")
+    if type(delta) is not dict or type(message) is not dict:
+        return None
+    return None if any(value for name, value in delta.items() if name != "role") else message
 
 
 def number(value: Any) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genqueue.chat import REASONING_FIELD
-from genqueue_worker.answers import content_of, encodable, first_choice, number, said_in, text, word
+from genqueue_worker.answers import content_of, encodable, first_choice, number, said_in, text, whole_beside, word
 from genqueue_worker.tool_calls import Piece, read_piece
 
 _REASONING = (REASONING_FIELD, "reasoning")
@@ -36,6 +36,7 @@ class Said:
         content: with the refusal, which is text too.
         reasoning_field: the server's word for it.
         unread: names of what it holds where a text may be, if it says nothing that we know.
+        is_copy: whether it is the whole answer beside an event that adds nothing: void where something came before.
     """
 
     usage: Mapping[str, Any] | None
@@ -48,6 +49,7 @@ class Said:
     logprobs: Sequence[dict[str, Any]] = ()
     finish_reason: str | None = None
     unread: Set[str] = frozenset()
+    is_copy: bool = False
 
 
 def plain_text(event: Any) -> str | None:
@@ -95,7 +97,9 @@ def read_event(event: Mapping[str, Any]) -> Said:
         if "choices" not in event and usage is None:
             said.unread = _unread(event, _OF_AN_EVENT)
         return said
-    delta = said_in(choice)
+    whole = whole_beside(choice)
+    said.is_copy = whole is not None
+    delta = said_in(choice if whole is None else {**choice, "delta": whole})
     said.is_of_this_answer = True
     said.finish_reason = word(choice.get("finish_reason"))
     said.content, said.reasoning = content_of(delta.get("content"))

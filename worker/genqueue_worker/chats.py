@@ -194,6 +194,8 @@ class ChatAnswer:
         self.usage = said.usage or self.usage
         if said.unread and not self._came:
             self._unread |= said.unread
+        if said.is_copy and self._came:
+            said = Said(said.usage, said.is_of_this_answer, finish_reason=said.finish_reason)
         if said.is_of_this_answer:
             self._push(said)
 
@@ -226,5 +228,8 @@ class ChatAnswer:
     def _end(self) -> None:
         """The last word was said; some servers say no other."""
         self._is_done = True
-        if self._finish_reason is None and (last := self._calls.close(is_cut=self._is_cut)):
-            self._sink.push_delta("", "", last)
+        if self._finish_reason is None:
+            content, reasoning = (half.rest() for half in self._halves)
+            last = self._calls.close(is_cut=self._is_cut)
+            if content or reasoning or last:
+                self._sink.push_delta(content, reasoning, last)

@@ -5,6 +5,7 @@ must be the result.  The other text is kept beside it, so that whoever doubts th
 in without a contradiction: white space at either end, special tokens, a stop sequence, the prompt in front.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ class Check:
 
 
 AGREED = Check()
+_SPECIALS = re.compile(r"(\s*(</s>|<\|[^<>|]{1,60}\|>|<｜[^<>｜]{1,60}｜>|<eos>|<end_of_turn>))+")
+"""As Llama, Mistral, Qwen, Gemma and DeepSeek spell them."""
 
 
 def check(
@@ -47,7 +50,8 @@ def check(
     for form in forms:
         for begun, text in ((streamed, form), (streamed.lstrip(), form.lstrip())):
             if text.startswith(begun):
-                return Check(missing=text[len(begun) :])
+                missing = text[len(begun) :]
+                return AGREED if _is_no_text(missing.strip(), stops) else Check(missing=missing)
     same = next(
         (place for place, (one, other) in enumerate(zip(streamed, whole, strict=False)) if one != other),
         min(len(streamed), len(whole)),
@@ -79,6 +83,11 @@ def _forms(whole: str, prompt: str, specials: Collection[str]) -> Iterator[str]:
         yield bare
     if prompt and bare.startswith(prompt):
         yield bare[len(prompt) :]
+
+
+def _is_no_text(missing: str, stops: Collection[str]) -> bool:
+    """Whether it is a stop sequence or its beginning, or special tokens that were not streamed."""
+    return any(stop.strip().startswith(missing) for stop in stops) or _SPECIALS.fullmatch(missing) is not None
 
 
 def _is_stopped(streamed: str, whole: str, stops: Collection[str]) -> bool:

@@ -127,14 +127,20 @@ def in_stream_error(error: object, error_type: object = None) -> UpstreamFacts:
     """The facts of an error, its words or an object, in an answer that HTTP calls a success."""
     said = error if isinstance(error, Mapping) else {"message": error}
     words, inner_type = words_of(said)
-    status = said.get("code", said.get("http_status_code", said.get("status")))
-    if isinstance(status, str) and status.isascii() and status.isdecimal():
-        status = int(status[:4])
+    statuses = (_status(said.get(name)) for name in ("code", "http_status_code", "status"))
     return UpstreamFacts(
         message=words or "the server reports an error without words",
-        status=integer(status, 999),
+        status=next((status for status in statuses if status is not None), None),
         error_type=word(error_type) or inner_type,
     )
+
+
+def _status(value: object) -> int | None:
+    """An HTTP status, as a number or spelt; None for every other code."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        value = int(value[:4])
+    status = integer(value, 599)
+    return status if status is not None and status >= 100 else None
 
 
 def words_of(said: Mapping[str, Any]) -> tuple[str | None, str | None]:

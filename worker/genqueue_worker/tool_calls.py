@@ -142,7 +142,7 @@ class ToolCalls:
         is_object = arguments.lstrip().startswith("{")
         if not call.is_whole:
             return call if call_id or not name or self._goes_on(call, name) else None
-        if name and name != call.name:
+        if name and call.name and name != call.name:
             return None
         if name and is_object and not (call_id and call.is_said_again_by(arguments)):
             return None

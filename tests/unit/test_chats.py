@@ -1,0 +1,75 @@
+"""The text of one chat, whatever shape its events have."""
+
+import json
+from typing import Any
+
+import pytest
+
+from genqueue_worker.chats import ChatAnswer
+from genqueue_worker.server_errors import error_in
+
+DONE = b"[DONE]"
+
+
+class Heard:
+    """Takes what a stream brings."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def push_delta(self, text: str, reasoning: str = "", tool_calls: Any = ()) -> None:
+        self.texts.append(text)
+
+    def keep(self, size_bytes: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def choice(**fields: Any) -> bytes:
+    return json.dumps({"choices": [{"index": 0, "finish_reason": None, **fields}]}).encode()
+
+
+WHOLE = {"role": "assistant", "content": "hi you"}
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param(
+            [choice(delta={"content": "hi "}), choice(delta={"content": "you"}), choice(delta={}, message=WHOLE), DONE],
+            "hi you",
+            id="the-last-event-repeats-the-whole-answer",
+        ),
+        pytest.param(
+            [choice(delta={"content": ""}, message=WHOLE, finish_reason="stop"), DONE], "hi you", id="a-void-delta"
+        ),
+        pytest.param([choice(delta={"content": None}, text="hi you"), DONE], "hi you", id="a-null-beside-a-text"),
+        pytest.param([choice(delta=None, message=WHOLE), DONE], "hi you", id="a-null-for-a-delta"),
+        pytest.param(
+            [choice(message={"content": "hi "}), choice(message={"content": "you"}), DONE], "hi you", id="message"
+        ),
+        pytest.param([choice(delta={"content": "hi\ud83d"}), DONE], "hi\ud83d", id="half-a-character-at-the-end"),
+    ],
+)
+def test_the_text_is_there_once(events, expected):
+    heard = Heard()
+    answer = ChatAnswer(heard, 50)
+    for event in events:
+        answer.take(event)
+    assert ("".join(heard.texts), answer.is_complete, answer.lack) == (expected, True, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"code": "rate_limit_exceeded", "message": "m", "status": 429}, 429),
+        ({"code": 503, "message": "m"}, 503),
+        ({"code": "429", "message": "m"}, 429),
+        ({"code": 7, "message": "m", "http_status_code": 400}, 400),
+        ({"code": None, "message": "m"}, None),
+    ],
+)
+def test_an_errors_status_is_the_first_code_that_is_one(error, status):
+    assert error_in({"error": error}).status == status
