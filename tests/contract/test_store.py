@@ -36,9 +36,9 @@ def test_an_answer_of_redis_that_is_an_error_is_ours(registry):
 
 
 def test_an_error_inside_a_script_is_ours(registry):
-    registry.raw.set(keys.generation("g"), "no hash", ex=60)
+    registry.raw.set(keys.waiting("default"), "no sorted set", ex=60)
     with pytest.raises(StoreError, match="Redis refused"):
-        registry.claim("g")
+        registry.submit()
 
 
 @pytest.fixture(scope="module")

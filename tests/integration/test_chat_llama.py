@@ -161,6 +161,5 @@ def test_killed_in_mid_answer_another_worker_ends_it(fleet, read, eventually, ge
     if event == "resumed":
         assert text.startswith(before)
         assert not text[len(before) :].strip().startswith(before[:20])
-        assert meta["usage"]["completion_tokens"] == pytest.approx(
-            200, abs=2
-        )  # cut and joined, some words are other tokens
+        # Its deltas are not always one token each: then nobody can know.  Cut and joined, some words are other tokens.
+        assert meta["usage"]["completion_tokens"] in {None, *range(198, 203)}
