@@ -37,6 +37,9 @@ _AT_ONCE = 32
 _BEHIND = 5
 _THREADS = 256
 _STORM_ENDS_WITHIN_S = 30.0
+_ONCE_MORE_S = 60.0
+"""For what runs again at the end of a run, because Redis forgot that it had ended."""
+_LOOK_EVERY_S = 0.2
 T = TypeVar("T")
 
 
@@ -302,7 +305,7 @@ class Company:
         if not trace.generation_id:
             return
         try:
-            record = await store.run(registry.read_record(trace.generation_id))
+            record = await _ended(store, trace.generation_id)
         except GenerationNotFoundError:
             trace.is_gone, trace.finish_reason = True, "forgotten"
             trace.gone_s.append((trace.accepted_s, time.time()))
@@ -367,3 +370,13 @@ def _on_our_clock(log: list[Event], clock: Clock, after_s: float) -> list[Event]
             event = event.model_copy(update={"at": after_s})
         moved.append(event)
     return moved
+
+
+async def _ended(store: AsyncStore, generation_id: str) -> registry.Record:
+    """Its record, once it has ended: where Redis forgot an end that a reader was told, it runs once more."""
+    until_s = time.monotonic() + _ONCE_MORE_S
+    while True:
+        record = await store.run(registry.read_record(generation_id))
+        if record.state.is_final or time.monotonic() > until_s:
+            return record
+        await asyncio.sleep(_LOOK_EVERY_S)
