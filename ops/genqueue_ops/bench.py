@@ -58,7 +58,7 @@ Taken = dict[str, list[Sample]]
 def in_turns(
     found: dict[str, Contestant], names: tuple[str, ...], rounds: int, take: Callable[[Contestant], Sample]
 ) -> Taken:
-    """What each of ``names``, and the other checkout if there is one, takes each round; every other one backwards."""
+    """Measure each of ``names``, and the other checkout if there is one, in each round; every other round backwards."""
     taking = [found[name] for name in (*names, "before") if name in found]
     taken: Taken = {contestant.name: [] for contestant in taking}
     for number in range(rounds):
@@ -68,7 +68,7 @@ def in_turns(
 
 
 def memory(contestant: Contestant, generations: int) -> Sample:
-    """What short generations with prompts of 2 KB leave behind, in the worker and in Redis."""
+    """Measure the memory that short generations with prompts of 2 KB leave behind, in the worker and in Redis."""
     queue = contestant.queue
     assert queue is not None
     contestant.run(_short(generations // 4))

@@ -66,7 +66,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a load.
+    """The outcome of a load.
 
     Attributes:
         wall_s: from the first call to the last end.

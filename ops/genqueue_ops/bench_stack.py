@@ -30,7 +30,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 Sample = dict[str, float]
-"""What one load took, by the names that :mod:`genqueue_ops.bench_verdict` knows."""
+"""The figures of one load, by the names that :mod:`genqueue_ops.bench_verdict` knows."""
 
 
 def cpu_s(pid: int) -> float:

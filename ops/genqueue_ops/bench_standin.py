@@ -56,7 +56,7 @@ def read_request(body: bytes, *, is_chat: bool) -> Asked:
 
 
 class Transport(Protocol):
-    """What is needed of asyncio's transports; uvloop's are none by their class."""
+    """The part of asyncio's transports that is used here; uvloop's are none by their class."""
 
     def write(self, data: bytes) -> None:
         """Send it, now or when the client reads again."""
@@ -66,7 +66,7 @@ class Transport(Protocol):
 
 
 class Timer(Protocol):
-    """What is needed of an event loop."""
+    """The part of an event loop that is used here."""
 
     def time(self) -> float:
         """Its clock."""

@@ -1,4 +1,4 @@
-"""What the benchmark holds: each figure as a ratio to a control of the same run.
+"""The benchmark's limits: each figure as a ratio to a control of the same run.
 
 Pure.  A machine that is twice as fast, or shared with others, moves a figure and its control alike, so
 no limit is a time.  A ratio is taken within each round, and the median of the rounds is held;
@@ -18,7 +18,7 @@ Samples = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 class Part(StrEnum):
-    """What can be measured by itself."""
+    """A part that can be measured by itself."""
 
     STREAMS = "streams"
     CHATS = "chats"
@@ -57,7 +57,7 @@ class Measure:
 
 
 def _first_text(p50: float | None, p95: float | None, control: str = "direct") -> tuple[Measure, Measure]:
-    """What a first text takes beyond the endpoint's own 50 ms."""
+    """The time to a first text beyond the endpoint's own 50 ms."""
     return (
         Measure("first text after the endpoint's 50 ms, p50", "ttft_p50_ms", control, "ttft_p50_ms", p50),
         Measure("first text after the endpoint's 50 ms, p95", "ttft_p95_ms", control, "ttft_p95_ms", p95),
@@ -111,7 +111,7 @@ MEASURES: Mapping[Part, Sequence[Measure]] = {
 }
 
 STANDIN_US = 15.0
-"""What the stand-in may take of a core for a token, read raw, before the benchmark says that it took part itself."""
+"""The stand-in's CPU for a token, read raw, above which the benchmark says that it took part itself."""
 STANDIN = Measure("stand-in's CPU a token, read raw / raw client's", "standin_us", ITSELF, "client_us", 0.4)
 
 
