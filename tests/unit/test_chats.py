@@ -8,23 +8,9 @@ import pytest
 from genqueue_worker.chats import ChatAnswer
 from genqueue_worker.server_errors import error_in
 
+from .heard import Heard
+
 DONE = b"[DONE]"
-
-
-class Heard:
-    """Takes what a stream brings."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def push_delta(self, text: str, reasoning: str = "", tool_calls: Any = ()) -> None:
-        self.texts.append(text)
-
-    def keep(self, size_bytes: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def choice(**fields: Any) -> bytes:

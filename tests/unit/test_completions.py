@@ -7,16 +7,7 @@ import pytest
 from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.transport import UpstreamError
 
-
-class Heard:
-    def __init__(self):
-        self.texts, self.is_closed = [], False
-
-    def push_delta(self, text, reasoning="", tool_calls=()):
-        self.texts.append(text)
-
-    def close(self):
-        self.is_closed = True
+from .heard import Heard
 
 
 def event(text, **choice):

@@ -11,25 +11,9 @@ from genqueue_worker.native import NativeAnswer
 from genqueue_worker.policy import Fault, fault_of
 from genqueue_worker.transport import UpstreamError
 
+from .heard import Heard
+
 RECORDED = Path(__file__).parents[1] / "fixtures" / "tgi"
-
-
-class Heard:
-    """Takes what a stream brings."""
-
-    def __init__(self) -> None:
-        self.pushed: list[tuple[Token, str, list[Token] | None]] = []
-        self.kept_bytes = 0
-        self.is_closed = False
-
-    def push(self, token: Token, text: str, top_tokens: list[Token] | None = None) -> None:
-        self.pushed.append((token, text, top_tokens))
-
-    def keep(self, size_bytes: int) -> None:
-        self.kept_bytes += size_bytes
-
-    def close(self) -> None:
-        self.is_closed = True
 
 
 def event(text: Any = " é", **fields: Any) -> bytes:
