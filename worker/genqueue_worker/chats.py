@@ -12,11 +12,11 @@ from pydantic_core import from_json, to_json
 from genqueue.chat import REASONING_FIELD
 from genqueue.messages import GenerationRequest
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import GIVEN_UP, Halves, encodable, integer, read_json
+from genqueue_worker.answers import GIVEN_UP, Halves, encodable, integer
 from genqueue_worker.chat_events import Said, plain_text, read_event
-from genqueue_worker.event_stream import DONE
+from genqueue_worker.openai_answers import OpenAIAnswer
 from genqueue_worker.policy import UpstreamFacts
-from genqueue_worker.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
+from genqueue_worker.server_errors import UNREADABLE, error_in, trouble, unreadable
 from genqueue_worker.sink import Sink
 from genqueue_worker.tool_calls import ToolCalls, made_up_id
 from genqueue_worker.transport import UpstreamError
@@ -56,7 +56,7 @@ def chat_parameters(generator: GeneratorSettings, request: GenerationRequest) ->
     return {**parameters, **form}
 
 
-class ChatAnswer:
+class ChatAnswer(OpenAIAnswer):
     """The answer to one chat as its events come, or as a whole; what each adds goes to ``sink``.
 
     Args:
@@ -93,18 +93,11 @@ class ChatAnswer:
         self._unread: set[str] = set()
 
     def take(self, data: bytes) -> bool:
-        """Push what one event of the stream adds.
-
-        Returns:
-            False for the stream's last word, ``[DONE]``.
-
-        Raises:
-            UpstreamError: the event is an error, or nobody can read it.
-        """
+        """As :meth:`~genqueue_worker.openai_answers.OpenAIAnswer.take`; most events are one plain text."""
         try:
             event = from_json(data)
         except ValueError:
-            return self._take_oddity(data)
+            return super().take(data)
         plain = plain_text(event)
         if plain is None or self._halves[0].waits:
             self._take(event, data)
@@ -112,32 +105,6 @@ class ChatAnswer:
             self._came = True
             self._sink.push_delta(plain)
         return True
-
-    def _take_oddity(self, data: bytes) -> bool:
-        """As :meth:`take`, for what the fast reader does not read: half a character is none for it."""
-        try:
-            event = read_json(data)
-        except ValueError:
-            if data.strip() != DONE:
-                raise UpstreamError(no_json(data)) from None
-            self._end()
-            return False
-        self._take(event, data)
-        return True
-
-    def take_whole(self, body: bytes) -> None:
-        """Push an answer that is no stream, though one was asked for: one object, or several.
-
-        Raises:
-            UpstreamError: it is an error, or nobody can read it.
-        """
-        try:
-            events = events_of(body)
-        except ValueError:
-            raise UpstreamError(no_json(body)) from None
-        for event in events:
-            self._take(event, body)
-        self._end()
 
     @property
     def is_complete(self) -> bool:
@@ -184,7 +151,7 @@ class ChatAnswer:
         return self._calls.is_cut if self._calls else not self._came
 
     def _take(self, event: Any, data: bytes) -> None:
-        """Read an event, then push: what our own code raises is no fault of the server's."""
+        # Read first, then push: what our own code raises is no fault of the server's.
         try:
             said = error_in(event) or read_event(event)
         except UNREADABLE as wrong:
@@ -226,7 +193,7 @@ class ChatAnswer:
             self._sink.close()
 
     def _end(self) -> None:
-        """The last word was said; some servers say no other."""
+        # Some servers say no other last word.
         self._is_done = True
         if self._finish_reason is None:
             content, reasoning = (half.rest() for half in self._halves)

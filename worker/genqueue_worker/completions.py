@@ -7,9 +7,9 @@ Pure but for the sink.  huggingface_hub asks these providers, but cannot read th
 from collections.abc import Mapping
 from typing import Any
 
-from genqueue_worker.answers import Halves, content_of, first_choice, read_json, said_in, word
-from genqueue_worker.event_stream import DONE
-from genqueue_worker.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
+from genqueue_worker.answers import Halves, content_of, first_choice, said_in, word
+from genqueue_worker.openai_answers import OpenAIAnswer
+from genqueue_worker.server_errors import UNREADABLE, error_in, trouble, unreadable
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
 
@@ -27,7 +27,7 @@ def more_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_tokens": parameters["max_new_tokens"], "stream_options": {"include_usage": True}}
 
 
-class CompletionAnswer:
+class CompletionAnswer(OpenAIAnswer):
     """The text as its events come; each goes to ``sink``.
 
     Attributes:
@@ -42,36 +42,9 @@ class CompletionAnswer:
         self._halves = Halves()
         self._came = self._is_whole = False
 
-    def take(self, data: bytes) -> bool:
-        """Push the text of one event.
-
-        Returns:
-            False for the stream's last word, ``[DONE]``.
-
-        Raises:
-            UpstreamError: the event is an error, or nobody can read it.
-        """
-        try:
-            event = read_json(data)
-        except ValueError:
-            if data.strip() != DONE:
-                raise UpstreamError(no_json(data)) from None
-            return False
-        self._take(event, data)
-        return True
-
     def take_whole(self, body: bytes) -> None:
-        """Push an answer that is no stream, though one was asked for: it needs no word for its end.
-
-        Raises:
-            UpstreamError: it is an error, or nobody can read it.
-        """
-        try:
-            events = events_of(body)
-        except ValueError:
-            raise UpstreamError(no_json(body)) from None
-        for event in events:
-            self._take(event, body)
+        """As :meth:`~genqueue_worker.openai_answers.OpenAIAnswer.take_whole`: it needs no word for its end."""
+        super().take_whole(body)
         self._is_whole = self._came
 
     def _take(self, event: Any, data: bytes) -> None:
@@ -97,6 +70,9 @@ class CompletionAnswer:
         if finish_reason:
             self.finish_reason = finish_reason
             self._sink.close()
+
+    def _end(self) -> None:
+        """``[DONE]`` alone is no end."""
 
     @property
     def is_complete(self) -> bool:

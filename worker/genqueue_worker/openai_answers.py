@@ -1,0 +1,57 @@
+"""An answer in OpenAI's dialect, chat or text: which of its bytes are events, and which are its last word.
+
+Pure.  What an event says is for :mod:`genqueue_worker.chats` and :mod:`genqueue_worker.completions`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from genqueue_worker.answers import read_json
+from genqueue_worker.event_stream import DONE
+from genqueue_worker.server_errors import events_of, no_json
+from genqueue_worker.transport import UpstreamError
+
+
+class OpenAIAnswer(ABC):
+    """The answer to one call as its events come, or as a whole."""
+
+    def take(self, data: bytes) -> bool:
+        """Push what one event of the stream adds.
+
+        Returns:
+            False for the stream's last word, ``[DONE]``.
+
+        Raises:
+            UpstreamError: the event is an error, or nobody can read it.
+        """
+        try:
+            event = read_json(data)
+        except ValueError:
+            if data.strip() != DONE:
+                raise UpstreamError(no_json(data)) from None
+            self._end()
+            return False
+        self._take(event, data)
+        return True
+
+    def take_whole(self, body: bytes) -> None:
+        """Push an answer that is no stream, though one was asked for: one object, or several.
+
+        Raises:
+            UpstreamError: it is an error, or nobody can read it.
+        """
+        try:
+            events = events_of(body)
+        except ValueError:
+            raise UpstreamError(no_json(body)) from None
+        for event in events:
+            self._take(event, body)
+        self._end()
+
+    @abstractmethod
+    def _take(self, event: Any, data: bytes) -> None:
+        """Read an event, then push what it adds; ``data`` is what is shown of one that nobody can read."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """The last word was said."""
