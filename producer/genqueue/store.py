@@ -19,7 +19,7 @@ import redis.asyncio
 import redis.asyncio.sentinel
 import redis.sentinel
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError
 
 from genqueue import keys
 from genqueue.address import RedisAddress, read_address
@@ -45,8 +45,10 @@ _END_S = 2.0
 ENDED = "the client was closed while it was in use"
 _LOST = (redis.RedisError, OSError, AttributeError)
 """What a lost subscription raises; AttributeError where one task closes it under the other's hands."""
-_PASSING = ("OOM", "maxmemory", "READONLY", "read only", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
+_PASSING = ("OOM", "maxmemory", "LOADING", "MISCONF", "BUSY")
 """In the errors that whoever runs Redis can mend while a call waits."""
+_DEMOTED = ("READONLY", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED")
+"""In those of a Redis that is a replica now, or lacks its own; redis-py cuts off the first word of most."""
 
 
 _SENTINEL_TRIES = 2
@@ -139,13 +141,20 @@ class _AsyncSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool, redis.as
     """The same for asyncio."""
 
 
-def _is_demoted(error: redis.ResponseError) -> bool:
+def _is_demoted(error: Exception) -> bool:
     """Whether it is no master any more that answers: a replica, or who lost its replicas to another master.
 
     It was the master when we connected, or its name now leads elsewhere.
     """
     # Before Redis 7 a script's error only has the word in its middle.
-    return any(word in str(error) for word in ("READONLY", "NOREPLICAS"))
+    return isinstance(error, ReadOnlyError | MasterDownError) or any(word in str(error) for word in _DEMOTED)
+
+
+def refuses_for_now(error: Exception) -> bool:
+    """Whether an error of redis-py's says that Redis takes no command now, and may later."""
+    return isinstance(error, redis.ResponseError) and (
+        _is_demoted(error) or any(word in str(error) for word in _PASSING)
+    )
 
 
 def _translate(address: RedisAddress, error: Exception) -> GenqueueError:
@@ -160,7 +169,7 @@ def _translate(address: RedisAddress, error: Exception) -> GenqueueError:
         return RedisUnavailableError(host, port, str(error))
     if "unauthenticated" in str(error):  # a call too long for who has not said who it is: not even NOAUTH
         return StoreError(f"Redis at {address.name} refuses the credentials: there are none", may_pass=True)
-    return StoreError(f"Redis refused: {error}", may_pass=any(word in str(error) for word in _PASSING))
+    return StoreError(f"Redis refused: {error}", may_pass=refuses_for_now(error))
 
 
 def _decoded(call: Call[T], answer: Any) -> T:

@@ -7,7 +7,7 @@ import pytest
 import redis
 from celery import Celery
 
-from genqueue import GenerationClient, Settings
+from genqueue import GenerationClient, RedisUnavailableError, Settings
 
 from .roles import as_role
 
@@ -103,6 +103,54 @@ def test_an_order_to_shut_down_is_a_drain_too(start_worker, own_redis, tgi, prod
     assert [line["outcome"] for line in worker.outcomes(generation.id)] == ["handed_over"]
     assert worker.lines[-1]["message"] == "stopped"
     generation.cancel()
+
+
+def refused(*commands):
+    def begin(db):
+        for command in commands:
+            db.execute_command(*command)
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        pytest.param(
+            refused(("REPLICAOF", "127.0.0.1", "1")), refused(("REPLICAOF", "NO", "ONE")), id="made-a-replica"
+        ),
+        pytest.param(
+            refused(("CONFIG", "SET", "replica-serve-stale-data", "no"), ("REPLICAOF", "127.0.0.1", "1")),
+            refused(("REPLICAOF", "NO", "ONE"), ("CONFIG", "SET", "replica-serve-stale-data", "yes")),
+            id="a-replica-without-its-master",
+        ),
+        pytest.param(
+            refused(("CONFIG", "SET", "min-replicas-to-write", "1")),
+            refused(("CONFIG", "SET", "min-replicas-to-write", "0")),
+            id="without-its-replicas",
+        ),
+    ],
+)
+def test_a_redis_that_takes_no_command_for_a_while_ends_no_worker(
+    start_worker, own_redis, tgi, producer, ask, eventually, begin, end
+):
+    worker = start_worker(tgi, own_redis.url, "-c", "8")
+    prompt = ask(tokens=60, itl_s=0.05)
+    generation = producer.submit(prompt)
+    eventually(lambda: generation.status().completion_tokens > 0)
+    with redis.Redis.from_url(own_redis.url) as db:
+        begin(db)
+        try:
+            eventually(lambda: "Connection to broker lost" in worker.log or worker.process.poll() is not None)
+            with pytest.raises(RedisUnavailableError):
+                producer.submit("meanwhile")
+        finally:
+            end(db)
+    assert worker.process.poll() is None
+    assert generation.result(timeout_s=20).replies == [prompt.answer]
+    after = ask(tokens=3)
+    assert producer.submit(after).result(timeout_s=20).replies == [after.answer]
+    assert worker.end() == 0
 
 
 def test_an_error_that_ends_celerys_loop_ends_the_worker_within_the_drain(

@@ -36,6 +36,7 @@ from genqueue.address import RedisAddress, read_address
 from genqueue.keys import QUEUE_PREFIX, names_a_generation
 from genqueue.messages import TASK_NAME
 from genqueue.settings import load_settings
+from genqueue.store import refuses_for_now
 from genqueue_worker.health import Pulse
 from genqueue_worker.resources import lack_of
 
@@ -49,7 +50,7 @@ pulse = Pulse()
 dropped = 0
 """Entries of the queues, and orders to workers, that were no Celery message, since this process began."""
 
-_LACK_REST_S = 1.0
+_REST_S = 1.0
 _MOST_WORD_BYTES = 512
 _MOST_CLOCK = 2**63
 _MOST_ORDER_BYTES = 500_000
@@ -328,18 +329,19 @@ class Consumer(consumer.Consumer):
     """
 
     class Blueprint(consumer.Consumer.Blueprint):
-        """The steps of a connection to Redis; begins anew where this host has too little for one."""
+        """The steps of a connection to Redis; begins anew where this host has too little for one, or Redis refuses."""
 
         def start(self, parent: Any) -> None:
             """Run until the connection is lost."""
             try:
                 super().start(parent)
             except Exception as error:
-                if not (lack := lack_of(error)):
+                trouble = lack_of(error) or (str(error) if refuses_for_now(error) else "")
+                if not trouble:
                     raise
-                # Celery would end the worker for want of a descriptor; in a second there may be one.
-                time.sleep(_LACK_REST_S)
-                raise ConnectionError(lack) from None
+                # Celery would end the worker for want of a descriptor, or at a failover; in a second all may be well.
+                time.sleep(_REST_S)
+                raise ConnectionError(trouble) from None
 
     _EVENTS_EVERY_S = 0.1
     _BEAT_S = 1.0
