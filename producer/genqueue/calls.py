@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from genqueue import keys
@@ -397,7 +397,10 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             return NotClaimed(reason, is_untold=answer[1:] == [b"untold"])
         _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, *rest = answer
         errors, tokens, traceparent, answered_at = rest
-        said_so_far = _heard(so_far)
+        try:
+            said_so_far = _heard(so_far)
+        except ValueError:
+            return NotClaimed("incomplete", missing="text")
         return Claim(
             attempt=int(attempt),
             request=request,
@@ -1136,12 +1139,12 @@ def has_result(generation_id: str) -> Call[bool]:
 
 def read_text(generation_id: str) -> Call[str]:
     """The text so far of a generation that runs or that ended without a result; "" when there is none."""
-    return Call(("GET", keys.text(generation_id)), lambda answer: _heard(answer).text)
+    return Call(("GET", keys.text(generation_id)), lambda answer: _heard_if_readable(answer).text)
 
 
 def read_said(generation_id: str) -> Call[Said]:
     """The text so far and, of a chat, what was thought and called beside it, there for as long."""
-    return Call(("GET", keys.text(generation_id)), _heard)
+    return Call(("GET", keys.text(generation_id)), _heard_if_readable)
 
 
 def queue_position(generation_id: str, generator: str) -> Call[int | None]:
@@ -1189,12 +1192,23 @@ def said(text: str, reasoning: str, tool_calls: Sequence[ToolCallDelta] = ()) ->
     return b"".join((*called, *thought, text.encode()))
 
 
+_DELTAS = TypeAdapter(list[ToolCallDelta])
+
+
 def _heard(raw: bytes | None) -> Said:
-    """Out of the flushes of :func:`said`."""
+    """Out of the flushes of :func:`said`; raises ValueError for what is none."""
     parts = (raw or b"").split(_TOOL_CALLS)
-    deltas = [ToolCallDelta(*delta) for part in parts[1::2] for delta in from_json(part)]
+    deltas = [delta for part in parts[1::2] for delta in _DELTAS.validate_json(part)]
     parts = b"".join(parts[::2]).split(_REASONING)
     return Said(b"".join(parts[::2]).decode(), b"".join(parts[1::2]).decode(), join_tool_calls(deltas))
+
+
+def _heard_if_readable(raw: bytes | None) -> Said:
+    """The same for a caller, who has an error or a cancel besides: nothing where nobody of ours wrote it."""
+    try:
+        return _heard(raw)
+    except ValueError:
+        return Said()
 
 
 def _text(value: Any) -> str:

@@ -77,6 +77,21 @@ def test_what_nobody_can_run_ends_with_words_at_its_claim(registry, was, field, 
     assert registry.events(generation_id)[-1].endswith("failed")
 
 
+@pytest.mark.parametrize(
+    "text", [b"\xc3", b"so far\xc3", b"\xfe[[1,2]]\xfe", b"\xfe" + b"[" * 9999, b'\xfe[["a",5,[],{}]]\xfe', b"\xfe{}"]
+)
+@pytest.mark.parametrize("was", ["queued", "running"])
+def test_a_text_that_cannot_be_gone_on_with_ends_it(registry, was, text):
+    generation_id = registry.submit() if was == "queued" else registry.running()
+    if was == "running":
+        registry.lose_lease(generation_id)
+    registry.raw.set(keys.text(generation_id), text, ex=KEEP_S)
+    assert claim_and_end(registry, generation_id) == NotClaimed("incomplete", missing="text")
+    assert registry.run(calls.read_record(generation_id)).outcome.message.endswith("nobody can run it: text")
+    assert registry.run(calls.read_said(generation_id)).text == registry.run(calls.read_text(generation_id)) == ""
+    assert_at_rest(registry, generation_id)
+
+
 @pytest.mark.parametrize("was", ["running", "delayed"])
 @pytest.mark.parametrize(
     ("field", "value"),
