@@ -105,7 +105,11 @@ def _check_count(argument: str, value: object) -> None:
 
 
 def _deadline(timeout_s: object) -> Deadline:
-    if timeout_s is not None and (not isinstance(timeout_s, float | int) or math.isnan(timeout_s)):
+    try:
+        is_number = timeout_s is None or (isinstance(timeout_s, float | int) and not math.isnan(timeout_s))
+    except OverflowError:  # no float can hold it
+        is_number = False
+    if not is_number:
         raise InvalidRequestError("timeout_s: must be a number of seconds, or None")
     return Deadline(timeout_s, time.monotonic())
 

@@ -28,6 +28,7 @@ _POLL_S = 5.0
 _INBOX_MESSAGES = 1000
 _INBOX_MESSAGE_BYTES = 64_000
 _BUSY = "this reader waits for its next item already, in another thread or task"
+_OTHER_LOOP = "this reader belongs to the event loop that first used it"
 _INTERRUPTED = "this reader was interrupted in the middle of a step: read on with from_seq"
 
 
@@ -265,6 +266,7 @@ class AsyncReading(_Place[ItemT], AsyncIterator[ItemT]):
         self._store = store
         self._connect = live
         self._hub: LiveHub | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._messages: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._inbox = _inbox(self._messages)
 
@@ -316,8 +318,9 @@ class AsyncReading(_Place[ItemT], AsyncIterator[ItemT]):
         channel, inbox, deadline = self._reader.channel, self._inbox, self._reader.deadline
         try:
             hub = self._hub = self._hub or await self._connect()
+            self._loop = asyncio.get_running_loop()
             if self._leave is None:
-                finalizer = weakref.finalize(self, _leave, asyncio.get_running_loop(), hub, channel, inbox)
+                finalizer = weakref.finalize(self, _leave, self._loop, hub, channel, inbox)
                 finalizer.atexit = False
                 self._leave = finalizer
             async with asyncio.timeout(deadline.answer_s(time.monotonic())):
@@ -332,6 +335,8 @@ class AsyncReading(_Place[ItemT], AsyncIterator[ItemT]):
             self._end(error)
 
     async def _answer(self, step: Call[Any] | Wait) -> Any:
+        if self._loop is not asyncio.get_running_loop():
+            raise GenqueueError(_OTHER_LOOP)
         deadline = self._reader.deadline
         if isinstance(step, Wait):
             wait_s = self._time_left_s()

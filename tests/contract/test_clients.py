@@ -505,7 +505,7 @@ def test_a_from_seq_that_is_no_number_of_an_event_is_refused(reader, what, from_
         reader.collect(what, "id", from_seq, [])
 
 
-@pytest.mark.parametrize("timeout_s", ["1", float("nan"), [1]], ids=str)
+@pytest.mark.parametrize("timeout_s", ["1", float("nan"), [1], pytest.param(10**400, id="no-float")])
 def test_a_timeout_that_is_no_time_is_refused(reader, timeout_s):
     with pytest.raises(InvalidRequestError, match=r"^timeout_s: must be a number of seconds, or None$"):
         reader.result("id", timeout_s)
@@ -541,6 +541,31 @@ def test_an_async_client_on_another_loop_says_so_and_may_move_there_once_it_is_c
         first.run(client.close())
         second.run(use())
         second.run(client.close())
+
+
+def test_a_stream_that_waits_on_another_loop_says_so_and_keeps_its_place(redis_url, writer):
+    generation_id = written(writer, "a", end=False)
+    client = AsyncGenerationClient(Settings(redis_url=redis_url, generators=GENERATORS))
+    chunks = client.generation(generation_id).stream()
+
+    async def first_text() -> str:
+        return (await anext(chunks)).text
+
+    async def no_more_within_a_moment() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(chunks), 0.05)
+
+    async def end() -> None:
+        await chunks.aclose()
+        await client.close()
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        assert first.run(first_text()) == "a"
+        first.run(no_more_within_a_moment())
+        with pytest.raises(GenqueueError, match="belongs to the event loop that first used it"):
+            second.run(first_text())
+        first.run(no_more_within_a_moment())
+        first.run(end())
 
 
 def test_the_same_idempotency_key_gives_the_same_generation(reader):
