@@ -9,6 +9,7 @@ producer without those packages' dependencies can use the rest.
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -689,7 +690,15 @@ def main() -> NoReturn:
     sys.exit(_run())
 
 
+def _open_what_is_closed() -> None:
+    """Give us the streams that whoever started us closed: what is written there goes nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest number that is free is its own
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
 def _run() -> int:
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # TextIOWrapper, as started
     logging.getLogger("genqueue").addHandler(logging.NullHandler())  # stderr is for our one line

@@ -588,6 +588,30 @@ def test_stdin_that_is_no_text_is_refused(environ, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("closed", "prompt", "code", "out"),
+    [
+        (">&-", "", ExitCode.OK, False),
+        ("2>&-", "", ExitCode.OK, True),
+        (">&- 2>&- <&-", "", ExitCode.OK, False),
+        ("<&-", "-", ExitCode.INVALID_REQUEST, False),
+    ],
+)
+def test_a_stream_that_is_closed_takes_and_has_nothing(environ, tmp_path, ask, closed, prompt, code, out):
+    prompt = prompt or ask(tokens=2)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$0" -m genqueue submit "$1" --max-new-tokens 2 {closed}', sys.executable, prompt],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environ,
+    )
+    assert done.returncode == code
+    assert done.stdout == (f"{prompt.answer}\n" if out else "")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_redis_that_dies_under_a_submit_leaves_its_id(genqueue, start, real_redis):
     with local_redis() as server, redis.Redis.from_url(server.url) as own:
         own.hset("genqueue:generators", "default", '{"max_queue_depth": 1}')
