@@ -1058,7 +1058,7 @@ def _record(generation_id: str, answer: Sequence[bytes | None]) -> Record | None
     try:
         return Record(
             state=State(_text(field["state"])),
-            generator=_text(field["generator"]),
+            generator=_text(field["generator"], "strict"),
             priority=int(field["priority"] or 0),
             attempt=int(field["attempt"] or 0),
             seq=int(field["seq"] or 0),
@@ -1068,8 +1068,8 @@ def _record(generation_id: str, answer: Sequence[bytes | None]) -> Record | None
             ended_at=float(ended_at) if ended_at else None,
             completion_tokens=int(field["completion_tokens"] or 0),
             outcome=Outcome.model_validate_json(outcome) if outcome else None,
-            retried_as=_text(retried_as) if retried_as else None,
-            waits_for=_text(field["waits_for"]) if field["waits_for"] else None,
+            retried_as=_text(retried_as, "strict") if retried_as else None,
+            waits_for=_text(field["waits_for"], "strict") if field["waits_for"] else None,
         )
     except ValueError:  # which would quote it
         raise StoreError(f"the record of generation {generation_id} cannot be read") from None
@@ -1211,5 +1211,6 @@ def _heard_if_readable(raw: bytes | None) -> Said:
         return Said()
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _text(value: Any, errors: str = "backslashreplace") -> str:
+    """A word of Redis's; one that is no UTF-8, which nobody of ours wrote, keeps no other from being read."""
+    return value.decode(errors=errors) if isinstance(value, bytes) else str(value)

@@ -105,13 +105,16 @@ def _check_count(argument: str, value: object) -> None:
 
 
 def _deadline(timeout_s: object) -> Deadline:
-    try:
-        is_number = timeout_s is None or (isinstance(timeout_s, float | int) and not math.isnan(timeout_s))
-    except OverflowError:  # no float can hold it
-        is_number = False
-    if not is_number:
+    if timeout_s is not None and not (isinstance(timeout_s, float | int) and _is_time(timeout_s)):
         raise InvalidRequestError("timeout_s: must be a number of seconds, or None")
     return Deadline(timeout_s, time.monotonic())
+
+
+def _is_time(number: float) -> bool:
+    try:
+        return not math.isnan(number)
+    except OverflowError:  # no float can hold it
+        return False
 
 
 def _cancel(generation_id: str, settings: Settings) -> Plan[bool]:

@@ -82,6 +82,25 @@ def test_a_key_of_another_type_is_named_and_hides_nothing_else(registry):
     assert found.queues[0].waiting == 1
 
 
+def test_a_name_that_is_no_text_hides_no_other(registry):
+    announce(registry, default=7)
+    dead = registry.running()
+    registry.finish(registry.failed(dead))
+    for key in (keys.GENERATORS, keys.PLACES, keys.WORKERS):
+        registry.raw.hset(key, b"\xff", b"\xff")
+        registry.raw.expire(key, KEEP_S)
+    registry.raw.zadd(keys.DEAD, {b"\xff": 1})
+    found = overview(registry)
+    assert [queue.generator for queue in found.queues] == [r"\xff", "default"]
+    assert [worker.name for worker in found.workers] == ["host:1:a"]
+    assert [worker.name for worker in registry.run(calls.read_workers())] == ["host:1:a"]
+    assert registry.run(calls.known_generators()) == {r"\xff", "default"}
+    assert registry.run(calls.known_places()) == {r"\xff": {""}}
+    letters = registry.run(calls.dead_letters(0, 10))
+    assert letters == [dead, r"\xff"]
+    assert [record and record.state for record in registry.run(calls.read_records(letters))] == ["failed", None]
+
+
 def test_looking_changes_nothing(registry):
     announce(registry, default=7)
     registry.submit()
