@@ -409,8 +409,8 @@ async def test_an_end_without_done_is_an_end(chat):
         pytest.param({"error": "no words"}, "no words", Fault.SERVER, id="a-string"),
         pytest.param(
             {"error": {"code": "rate_limit_exceeded"}},
-            "the server reports an error without words",
-            Fault.SERVER,
+            'the server reports an error without words; it says {"error":{"code":"rate_limit_exceeded"}}',
+            Fault.CAPACITY,
             id="no-message",
         ),
         pytest.param("no JSON", "the stream is no JSON: no JSON", Fault.SERVER, id="no-json"),

@@ -30,7 +30,7 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>503</title></head><body>nginx</body
         pytest.param(
             429, b'{"error":{"message":"n","type":"t"},"error_type":null}', "n", "t", id="openai-nested-with-null-type"
         ),
-        pytest.param(400, b'{"error":["one","two"]}', "['one', 'two']", None, id="list"),
+        pytest.param(400, b'{"error":["one","two"]}', "one; two", None, id="list"),
         pytest.param(400, b'{"error":"bad","error_type":5}', "bad", None, id="type-is-no-word"),
         pytest.param(
             422, b"Failed to deserialize the JSON body", "Failed to deserialize the JSON body", None, id="axum"

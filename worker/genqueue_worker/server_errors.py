@@ -4,22 +4,21 @@ Pure.  An error comes with an HTTP status, or in an answer that HTTP calls a suc
 in place of one.  The words go to whoever asked, and to nobody else (:mod:`genqueue_worker.report`).
 """
 
+import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from genqueue_worker.answers import integer, read_json, word
+from genqueue_worker.answers import read_json, word
+from genqueue_worker.error_words import is_error, read_error
 from genqueue_worker.policy import UpstreamFacts
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """What reading raises of JSON that is of no shape we know; around nothing but reading."""
-_MOST_ERROR_CHARACTERS = 2000
 _MOST_SEEN_CHARACTERS = 200
 _ANSWERS = frozenset({"choices", "token", "generated_text"})
 """One of these is in whatever event adds to an answer."""
-_SAYS = ("message", "detail", "error_message", "msg", "errors")
-"""Where servers put an error's words, if not under ``error``."""
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 
 
@@ -106,7 +105,8 @@ def seen(said: bytes) -> str:
 def error_in(event: Any) -> UpstreamFacts | None:
     """The error that an event, or an answer, is; None if it is none.
 
-    TGI has ``error`` and ``error_type`` beside each other, OpenAI an object in ``error``; vLLM had it at the top once.
+    TGI has ``error`` and ``error_type`` beside each other, OpenAI an object in ``error``; others have it in
+    other shapes (:mod:`genqueue_worker.error_words`), which count only where nothing adds to an answer.
 
     Raises:
         TypeError: the event is no object.
@@ -114,46 +114,20 @@ def error_in(event: Any) -> UpstreamFacts | None:
     if type(event) is not dict:
         raise TypeError("an event is no object")
     error = event.get("error")
-    if error is None and ("choices" in event or "token" in event):
+    if error is None and (event.get("choices") or event.get("token")):
         return None
-    if error is None or error is False or (not error and _ANSWERS & event.keys()):
-        if _ANSWERS & event.keys() or not any(_has_words(event.get(name)) for name in _SAYS):
+    is_answer = any(event.get(name) is not None for name in _ANSWERS)
+    if error is None or error is False or (not error and is_answer):
+        has_text = event.get("choices") or event.get("token") or event.get("generated_text") is not None
+        if has_text or not is_error(event, may_be_empty=is_answer):
             return None
-        error = event
-    return in_stream_error(error, event.get("error_type"))
-
-
-def in_stream_error(error: object, error_type: object = None) -> UpstreamFacts:
-    """The facts of an error, its words or an object, in an answer that HTTP calls a success."""
-    said = error if isinstance(error, Mapping) else {"message": error}
-    words, inner_type = words_of(said)
-    statuses = (_status(said.get(name)) for name in ("code", "http_status_code", "status"))
+    said = read_error(event)
     return UpstreamFacts(
-        message=words or "the server reports an error without words",
-        status=next((status for status in statuses if status is not None), None),
-        error_type=word(error_type) or inner_type,
+        message=said.words or f"the server reports an error without words; it says {seen(_compact(event))}",
+        status=said.status,
+        error_type=said.error_type,
     )
 
 
-def _status(value: object) -> int | None:
-    """An HTTP status, as a number or spelt; None for every other code."""
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
-        value = int(value[:4])
-    status = integer(value, 599)
-    return status if status is not None and status >= 100 else None
-
-
-def words_of(said: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """(words, type) of an error object; None for what it does not say."""
-    found = next((said[name] for name in _SAYS if _has_words(said.get(name))), None)
-    inner = found[0] if isinstance(found, list) else found
-    if isinstance(inner, Mapping):  # FastAPI's, JSON:API's
-        found = next((inner[name] for name in ("message", "msg", "detail", "title") if inner.get(name)), inner)
-    elif not isinstance(found, str | None):
-        found = str(found)
-    words = word(found if isinstance(found, str | None) else str(found), _MOST_ERROR_CHARACTERS)
-    return words, word(said.get("type")) or word(said.get("error_type"))
-
-
-def _has_words(value: object) -> bool:
-    return isinstance(value, str | list) and bool(value)
+def _compact(event: Mapping[str, Any]) -> bytes:
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

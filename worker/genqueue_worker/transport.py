@@ -38,11 +38,12 @@ from genqueue_worker.connections import (
     sending,
     tls_context,
 )
+from genqueue_worker.error_words import read_error
 from genqueue_worker.event_stream import DONE, EventStream, StreamTooLongError
 from genqueue_worker.policy import LACK, UpstreamFacts
 from genqueue_worker.resources import lack_of
 from genqueue_worker.retry_after import retry_after_s
-from genqueue_worker.server_errors import Form, form_of, no_events, words_of
+from genqueue_worker.server_errors import Form, form_of, no_events
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
 _ERROR_BODY_LIMIT_BYTES = 64 * 1024
@@ -394,17 +395,17 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
         parsed = from_json(text)
     except ValueError:
         parsed = None
+    if isinstance(parsed, list) and parsed and isinstance(parsed[0], dict):  # Google's
+        parsed = parsed[0]
     if isinstance(parsed, dict):
-        error = parsed.get("error") or parsed
-        words, error_type = words_of(error if isinstance(error, dict) else {"message": error})
-        error_type = parsed.get("error_type") or error_type
-        message = words or message
+        said = read_error(parsed)
+        message, error_type = said.words or message, said.error_type
     if "<html" in text[:500].lower():
         message = ""
     return UpstreamFacts(
         message=message or f"HTTP {status} {reason}".strip(),
         status=status,
-        error_type=error_type if isinstance(error_type, str) else None,
+        error_type=error_type,
         retry_after_s=retry_after_s(headers, time.time()),
     )
 
