@@ -7,7 +7,6 @@ answer too.  So what comes without a password is held to this host's own names, 
 """
 
 import base64
-import ipaddress
 import os
 import re
 import stat
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 from flower.utils.authentication import validate_auth_option
 
 from genqueue.errors import ConfigError
+from genqueue_worker.loopback import is_loopback, is_own_name
 
 PREFIX = "FLOWER_"
 GATED = frozenset(
@@ -39,7 +39,6 @@ GATED = frozenset(
 LEAST_COOKIE_SECRET = 32
 _LOGIN_ELSEWHERE = ("FLOWER_AUTH", "FLOWER_AUTH_PROVIDER", "FLOWER_OAUTH2_KEY", "FLOWER_OAUTH2_SECRET")
 _STRANGER = "nobody@invalid.example"
-_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:@/\[\]]+))(?::[0-9]{1,5})?")
 _NO = {"", "0", "f", "false", "n", "no", "off"}
 _DB_FILES = tuple(map("".join, product(("", ".tmp"), ("", ".db", ".dat", ".dir", ".bak"), ("", ".corrupt"))))
 """What Flower puts behind the name of its database."""
@@ -97,7 +96,7 @@ def _open_to_others(environ: Mapping[str, str], address: str) -> str | None:
     )
     if environ.get("FLOWER_UNIX_SOCKET"):
         return f"FLOWER_UNIX_SOCKET: whoever is behind it cannot be seen, so {needed} without a socket"
-    if not _is_loopback(address):
+    if not is_loopback(address):
         return f"address {address or 'of every interface'}: others can reach it, so {needed}"
     return None
 
@@ -113,15 +112,6 @@ def _is_too_wide(pattern: str) -> bool:
         return not validate_auth_option(pattern) or re.search(pattern, _STRANGER) is not None
     except re.error:
         return True
-
-
-def _is_loopback(address: str) -> bool:
-    if address.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:  # another name may mean anything
-        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +136,7 @@ def shut(caller: Caller, *, has_login: bool) -> tuple[int, str] | None:
     if has_login:
         is_readable = _is_readable(caller.authorization)
         return None if is_readable else (401, "Access denied")
-    found = _HOST.fullmatch(caller.host)
-    if found is None or not _is_loopback(found[1] or found[2]):
+    if not is_own_name(caller.host):
         return 403, "Without a password this answers to localhost and 127.0.0.1 only: set FLOWER_BASIC_AUTH"
     is_link = caller.method == "GET" and (caller.mode, caller.dest) == ("navigate", "document") and not caller.origin
     if caller.origin and urlsplit(caller.origin).netloc.lower() != caller.host.lower():

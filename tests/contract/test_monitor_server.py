@@ -58,6 +58,61 @@ def test_another_path_is_not_found_and_says_which_there_are():
         assert (status, json.loads(body)) == (404, {"error": "no such path; known: /metrics, /livez"})
 
 
+def status_by(served, path, *headers, version="1.1", method="GET"):
+    """The status of a request with these lines of header and no other, Host neither."""
+    host, _, port = served.address.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as connection:
+        lines = [f"{method} {path} HTTP/{version}", *headers, "Connection: close", "", ""]
+        connection.sendall("\r\n".join(lines).encode())
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    return int(answer.split(b" ")[1])
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/livez", "/no-such-path"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Host: evil.example"],
+        ["Host: evil.example:{port}"],
+        ["Host: 127.0.0.1.evil.example:{port}"],
+        ["Host: 10.0.0.5:{port}"],
+        ["Host: localhost@evil.example"],
+        ["Host:"],
+        ["Host: localhost", "Host: evil.example"],
+        ["Host: evil.example", "Host: localhost"],
+    ],
+)
+def test_on_loopback_no_page_reads_it_by_a_name_of_its_own(path, method, headers):
+    with monitor(livez=Verdict({})) as served:
+        port = served.address.rpartition(":")[2]
+        assert status_by(served, path, *(line.format(port=port) for line in headers), method=method) == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:{port}", "[::1]:{port}", "LOCALHOST:1", "127.0.0.2"])
+def test_on_loopback_it_answers_by_this_hosts_own_names(host):
+    with monitor(livez=Verdict({})) as served:
+        host = host.format(port=served.address.rpartition(":")[2])
+        assert [status_by(served, path, f"Host: {host}") for path in ("/metrics", "/livez", "/x")] == [200, 200, 404]
+
+
+def test_a_probe_of_an_old_kind_sends_no_host_and_is_answered():
+    with monitor(livez=Verdict({})) as served:
+        assert status_by(served, "/livez", version="1.0") == 200
+
+
+def test_the_configured_name_of_a_loopback_address_is_its_own_too():
+    with monitor("localhost", livez=Verdict({})) as served:
+        assert status_by(served, "/livez", "Host: localhost:80") == 200
+        assert status_by(served, "/livez", "Host: evil.example") == 403
+
+
+@pytest.mark.parametrize("host", ["10.244.1.7:9100", "genqueue-worker.default.svc:9100", "worker-7", "localhost"])
+def test_where_others_reach_it_a_scraper_comes_by_any_name(host):
+    with monitor("0.0.0.0", livez=Verdict({})) as served:
+        assert [status_by(served, path, f"Host: {host}") for path in ("/metrics", "/livez")] == [200, 200]
+
+
 def test_who_says_nothing_keeps_nobody_else_waiting_and_is_no_trouble(capfd, monkeypatch):
     monkeypatch.setattr(_Handler, "timeout", 0.1)
     with monitor(livez=Verdict({})) as served:

@@ -1,7 +1,8 @@
 """The HTTP server of a worker: ``/metrics`` for Prometheus, ``/livez`` and ``/readyz`` for probes.
 
 Threads of its own: it must answer, and say so, when a loop of the worker is stuck.  What it
-answers is decided in ``metrics.py`` and ``health.py``.
+answers is decided in ``metrics.py`` and ``health.py``.  Where it listens on this host alone, it answers by this
+host's own names only, so that no web page reads it (:mod:`genqueue_worker.loopback`).
 """
 
 import json
@@ -18,10 +19,12 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from genqueue.errors import ConfigError
 from genqueue_worker.health import Verdict
+from genqueue_worker.loopback import is_loopback, is_own_name
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 10.0
+_NOT_BY_THIS_NAME = "this listens on this host alone, so Host must be localhost, 127.0.0.1, [::1] or monitor_host"
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -77,6 +80,8 @@ class Monitor:
                 " (each worker of a host needs a port of its own; 0 is a free one)"
             ) from error
         self._server.set_app(self._answer)
+        self._host = host
+        self._is_private = is_loopback(str(self._server.server_address[0]))
         self._metrics = make_wsgi_app(registry)
         self._probes = probes
         self._thread = threading.Thread(target=self._server.serve_forever, name="genqueue-monitor", daemon=True)
@@ -98,6 +103,9 @@ class Monitor:
         self._server.server_close()
 
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        header = environ.get("HTTP_HOST")  # every browser sends it; some probes do not
+        if self._is_private and header is not None and not is_own_name(header, self._host):
+            return _as_json(environ, start_response, "403 Forbidden", {"error": _NOT_BY_THIS_NAME})
         path = environ["PATH_INFO"]
         if path == "/metrics":
             answer: Iterable[bytes] = self._metrics(environ, start_response)
@@ -107,5 +115,9 @@ class Monitor:
         if decide is not None:
             verdict = decide()
             status, body = "200 OK" if verdict.is_ok else "503 Service Unavailable", verdict.body()
-        start_response(status, [("Content-Type", "application/json")])
-        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else json.dumps(body).encode() + b"\n"]
+        return _as_json(environ, start_response, status, body)
+
+
+def _as_json(environ: WSGIEnvironment, start_response: StartResponse, status: str, body: Any) -> Iterable[bytes]:
+    start_response(status, [("Content-Type", "application/json")])
+    return [b"" if environ["REQUEST_METHOD"] == "HEAD" else json.dumps(body).encode() + b"\n"]
