@@ -17,10 +17,10 @@ import pytest
 from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
 from genqueue_ops.tgi_standin.server import stop_accepting
-from genqueue_worker.connections import Patience
 from genqueue_worker.endpoints import Health
 from genqueue_worker.generators import TextGeneration
 from genqueue_worker.metrics import Metrics
+from genqueue_worker.peers import Patience
 from genqueue_worker.policy import LACK, Fault, fault_of
 from genqueue_worker.transport import UpstreamError, exchange, open_transport
 from genqueue_worker.upstream import Upstream
@@ -47,6 +47,10 @@ def vanish(writer):
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
+async def nothing(writer):
+    """Read on at once."""
+
+
 class Heard:
     """A sink that keeps what it is given."""
 
@@ -67,7 +71,8 @@ class Heard:
 class Server:
     """Does with each call what its script says: bytes are sent, ``CLOSE`` and the like are done, "" waits for ever.
 
-    ``calls`` are (number of the connection, number of the call on it), from 0.
+    ``calls`` are (number of the connection, number of the call on it), from 0.  ``on_head`` is called with each
+    connection that has brought a call's head, before its body is read.
     """
 
     def __init__(self) -> None:
@@ -75,6 +80,7 @@ class Server:
         self.calls: list[tuple[int, int]] = []
         self.connections = 0
         self.listening: asyncio.Server | None = None
+        self.on_head = nothing
 
     async def serve(self, reader, writer):
         connection, count = self.connections, 0
@@ -87,6 +93,7 @@ class Server:
                     writer.write(QUIET)
                     return
                 size = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+                await self.on_head(writer)
                 await reader.readexactly(int(size.split(b":")[1]))
                 self.calls.append((connection, count))
                 count += 1
@@ -128,8 +135,8 @@ class Calls:
         self.generator = TextGeneration(self.upstream, Metrics({"g": settings}).of("g"), 1_000_000)
         (self.endpoint,) = self.upstream.endpoints
 
-    async def __call__(self) -> str:
-        request = read_request({"prompt": "hi"})
+    async def __call__(self, prompt: str = "hi") -> str:
+        request = read_request({"prompt": prompt})
         heard = Heard()
         async with asyncio.timeout(25):
             await self.generator.run(request.given, self.generator.parameters(request), heard)
@@ -226,6 +233,55 @@ async def test_a_call_into_a_connection_whose_peer_has_vanished_goes_out_again(c
     server.scripts = [[ANSWER, "vanish"], [ANSWER]]
     assert [await calls(), await calls()] == ["a", "a"]
     assert (server.calls, calls.endpoint.failures) == ([(0, 0), (1, 0)], 0)
+
+
+LARGE = "x" * 900_000
+"""More than the buffers on its way hold, and than aiohttp writes at once."""
+MEDIUM = "x" * 300_000
+"""All of it is with the kernel before the peer reads any."""
+
+
+def not_reading(then):
+    """For three times as long as the worker is patient nothing is read; the peer's host is there all the while."""
+
+    async def rest(writer):
+        writer.transport.pause_reading()
+        await asyncio.sleep(3 * IMPATIENT.unheard_s)
+        await then(writer)
+
+    return rest
+
+
+async def read_on(writer):
+    writer.transport.resume_reading()
+
+
+@pytest.mark.parametrize("prompt", [LARGE, MEDIUM], ids=["large", "medium"])
+async def test_a_peer_that_is_slow_to_read_a_request_is_waited_for(calls, server, prompt):
+    server.scripts = [[ANSWER], [ANSWER]]
+    server.on_head = not_reading(read_on)
+    assert await calls(prompt) == "a"
+    server.on_head = nothing
+    assert await calls() == "a"
+    assert (server.calls, calls.endpoint.failures) == ([(0, 0), (0, 1)], 0)
+
+
+async def test_a_peer_that_vanishes_before_it_has_read_a_request_is_noticed(calls, server):
+    gone_s = 0.0
+
+    async def go(writer):
+        nonlocal gone_s
+        gone_s = time.monotonic()
+        vanish(writer)
+        await asyncio.sleep(60)
+
+    server.on_head = not_reading(go)
+    with pytest.raises(UpstreamError) as failed:
+        await calls(LARGE)
+    assert gone_s > 0
+    assert time.monotonic() - gone_s < 10
+    assert (fault_of(failed.value.facts), failed.value.facts.error_type) == (Fault.SERVER, "transport")
+    assert server.calls == []
 
 
 # --- what this host lacks -------------------------------------------------------------------------------

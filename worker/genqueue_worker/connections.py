@@ -2,16 +2,17 @@
 
 aiohttp reads over interim answers (1xx) for as long as they come, sends a call again only where its method is
 idempotent, and never asks whether a silent peer is still there.  Here each connection has a bound, a clock of the
-kernel's, and knows whether it was used before.
+kernel's (``peers.py``), and knows whether it was used before.
 """
 
+import asyncio
 import errno
 import functools
 import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
+from genqueue_worker.peers import Patience, Watch, set_clocks
 from genqueue_worker.resources import upstream_socket
 
 _MOST_INTERIM_ANSWERS = 32
@@ -33,28 +35,6 @@ _FRAMING_PER_BYTE = 32
 _KEEP_ALIVE_S = 30.0
 _RECEIVE_BUFFER_BYTES = 64 * 1024
 """So much of an answer, at most, comes in one go: other connections have their turn before more of it is read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a peer may be silent on the way, whatever it computes; whole seconds.
-
-    A host that is gone answers no probe.  That of a process that is busy or frozen does, so this bounds no generation
-    whose request was read.  Linux also gives up a request of which a part lies unread for ``unheard_s``: one that is
-    larger than the buffers on its way, at a process that reads nothing for so long.
-
-    Attributes:
-        idle_s: without a byte, then the kernel asks whether the peer is there.
-        between_s: between two such questions.
-        unheard_s: with no answer to them, or to what was sent, until the connection is given up.
-    """
-
-    idle_s: int = 5
-    between_s: int = 3
-    unheard_s: int = 15
-
-
-PATIENCE = Patience()
 
 
 @dataclass(slots=True)
@@ -99,13 +79,19 @@ class FloodError(aiohttp.ClientError):
 class Handler(ResponseHandler):
     """aiohttp's side of one connection.
 
+    Args:
+        loop: that of the session.
+        patience: with a peer that does not answer.
+
     Attributes:
         calls: how many requests went out on it.
         has_answered: whether any byte came since the last of them.
     """
 
-    def __init__(self, loop: Any) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: Patience) -> None:
         super().__init__(loop)
+        self._patience = patience
+        self._watch: Watch | None = None
         self.calls = 0
         self.has_answered = False
         self._interim_answers = 0
@@ -113,8 +99,22 @@ class Handler(ResponseHandler):
         self._received_bytes = 0
         self._weighed_at_bytes = _MOST_FRAMING_BYTES
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        super().connection_made(transport)
+        assert self.transport is not None
+        self._watch = Watch(self._loop, self.transport, self._patience)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End."""
+        if self._watch is not None:
+            self._watch.end()
+        super().connection_lost(exc)
+
     def set_response_params(self, **parameters: Any) -> None:
         """A request goes out."""
+        if self._watch is not None:
+            self._watch.begin()
         self.calls += 1
         self.has_answered = self._is_answered = False
         self._interim_answers = self._received_bytes = 0
@@ -173,8 +173,8 @@ class _Connector(aiohttp.TCPConnector):
         )
         assert isinstance(self._factory, functools.partial)
         assert self._factory.func is ResponseHandler, "aiohttp makes its connections another way"
-        handler: type[ResponseHandler] = Handler
-        self._factory = functools.partial(handler, self._loop)
+        handler: Callable[..., ResponseHandler] = Handler
+        self._factory = functools.partial(handler, self._loop, patience)
 
 
 def open_session(patience: Patience, context: ssl.SSLContext, *, is_pool: bool) -> aiohttp.ClientSession:
@@ -191,20 +191,8 @@ def open_session(patience: Patience, context: ssl.SSLContext, *, is_pool: bool) 
 def _open_socket(patience: Patience, address: Any) -> socket.socket:
     opened = upstream_socket(address)
     try:
-        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES))
-        probes = max(1, (patience.unheard_s - patience.idle_s) // patience.between_s)
-        for name, value in {  # macOS and Windows lack some
-            "TCP_KEEPIDLE": patience.idle_s,
-            "TCP_KEEPALIVE": patience.idle_s,
-            "TCP_KEEPINTVL": patience.between_s,
-            "TCP_KEEPCNT": probes,
-            "TCP_USER_TIMEOUT": patience.unheard_s * 1000,
-        }.items():
-            if hasattr(socket, name):
-                options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-        for option in options:
-            opened.setsockopt(*option)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        set_clocks(opened, patience)
     except OSError:
         opened.close()
         raise

@@ -30,16 +30,10 @@ from pydantic_core import from_json, to_json
 
 from genqueue.address import without_secrets
 from genqueue.no_proxy import proxy_for
-from genqueue_worker.connections import (
-    PATIENCE,
-    FloodError,
-    Patience,
-    open_session,
-    sending,
-    tls_context,
-)
+from genqueue_worker.connections import FloodError, open_session, sending, tls_context
 from genqueue_worker.error_words import read_error
 from genqueue_worker.event_stream import DONE, EventStream, StreamTooLongError
+from genqueue_worker.peers import PATIENCE, Patience
 from genqueue_worker.policy import LACK, UpstreamFacts
 from genqueue_worker.resources import lack_of
 from genqueue_worker.retry_after import retry_after_s
