@@ -494,7 +494,7 @@ def _endings(
     ends: Sequence[End], log_ttl_s: int, result_ttl_s: int, keep_s: int
 ) -> tuple[list[str], list[str | bytes | int | float]]:
     key_list: list[str] = [keys.LEASES, keys.DEADLINES, keys.DELAYED, keys.RUNG, keys.DEAD]
-    arguments: list[str | bytes | int | float] = [log_ttl_s, result_ttl_s, keys.worker("")]
+    arguments: list[str | bytes | int | float] = [log_ttl_s, result_ttl_s, keys.worker(""), ",".join(sorted(FINAL))]
     for end in ends:
         generation_id = end.generation_id
         key_list += (
@@ -782,6 +782,7 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
         lease_s / _TURNS,
         _LONGEST_LEASE_S,
         _LONGEST_DELAY_S,
+        ",".join(State),
         *generators,
     )
     key_list = [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.DEAD, keys.SWEPT]
@@ -1085,6 +1086,11 @@ def read_record(generation_id: str) -> Call[Record]:
         return record
 
     return Call(("HMGET", keys.generation(generation_id), *_RECORD), decode)
+
+
+def read_home(generation_id: str) -> Call[str]:
+    """The generator of a generation, whatever else its record says, for whoever ends it; "default" if it says none."""
+    return Call(("HGET", keys.generation(generation_id), "generator"), lambda answer: _text(answer or b"default"))
 
 
 def read_records(generation_ids: Sequence[str]) -> Call[list[Record | None]]:

@@ -354,8 +354,8 @@ def status(generation_id: str) -> Plan[GenerationStatus]:
 
 def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Plan[bool]:
     """Whether it is cancelled now; False when it had ended otherwise before."""
-    record: Record = yield calls.read_record(generation_id)
-    end = outcome.cancelled(generation_id, record.generator, date_done=date_done)
+    generator: str = yield calls.read_home(generation_id)  # a record that cannot be read is cancelled as any
+    end = outcome.cancelled(generation_id, generator, date_done=date_done)
     answer: str = yield calls.finish(end, log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s, keep_s=keep_s)
     if answer == "gone":
         raise GenerationNotFoundError(generation_id)

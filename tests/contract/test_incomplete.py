@@ -4,12 +4,14 @@ Half restored, edited by hand, or written by whoever may: whatever it is, no cal
 about others.
 """
 
+from dataclasses import replace
+
 import pytest
 
-from genqueue import calls, keys, outcome
+from genqueue import GenerationCancelledError, GenerationClient, Settings, calls, keys, outcome
 from genqueue.calls import Claim, NotClaimed
 from genqueue.errors import NotDeadError
-from genqueue.lifecycle import FINAL
+from genqueue.lifecycle import FINAL, State
 
 from .conftest import DONE, KEEP_S, LEASE_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
 
@@ -46,6 +48,28 @@ def claim_and_end(registry: Registry, generation_id: str) -> Claim | NotClaimed:
         end = outcome.failed(generation_id, "default", None, outcome.incomplete(claim.missing), date_done=DONE)
         assert registry.finish(end) == "ok"
     return claim
+
+
+def left_running(registry: Registry) -> str:
+    generation_id = registry.running()
+    registry.lose_lease(generation_id)
+    return generation_id
+
+
+def due(registry: Registry) -> str:
+    generation_id = registry.running()
+    registry.release(flush(generation_id, 1), delay_s=5.0)
+    registry.raw.zadd(keys.DELAYED, {generation_id: registry.now_ms - 1})
+    return generation_id
+
+
+def overdue(registry: Registry) -> str:
+    generation_id = registry.submit(deadline_s=1000.0)
+    registry.raw.zadd(keys.DEADLINES, {generation_id: registry.now_ms - 1})
+    return generation_id
+
+
+FOUND_BY_A_SWEEP = {"running": left_running, "delayed": due, "overdue": overdue}
 
 
 def assert_at_rest(registry: Registry, generation_id: str) -> None:
@@ -92,24 +116,123 @@ def test_a_text_that_cannot_be_gone_on_with_ends_it(registry, was, text):
     assert_at_rest(registry, generation_id)
 
 
-@pytest.mark.parametrize("was", ["running", "delayed"])
+@pytest.mark.parametrize("was", list(FOUND_BY_A_SWEEP))
 @pytest.mark.parametrize(
     ("field", "value"),
-    [(field, None) for field in NEEDED if field not in {"state", "request"}]
+    [(field, None) for field in NEEDED if field != "request"]
+    + [("state", "")]
     + [(field, value) for field in NUMBERS for value in GARBAGE],
 )
 def test_what_nobody_can_run_ends_with_words_at_a_sweep(registry, was, field, value):
-    generation_id = registry.running()
-    if was == "running":
-        registry.lose_lease(generation_id)
-    else:
-        registry.release(flush(generation_id, 1), delay_s=5.0)
-        registry.raw.zadd(keys.DELAYED, {generation_id: registry.now_ms - 1})
-    registry.raw.delete(keys.doorbell("default", 5))
+    generation_id = FOUND_BY_A_SWEEP[was](registry)
     spoilt(registry, generation_id, field, value)
     assert end_what_is_found(registry) == [field]
     assert registry.raw.hget(keys.generation(generation_id), "state") == b"failed"
     assert_at_rest(registry, generation_id)
+
+
+@pytest.mark.parametrize("was", list(FOUND_BY_A_SWEEP))
+def test_words_name_all_that_is_missing_beside_the_state(registry, was):
+    generation_id = FOUND_BY_A_SWEEP[was](registry)
+    registry.raw.hdel(keys.generation(generation_id), "state", "priority", "seq")
+    assert end_what_is_found(registry) == ["state, priority, seq"]
+    assert_at_rest(registry, generation_id)
+
+
+@pytest.mark.parametrize("was", list(FOUND_BY_A_SWEEP))
+@pytest.mark.parametrize("left", ["generator", "attempt", "seq", "request"])
+def test_one_field_that_is_left_is_enough_for_an_end_with_words(registry, was, left):
+    generation_id = FOUND_BY_A_SWEEP[was](registry)
+    others = {*registry.hash(generation_id)} - {left}
+    registry.raw.hdel(keys.generation(generation_id), *others)
+    (missing,) = end_what_is_found(registry)
+    assert missing.startswith("state, ")
+    assert registry.run(calls.read_record(generation_id)).state == "failed"
+    assert_at_rest(registry, generation_id)
+
+
+@pytest.mark.parametrize("was", list(FOUND_BY_A_SWEEP))
+def test_what_is_forgotten_leaves_its_place_without_a_word(registry, was):
+    generation_id = FOUND_BY_A_SWEEP[was](registry)
+    registry.raw.delete(keys.generation(generation_id))
+    assert end_what_is_found(registry) == []
+    for place in (keys.LEASES, keys.DELAYED, keys.DEADLINES):
+        assert registry.raw.zscore(place, generation_id) is None
+
+
+@pytest.mark.parametrize("was", list(FOUND_BY_A_SWEEP))
+def test_a_state_that_a_newer_version_gave_is_left_to_its_sweepers(registry, was):
+    generation_id = FOUND_BY_A_SWEEP[was](registry)
+    spoilt(registry, generation_id, "state", "parked")
+    place = {"running": keys.LEASES, "delayed": keys.DELAYED, "overdue": keys.DEADLINES}[was]
+    assert end_what_is_found(registry) == []
+    assert registry.raw.zscore(place, generation_id) > registry.now_ms  # it is found there again, by whoever knows it
+    assert registry.hash(generation_id)["state"] == "parked"
+
+
+@pytest.mark.parametrize("was", list(FOUND_BY_A_SWEEP))
+def test_a_name_that_is_no_text_keeps_nobody_from_what_else_is_found(registry, was):
+    odd_id, lost_id = FOUND_BY_A_SWEEP[was](registry), left_running(registry)
+    registry.raw.hset(keys.generation(odd_id), mapping={"generator": b"\xff", "owner": b"\xfe"})
+    registry.raw.hdel(keys.generation(odd_id), "seq")
+    registry.raw.zadd(keys.LEASES, {b"\xfd": registry.now_ms - 1})
+    registry.raw.hset(keys.generation("").encode() + b"\xfd", "seq", "1")
+    registry.raw.expire(keys.generation("").encode() + b"\xfd", 60)
+    found = registry.sweep()
+    assert lost_id in found.astray
+    assert odd_id in [each.generation_id for each in found.incomplete]
+
+
+@pytest.fixture
+def client(redis_url):
+    with GenerationClient(Settings(redis_url=redis_url, generators={})) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("was", [Registry.submit, *FOUND_BY_A_SWEEP.values()], ids=["queued", *FOUND_BY_A_SWEEP])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, None) for field in [*NEEDED, *OTHERS]]
+    + [("state", "parked"), ("state", ""), ("outcome", "{"), ("waits_for", b"\xff"), ("retried_as", b"\xff")]
+    + [(field, value) for field in [*NUMBERS, "started_at", "completion_tokens", "first_text_at"] for value in GARBAGE],
+)
+def test_what_cannot_be_read_is_cancelled_as_anything_else(writer, client, was, field, value):
+    generation_id = was(writer)
+    spoilt(writer, generation_id, field, value)
+    generation = client.generation(generation_id)
+    assert generation.cancel()
+    status = generation.status()
+    assert (status.state, status.error) == ("cancelled", "cancelled")
+    assert generation.cancel()  # as often as one likes
+    with pytest.raises(GenerationCancelledError):
+        generation.result(timeout_s=5)
+    assert writer.events(generation_id)[-1].endswith("cancelled")
+    assert_at_rest(writer, generation_id)
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+def test_a_cancel_changes_no_end_whatever_its_record_lacks(writer, client, state):
+    generation_id = writer.into(state)
+    writer.raw.hdel(keys.generation(generation_id), "priority", "submitted_at", "ended_at")
+    before = writer.hash(generation_id)
+    assert client.generation(generation_id).cancel() is (state == "cancelled")
+    assert writer.hash(generation_id) == before
+
+
+def test_an_end_that_a_newer_version_gave_is_none_to_cancel(writer, client):
+    generation_id = writer.into(State.FINISHED)
+    spoilt(writer, generation_id, "state", "archived")
+    assert not client.generation(generation_id).cancel()
+    assert writer.hash(generation_id)["state"] == "archived"
+
+
+def test_a_cancel_of_a_key_of_another_type_is_kept_for_the_message_to_come(registry):
+    """A worker's: it registers what is not there, so that a message that brings its request finds it cancelled."""
+    registry.raw.set(keys.generation("spoilt"), "of another type", ex=60)
+    end = registry.cancelled("spoilt")
+    assert registry.finish(end) == "gone"
+    assert registry.finish(replace(end, stillborn=True)) == "ok"
+    assert registry.claim("spoilt") == NotClaimed("cancelled", is_untold=True)
 
 
 def test_a_sweeper_that_dies_before_it_ended_it_leaves_it_to_the_next(registry):

@@ -3,11 +3,13 @@
 import random
 import threading
 import time
+import uuid
 
 import pytest
+import redis
 from celery.result import AsyncResult
 
-from genqueue import GenerationCancelledError
+from genqueue import GenerationCancelledError, keys
 
 from .conftest import plain_celery
 from .roles import as_role
@@ -27,6 +29,12 @@ def fleet(fleet_of, standin):
 def app(fleet):
     with plain_celery(fleet.producer_url, broker=as_role(fleet.redis.url, "flower")) as app:
         yield app
+
+
+@pytest.fixture
+def db(fleet):
+    with redis.Redis.from_url(fleet.redis.url) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +186,32 @@ def test_flowers_buttons_mean_the_same(fleet, app, ask, read, standin, eventuall
         eventually(lambda: (flower.ask(f"task/info/{reading.generation.id}") or {}).get("state") == "REVOKED")  # noqa: B023
     prompt = ask()
     assert fleet.client.submit(prompt).result(timeout_s=10).replies == [prompt.answer]
+
+
+@pytest.mark.parametrize("way", ["revoke", "cancel"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("priority", "x"), ("submitted_at", ""), ("generator", None), ("state", None), ("state", "parked"), ("seq", "x")],
+)
+def test_what_cannot_be_read_is_cancelled_too(fleet, app, db, ask, eventually, way, field, value):
+    generation = fleet.client.submit(ask(tokens=5000, itl_s=0.02), generation_kwargs={"max_new_tokens": 5000})
+    eventually(lambda: generation.status().state == "running")
+    key = keys.generation(generation.id)
+    if value is None:
+        db.hdel(key, field)
+    else:
+        db.hset(key, field, value)
+    WAYS[way](app, generation)
+    with pytest.raises(GenerationCancelledError):
+        generation.result(timeout_s=10)
+    assert generation.status().state == "cancelled"
+    assert AsyncResult(generation.id, app=app).state == "REVOKED"
+    eventually(lambda: fleet.client.overview().running == 0)
+
+
+def test_a_revoke_of_a_key_of_another_type_is_kept_for_its_message(app, db, eventually):
+    generation_id = str(uuid.uuid4())
+    db.set(keys.generation(generation_id), "of another type", ex=60)
+    AsyncResult(generation_id, app=app).revoke()
+    eventually(lambda: AsyncResult(generation_id, app=app).state == "REVOKED")
+    assert db.hget(keys.generation(generation_id), "state") == b"cancelled"

@@ -151,7 +151,7 @@ def test_an_end_that_was_there_already_is_ok(answer, expected):
     end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}")
     call = calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60)
     assert call.decode([answer]) == expected
-    assert call.arguments[len(keys_of(call)) + 4 :][:4] == ("id", "", "queued,running", State.FAILED)
+    assert call.arguments[len(keys_of(call)) + 5 :][:4] == ("id", "", "queued,running", State.FAILED)
     assert call.arguments[-1] == b"body"
 
 

@@ -732,13 +732,13 @@ class Engine:
         return timings(claim.submitted_at, claim.started_at, _first_text_at(work), ended_at, work.outbox.waking_s)
 
     async def _cancel(self, generation_id: str) -> None:
-        try:
-            generator = (await self._writer.insist(calls.read_record(generation_id))).generator
-            end = outcome.cancelled(generation_id, generator, date_done=_now_iso())
-        except GenerationNotFoundError:
+        generator = "default"
+        with contextlib.suppress(StoreError):  # its key is of another type: what can be done of the end will be
+            generator = await self._writer.insist(calls.read_home(generation_id))
+        end = outcome.cancelled(generation_id, generator, date_done=_now_iso())
+        if await self._end(None, end) == "gone":
             # Its message, which may bring the request itself, is still to come: it shall find it cancelled.
-            end = replace(outcome.cancelled(generation_id, "default", date_done=_now_iso()), stillborn=True)
-        await self._end(None, end)
+            await self._end(None, replace(end, stillborn=True))
 
     def _drain(self, within_s: float) -> None:
         if self._is_leaving:

@@ -9,6 +9,7 @@ local finals, priorities = ARGV[8], tonumber(ARGV[9])
 local state, attempt, seq, request, submitted_at, deadline_at, deadline_s, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent = fields_of(
   generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'deadline_s', 'generator',
     'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent')
+state = state_of(state)
 if not (state or attempt or seq or request or home) then
   redis.call('ZREM', waiting, id) -- nobody shall be rung for what is not there
   return {'gone'}
@@ -29,8 +30,8 @@ local function claimed()
     so_far, count(solid_tokens), count(failures), errors or '',
     count(tokens), traceparent or '', stamp(time)}
 end
-local missing = lacks(home, priority, attempt, seq, submitted_at, priorities)
-if not state then missing = missing and 'state, ' .. missing or 'state' end
+local need = state and lacks or lacks_state
+local missing = need(home, priority, attempt, seq, submitted_at, priorities, request)
 if not request then missing = missing and missing .. ', request' or 'request' end
 deadline_at, deadline_s = deadline_of(deadline_at, deadline_s, submitted_at, time)
 if state == 'running' then

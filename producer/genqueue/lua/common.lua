@@ -47,7 +47,7 @@ local function append_events(log, live, seq, attempt, bodies)
       -- Somebody else wrote under numbers that are ours to give. The log begins anew here: readers have what
       -- came before, or get the whole text at the end.
       local ttl = redis.call('TTL', log)
-      redis.call('DEL', log)
+      redis.call('EXPIRE', log, -1) -- gone at once; a producer, who cancels, has no right to DEL
       redis.call('XADD', log, seq .. '-0', 'e', events[index])
       if ttl > 0 then redis.call('EXPIRE', log, ttl) end
     elseif trouble then
@@ -74,20 +74,35 @@ local function add_text(text, more)
   return redis.call('APPEND', text, more)
 end
 
+-- How numbers of a record are spelled: those of a worker, or a producer.
+local WHOLE, SECONDS = '^%d+$', '^%d+%.?%d*$'
+
+-- A state; nil where there is none.
+local function state_of(stored)
+  if stored ~= '' then return stored or nil end
+end
+
 -- What a record lacks, or has wrongly, of what is needed to run its generation: in words; nil if it is whole. The
 -- request is the claim's to look at: it may be large.
 local function lacks(generator, priority, attempt, seq, submitted_at, priorities)
   local missing = {}
-  local function need(name, value, least, below)
-    local read = number(value)
-    if not read or read < least or read >= below then missing[#missing + 1] = name end
+  local function need(name, value, pattern, below)
+    local read = string.match(value or '', pattern) and number(value)
+    if not read or read >= below then missing[#missing + 1] = name end
   end
   if not generator or generator == '' then missing[1] = 'generator' end
-  need('priority', priority, 0, priorities)
-  need('attempt', attempt, 0, 1e9)
-  need('seq', seq, 0, 1e12)
-  need('submitted_at', submitted_at, 0, 3e9) -- places in a queue are numbers up to then
+  need('priority', priority, WHOLE, priorities)
+  need('attempt', attempt, WHOLE, 1e9)
+  need('seq', seq, WHOLE, 1e12)
+  need('submitted_at', submitted_at, SECONDS, 3e9) -- places in a queue are numbers up to then
   return #missing > 0 and table.concat(missing, ', ') or nil
+end
+
+-- The same of a record without a state; nil if nothing is left of it: it was forgotten.
+local function lacks_state(generator, priority, attempt, seq, submitted_at, priorities, request)
+  if not (generator or attempt or seq or request) then return nil end
+  local missing = lacks(generator, priority, attempt, seq, submitted_at, priorities)
+  return missing and 'state, ' .. missing or 'state'
 end
 
 -- When it is too late for a generation, nil if never, and within how many seconds of its submission that is. A

@@ -2,9 +2,21 @@
 -- With an attempt the writer must still hold it (the fence); without one (cancel, a request that cannot be read, a
 -- record that lacks something) the worker that runs it is told.
 local leases, deadlines, delayed, rung, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local log_ttl_s, result_ttl_s, worker_channel_prefix = ARGV[1], ARGV[2], ARGV[3]
+local log_ttl_s, result_ttl_s, worker_channel_prefix, finals = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local time = now()
-local answers, argument = {}, 4
+local answers, argument = {}, 5
+
+-- After an end from outside a record can be read, whatever it was: what is no number where one belongs goes, and the
+-- generator is the one that its ender knows.
+local function make_readable(generation, generator, home)
+  local names = {'priority', 'completion_tokens', 'submitted_at', 'started_at', 'first_text_at'}
+  local patterns = {WHOLE, WHOLE, SECONDS, SECONDS, SECONDS}
+  for index, value in ipairs({fields_of(generation, unpack(names))}) do
+    if value and not (#value < 20 and string.match(value, patterns[index])) then redis.call('HDEL', generation, names[index]) end
+  end
+  redis.call('HDEL', generation, 'waits_for', 'retried_as') -- what has ended waits for nothing
+  if home ~= generator then redis.call('HSET', generation, 'generator', generator) end
+end
 
 for index = 1, #KEYS / 5 - 1 do
   local generation, log, text, waiting, result = unpack(KEYS, 5 * index + 1, 5 * index + 5)
@@ -14,8 +26,9 @@ for index = 1, #KEYS / 5 - 1 do
   local first_body, last_body = argument + 16, argument + 15 + size
   argument = last_body + 1
 
-  local state, newest, seq, owner, flushed, home, request = fields_of(generation,
-    'state', 'attempt', 'seq', 'owner', 'flush', 'generator', 'request')
+  local state, newest, seq, owner, flushed, home, request, ended_at = fields_of(generation,
+    'state', 'attempt', 'seq', 'owner', 'flush', 'generator', 'request', 'ended_at')
+  state = state_of(state)
   local refused
   if stillborn == '1' then
     -- A message that is no request: it is registered only to be answered. A Celery task that is not ours may have
@@ -23,17 +36,24 @@ for index = 1, #KEYS / 5 - 1 do
     refused = state or (redis.call('GET', result) and 'known')
     if not refused then
       state, newest, seq = 'queued', '0', '0'
-      redis.call('HSET', generation, 'generator', generator, 'attempt', 0, 'submitted_at', stamp(time))
+      home = generator
+      local born = {'generator', generator, 'attempt', 0, 'submitted_at', stamp(time)}
+      if type(redis.pcall('HSET', generation, unpack(born))) == 'table' then -- its key is something else: that goes
+        redis.call('DEL', generation)
+        redis.call('HSET', generation, unpack(born))
+      end
     end
-  elseif not state and attempt == '' and (home or request or newest) then
+  elseif not state and attempt == '' and (home or request or newest or seq) then
     state = 'queued' -- of what is left of a record nothing else can come
   end
+  -- A state that nobody knows keeps nobody from a cancel.
+  local is_cancelled_anyway = attempt == '' and final == 'cancelled' and not ended_at and not is_one_of(state, finals)
   if not refused then
     if not state then
       refused = 'gone'
     elseif attempt ~= '' and newest ~= attempt then
       refused = 'superseded'
-    elseif not is_one_of(state, sources) then
+    elseif not is_one_of(state, sources) and not is_cancelled_anyway then
       refused = state
     elseif attempt ~= '' then
       refused = fenced(newest, attempt, owner, writer, flush, flushed)
@@ -76,6 +96,7 @@ for index = 1, #KEYS / 5 - 1 do
     end
     redis.call('SET', result, celery_result, 'EX', result_ttl_s)
     redis.call('PUBLISH', result, celery_result)
+    if attempt == '' then make_readable(generation, generator, home) end
     if attempt == '' and owner then redis.call('PUBLISH', worker_channel_prefix .. owner, id) end
   end
   answers[index] = refused or 'ok'

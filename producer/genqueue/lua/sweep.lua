@@ -13,7 +13,7 @@ local lease_s, keep_s, priorities = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7]
 local running, queued, may_expire, template = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 local generation_prefix, waiting_prefix, claimed_prefix = ARGV[12], ARGV[13], ARGV[14]
 local queue_prefix, separator, turn_s = ARGV[15], ARGV[16], tonumber(ARGV[17])
-local longest_lease_s, longest_delay_s, FIRST_GENERATOR = tonumber(ARGV[18]), tonumber(ARGV[19]), 20
+local longest_lease_s, longest_delay_s, states, FIRST_GENERATOR = tonumber(ARGV[18]), tonumber(ARGV[19]), ARGV[20], 21
 local time = now()
 local time_ms = milliseconds(time)
 local rings = {}
@@ -82,18 +82,40 @@ if went_back or math.abs(time - (number(clock_turn) or 0)) >= lease_s / 3 then
   redis.call('ZREMRANGEBYSCORE', rung, '(' .. milliseconds(time + grace_s), '+inf')
 end
 
--- Have those of a set whose time has come wait in their queues again.
 local incomplete, has_more = {}, false
+
+local function look_again(set, id)
+  redis.call('ZADD', set, milliseconds(time + look_again_s), id)
+end
+
+local function end_incomplete(set, id, generator, missing)
+  incomplete[#incomplete + 1] = {id, generator or '', missing}
+  look_again(set, id) -- this sweeper may die before it ends it
+end
+
+-- It may be large, and is looked at only of what lacks its state.
+local function request_of(id)
+  return (fields_of(generation_prefix .. id, 'request'))
+end
+
+-- Have those of a set whose time has come wait in their queues again.
 local function wait_again(set, expected)
   local due = redis.call('ZRANGEBYSCORE', set, '-inf', time_ms, 'LIMIT', 0, limit)
   has_more = has_more or #due == tonumber(limit)
   for _, id in ipairs(due) do
     local state, generator, priority, attempt, seq, submitted_at, deadline_at, deadline_s = fields_of(generation_prefix .. id,
       'state', 'generator', 'priority', 'attempt', 'seq', 'submitted_at', 'deadline_at', 'deadline_s')
-    local missing = state == expected and lacks(generator, priority, attempt, seq, submitted_at, priorities)
+    state = state_of(state)
+    local missing
+    if state == expected then
+      missing = lacks(generator, priority, attempt, seq, submitted_at, priorities)
+    elseif not state then
+      missing = lacks_state(generator, priority, attempt, seq, submitted_at, priorities, request_of(id))
+    end
     if missing then
-      incomplete[#incomplete + 1] = {id, generator or '', missing}
-      redis.call('ZADD', set, milliseconds(time + look_again_s), id) -- this sweeper may die before it ends it
+      end_incomplete(set, id, generator, missing)
+    elseif state and not is_one_of(state, states) then
+      look_again(set, id) -- a newer version's: its sweepers know what comes of it
     else
       redis.call('ZREM', set, id)
     end
@@ -130,11 +152,22 @@ local expired = {}
 local overdue = redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIMIT', 0, end_limit)
 has_more = has_more or #overdue == tonumber(end_limit)
 for _, id in ipairs(overdue) do
-  local state, generator, attempt, owner, errors = fields_of(generation_prefix .. id,
-    'state', 'generator', 'attempt', 'owner', 'errors')
-  if is_one_of(state, may_expire) and generator and number(attempt) then
+  local state, generator, priority, attempt, seq, submitted_at, owner, errors = fields_of(generation_prefix .. id,
+    'state', 'generator', 'priority', 'attempt', 'seq', 'submitted_at', 'owner', 'errors')
+  state = state_of(state)
+  local missing
+  if is_one_of(state, may_expire) then
+    missing = lacks(generator, priority, attempt, seq, submitted_at, priorities)
+  elseif not state then
+    missing = lacks_state(generator, priority, attempt, seq, submitted_at, priorities, request_of(id))
+  end
+  if missing then
+    end_incomplete(deadlines, id, generator, missing)
+  elseif is_one_of(state, may_expire) then
     expired[#expired + 1] = {id, generator, number(attempt), state == running and owner or '', errors or ''}
-    redis.call('ZADD', deadlines, milliseconds(time + look_again_s), id) -- this sweeper may die before it ends it
+    look_again(deadlines, id) -- this sweeper may die before it ends it
+  elseif state and not is_one_of(state, states) then
+    look_again(deadlines, id)
   else
     redis.call('ZREM', deadlines, id)
   end
