@@ -1,6 +1,8 @@
 """How a worker ends: by every signal, and by an error of Celery's loop; others go on with what it ran."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,6 +11,7 @@ from celery import Celery
 
 from genqueue import GenerationClient, RedisUnavailableError, Settings
 
+from .conftest import clean_environment, toml_of
 from .roles import as_role
 
 SOON_S = 5.0
@@ -171,3 +174,46 @@ def test_an_error_that_ends_celerys_loop_ends_the_worker_within_the_drain(
     another = start_worker(tgi, own_redis.url, "-c", "8")
     assert generation.result(timeout_s=40).replies == [prompt.answer]
     assert another.end() == 0
+
+
+EMBEDDING = """
+import sys, time
+from genqueue_worker import app
+
+worker = app.app.Worker(pool_cls="threads", concurrency=2, loglevel="info", hostname="embedded@here")
+worker.start()
+print("it ended", flush=True)
+time.sleep(app._HAND_OVER_S + 2)
+print("goes on", flush=True)
+sys.exit(7)
+"""
+
+
+def test_a_program_outlives_the_worker_that_it_embeds(own_redis, tgi, producer, ask, eventually, tmp_path):
+    """Whatever would end a worker that hangs at its end lets a program be whose worker has ended."""
+    (tmp_path / "genqueue.toml").write_text(toml_of(tgi))
+    (tmp_path / "program.py").write_text(EMBEDDING)
+    log_path = tmp_path / "log"
+    environ = {"GENQUEUE_REDIS_URL": as_role(own_redis.url, "worker"), "GENQUEUE_DRAIN_S": "1"}
+    with log_path.open("wb") as log:
+        program = subprocess.Popen(
+            [sys.executable, "program.py"],
+            cwd=tmp_path,
+            env={**clean_environment(tmp_path), **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        eventually(lambda: " ready." in log_path.read_text(), within_s=30)
+        prompt = ask(tokens=2)
+        assert producer.submit(prompt).result(timeout_s=10).replies == [prompt.answer]
+        running = producer.submit(ask(tokens=300, itl_s=0.1))
+        eventually(lambda: running.status().completion_tokens > 0)
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(30) == 7, log_path.read_text()
+    finally:
+        program.kill()
+        program.wait()
+    assert log_path.read_text().endswith("it ended\ngoes on\n")
+    running.cancel()

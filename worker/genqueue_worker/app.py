@@ -6,6 +6,7 @@ configuration, and the engine starts with the worker.
 
 import contextlib
 import logging
+import math
 import os
 import queue
 import sys
@@ -55,7 +56,7 @@ class LastResort:
     def __init__(self, act: Callable[[], None]) -> None:
         self._act = act
         # Of all ways to tell a thread the one that a signal's handler may use at any moment.
-        self._due_s: queue.SimpleQueue[float] = queue.SimpleQueue()
+        self._due_s: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._watch, name="genqueue-last-resort", daemon=True)
 
     def start(self) -> None:
@@ -66,11 +67,18 @@ class LastResort:
         """Set a limit; of several the earliest counts."""
         self._due_s.put(time.monotonic() + limit_s)
 
+    def disarm(self) -> None:
+        """It is done: no limit counts any more, and there is none to come."""
+        self._due_s.put(None)
+
     def _watch(self) -> None:
-        due_s = self._due_s.get()
+        due_s = math.inf
         while (left_s := due_s - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
-                due_s = min(due_s, self._due_s.get(timeout=left_s))
+                limit_s = self._due_s.get(timeout=None if due_s == math.inf else left_s)
+                if limit_s is None:
+                    return
+                due_s = min(due_s, limit_s)
         self._act()
 
 
@@ -208,6 +216,10 @@ class Runtime:
         self.engine.stop()
         if self._monitor is not None:
             self._monitor.stop()
+
+    def left(self) -> None:
+        """Nothing of it is left to end: the program it ran in may go on."""
+        self._last_resort.disarm()
 
 
 _runtime: Runtime | None = None
@@ -347,8 +359,9 @@ def _stop(**_: Any) -> None:
     global _runtime
     if _runtime is not None:
         _runtime.stop()
-        _runtime = None
         _end_traces()
+        _runtime.left()
+        _runtime = None
         logger.info("stopped")
 
 

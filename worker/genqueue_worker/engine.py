@@ -817,6 +817,7 @@ class Engine:
         await hub.close()
         await transport.close()
         await self._store.close()
+        await self._loop.shutdown_default_executor()  # Python waits for its threads, which may wait for a name
 
     async def _watch(self, generator: str) -> None:
         """Look after a generator's servers, once it is served: ``add_consumer`` may come late."""
