@@ -145,11 +145,6 @@ class Order:
         return [*accumulate(pieces, initial=""), *(["".join(pieces)] if self.ends == "eos_token" else [])]
 
     @property
-    def meets_login(self) -> bool:
-        """Whether its endpoint shows it a login page, which no other attempt would get past."""
-        return any(LOGIN.items() <= mishap.items() for mishap in self.mishaps)
-
-    @property
     def begins_anew(self) -> bool:
         """Whether another attempt forgets what the one before it said."""
         return self.again != "continue" or (self.is_chat and self.generator != GENERATORS[1])

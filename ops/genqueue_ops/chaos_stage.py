@@ -254,10 +254,7 @@ class Stage:
             await asyncio.to_thread(endpoint.misbehave, _FAULTS[evil.kind])
             await asyncio.sleep(evil.lasts_s)
             await asyncio.to_thread(endpoint.misbehave, None)
-        span = Span(began_s, time.time())
-        self.outages.endpoints.setdefault(endpoint.generator, []).append(span)
-        if evil.kind is Kind.LOGIN:
-            self.outages.logins.setdefault(endpoint.generator, []).append(span)
+        self.outages.endpoints.setdefault(endpoint.generator, []).append(Span(began_s, time.time()))
 
     # -- workers ----------------------------------------------------------------------------
 

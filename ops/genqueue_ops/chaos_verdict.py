@@ -84,7 +84,6 @@ class Outages:
         redis: when it was away, for all or for those whose connections were cut.
         slow: when the way to it was slow, or its clock was set.
         forgotten: of which time it may have forgotten what it answered.
-        logins: when an endpoint showed a login page to all: whoever asks it then is told, and a dead letter.
         leases_s, names: of each worker.
     """
 
@@ -92,7 +91,6 @@ class Outages:
     slow: list[Span] = field(default_factory=list)
     forgotten: list[Span] = field(default_factory=list)
     endpoints: dict[str, list[Span]] = field(default_factory=dict)
-    logins: dict[str, list[Span]] = field(default_factory=dict)
     frozen: dict[int, list[Span]] = field(default_factory=dict)
     killed_s: dict[int, float] = field(default_factory=dict)
     leaving_s: dict[int, float] = field(default_factory=dict)
@@ -343,9 +341,6 @@ def _end(trace: Trace, outages: Outages) -> list[str]:
         case "expired":
             waited_s = max(trace.waited_s, (trace.ended_s or 0.0) - trace.submitted_s)
             is_due = order.deadline_s is not None and waited_s > order.deadline_s - 0.5 and trace.state is State.FAILED
-        case "rejected":
-            logins = outages.logins.get(order.generator, ())
-            is_due = order.meets_login or any(span.overlap_s(trace.life) for span in logins)
         case reason:
             is_due = reason == order.finish_reason and trace.state is State.FINISHED
     if not is_due:

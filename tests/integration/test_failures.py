@@ -32,6 +32,12 @@ def client(fleet):
     return fleet.client
 
 
+PAGE = {
+    "kind": "status",
+    "status": 200,
+    "headers": {"content-type": "text/html"},
+    "body": "<html><title>Back soon</title></html>",
+}
 FAULTS = [
     pytest.param({"kind": "cut", "after_tokens": 5}, 2, id="cut-without-an-end-marker"),
     pytest.param({"kind": "close", "after_tokens": 5}, 2, id="closed"),
@@ -42,6 +48,7 @@ FAULTS = [
     pytest.param({"kind": "slow_headers", "delay_s": 5}, 1, id="silence-before-the-headers"),
     pytest.param({"kind": "refuse"}, 2, id="refused"),
     pytest.param({"kind": "status", "status": 502, "body": "bad gateway"}, 2, id="502"),
+    pytest.param(PAGE, 1, id="a-web-page"),
 ]
 
 
@@ -82,6 +89,20 @@ def test_after_max_attempts_it_fails_with_the_text_and_every_error(client, ask, 
     assert all("CUDA error" in error["message"] for error in failed.value.detail["errors"])
     assert reading.text() == prompt.beginning(9)
     assert reading.kinds()[-1] == "3.failed"
+
+
+def test_a_web_page_at_every_attempt_is_a_dead_letter_that_says_what_was_seen(client, ask, standin):
+    prompt = ask(faults=[PAGE])
+    seen = r"the server answers with a web page \(text/html\): Back soon"
+    failed = client.submit(prompt)
+    with pytest.raises(GenerationFailedError, match=rf"^gave up after 3 attempts: {seen}") as raised:
+        failed.result(timeout_s=30)
+    assert [error["attempt"] for error in raised.value.detail["errors"]] == [1, 2, 3]
+    assert (len(standin.attempts(prompt)), raised.value.detail["error_type"]) == (3, "web_page")
+    assert failed.id in [letter.id for letter in client.dead_letters("default")]
+    for generator, options in (("once", {}), ("default", {"on_failure": "fail"})):
+        with pytest.raises(GenerationFailedError, match=f"^{seen}"):
+            client.submit(ask(faults=[PAGE]), generator=generator, **options).result(timeout_s=10)
 
 
 def test_a_dead_letter_is_tried_again_once_its_server_is_well(client, ask, read, standin, fleet):

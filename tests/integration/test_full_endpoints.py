@@ -12,6 +12,7 @@ from .conftest import running_standin
 
 TGI = "text_generation_inference"
 ENDLESS = {"max_new_tokens": 5000}
+PAGE = {"kind": "status", "status": 200, "body": "<html><title>Back soon</title></html>"}
 UNAUTHORIZED = {"kind": "status", "status": 401, "body": {"error": "wrong token"}}
 
 
@@ -175,6 +176,22 @@ def test_a_server_that_refuses_whatever_comes_burns_no_queue(answers_after_s, la
     for generation in generations:
         result = again.get(generation.id, generation).result(timeout_s=40)
         assert result.replies == [by_id[generation.id].answer]
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["up"])
+
+
+def test_a_proxy_that_shows_a_page_while_it_restarts_costs_no_generation(large, hosts, ask, eventually):
+    """Its generator has no other server: few are tried until it is back, and those once more."""
+    large.script(faults=[PAGE])
+    fleet = hosts([[large.url]], places=8)
+    prompts = [ask() for _ in range(40)]
+    generations = [fleet.client.submit(prompt) for prompt in prompts]
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["refuses"])
+    assert not any(generation.status().state == "failed" for generation in generations)
+    large.script(faults=[])
+    for prompt, generation in zip(prompts, generations, strict=True):
+        assert generation.result(timeout_s=40).replies == [prompt.answer]
+    assert sum(len(large.requests(prompt)) for prompt in prompts) < 60
+    assert fleet.client.dead_letters() == []
     eventually(lambda: fleet.health(fleet.workers[0]) == ["up"])
 
 

@@ -72,6 +72,7 @@ REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPAC
         # OpenAI says of a wrong token what it says of a wrong request.
         (401, "invalid_request_error", ENDPOINT),
         (302, "redirect", ENDPOINT),
+        (None, "web_page", ENDPOINT),
         # A quota that no waiting mends, and what is this host's.
         (429, "insufficient_quota", ENDPOINT),
         (None, "insufficient_quota", ENDPOINT),
@@ -146,6 +147,7 @@ FORBIDDEN = UpstreamFacts("words", status=403)
 WAKING = UpstreamFacts("words", status=503, retry_after_s=7.0)
 INVALID = UpstreamFacts("words", status=422, error_type="validation")
 BROKEN = UpstreamFacts("words", error_type="generation")
+PAGE = UpstreamFacts("words", error_type="web_page")
 UNREACHED = UpstreamFacts("words", error_type="unreached", was_unreached=True)
 CUT = UpstreamFacts("words", error_type="transport", is_down=True)
 NEVER = 0.999
@@ -210,6 +212,14 @@ UNCHARGED = Again(0.0, is_failure=True, is_charged=False)
         pytest.param(BROKEN, {"failures": 6, "max_attempts": 99}, charged(29.97), id="the-ceilings-end"),
         pytest.param(BROKEN, {"failures": 5000, "max_attempts": 9999}, charged(29.97), id="no-overflow"),
         pytest.param(BROKEN, {"failures": 3, "can_go_on": True}, charged(0.0), id="another-server-goes-on-at-once"),
+        # A web page where an answer should be is the address's, or a proxy's that restarts: worth some seconds.
+        pytest.param(PAGE, {"may_another_take_it": True}, charged(0.0), id="a-page-and-another-may-take-it"),
+        pytest.param(PAGE, {"draw": 0.0}, charged(1.0), id="a-page"),
+        pytest.param(PAGE, {}, charged(1.999), id="a-page-draw-1"),
+        pytest.param(PAGE, {"failures": 3, "draw": 0.0}, charged(8.0), id="a-page-for-the-fourth-time"),
+        pytest.param(PAGE, {"failures": 5000, "max_attempts": 9999}, charged(29.985), id="a-page-always"),
+        pytest.param(PAGE, {"failures": 3, "can_go_on": True}, charged(0.0), id="a-page-and-another-is-up"),
+        pytest.param(replace(PAGE, is_down=True), {"failures": 4}, AT_ONCE, id="a-page-to-whatever-comes"),
         # The server died: not charged, but not for ever, for this prompt may be what kills it.
         pytest.param(CUT, {"failures": 4}, UNCHARGED, id="died-at-the-last-attempt"),
         pytest.param(CUT, {"max_attempts": 1}, UNCHARGED, id="died-at-the-only-attempt"),
@@ -232,6 +242,16 @@ def test_what_may_succeed_later_is_tried_again(facts, circumstances, expected):
         pytest.param(
             BROKEN, {"failures": 7}, "failed", "gave up after 8 attempts: words", id="fewer-allowed-than-made"
         ),
+        pytest.param(PAGE, {"failures": 4}, "failed", "gave up after 5 attempts: words", id="pages-to-the-end"),
+        pytest.param(
+            PAGE,
+            {"failures": 4, "may_another_take_it": True},
+            "failed",
+            "gave up after 5 attempts: words",
+            id="pages-to-the-end-and-another-was-up",
+        ),
+        pytest.param(PAGE, {"max_attempts": 1}, "failed", "words", id="a-page-to-the-only-attempt"),
+        pytest.param(PAGE, {"may_retry": False}, "failed", "words", id="a-page-and-no-retries-wanted"),
         pytest.param(CUT, {"errors": 14}, "failed", "gave up after 15 attempts: words", id="died-too-often"),
         pytest.param(BROKEN, {"errors": 14}, "failed", "gave up after 15 attempts: words", id="and-now-failed"),
     ],
@@ -313,7 +333,12 @@ def test_what_is_refused_of_a_continuation_is_ours(refusal, failures, may_retry)
     assert decide(refusal, failures, may_retry=may_retry).error == "rejected"
 
 
-@pytest.mark.parametrize("facts", [FULL, WAKING, BROKEN, UNREACHED, CUT])
+def test_pages_are_waited_for_longer_than_a_proxy_takes_to_restart():
+    waits_s = [decide(PAGE, failures, draw=0.0).delay_s for failures in range(4)]
+    assert sum(waits_s) == pytest.approx(15.0)
+
+
+@pytest.mark.parametrize("facts", [FULL, WAKING, BROKEN, PAGE, UNREACHED, CUT])
 def test_what_else_becomes_of_a_continuation_is_as_of_any_call(facts):
     assert decide(facts, was_continued=True) == decide(facts)
 

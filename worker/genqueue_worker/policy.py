@@ -51,6 +51,8 @@ class UpstreamFacts:
 
 LACK = "lack"
 """The type of an error that comes of what this host lacks: descriptors, memory, names."""
+WEB_PAGE = "web_page"
+"""The type of an answer that is a web page: a login, or a proxy that knows no model server, or none just now."""
 _BY_TYPE = {
     "validation": Fault.REQUEST,
     "template_error": Fault.REQUEST,
@@ -62,7 +64,7 @@ _BY_TYPE = {
     LACK: Fault.CAPACITY,  # ours, and of this host
     "insufficient_quota": Fault.ENDPOINT,  # OpenAI's
     "redirect": Fault.ENDPOINT,  # ours
-    "web_page": Fault.ENDPOINT,  # ours: a login, or a proxy that knows no model server
+    WEB_PAGE: Fault.ENDPOINT,  # ours
     "generation": Fault.SERVER,
     "incomplete_generation": Fault.SERVER,
     "incomplete_generation_stream": Fault.SERVER,
@@ -188,6 +190,8 @@ _CAPACITY_MOST_S = 300.0
 """No server may have a generation rest until it is forgotten (``keep_s``)."""
 _RETRY_BASE_S = 0.5
 _RETRY_MOST_S = 30.0
+_PAGE_BASE_S = 2.0
+"""A proxy that restarts, or waits for its server, shows a page of its own for some seconds, not for one."""
 _ERRORS_PER_ATTEMPT = 3
 """A server's death is not charged to the generations that it ran, but one of them may be its cause."""
 
@@ -220,7 +224,7 @@ def after_failure(
         can_go_on: whether another server may be asked at once.
         may_another_take_it: whether one may take what this one refused, at once or when it has room.
         draw: from [0, 1); spreads retries (full jitter, as in the AWS Architecture Blog's
-            "Exponential Backoff And Jitter").
+            "Exponential Backoff And Jitter"); after a web page half of the wait is fixed.
         was_continued: whether it was sent the text so far beside what the caller sent: an attempt before it was
             accepted without, so what is refused is ours, and the next one begins anew
             (:func:`genqueue_worker.continuation.begins_anew`).
@@ -234,7 +238,7 @@ def after_failure(
             return AT_ONCE
         case Fault.ENDPOINT if may_another_take_it and may_retry and failures + 1 < max_attempts:
             return Again(0.0, is_failure=True, is_charged=True)
-        case Fault.ENDPOINT:
+        case Fault.ENDPOINT if facts.error_type != WEB_PAGE:
             return _outcome("rejected", facts.message, facts, fault=Fault.ENDPOINT)
         # A worker whose servers are all down, or full, leaves the queue to others.
         case Fault.CAPACITY if can_go_on or facts.is_down or facts.retry_after_s is None:
@@ -242,16 +246,22 @@ def after_failure(
         case Fault.CAPACITY:
             delay_s = min(_CAPACITY_MOST_S, facts.retry_after_s or 0.0) + draw * _JITTER_S
             return Again(delay_s, is_failure=False, is_charged=False)
-        case Fault.SERVER:
+        case Fault.SERVER | Fault.ENDPOINT:
             is_charged = not facts.is_down
             is_last = is_exhausted(failures + is_charged, errors + 1, max_attempts)
             if not may_retry or (is_last and max_attempts == 1):
                 return _outcome("failed", facts.message, facts)
             if is_last:
                 return _outcome("failed", f"gave up after {errors + 1} attempts: {facts.message}", facts)
-            doublings = min(failures, 10)  # beyond the ceiling; a float's end is 2**1024
-            delay_s = draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**doublings)
-            return Again(0.0 if can_go_on or facts.is_down else delay_s, is_failure=True, is_charged=is_charged)
+            delay_s = 0.0 if can_go_on or facts.is_down else _delay_s(facts, failures, draw)
+            return Again(delay_s, is_failure=True, is_charged=is_charged)
+
+
+def _delay_s(facts: UpstreamFacts, failures: int, draw: float) -> float:
+    doublings = min(failures, 10)  # beyond the ceiling; a float's end is 2**1024
+    if facts.error_type == WEB_PAGE:  # half of it at least: it is not over at once
+        return (1 + draw) / 2 * min(_RETRY_MOST_S, _PAGE_BASE_S * 2**doublings)
+    return draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**doublings)
 
 
 def after_defect(name: str, *, errors: int, max_attempts: int, may_retry: bool, draw: float) -> Again | Outcome:

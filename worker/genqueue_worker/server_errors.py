@@ -12,7 +12,7 @@ from typing import Any
 
 from genqueue_worker.answers import read_json, word
 from genqueue_worker.error_words import is_error, read_error
-from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.policy import WEB_PAGE, UpstreamFacts
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """What reading raises of JSON that is of no shape we know; around nothing but reading."""
@@ -56,13 +56,13 @@ def form_of(beginning: bytes, content_type: str) -> Form | None:
 def no_events(form: Form, body: bytes, content_type: str) -> UpstreamFacts:
     """Of an answer that is no model's: a page of a proxy or a login, or bare words.
 
-    A page is the address's fault, as a redirect to it would be.
+    A page is the address's fault, but may pass: it is also what a proxy shows while its server restarts.
     """
     kind = word(content_type.partition(";")[0].strip(), 100) or "of no content type"
     if form is Form.PAGE:
         title = _TITLE.search(body)
         said = seen(title[1] if title else body)
-        return UpstreamFacts(f"the server answers with a web page ({kind}): {said}", error_type="web_page")
+        return UpstreamFacts(f"the server answers with a web page ({kind}): {said}", error_type=WEB_PAGE)
     return unreadable(f"it is no event stream ({kind})", body)
 
 
