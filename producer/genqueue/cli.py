@@ -614,10 +614,12 @@ def _outcome(generation: Generation) -> tuple[str, GenerationResult | None, Gene
 
 
 def _figures(generation_id: str, result: GenerationResult) -> str:
+    """What a result says of itself in one line; one that nobody of our version wrote may lack any of it."""
     meta = result.meta[0]
-    parts = [f"{meta['usage']['completion_tokens']} tokens", f"finish_reason {meta['finish_reason']}"]
-    parts += [f"{name} {value:.3f}" for name, value in meta["timings"].items() if value is not None]
-    return f"{generation_id}: {', '.join(parts)}, attempts {meta['attempts']}"
+    usage, timings = (part if isinstance(part := meta.get(name), dict) else {} for name in ("usage", "timings"))
+    parts = [f"{usage.get('completion_tokens')} tokens", f"finish_reason {meta.get('finish_reason')}"]
+    parts += [f"{name} {value:.3f}" for name, value in timings.items() if isinstance(value, int | float)]
+    return f"{generation_id}: {', '.join(parts)}, attempts {meta.get('attempts')}"
 
 
 def _leave(generation_id: str, seq: int) -> NoReturn:

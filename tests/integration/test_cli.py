@@ -239,6 +239,24 @@ def test_tail_of_a_text_whose_log_is_gone_prints_it_whole(genqueue, ask, db):
     assert genqueue("tail", generation_id, "--from-seq", 2).returncode == ExitCode.NOT_FOUND
 
 
+def test_a_result_of_another_version_may_lack_what_is_told_beside_its_text(genqueue, ask, db):
+    prompt = ask(tokens=3)
+    generation_id = submitted(genqueue, prompt)
+    genqueue("tail", generation_id)
+    stored = json.loads(db.get(keys.result(generation_id)))
+    for meta in (
+        {},
+        {"usage": 5, "timings": [1]},
+        {"usage": {"completion_tokens": 3}, "timings": {"x_s": "y", "z_s": 1}},
+    ):
+        stored["result"]["meta"] = [meta]
+        db.set(keys.result(generation_id), json.dumps(stored), keepttl=True)
+        done = genqueue("tail", generation_id)
+        assert (done.returncode, done.stdout) == (0, f"{prompt.answer}\n")
+        tokens = 3 if isinstance(meta.get("usage"), dict) else None
+        assert done.stderr.startswith(f"{generation_id}: {tokens} tokens, finish_reason None, ")
+
+
 def test_status_without_an_id_shows_queues_and_workers_at_a_glance(genqueue, ask, worker, standin):
     running = submitted(genqueue, ask(tokens=400, itl_s=0.05))
     try:
