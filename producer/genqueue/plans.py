@@ -117,7 +117,7 @@ def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
 
     Where Redis has forgotten events that were handed out (a crash, a failover), and others have their
     numbers now, a ``reset`` of number 0 comes, and then every event from number 1 on.  Raises LogBrokenError
-    the second time that the log, read from its beginning, is no one history.
+    the second time that the log, read from its beginning, is no one history, and where it ends without an end.
     """
     follower = Follower(from_seq)
     message: bytes | None = None
@@ -157,7 +157,9 @@ def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
             continue
         if message is None:
             if record.state.is_final and follower.next_seq > record.seq:
-                return  # the reader had the last event already
+                if from_seq >= record.seq or follower.ends_strangely:
+                    return  # the reader had the last event already
+                raise LogBrokenError(generation_id)
             if record.state.is_final and not (yield calls.read_log(generation_id, follower.next_seq, limit=1)):
                 raise LogExpiredError(generation_id, follower.next_seq - 1)
             if record.state.is_final:

@@ -16,7 +16,7 @@ is passed over unread.
 
 from collections.abc import Iterable
 
-from genqueue.messages import Cancelled, Event, Failed, Finished, Started, Terminal
+from genqueue.messages import Cancelled, Event, Failed, Finished, OtherEvent, Started, Terminal
 
 _MOST_PASSED_OVER = 1024
 _ENDS = (Finished, Failed, Cancelled)
@@ -61,6 +61,11 @@ class Follower:
     def read_from(self) -> int:
         """The number from which to read the log: the next, or the last once more where that is in doubt."""
         return max(1, self.next_seq - 1) if self._doubts_history or self._is_unsure else self.next_seq
+
+    @property
+    def ends_strangely(self) -> bool:
+        """Whether the last that was handed out is of a kind that came later, which may be a newer worker's end."""
+        return isinstance(self._last, OtherEvent)
 
     def lost_sight(self) -> None:
         """Something may have been missed, another history's start too: take no more before the log has the last event.

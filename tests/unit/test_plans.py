@@ -624,6 +624,24 @@ def test_a_stream_that_has_read_on_is_told_that_the_log_is_no_one_history(contra
         contradictory.read(plans.stream(ID, 1))
 
 
+def test_a_log_that_ends_without_an_end_is_no_whole_one(registry):
+    registry.emit({"type": "started", "at": 1.0, "worker": "a"}, {"type": "chunk", "text": "a"})
+    registry.finish()
+    registry.log, registry.seq = registry.log[:-1], registry.seq - 1
+    for plan in (plans.follow(ID, 0), plans.batches(ID, 0)):
+        with pytest.raises(errors.LogBrokenError):
+            registry.read(plan)
+    registry.result = GenerationResult(replies=["abc"], meta=[{}])
+    assert texts(registry.read(plans.stream(ID, 0))) == ["abc"]
+    assert registry.read(plans.follow(ID, 2)) == []
+
+
+def test_an_end_of_a_kind_that_came_later_is_one(registry):
+    registry.emit({"type": "chunk", "text": "a"}, {"type": "concluded"})
+    registry.state = State.FINISHED
+    assert [event.type for event in registry.read(plans.follow(ID, 0))] == ["chunk", "concluded"]
+
+
 @pytest.mark.parametrize("is_told", [True, False], ids=["while-listening", "by-the-log-only"])
 def test_a_reader_of_a_history_that_redis_forgot_begins_anew(registry, is_told):
     message = registry.emit(
