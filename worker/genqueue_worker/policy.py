@@ -258,10 +258,10 @@ def after_failure(
 
 
 def _delay_s(facts: UpstreamFacts, failures: int, draw: float) -> float:
-    doublings = min(failures, 10)  # beyond the ceiling; a float's end is 2**1024
-    if facts.error_type == WEB_PAGE:  # half of it at least: it is not over at once
-        return (1 + draw) / 2 * min(_RETRY_MOST_S, _PAGE_BASE_S * 2**doublings)
-    return draw * min(_RETRY_MOST_S, _RETRY_BASE_S * 2**doublings)
+    is_page = facts.error_type == WEB_PAGE
+    doubled = 2.0 ** min(failures, 10)  # beyond the ceiling; a float's end is 2**1024
+    most_s = min(_RETRY_MOST_S, (_PAGE_BASE_S if is_page else _RETRY_BASE_S) * doubled)
+    return most_s * ((1 + draw) / 2 if is_page else draw)  # a page is not over at once
 
 
 def after_defect(name: str, *, errors: int, max_attempts: int, may_retry: bool, draw: float) -> Again | Outcome:
