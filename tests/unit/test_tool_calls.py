@@ -161,6 +161,19 @@ def taken(pieces, offered=(), *, is_cut=False):
         pytest.param(
             [tc('{"x":', "f", id="a"), tc('{"x":2}', "g", id="b")], [("f", '{"x":'), G], id="one-that-broke-off"
         ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id="a"), tc('{"x"', index=0), tc(": 1", index=0), tc("}", index=0)],
+            [F],
+            id="whole-and-then-in-pieces",
+        ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id="a"), tc('{"x":', index=0)], [F], id="whole-and-then-half-of-it-again"
+        ),
+        pytest.param(
+            [tc('{"x":1}', "f", index=0, id="a"), tc('{"x"', index=0), tc(":2}", index=0)],
+            [("f", '{"x":1}{"x":2}')],
+            id="whole-and-then-something-else",
+        ),
     ],
 )
 def test_pieces_are_joined_by_all_that_tells_calls_apart(pieces, expected):
@@ -169,6 +182,128 @@ def test_pieces_are_joined_by_all_that_tells_calls_apart(pieces, expected):
     assert join_tool_calls(deltas) == calls.joined()  # a reader's
     ids = [call["id"] for call in calls.joined()]
     assert all(ids) and len(set(ids)) == len(ids)
+
+
+EMPTY = ["{}", " { } ", "[]", "null", '""', {}, []]
+
+
+@pytest.mark.parametrize("opening", EMPTY, ids=str)
+@pytest.mark.parametrize(
+    "signs",
+    [
+        pytest.param([{"index": 0}] * 2, id="index"),
+        pytest.param([{"index": 0, "id": "a"}] * 2, id="index-and-id"),
+        pytest.param([{"id": "a"}] * 2, id="id"),
+        pytest.param([{}, {}], id="no-sign"),
+        pytest.param([{"name": "f", "id": "a"}] * 2, id="id-and-name"),
+        pytest.param([{"index": 0, "id": "a", "name": "f"}] * 2, id="all-in-every-piece"),
+        pytest.param([{"index": 0, "name": "f"}] * 2, id="index-and-name"),
+        pytest.param([{"index": 0, "id": "a2"}, {"index": 0, "id": "a3"}], id="new-ids"),
+        pytest.param([{"index": 1}, {"index": 2}], id="other-indexes"),
+        pytest.param([{"index": 0, "id": ""}] * 2, id="empty-id"),
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments", [['{"x":', "1}"], ["", '{"x":', "1}"], [" ", "{", '"x":1}'], ['{"x":1}']], ids="-".join
+)
+def test_a_call_that_opens_with_empty_arguments_has_those_that_follow(opening, signs, arguments):
+    if signs[0].keys() == {"index", "name"} and arguments[0] in {"", '{"x":1}'}:
+        return  # another call, by a server that names each and has all at one index
+    pieces = [tc(opening, "f", **{"index": 0, "id": "a"} if "index" in signs[0] else {"id": "a"})]
+    if "index" in signs[0] and "id" not in signs[0]:
+        pieces = [tc(opening, "f", index=0)]
+    pieces += [tc(piece, **signs[0 if number == 0 else 1]) for number, piece in enumerate(arguments)]
+    calls, deltas = taken(pieces)
+    assert [call["function"] for call in calls.joined()] == [{"name": "f", "arguments": "".join(arguments).strip()}]
+    assert join_tool_calls(deltas) == calls.joined()
+
+
+@pytest.mark.parametrize(
+    ("opening", "arguments"),
+    [("{}", "{}"), (" {}", " {}"), ("null", "{}"), ({}, "{}"), ("[]", "[]"), ('""', '""'), (None, "{}"), ("", "{}")],
+)
+def test_empty_arguments_that_none_follow_are_all_of_them(opening, arguments):
+    calls, deltas = taken([tc(opening, "f", index=0, id="a"), tc('{"x":2}', "g", index=1, id="b")])
+    assert [call["function"]["arguments"] for call in calls.joined()] == [arguments, '{"x":2}']
+    assert calls.unreadable == ([] if arguments.strip() == "{}" else [0])
+    assert join_tool_calls(deltas) == calls.joined()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        pytest.param(
+            [
+                tc("{}", "f", index=0, id="a"),
+                tc("{}", "g", index=1, id="b"),
+                tc('{"x":', index=0),
+                tc('{"x":', index=1),
+                tc("1}", index=0),
+                tc("2}", index=1),
+            ],
+            [F, G],
+            id="two-interleaved",
+        ),
+        pytest.param(
+            [tc("{}", "f", index=0, id="a"), tc("", "f", index=0, id="a"), tc('{"x":1}', index=0, id="a")],
+            [F],
+            id="the-name-between",
+        ),
+        pytest.param([tc("{}", "f", index=0), tc('{"x":1}', "f", index=0)], [("f", "{}"), F], id="whole-at-one-index"),
+        pytest.param([tc("{}", "f"), tc('{"x":1}', "f")], [("f", "{}"), F], id="whole-without-signs"),
+        pytest.param([tc("{}", "f", id="a"), tc('{"x":1}', "f", id="b")], [("f", "{}"), F], id="another-id"),
+        pytest.param([tc("{}", "f", index=0, id="0"), tc('{"x":2}', "g", index=1, id="0")], [("f", "{}"), G], id="g"),
+        pytest.param([tc("{}", "f", index=0, id="0"), tc('{"x":1}', "f", index=1, id="0")], [("f", "{}"), F], id="f"),
+        pytest.param([tc("{}", index=0), tc('{"x":1}', "f", index=0)], [F], id="the-name-comes-later"),
+        pytest.param([tc("{}", "f", index=0, id="a"), tc("{}", index=0), tc('{"x":1}', index=0)], [F], id="twice"),
+        pytest.param([tc("", "f", index=0, id="a"), tc("null", index=0), tc('{"x":1}', index=0)], [F], id="second"),
+    ],
+)
+def test_an_empty_opening_beside_other_calls(pieces, expected):
+    calls, deltas = taken(pieces)
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in calls.joined()] == expected
+    assert join_tool_calls(deltas) == calls.joined()
+
+
+def in_turns(*calls):
+    """The pieces of several calls, one of each in turn."""
+    return [piece for turn in itertools.zip_longest(*calls) for piece in turn if piece is not None]
+
+
+@pytest.mark.parametrize("sign", ["every-piece", "first-piece"])
+@pytest.mark.parametrize("is_named", [False, True], ids=["named-once", "named-always"])
+@pytest.mark.parametrize("other", ["f", "g"])
+@pytest.mark.parametrize("opening", ["", "{"], ids=["no-arguments", "arguments"])
+def test_one_id_at_two_indexes_is_two_calls_though_they_are_interleaved(sign, is_named, other, opening):
+    """As TGI once gave every call the id 0."""
+
+    def call(index, name, value):
+        rest = ['{"x":', value + "}"] if not opening else ['"x":', value + "}"]
+        signs = {"index": index, **({"id": "0"} if sign == "every-piece" else {})}
+        return [
+            tc(opening, name, index=index, id="0"),
+            *(tc(piece, name if is_named else None, **signs) for piece in rest),
+        ]
+
+    calls, deltas = taken(in_turns(call(0, "f", "1"), call(1, other, "2")))
+    told = [(call["function"]["name"], call["function"]["arguments"]) for call in calls.joined()]
+    assert told == [F, (other, '{"x":2}')]
+    assert join_tool_calls(deltas) == calls.joined()
+    assert [call["id"] for call in calls.joined()] == ["0", "made-1"]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [tc("", "f", index=0, id="a"), tc('{"x":', index=1, id="a"), tc("1}", index=0, id="a")],
+        [tc("", "f", index=0, id="a"), tc('{"x":', "f", index=1, id="a"), tc("1}", "f", index=2, id="a")],
+        [tc('{"x":', "f", index=0, id="a"), tc("1}", "f", index=1, id="a")],
+        [tc("{", "f", index=0, id="a"), tc('{"x":', "f", index=1, id="a"), tc('{"x":1}', "f", index=0, id="a")],
+    ],
+)
+def test_one_id_at_two_indexes_is_one_call_where_one_goes_on_with_the_other(pieces):
+    calls, _ = taken(pieces)
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in calls.joined()] == [F]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +323,8 @@ def test_the_tools_that_were_offered_tell_names_apart(pieces, names):
 
 def test_the_servers_own_id_stays_whole_and_one_is_made_up_where_there_is_none():
     long_id = "call_1__thought__" + "A" * 4000
-    calls, deltas = taken([tc("{}", "f", id=long_id), tc("{}", "g"), tc("{}", "h", id=long_id)])
+    whole = '{"x":1}'
+    calls, deltas = taken([tc(whole, "f", id=long_id), tc(whole, "g"), tc(whole, "h", id=long_id)])
     assert [call["id"] for call in calls.joined()] == [long_id, "made-1", "made-2"]
     assert [delta.id for delta in deltas] == [long_id, None, None, "made-1", "made-2"]
 

@@ -2,8 +2,9 @@
 
 Pure.  OpenAI tells a call by its ``index``, and says its ``id`` and ``name`` once.  Other servers give every call
 the same index or none, every piece the id, or a new one, or the name; they cut names, move a call to another index,
-send a call whole, twice, or the arguments so far again.  So all that tells calls apart is weighed: id, index, name,
-whether the name is that of a tool which was offered, and whether the arguments so far are whole.
+send a call whole, twice, or the arguments so far again, or open it with an empty object.  So all that tells calls
+apart is weighed: id, index, name, whether the name is that of a tool which was offered, and whether the arguments so
+far are whole.
 
 The decision is made here, once: each piece goes on with an index of ours, by which
 :func:`genqueue.messages.join_tool_calls` joins them, here and at every reader.
@@ -26,6 +27,8 @@ _HEAD_CHARACTERS = 64
 _ID_CHARACTERS = string.ascii_letters + string.digits
 _ID_SIZE = 9
 _BEFORE_A_VALUE = (":", "[", ",")
+_EMPTY = frozenset({"{}", "[]", "null", '""'})
+"""Arguments that some servers open a call with, before the real ones; where none follow, they are all of them."""
 
 
 class Piece(NamedTuple):
@@ -61,7 +64,7 @@ class ToolCalls:
     def take(self, said: Piece) -> ToolCallDelta:
         """Take one piece, and say what it adds to which call."""
         index, call_id, name, arguments = said
-        call = self._whose(index, call_id, name, arguments)
+        call = self._whose(said)
         if call is None:
             name, self._named_again = name or self._named_again, ""
             call = self._begin(index)
@@ -71,6 +74,7 @@ class ToolCalls:
         told_id = None
         if call_id:
             self._by_id.setdefault(call_id, call)
+            call.said_id = call.said_id or call_id
             if not call.call_id and self._by_id[call_id] is call:
                 call.call_id = told_id = call_id
         known_name, call.name = call.name, self._name(call, name)
@@ -93,10 +97,11 @@ class ToolCalls:
                 continue
             told_id = None if call.call_id else self._make_id()
             call.call_id = call.call_id or told_id or ""
-            news = call.halves.rest()
-            if not call.size and not is_cut:
+            news = call.rest()
+            if not (call.size or news or is_cut):
                 news = "{}"
-                call.add(news)
+            call.add(news)
+            news = call.halves.take(news) + call.halves.rest()
             if told_id or news:
                 last.append(ToolCallDelta(call.number, told_id, None, encodable(news)))
         self._pieces += last
@@ -120,22 +125,56 @@ class ToolCalls:
     @property
     def nameless(self) -> str | None:
         """The arguments of a call whose name never came, which nobody can carry out; None if there is none."""
-        return next((call.text for call in self._calls.values() if call.size and not call.name), None)
+        return next((call.text for call in self._calls.values() if call.text and not call.name), None)
 
-    def _whose(self, index: int | None, call_id: str, name: str, arguments: str) -> "_Call | None":
+    def _whose(self, said: Piece) -> "_Call | None":
         """The call that a piece goes on with; None if it begins one."""
+        index, call_id, name, arguments = said
         known = self._by_id.get(call_id) if call_id else None
-        if known is not None:
-            return self._unless_another(known, call_id, name, arguments)
         at_index = None if index is None else self._by_index.get(index)
+        if known is not None:
+            if at_index is not None and at_index.said_id == call_id:
+                known = at_index  # its server gives several calls one id
+            if self._is_filled_by(known, said):
+                return known
+            if index is not None and at_index is None and self._is_beside(known, name, arguments):
+                return None
+            return self._unless_another(known, call_id, name, arguments)
         if index is not None and at_index is None and (call_id or name):
             return None
         call = at_index or self._last
-        if call is None:
-            return None
+        if call is None or self._is_filled_by(call, said):
+            return call
         if call_id:
             return self._unless_its_id_is_anothers(call, name, arguments)
         return self._unless_another(call, "", name, arguments)
+
+    def _is_filled_by(self, call: "_Call", said: Piece) -> bool:
+        """Whether a piece brings the arguments of a call that was opened with empty ones."""
+        index, call_id, name, arguments = said
+        if not call.opening or not arguments.strip() or _is_empty(arguments):
+            return False
+        is_its_place = index is None or index == call.index
+        if call.is_named_again and not (call_id and is_its_place):
+            return False
+        if not name or not call.name:
+            return True
+        if name != call.name:
+            return False
+        if call_id:
+            return call_id == call.said_id and is_its_place
+        # A server that sends each call whole, and all at one index, begins another.
+        return index is not None and is_its_place and not _is_json(arguments)
+
+    def _is_beside(self, call: "_Call", name: str, arguments: str) -> bool:
+        """Whether a piece with the id of ``call``, which is not whole, begins another at an index of its own."""
+        if call.is_whole or not name or not call.name:
+            return False
+        if name == call.name:
+            return not arguments or (bool(call.size) and not call.is_gone_over_by(arguments))
+        if call.name + name in self._offered:
+            return False
+        return not name.startswith(call.name) or {call.name, name} <= set(self._offered)
 
     def _unless_another(self, call: "_Call", call_id: str, name: str, arguments: str) -> "_Call | None":
         """``call``, unless the piece shows that another one begins under the same signs."""
@@ -174,7 +213,7 @@ class ToolCalls:
     def _name(self, call: "_Call", name: str) -> str:
         """The name of ``call`` with what a piece says of it: the whole, the whole so far, or what comes next."""
         known = call.name
-        if not name or (known and call.size) or (name == known and known in self._offered):
+        if not name or (known and call.text) or (name == known and known in self._offered):
             return known
         if known + name in self._offered or not name.startswith(known):
             return known + name
@@ -182,7 +221,7 @@ class ToolCalls:
 
     def _begin(self, index: int | None) -> "_Call":
         number = index if index is not None and index not in self._calls else max(self._calls, default=-1) + 1
-        call = self._calls[number] = _Call(number)
+        call = self._calls[number] = _Call(number, index)
         return call
 
 
@@ -191,18 +230,24 @@ class _Call:
 
     Attributes:
         number: its index, as readers have it.
-        call_id: "" until it is known.
+        index: its server's, where it began.
+        call_id: "" until it is known, and where it is another call's too.
+        said_id: the first that its server gave it, whoever else has it.
         name: as far as it came.
-        size: characters of its arguments so far.
+        size: characters of its arguments so far, without the opening.
+        opening: empty arguments that others may follow: nobody was told of them yet.
         is_named_again: whether its name came once more, without arguments, when they were whole.
         halves: of characters of its arguments.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, index: int | None) -> None:
         self.number = number
+        self.index = index
         self.call_id = ""
+        self.said_id = ""
         self.name = ""
         self.size = 0
+        self.opening = ""
         self.is_named_again = False
         self.halves = Halves()
         self._arguments: list[str] = []
@@ -210,16 +255,18 @@ class _Call:
         self._tail = ""
         self._is_repeated = False
         self._brackets = _Brackets()
+        self._behind: list[str] = []
+        self._brackets_behind = _Brackets()
 
     @property
     def text(self) -> str:
         """Its arguments so far."""
-        return "".join(self._arguments)
+        return "".join(self._arguments) or self.opening
 
     @property
     def is_whole(self) -> bool:
         """Whether its arguments are whole JSON, by their brackets."""
-        return self._brackets.is_whole
+        return self._brackets.is_whole or bool(self.opening)
 
     def add(self, piece: str) -> None:
         """Take a piece of the arguments."""
@@ -243,14 +290,20 @@ class _Call:
         except ValueError:
             return False
 
+    def is_gone_over_by(self, piece: str) -> bool:
+        """Whether ``piece`` is more than all its arguments so far, or goes on with them as no beginning does."""
+        return (piece != self.text and piece.startswith(self.text)) or not piece.lstrip().startswith("{")
+
     def news_in(self, piece: str) -> str:
         """What ``piece`` adds: some servers send the arguments so far again, or a whole call twice.
 
         No object goes on with its own beginning, but where a value may stand, and there only if its server has not
         sent its beginning again before.
         """
+        if not self.size:
+            return self._beginning(piece)
         if self.is_whole:
-            return "" if self.is_said_again_by(piece) else piece
+            return self._news_behind(piece)
         if not self._head.startswith("{") or len(piece) < self.size or not piece.startswith(self._head):
             return piece
         if self._tail in _BEFORE_A_VALUE and not self._is_repeated:
@@ -259,6 +312,35 @@ class _Call:
             return piece
         self._is_repeated = True
         return piece[self.size :]
+
+    def rest(self) -> str:
+        """What still waits, now that nothing follows: its opening, or what is no repetition."""
+        opening, self.opening = self.opening, ""
+        behind, self._behind = "".join(self._behind), []
+        if opening.strip() == "null":
+            return "{}"
+        return opening or ("" if self.text.startswith(behind.strip()) else behind)
+
+    def _beginning(self, piece: str) -> str:
+        if not self.opening:
+            if not _is_empty(piece):
+                return piece
+            self.opening = piece
+        elif piece.strip() and not self.is_said_again_by(piece):
+            self.opening = ""
+            return piece
+        return ""
+
+    def _news_behind(self, piece: str) -> str:
+        """What ``piece`` adds behind whole arguments: a repetition, whole or in pieces, adds nothing."""
+        if not self._behind and (piece.isspace() or self.is_said_again_by(piece)):
+            return piece if piece.isspace() else ""
+        self._behind.append(piece)
+        self._brackets_behind.take(piece)
+        if not self._brackets_behind.is_whole:
+            return ""
+        behind, self._behind, self._brackets_behind = "".join(self._behind), [], _Brackets()
+        return "" if self.is_said_again_by(behind) else behind
 
 
 class _Brackets:
@@ -313,6 +395,10 @@ def read_piece(said: Mapping[str, Any]) -> Piece:
 def made_up_id() -> str:
     """An id for a tool call: nine letters and digits, as Mistral's templates want them."""
     return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_SIZE))
+
+
+def _is_empty(arguments: str) -> bool:
+    return len(arguments) < _HEAD_CHARACTERS and "".join(arguments.split()) in _EMPTY
 
 
 def _is_json(arguments: str, of: type = object) -> bool:
