@@ -31,7 +31,8 @@ milliseconds of Redis's own clock: when the lease ends, when the next attempt is
 it is too late, when a doorbell was last rung again or seen at the front of its list; so does
 ``dead``: the end.  A running generation whose lease ran out waits like a queued one.
 ``claimed`` holds for each priority the highest waiting score that was claimed; ``swept`` when a worker
-last looked for lost leases, from when on they may be taken, and when each queue was last looked through.
+last looked for lost leases, from when on they may be taken, when each queue was last looked through, and how far
+the sweepers have gone through what lies ahead.
 
 Celery's queue of a generator is one list per priority: 0 is ``generate.<generator>``
 itself, 1 to 9 have the suffix that kombu's Redis transport gives them

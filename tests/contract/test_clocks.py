@@ -6,12 +6,14 @@ What a clock that went back leaves is written here: moments that lie ahead by as
 import pytest
 
 from genqueue import calls, keys
-from genqueue.calls import Claim, Found, NotClaimed
+from genqueue.calls import Claim, Found, NotClaimed, Swept
 
 from .conftest import KEEP_S, LEASE_S, Registry, flush
 
 BACK_S = 3600.0
-QUEUE_MOMENTS = ["at", "leases_from", "turn of the clock"]
+QUEUE_MOMENTS = ["at", "clock", "leases_from", "turn of the clock"]
+PAGE = 500
+"""So many of a set one sweep looks at after the clock went back."""
 
 
 def turn_back(registry: Registry, seconds: float = BACK_S) -> None:
@@ -36,15 +38,36 @@ def turn_back(registry: Registry, seconds: float = BACK_S) -> None:
             raw.hset(keys.SWEPT, field, f"{float(moment) + seconds:.6f}")
 
 
+def sweep(registry: Registry, lease_s: float = LEASE_S) -> Swept:
+    """A sweep that comes when it comes: what was swept before is as it is stored."""
+    answer: Swept = registry.run(calls.sweep(["default"], lease_s=lease_s, keep_s=KEEP_S))
+    return answer
+
+
 def swept(registry: Registry, lease_s: float = LEASE_S) -> Found:
-    """What a sweep finds that comes when it comes: what was swept before is as it is stored."""
-    found: Found = registry.run(calls.sweep(["default"], lease_s=lease_s, keep_s=KEEP_S)).found
-    return found
+    """What it finds."""
+    return sweep(registry, lease_s).found
+
+
+def next_turn(registry: Registry) -> None:
+    """A third of a lease later."""
+    registry.raw.hset(keys.SWEPT, "turn of the clock", 0)
+    swept(registry)
+
+
+def sweep_of_the_version_before(registry: Registry) -> None:
+    """It writes when it swept, whatever the clock said before, and nothing of its own beside."""
+    registry.raw.hset(keys.SWEPT, "at", registry.now_ms / 1e3)
 
 
 def ahead_s(registry: Registry, place: str, generation_id: str) -> float:
     """How far ahead something lies."""
     return (registry.raw.zscore(place, generation_id) - registry.now_ms) / 1e3
+
+
+def within(registry: Registry, place: str, seconds: float) -> int:
+    """How many lie no further ahead."""
+    return registry.raw.zcount(place, "-inf", registry.now_ms + seconds * 1e3)
 
 
 def settle(registry: Registry) -> None:
@@ -176,12 +199,103 @@ def test_a_deadline_that_is_met_is_left_alone(registry):
     assert [registry.raw.zscore(keys.DEADLINES, each) for each in ids] == pytest.approx(before, abs=2)
 
 
-def test_all_are_looked_at_when_the_clock_went_back_however_many(registry):
+@pytest.mark.parametrize("swept_first", ["by this version", "by the version before"])
+def test_all_are_looked_at_when_the_clock_went_back_a_page_at_a_time(registry, swept_first):
     settle(registry)
-    ids = [registry.submit(deadline_s=20.0) for _ in range(520)]
+    ids = [registry.submit(deadline_s=20.0) for _ in range(2 * PAGE + 20)]
     turn_back(registry)
-    swept(registry)
-    assert max(ahead_s(registry, keys.DEADLINES, each) for each in ids) < 21.0
+    if swept_first == "by the version before":
+        sweep_of_the_version_before(registry)
+    looked_at = [0]
+    while sweep(registry).has_more:
+        looked_at.append(within(registry, keys.DEADLINES, 21.0))
+    assert looked_at == [0, PAGE, 2 * PAGE]
+    assert within(registry, keys.DEADLINES, 21.0) == len(ids)
+    assert registry.raw.hget(keys.SWEPT, "lap of deadlines") == b""
+
+
+def test_a_clock_that_goes_back_twice_is_looked_after_from_the_start(registry):
+    settle(registry)
+    ids = [registry.submit(deadline_s=20.0) for _ in range(PAGE + 20)]
+    turn_back(registry)
+    assert sweep(registry).has_more
+    turn_back(registry)
+    while sweep(registry).has_more:
+        pass
+    assert within(registry, keys.DEADLINES, 21.0) == len(ids)
+
+
+@pytest.mark.parametrize("apart_ms", [0, 1], ids=["all-at-one-moment", "one-after-the-other"])
+@pytest.mark.parametrize("place", [keys.LEASES, keys.DELAYED, keys.DEADLINES])
+def test_where_much_lies_ahead_all_of_it_has_its_turn(registry, place, apart_ms):
+    """What lies too far ahead lies behind what may."""
+    settle(registry)
+    first_ms = registry.now_ms + (LEASE_S + 60.0) * 1e3
+    fields = {
+        keys.LEASES: {"owner": "one", "lease": "3000 one"},
+        keys.DELAYED: {"attempt": "1", "delay": "3000 1"},
+        keys.DEADLINES: {"deadline_at": f"{first_ms / 1e3 + 60:.6f}", "deadline_s": "3000"},
+    }[place]
+    with registry.raw.pipeline() as pipeline:
+        for number in range(350):
+            pipeline.hset(keys.generation(f"may-{number:03}"), mapping=fields)
+            pipeline.expire(keys.generation(f"may-{number:03}"), 60)
+            pipeline.zadd(place, {f"may-{number:03}": first_ms + number * apart_ms})
+        pipeline.expire(place, 60)
+        pipeline.execute()
+    before = dict(registry.raw.zrange(place, 0, -1, withscores=True))
+    odd = "odd"  # comes last also where all have one score
+    registry.raw.hset(keys.generation(odd), mapping={"owner": "one", "lease": "5 one", "attempt": "1", "delay": "5 1"})
+    registry.raw.hset(keys.generation(odd), mapping={"deadline_at": f"{first_ms / 1e3 + 350:.6f}", "deadline_s": "5"})
+    registry.raw.expire(keys.generation(odd), 60)
+    registry.raw.zadd(place, {odd: first_ms + 350 * apart_ms})
+    for _ in range(4):
+        next_turn(registry)
+    assert ahead_s(registry, place, odd) == pytest.approx(5.0, abs=1)
+    for lap in range(2):  # and again, however often
+        registry.raw.zadd(place, {odd: first_ms + 350 * apart_ms})
+        registry.raw.hset(keys.generation(odd), "deadline_at", f"{first_ms / 1e3 + 350:.6f}")
+        for _ in range(8):
+            next_turn(registry)
+        assert ahead_s(registry, place, odd) == pytest.approx(5.0, abs=1), lap
+    registry.raw.zrem(place, odd)
+    assert dict(registry.raw.zrange(place, 0, -1, withscores=True)) == before
+
+
+@pytest.mark.parametrize("known", [None, "3", "3 1.000000", "x"], ids=["", "number", "of-another-moment", "garbage"])
+def test_a_grace_of_the_version_before_is_waited_for_though_its_leases_are_longer(registry, known):
+    """A worker of the version before writes when it ends, not how long it lasts."""
+    settle(registry)
+    generation_id = registry.running()
+    registry.lose_lease(generation_id)
+    until_s = registry.now_ms / 1e3 + 30.0
+    registry.raw.hset(keys.SWEPT, "leases_from", f"{until_s:.6f}")
+    registry.raw.hdel(keys.SWEPT, "leases_from_s")
+    if known is not None:
+        registry.raw.hset(keys.SWEPT, "leases_from_s", known)
+    for _ in range(2):
+        assert swept(registry, lease_s=1.0).astray == []
+        sweep_of_the_version_before(registry)
+    assert float(registry.raw.hget(keys.SWEPT, "leases_from")) == pytest.approx(until_s, abs=1e-5)
+    registry.raw.hset(keys.SWEPT, "leases_from", registry.now_ms / 1e3 - 1)  # it is over
+    assert swept(registry, lease_s=1.0).astray == [generation_id]
+
+
+def test_a_grace_of_the_version_before_is_not_believed_for_longer_than_any(registry):
+    settle(registry)
+    generation_id = registry.running()
+    registry.lose_lease(generation_id)
+    registry.raw.hset(keys.SWEPT, "leases_from", f"{registry.now_ms / 1e3 + BACK_S:.6f}")
+    registry.raw.hdel(keys.SWEPT, "leases_from_s")
+    assert swept(registry, lease_s=1.0).astray == [generation_id]
+
+
+def test_a_long_grace_of_ones_own_is_waited_for_by_those_with_shorter_leases(registry):
+    swept(registry, lease_s=300.0)  # the first of all: a grace begins
+    generation_id = registry.running()
+    registry.lose_lease(generation_id)
+    assert swept(registry, lease_s=1.0).astray == []
+    assert swept(registry, lease_s=1.0).astray == []
 
 
 def test_a_lost_doorbell_is_looked_for_all_the_same(registry):

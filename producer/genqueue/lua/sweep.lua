@@ -40,49 +40,67 @@ local function ring(id, generator, priority, place)
   redis.call('ZADD', rung, time_ms, id)
 end
 
-local swept_at, leases_from, grace_from_s, clock_turn = unpack(redis.call('HMGET', swept,
-  'at', 'leases_from', 'leases_from_s', 'turn of the clock'))
+local incomplete, has_more = {}, false
+local swept_at, leases_from, grace, clock_turn, clock, leases_lap, delayed_lap, deadlines_lap = unpack(redis.call('HMGET', swept,
+  'at', 'leases_from', 'leases_from_s', 'turn of the clock', 'clock', 'lap of leases', 'lap of delayed', 'lap of deadlines'))
 swept_at, leases_from = number(swept_at) or 0, number(leases_from) or 0
-local went_back = swept_at > time + 0.5 -- Redis's clock did, or a master took over whose clock is behind
+-- Redis's clock did, or a master took over whose clock is behind. A worker of the version before, which makes nothing
+-- of that, writes `at` but not `clock`.
+local went_back = math.max(swept_at, number(clock) or 0) > time + 0.5
+local is_turn = went_back or math.abs(time - (number(clock_turn) or 0)) >= lease_s / 3
 
 -- What lies further ahead than it can is not believed, but brought back to where it lies at most: whoever lives renews
--- it. A few of a set are looked at in turns; all of them where the clock went back.
+-- it. The sweepers go through a set together, lap after lap: a few each turn, and as many as one sweep may, at once and
+-- one sweep after the other, in the lap after the clock went back. A lap says where to go on: from which score, behind
+-- how many of that score that were looked at, and whether in haste.
 local LOOKED_AT = 100
-local function disbelieve(set, ahead_s, latest)
-  local ahead = redis.call('ZRANGEBYSCORE', set, '(' .. milliseconds(time + ahead_s), '+inf', 'WITHSCORES',
-    'LIMIT', 0, went_back and -1 or LOOKED_AT)
+local function disbelieve(set, lap, stored, ahead_s, latest)
+  local from_ms, behind, haste = string.match(stored or '', '^(%S+) (%d+) ([01])$')
+  if went_back then from_ms, behind, haste = '0', '0', '1' end
+  if not is_turn and haste ~= '1' then return end
+  local first_ms = milliseconds(time + ahead_s)
+  if (number(from_ms) or 0) <= tonumber(first_ms) then from_ms, behind = '(' .. first_ms, 0 end
+  local size = haste == '1' and tonumber(limit) or LOOKED_AT
+  local ahead = redis.call('ZRANGEBYSCORE', set, from_ms, '+inf', 'WITHSCORES', 'LIMIT', behind, size)
+  local last_ms, stay = ahead[#ahead], 0
   for index = 1, #ahead, 2 do
-    local id = ahead[index]
+    local id, score = ahead[index], tonumber(ahead[index + 1])
     local most_ms = milliseconds(latest(id))
-    if tonumber(ahead[index + 1]) > tonumber(most_ms) then redis.call('ZADD', set, most_ms, id) end
+    if score > tonumber(most_ms) then
+      redis.call('ZADD', set, most_ms, id)
+    elseif score == tonumber(last_ms) then
+      stay = stay + 1
+    end
+  end
+  if #ahead < 2 * size then
+    if (stored or '') ~= '' then redis.call('HSET', swept, lap, '') end -- the next begins anew
+  else
+    if last_ms == from_ms then stay = stay + tonumber(behind) end
+    redis.call('HSET', swept, lap, last_ms .. ' ' .. stay .. ' ' .. (haste or '0'))
+    has_more = has_more or haste == '1'
   end
 end
 
-if went_back or math.abs(time - (number(clock_turn) or 0)) >= lease_s / 3 then
-  redis.call('HSET', swept, 'turn of the clock', stamp(time))
-  disbelieve(leases, lease_s, function(id)
-    local owner, lease = fields_of(generation_prefix .. id, 'owner', 'lease')
-    local own_s, holder = string.match(lease or '', '^(%S+) (.*)$')
-    return time + (holder == owner and number(own_s) or math.max(lease_s, longest_lease_s))
-  end)
-  disbelieve(delayed, 0, function(id)
-    local attempt, delay = fields_of(generation_prefix .. id, 'attempt', 'delay')
-    local own_s, of_attempt = string.match(delay or '', '^(%S+) (%S+)$')
-    return time + (of_attempt == attempt and number(own_s) or longest_delay_s)
-  end)
-  disbelieve(deadlines, 0, function(id)
-    local deadline_at, deadline_s, submitted_at = fields_of(generation_prefix .. id,
-      'deadline_at', 'deadline_s', 'submitted_at')
-    local believed, within_s = deadline_of(deadline_at, deadline_s, submitted_at, time)
-    if believed and believed < number(deadline_at) then
-      redis.call('HSET', generation_prefix .. id, 'deadline_at', stamp(believed), 'deadline_s', within_s)
-    end
-    return math.max(believed or time, time + look_again_s)
-  end)
-  redis.call('ZREMRANGEBYSCORE', rung, '(' .. milliseconds(time + grace_s), '+inf')
-end
-
-local incomplete, has_more = {}, false
+disbelieve(leases, 'lap of leases', leases_lap, lease_s, function(id)
+  local owner, lease = fields_of(generation_prefix .. id, 'owner', 'lease')
+  local own_s, holder = string.match(lease or '', '^(%S+) (.*)$')
+  return time + (holder == owner and number(own_s) or math.max(lease_s, longest_lease_s))
+end)
+disbelieve(delayed, 'lap of delayed', delayed_lap, 0, function(id)
+  local attempt, delay = fields_of(generation_prefix .. id, 'attempt', 'delay')
+  local own_s, of_attempt = string.match(delay or '', '^(%S+) (%S+)$')
+  return time + (of_attempt == attempt and number(own_s) or longest_delay_s)
+end)
+disbelieve(deadlines, 'lap of deadlines', deadlines_lap, 0, function(id)
+  local deadline_at, deadline_s, submitted_at = fields_of(generation_prefix .. id,
+    'deadline_at', 'deadline_s', 'submitted_at')
+  local believed, within_s = deadline_of(deadline_at, deadline_s, submitted_at, time)
+  if believed and believed < number(deadline_at) then
+    redis.call('HSET', generation_prefix .. id, 'deadline_at', stamp(believed), 'deadline_s', within_s)
+  end
+  return math.max(believed or time, time + look_again_s)
+end)
+if is_turn then redis.call('ZREMRANGEBYSCORE', rung, '(' .. milliseconds(time + grace_s), '+inf') end
 
 local function look_again(set, id)
   redis.call('ZADD', set, milliseconds(time + look_again_s), id)
@@ -138,12 +156,17 @@ end
 
 -- After a time without any sweep Redis was away, or all workers were: leases that ran out meanwhile say nothing of
 -- who held them. This may be the first call after it, sent before it, and their renewals come right behind.
+-- How long that lasts stands beside it, with the moment that it belongs to: a worker of the version before, whose leases
+-- may be longer, writes the moment alone.
+local grace_s_of, of_moment = string.match(grace or '', '^(%S+) (%S+)$')
 if time - swept_at > lease_s * 2 / 3 then
-  leases_from, grace_from_s = time + lease_s, lease_s
-elseif leases_from > time + math.max(lease_s, number(grace_from_s) or 0) then
+  leases_from, grace = time + lease_s, lease_s .. ' ' .. stamp(time + lease_s)
+elseif leases_from > time + (of_moment == stamp(leases_from) and number(grace_s_of) or math.max(lease_s, longest_lease_s)) then
   leases_from = 0 -- of a clock that has gone back since
 end
-redis.call('HSET', swept, 'at', stamp(time), 'leases_from', stamp(leases_from), 'leases_from_s', grace_from_s or 0)
+redis.call('HSET', swept, 'at', stamp(time), 'clock', stamp(time), 'leases_from', stamp(leases_from),
+  'leases_from_s', grace or '')
+if is_turn then redis.call('HSET', swept, 'turn of the clock', stamp(time)) end
 keep(swept, keep_s)
 if time >= leases_from then wait_again(leases, running) end
 wait_again(delayed, queued)
