@@ -1,6 +1,7 @@
 """A worker whose host grants it little: descriptors, memory, threads, a disk for its log."""
 
 import asyncio
+import contextlib
 import re
 import resource
 import signal
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from genqueue import GenerationClient, Settings
+from genqueue import AsyncGenerationClient, GenerationClient, GenerationFailedError, Settings
 from genqueue_ops.tgi_standin.protocol import Limits
-from genqueue_ops.tgi_standin.server import serve
+from genqueue_ops.tgi_standin.server import serve, stop_accepting
 
 from .roles import as_role
 
@@ -158,3 +159,67 @@ def test_a_log_that_cannot_be_written_costs_nothing_else(
     worker.process.send_signal(signal.SIGTERM)
     assert running.result(timeout_s=10).meta[0]["attempts"] == 1
     assert worker.process.wait(15) == 0
+
+
+@contextlib.asynccontextmanager
+async def long_answers(most_bytes):
+    """Where each answer is JSON of so many spaces."""
+
+    async def serve(reader, writer):
+        with contextlib.suppress(OSError, EOFError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET"):
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n[")
+                for _ in range(0, most_bytes, 2**16):
+                    writer.write(b" " * 2**16)
+                    await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    yield f"http://{host}:{port}"
+    await stop_accepting(server)
+    server.close()
+
+
+SPARE_BYTES = 100 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "words"),
+    [
+        # What comes fits, and to join it does not.
+        pytest.param(SPARE_BYTES * 3 // 4, "gave up after 3 attempts: this host is out of memory", id="to-read"),
+        # aiohttp's parser has no memory for what comes, and says only that it failed.
+        pytest.param(SPARE_BYTES * 10, "the way to the server failed|this host is out of memory", id="to-receive"),
+    ],
+)
+@pytest.mark.timeout(180)
+async def test_an_answer_that_does_not_fit_in_memory_ends_and_harms_no_other(
+    start_worker, own_redis, tgi, ask, most_bytes, words
+):
+    """It is tried again a few times only: it would fail for ever."""
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("this system cannot change the limits of another process")
+    async with (
+        long_answers(most_bytes) as url,
+        AsyncGenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as client,
+    ):
+        long = {"api_type": "text_generation_inference", "api_params": {"url": url}, "max_attempts": 1}
+        environ = {"GENQUEUE_MAX_REPLY_BYTES": "2000000000"}
+        worker = start_worker({**tgi, "long": long}, own_redis.url, "-c", "16", environ=environ, wait=False)
+        await asyncio.to_thread(worker.wait_until_ready)
+        pid = worker.process.pid
+        size = int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+        resource.prlimit(pid, resource.RLIMIT_AS, (size + SPARE_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        prompts = [ask(tokens=60, itl_s=0.1) for _ in range(4)]
+        good = [await client.submit(prompt) for prompt in prompts]
+        bad = await client.submit("hi", generator="long", generation_kwargs={"best_of": 2, "do_sample": True})
+        with pytest.raises(GenerationFailedError, match=words):
+            await bad.result(timeout_s=60)
+        assert [(await each.result(timeout_s=30)).replies for each in good] == [[prompt.answer] for prompt in prompts]
+        afterwards = ask()
+        assert (await (await client.submit(afterwards)).result(timeout_s=10)).replies == [afterwards.answer]
+    assert worker.process.poll() is None

@@ -8,6 +8,7 @@ from genqueue.finish_reasons import shown_reason
 from genqueue.messages import Outcome
 from genqueue_worker.policy import (
     AT_ONCE,
+    OUTGROWN,
     Again,
     Fault,
     UpstreamFacts,
@@ -344,7 +345,8 @@ def test_what_else_becomes_of_a_continuation_is_as_of_any_call(facts):
 
 
 def defect(errors=0, max_attempts=5, may_retry=True, draw=NEVER):
-    return after_defect("KeyError", errors=errors, max_attempts=max_attempts, may_retry=may_retry, draw=draw)
+    words = "unexpected KeyError in the worker"
+    return after_defect(words, errors=errors, max_attempts=max_attempts, may_retry=may_retry, draw=draw)
 
 
 def test_a_defect_of_ours_costs_another_attempt_and_no_failure():
@@ -359,6 +361,14 @@ def test_a_defect_that_is_met_again_and_again_ends_it():
     end = defect(errors=14)
     assert (end.error, end.message) == ("failed", "gave up after 15 attempts: unexpected KeyError in the worker")
     assert end.is_worth_another_try
+
+
+def test_an_answer_that_this_host_has_no_memory_for_is_asked_for_a_few_times_only():
+    facts = UpstreamFacts("this host is out of memory", error_type=OUTGROWN)
+    assert fault_of(facts) is Fault.CAPACITY
+    assert decide(facts) == Again(pytest.approx(0.4995), is_failure=True, is_charged=False)
+    assert decide(facts, errors=14).message == "gave up after 15 attempts: this host is out of memory"
+    assert decide(facts, may_retry=False).message == "this host is out of memory"
 
 
 def test_who_wants_nothing_tried_twice_is_told_of_a_defect():

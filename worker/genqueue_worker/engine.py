@@ -470,18 +470,20 @@ class Engine:
 
     async def _after_defect(self, work: Work, error: Exception) -> Ended | NotOurs:
         """A defect of ours, or of a library: it is logged with where it was raised, and costs nobody a generation."""
-        if lack := lack_of(error):
+        lack = lack_of(error)
+        if lack and not isinstance(error, MemoryError):
             logger.warning("an attempt is put back: %s", lack)
             return await self._release(work, _LACK, None)
-        work.report.defect(error)
+        message = lack or f"unexpected {type(error).__name__} in the worker"
+        if not lack:
+            work.report.defect(error)
         decision = after_defect(
-            type(error).__name__,
+            message,
             errors=len(work.claim.errors),
             max_attempts=self.generators[work.generator].settings.max_attempts,
             may_retry=work.request.on_failure != "fail",
             draw=random.random(),
         )
-        message = f"unexpected {type(error).__name__} in the worker"
         try:
             if isinstance(decision, Outcome):
                 return await self._fail(work, decision)

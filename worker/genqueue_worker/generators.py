@@ -22,7 +22,8 @@ from genqueue_worker.completions import CompletionAnswer, completion_parameters,
 from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
 from genqueue_worker.native import NativeAnswer
-from genqueue_worker.policy import UpstreamFacts, error_class
+from genqueue_worker.policy import OUTGROWN, UpstreamFacts, error_class
+from genqueue_worker.resources import lack_of
 from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.tracing import ended, open_call
@@ -212,6 +213,11 @@ class TextGeneration:
                     ending = await route(_Ask(client, endpoint, prompt, parameters, into, listened))
                 except Stopped:
                     ending = Ending(None, "stop_sequence", None, None, {})
+                except MemoryError as error:
+                    told = exchange.get()
+                    if told is None or not told.is_answered:
+                        raise
+                    raise UpstreamError(UpstreamFacts(lack_of(error), error_type=OUTGROWN)) from error
                 except ValueError as error:
                     told = exchange.get()
                     if told is None or not told.is_answered:

@@ -51,6 +51,8 @@ class UpstreamFacts:
 
 LACK = "lack"
 """The type of an error that comes of what this host lacks: descriptors, memory, names."""
+OUTGROWN = "outgrown"
+"""That of an answer for which this host has too little memory: it may never have enough."""
 WEB_PAGE = "web_page"
 """The type of an answer that is a web page: a login, or a proxy that knows no model server, or none just now."""
 _BY_TYPE = {
@@ -62,6 +64,7 @@ _BY_TYPE = {
     "healthcheck": Fault.CAPACITY,
     "unreached": Fault.CAPACITY,  # ours
     LACK: Fault.CAPACITY,  # ours, and of this host
+    OUTGROWN: Fault.CAPACITY,
     "insufficient_quota": Fault.ENDPOINT,  # OpenAI's
     "redirect": Fault.ENDPOINT,  # ours
     WEB_PAGE: Fault.ENDPOINT,  # ours
@@ -240,6 +243,8 @@ def after_failure(
             return Again(0.0, is_failure=True, is_charged=True)
         case Fault.ENDPOINT if facts.error_type != WEB_PAGE:
             return _outcome("rejected", facts.message, facts, fault=Fault.ENDPOINT)
+        case Fault.CAPACITY if facts.error_type == OUTGROWN:
+            return after_defect(facts.message, errors=errors, max_attempts=max_attempts, may_retry=may_retry, draw=draw)
         # A worker whose servers are all down, or full, leaves the queue to others.
         case Fault.CAPACITY if can_go_on or facts.is_down or facts.retry_after_s is None:
             return AT_ONCE
@@ -264,15 +269,16 @@ def _delay_s(facts: UpstreamFacts, failures: int, draw: float) -> float:
     return most_s * ((1 + draw) / 2 if is_page else draw)  # a page is not over at once
 
 
-def after_defect(name: str, *, errors: int, max_attempts: int, may_retry: bool, draw: float) -> Again | Outcome:
+def after_defect(words: str, *, errors: int, max_attempts: int, may_retry: bool, draw: float) -> Again | Outcome:
     """What a defect of ours, or of a library, means for a generation: another attempt, uncharged, or its end.
 
+    So does a lack that the generation itself may have caused.
+
     Args:
-        name: the exception's, which is all that may be told of it.
+        words: of it, with nothing of what the generation is about.
         errors: failed attempts before this one, charged or not.
         max_attempts, may_retry, draw: as in :func:`after_failure`.
     """
-    words = f"unexpected {name} in the worker"
     if not may_retry:
         return Outcome(error="failed", message=words)
     if is_exhausted(0, errors + 1, max_attempts):

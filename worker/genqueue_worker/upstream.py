@@ -23,7 +23,7 @@ from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.admission import Admission
 from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.metrics import CallMeter
-from genqueue_worker.policy import LACK, OF_THE_ADDRESS, Fault, UpstreamFacts, error_class, fault_of, shown
+from genqueue_worker.policy import LACK, OF_THE_ADDRESS, OUTGROWN, Fault, UpstreamFacts, error_class, fault_of, shown
 from genqueue_worker.resources import lack_of
 from genqueue_worker.serverless import check_provider, examine
 from genqueue_worker.sink import Sink
@@ -327,7 +327,7 @@ class Upstream:
     async def _judge(self, endpoint: Endpoint, facts: UpstreamFacts, began_s: float) -> UpstreamFacts:
         """Draw the consequences of a failed call for its server; whether it is down is added to the facts."""
         now_s = asyncio.get_running_loop().time()
-        trouble = facts.message if facts.was_unreached or facts.error_type == LACK else shown(facts)
+        trouble = facts.message if facts.was_unreached or facts.error_type in {LACK, OUTGROWN} else shown(facts)
         is_down = False
         if facts.was_unreached and endpoint.url is not None:
             self._down(endpoint, trouble)
