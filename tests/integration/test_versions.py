@@ -5,7 +5,15 @@ import uuid
 
 import pytest
 
-from genqueue import GenerationCancelledError, GenerationExpiredError, GenerationRejectedError, calls, keys
+from genqueue import (
+    GenerationCancelledError,
+    GenerationExpiredError,
+    GenerationFailedError,
+    GenerationRejectedError,
+    Settings,
+    calls,
+    keys,
+)
 from genqueue.messages import read_request
 
 
@@ -62,6 +70,28 @@ def test_it_can_be_cancelled_and_its_deadline_passes(submit_newer, ask, eventual
         cancelled.result(timeout_s=10)
     with pytest.raises(GenerationExpiredError):
         overdue.result(timeout_s=10)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"), [({"tenant": "ultramarine"}, "the field tenant"), ({"v": 2}, "version 2")], ids=str
+)
+def test_after_keep_s_it_has_failed_and_can_be_retried(submit_newer, ask, db, client, worker, eventually, more, words):
+    prompt = ask(tokens=3)
+    generation = submit_newer(prompt, **more)
+    eventually(lambda: generation.status().waits_for)
+    db.hincrbyfloat(keys.generation(generation.id), "submitted_at", -worker_keep_s())
+    with pytest.raises(GenerationFailedError) as failed:
+        generation.result(timeout_s=20)
+    assert str(failed.value).startswith(f"no worker that took it within {worker_keep_s()} s (keep_s) knows {words}")
+    status = generation.status()
+    assert (status.state, status.waits_for) == ("failed", None)
+    assert "ultramarine" not in str(failed.value)
+    db.hset(keys.generation(generation.id), "request", read_request({"prompt": prompt}).to_wire())  # after the upgrade
+    assert client.retry(generation.id).result(timeout_s=20).replies == [prompt.answer]
+
+
+def worker_keep_s():
+    return Settings.model_fields["keep_s"].default
 
 
 def test_a_bad_value_of_what_is_known_is_refused_for_good(submit_newer, ask):

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from genqueue.messages import GenerationRequest
-from genqueue_worker.newer import rests_s, unknown_here
+from genqueue_worker.newer import after_unknown, unknown_here
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,54 @@ def test_what_is_no_json_is_wrong_in_any_version():
     assert unknown_here(invalid.value) is None
 
 
+WEEK_S = 7 * 86_400
+
+
+def after(attempt=1, waited_s=0.0, keep_s=WEEK_S, errors=(), draw=0.0):
+    facts = {"attempt": attempt, "waited_s": waited_s, "keep_s": keep_s, "errors": errors, "draw": draw}
+    return after_unknown("the field tenant", **facts)
+
+
 @pytest.mark.parametrize(
     ("attempt", "least_s", "most_s"),
-    [(1, 0.5, 1.0), (2, 1.0, 2.0), (9, 128.0, 256.0), (10, 150.0, 300.0), (10**9, 150.0, 300.0)],
+    [(1, 0.5, 1.0), (2, 1.0, 2.0), (9, 128.0, 256.0), (10, 150.0, 300.0), (4000, 150.0, 300.0)],
 )
 def test_it_rests_longer_each_time_and_never_for_long(attempt, least_s, most_s):
-    assert rests_s(attempt, 0.0) == least_s
-    assert least_s < rests_s(attempt, 0.999) < most_s
+    assert after(attempt) == least_s
+    assert least_s < after(attempt, draw=0.999) < most_s
+
+
+@pytest.mark.parametrize(
+    ("attempt", "waited_s", "keep_s"),
+    [
+        pytest.param(1, 60.0, 60, id="for-so-long"),
+        pytest.param(1, 1e9, WEEK_S, id="for-very-long"),
+        pytest.param(10**6, -1e9, WEEK_S, id="again-and-again-though-the-clock-went-back"),
+        pytest.param(102, 0.0, 60, id="again-and-again"),
+    ],
+)
+def test_it_has_an_end_in_words_that_can_be_tried_again(attempt, waited_s, keep_s):
+    errors = [{"attempt": 1, "message": "the lease of a worker ran out"}]
+    end = after(attempt, waited_s, keep_s, errors)
+    assert end.message == f"no worker that took it within {keep_s} s (keep_s) knows the field tenant"
+    assert end.is_worth_another_try
+    assert end.detail["errors"] == errors
+
+
+@pytest.mark.parametrize("waited_s", [-1e9, 0.0, 30.0, 59.0, 59.9999])
+@pytest.mark.parametrize("attempt", [1, 5, 50, 100])
+def test_it_is_offered_again_before_its_record_is_forgotten(attempt, waited_s):
+    """A record lives for keep_s from the try on."""
+    rest_s = after(attempt, waited_s, keep_s=60, draw=0.999)
+    assert 0 < rest_s <= 30
+    assert max(0.0, waited_s) + rest_s <= 60 or rest_s <= 0.5
+
+
+@pytest.mark.parametrize("keep_s", [60, 3600, WEEK_S])
+@pytest.mark.parametrize("clock", [0.0, 1.0], ids=["clock-stands-still", "clock-goes-on"])
+def test_however_the_clock_goes_the_tries_are_few(keep_s, clock):
+    waited_s, attempt = 0.0, 0
+    while isinstance(rest_s := after(attempt := attempt + 1, waited_s, keep_s), float):
+        waited_s += clock * rest_s
+    assert attempt <= 102 + keep_s / 150
+    assert clock == 0 or keep_s <= waited_s <= keep_s + 1

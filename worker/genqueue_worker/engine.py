@@ -56,7 +56,7 @@ from genqueue_worker.metrics import (
     Metrics,
     Now,
 )
-from genqueue_worker.newer import rests_s, unknown_here
+from genqueue_worker.newer import after_unknown, unknown_here
 from genqueue_worker.policy import (
     AT_ONCE,
     Again,
@@ -555,6 +555,16 @@ class Engine:
 
     async def _leave_to_newer(self, generation_id: str, generator: str, claim: Claim, unknown: str) -> Ended | NotOurs:
         """Put back, for a worker that knows it, what a newer version submitted: uncharged, and later each time."""
+        decision = after_unknown(
+            unknown,
+            attempt=claim.attempt,
+            waited_s=claim.answered_at - claim.submitted_at,
+            keep_s=self.settings.keep_s,
+            errors=claim.errors,
+            draw=random.random(),
+        )
+        if isinstance(decision, Outcome):
+            return await self._refuse(generation_id, generator, decision)
         if unknown not in self._unknown and len(self._unknown) < _MOST_UNKNOWN:
             self._unknown.add(unknown)
             logger.warning(
@@ -569,7 +579,7 @@ class Engine:
             nothing,
             generator,
             0,  # of a doorbell; after a delay whoever finds it due rings by the record's own
-            delay_s=rests_s(claim.attempt, random.random()),
+            delay_s=decision,
             failure=None,
             is_charged=False,
             keep_s=self.settings.keep_s,
