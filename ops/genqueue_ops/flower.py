@@ -1,5 +1,7 @@
 """``genqueue flower``: Flower with the settings that fit, closed to who has no password.
 
+The same gate is before every other Flower of our Celery app (:func:`gate`): ``celery -A genqueue_worker.app flower``.
+
 What is shown of a generation comes with Celery's events (:meth:`genqueue_worker.app.Runtime.show`): its
 generator, how long it took, how many tokens it has, and of its prompt the length and a hash.  Flower
 is used as it is: a task class with more fields, a list of columns, its own authentication.
@@ -22,10 +24,11 @@ from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_unix_socket
 from tornado.web import RequestHandler
 
-from flower import command
+from genqueue import output
+from genqueue.cli import ExitCode
 from genqueue.errors import ConfigError
 from genqueue.settings import load_settings
-from genqueue_ops.flower_gate import Caller, keep_private, refusal, shut
+from genqueue_ops.flower_gate import GATED, PREFIX, Caller, keep_private, refusal, shut
 from genqueue_worker import logs
 from genqueue_worker.app import app, look_for_redis
 
@@ -47,9 +50,10 @@ SETTINGS = {
     "state_save_interval": 10_000,  # milliseconds
     "tasks_columns": ",".join(TASKS_COLUMNS),
 }
-"""Flower's own, by its names for them; ``ops/flower.py`` has the same."""
+"""Flower's own, by its names for them; ``ops/flower.py`` gives the same to Celery's own command."""
 _ANYBODY = "FLOWER_UNAUTHENTICATED_API"
 _SOCKET_MODE = 0o660
+_FIND_HANDLER, _START_HTTP_SERVER = Flower.find_handler, Flower.start_http_server
 
 
 class GenerationTask(Task):
@@ -70,14 +74,17 @@ class GenerationTask(Task):
         """It follows from the others, when Flower brings a kept task back too."""
 
 
-def prepare(app: Any) -> None:
-    """Have Flower know what our workers tell of generations, and let in nobody else."""
-    command.Flower = GatedFlower
+def gate() -> None:
+    """Have each Flower of this process know what our workers tell of generations, and let in nobody else.
+
+    The class itself is changed, not derived from: Flower asks our app for its modules when it is half made, which is
+    when an app hears of it.  It listens later.
+    """
+    Flower.find_handler = _find_handler
+    Flower.start_http_server = _start_http_server
     BaseHandler.set_default_headers = _set_default_headers
     EventsState.Task = GenerationTask
     TASK_COLUMNS.update(COLUMNS)
-    if app.conf.broker_transport == "genqueue_worker.broker:Transport":
-        app.conf.broker_transport = None  # the Broker tab knows Redis by the scheme of its address only
 
 
 class _Shut(RequestHandler):
@@ -98,42 +105,63 @@ class _Shut(RequestHandler):
         self.finish(words)
 
 
-class GatedFlower(Flower):
-    """Flower behind :func:`genqueue_ops.flower_gate.shut`."""
+def _find_handler(self: Flower, request: HTTPServerRequest, **kwargs: Any) -> Any:
+    """Of each request: :func:`genqueue_ops.flower_gate.shut` comes first."""
+    headers = request.headers
+    caller = Caller(
+        method=request.method or "",
+        host=request.host,
+        origin=headers.get("Origin", ""),
+        site=headers.get("Sec-Fetch-Site", ""),
+        mode=headers.get("Sec-Fetch-Mode", ""),
+        dest=headers.get("Sec-Fetch-Dest", ""),
+        authorization=headers.get("Authorization", ""),
+    )
+    answer = shut(caller, has_login=bool(self.options.basic_auth or self.options.auth))
+    if answer is not None:
+        status, words = answer
+        return self.get_handler_delegate(request, _Shut, {"status": status, "words": words})
+    return _FIND_HANDLER(self, request, **kwargs)
 
-    def __init__(self, *args: Any, options: Any, **kwargs: Any) -> None:
-        if options.basic_auth and not any(options.basic_auth):
-            options.basic_auth = []  # Flower takes "" for a password that everybody can send
-        super().__init__(*args, options=options, **kwargs)
 
-    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        """Of each request."""
-        headers = request.headers
-        caller = Caller(
-            method=request.method or "",
-            host=request.host,
-            origin=headers.get("Origin", ""),
-            site=headers.get("Sec-Fetch-Site", ""),
-            mode=headers.get("Sec-Fetch-Mode", ""),
-            dest=headers.get("Sec-Fetch-Dest", ""),
-            authorization=headers.get("Authorization", ""),
-        )
-        answer = shut(caller, has_login=bool(self.options.basic_auth or self.options.auth))
-        if answer is not None:
-            status, words = answer
-            return self.get_handler_delegate(request, _Shut, {"status": status, "words": words})
-        return super().find_handler(request, **kwargs)
-
-    def start_http_server(self) -> Any:
-        """A unix socket is its user's and group's; Flower would have it everybody's."""
-        path = self.options.unix_socket
-        if not path:
-            return super().start_http_server()
-        try:
-            HTTPServer(self).add_socket(bind_unix_socket(path, mode=_SOCKET_MODE))
-        except (OSError, ValueError) as error:  # it is no socket
-            raise ConfigError(f"FLOWER_UNIX_SOCKET: cannot listen on {path}: {error}") from None
+def _start_http_server(self: Flower) -> Any:
+    """Listen, on this host alone if nothing is said; or end in one line, whichever command began it."""
+    try:
+        _check(self.options)
+        if self.capp.conf.broker_transport == "genqueue_worker.broker:Transport":
+            self.capp.conf.broker_transport = None  # the Broker tab knows Redis by the scheme of its address only
+        if not self.options.unix_socket:
+            return _START_HTTP_SERVER(self)
+        _listen_on_socket(self, self.options.unix_socket)
         return None
+    except ConfigError as error:
+        output.say(str(error))
+        raise SystemExit(ExitCode.CONFIG) from None
+
+
+def _check(options: Any) -> None:
+    """Whether Flower may start with these, wherever they came from: variables, arguments, a file."""
+    if options.basic_auth and not any(options.basic_auth):
+        options.basic_auth = []  # Flower takes "" for a password that everybody can send
+    options.address = options.address or "127.0.0.1"
+    given = {
+        f"{PREFIX}{name.upper()}": ",".join(value) if isinstance(value, list) else str(value)
+        for name, value in options.items()
+        if name in GATED and value
+    }
+    refused = refusal(given, options.address)
+    if refused is not None:
+        raise ConfigError(refused)
+    if options.persistent:
+        keep_private(Path(options.db), is_own_folder=False)
+
+
+def _listen_on_socket(flower: Flower, path: str) -> None:
+    """A unix socket is its user's and group's; Flower would have it everybody's."""
+    try:
+        HTTPServer(flower).add_socket(bind_unix_socket(path, mode=_SOCKET_MODE))
+    except (OSError, ValueError) as error:  # it is no socket
+        raise ConfigError(f"FLOWER_UNIX_SOCKET: cannot listen on {path}: {error}") from None
 
 
 def _set_default_headers(self: BaseHandler) -> None:
@@ -175,7 +203,7 @@ def flower(
     keep_private(where, is_own_folder=db is None)
     logs.set_up(settings.log_format, logging.INFO, None)  # Flower's own format lets pass what a terminal obeys
     look_for_redis(settings, "flower")
-    prepare(app)
+    gate()
     # No file of options: a flowerconfig.py that lies here could open what was just seen to be closed.
     options = {"conf": os.devnull, "address": address, "port": port, "db": where, **SETTINGS}
     try:

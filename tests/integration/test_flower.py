@@ -26,7 +26,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from tornado.web import RequestHandler, url
 
-from genqueue import GenerationCancelledError, GenerationError
+from genqueue import GenerationCancelledError, GenerationError, State
 from genqueue.cli import ExitCode
 from genqueue_ops.local_redis import free_port
 from genqueue_ops.processes import Child
@@ -38,7 +38,15 @@ from .conftest import TOKENS, clean_environment, plain_celery, toml_of
 from .roles import as_role, password, refusals
 
 ROOT = Path(__file__).parents[2]
-BY_CELERY = ("-m", "celery", "-A", "genqueue_worker.app", "flower", f"--conf={ROOT / 'ops/flower.py'}")
+BARE = ("-m", "celery", "-A", "genqueue_worker.app", "flower")
+BY_CELERY = (*BARE, f"--conf={ROOT / 'ops/flower.py'}")
+BY_A_PROGRAM = ("-c", "import sys; from genqueue_worker.app import app; app.start(['flower', *sys.argv[1:]])")
+COMMANDS = [
+    pytest.param(("-m", "genqueue", "flower"), id="genqueue"),
+    pytest.param(BY_CELERY, id="celery-with-our-file"),
+    pytest.param(BARE, id="celery-alone"),
+    pytest.param(BY_A_PROGRAM, id="a-program"),
+]
 USER, SECRET = "watcher", "canary-flower-password"
 IN_SETTINGS = ("canary-of-header", "canary-of-address", "canary-of-query")
 CHROMIUM = (
@@ -450,7 +458,7 @@ def test_an_open_api_is_for_no_other_page(open_flower, fleet, ask, headers):
             status, head, body = said(open_flower.port, method, path, *headers)
             assert (status, "access-control" in head) == (403, False), path
             assert generation.id not in body
-        assert generation.status().state in {"waiting", "running"}
+        assert generation.status().state in {State.QUEUED, State.RUNNING}
     finally:
         generation.cancel()
 
@@ -492,15 +500,15 @@ def test_its_database_is_its_users_alone_though_it_was_there_before(fleet, gener
             path.chmod(0o644)
 
 
-@pytest.mark.parametrize("by", [("-m", "genqueue", "flower"), BY_CELERY], ids=["genqueue", "celery"])
+@pytest.mark.parametrize("by", COMMANDS)
 def test_a_database_that_others_may_write_ends_the_start(fleet, generators, tmp_path, by):
-    flower = Flower(tmp_path, fleet.redis.url, generators, by=by)
+    flower = Flower(tmp_path, fleet.redis.url, generators, by=by, FLOWER_PERSISTENT="true")
     (tmp_path / "kept").mkdir()
     kept = tmp_path / "kept" / "flower.dat"
     kept.write_text("")
     kept.chmod(0o666)
     done = flower.run()
-    assert done.returncode == (1 if by == BY_CELERY else ExitCode.CONFIG)
+    assert done.returncode == ExitCode.CONFIG
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"genqueue: --db: others may have written {kept}")
 
@@ -590,12 +598,11 @@ def test_a_port_that_is_taken_ends_the_start_in_one_line(fleet, generators, tmp_
         ({"FLOWER_COOKIE_SECRET": "guessed"}, "FLOWER_COOKIE_SECRET"),
     ],
 )
-@pytest.mark.parametrize("command", ["genqueue", "celery"])
-def test_what_goes_around_the_password_ends_the_start_in_one_line(fleet, generators, tmp_path, environ, names, command):
+@pytest.mark.parametrize("by", COMMANDS)
+def test_what_goes_around_the_password_ends_the_start_in_one_line(fleet, generators, tmp_path, environ, names, by):
     given = {"FLOWER_BASIC_AUTH": "", **{name: value.format(folder=tmp_path) for name, value in environ.items()}}
-    by = BY_CELERY if command == "celery" else ("-m", "genqueue", "flower")
     done = Flower(tmp_path, fleet.redis.url, generators, by=by, **given).run()
-    assert done.returncode != 0
+    assert done.returncode == ExitCode.CONFIG
     assert "Traceback" not in done.stderr
     # Flower has read the variable by then where Celery starts it: it is told by its usual name.
     assert done.stderr.splitlines()[-1].startswith((f"genqueue: {names}: ", f"genqueue: {names.upper()}: "))
@@ -615,9 +622,10 @@ def test_a_unix_socket_with_a_password_is_its_users_and_groups(fleet, generators
         flower.child.end()
 
 
+@pytest.mark.parametrize("by", COMMANDS)
 @pytest.mark.parametrize("place", ["genqueue.toml", "missing/f.sock"])
-def test_where_no_unix_socket_can_be_it_does_not_start(fleet, generators, tmp_path, place):
-    done = Flower(tmp_path, fleet.redis.url, generators, FLOWER_UNIX_SOCKET=str(tmp_path / place)).run()
+def test_where_no_unix_socket_can_be_it_does_not_start(fleet, generators, tmp_path, place, by):
+    done = Flower(tmp_path, fleet.redis.url, generators, by=by, FLOWER_UNIX_SOCKET=str(tmp_path / place)).run()
     assert done.returncode == ExitCode.CONFIG
     assert done.stderr.splitlines()[-1].startswith("genqueue: FLOWER_UNIX_SOCKET: cannot listen on ")
 
@@ -632,11 +640,39 @@ def test_by_celerys_own_command_it_is_the_same(fleet, tmp_path):
         flower.child.end()
 
 
+@pytest.mark.parametrize("by", [pytest.param(BARE, id="celery-alone"), pytest.param(BY_A_PROGRAM, id="a-program")])
+def test_without_our_file_the_app_brings_the_gate_along(fleet, tmp_path, by, ask, eventually):
+    flower = Flower(tmp_path, fleet.redis.url, {}, by=by, FLOWER_BASIC_AUTH="").start()
+    try:
+        assert listeners(flower.port) == {"127.0.0.1"}
+        for path in ("/", "/tasks", "/metrics", "/healthcheck"):
+            assert said(flower.port, "GET", path, "Host: evil.example")[0] == 403
+            assert said(flower.port, "GET", path, "Host: localhost", "Origin: http://evil.example")[0] == 403
+            assert said(flower.port, "GET", path, f"Host: localhost:{flower.port}")[0] == 200
+        generation = fleet.client.submit(ask(tokens=3))
+        generation.result(timeout_s=10)
+        page = eventually(lambda: "SUCCESS" in (found := flower.get(f"/task/{generation.id}")[1]) and found)
+        assert "sha256" in page
+        assert "generate.default" in flower.get("/broker")[1]
+    finally:
+        flower.child.end()
+
+
+@pytest.mark.parametrize("by", [pytest.param(BARE, id="celery-alone"), pytest.param(BY_A_PROGRAM, id="a-program")])
+def test_without_our_file_a_password_closes_it(fleet, tmp_path, by):
+    flower = Flower(tmp_path, fleet.redis.url, {}, by=by).start()
+    try:
+        assert flower.get("/tasks")[0] == 401
+        assert flower.get("/tasks", user=USER)[0] == 200
+    finally:
+        flower.child.end()
+
+
+@pytest.mark.parametrize("by", COMMANDS[1:])
 @pytest.mark.parametrize(("argument", "environ"), [((), {"FLOWER_ADDRESS": "0.0.0.0"}), (("--address=0.0.0.0",), {})])
-def test_nor_does_that_start_open_where_others_reach_it(fleet, tmp_path, argument, environ):
-    by = (*BY_CELERY, *argument)
-    done = Flower(tmp_path, fleet.redis.url, {}, by=by, FLOWER_BASIC_AUTH="", **environ).run()
-    assert done.returncode != 0
+def test_nor_does_that_start_open_where_others_reach_it(fleet, tmp_path, argument, environ, by):
+    done = Flower(tmp_path, fleet.redis.url, {}, by=(*by, *argument), FLOWER_BASIC_AUTH="", **environ).run()
+    assert done.returncode == ExitCode.CONFIG
     assert done.stderr.splitlines()[-1].startswith("genqueue: address 0.0.0.0: others can reach it")
     assert "Traceback" not in done.stderr
 

@@ -254,6 +254,15 @@ def _configuration() -> dict[str, Any]:
         raise SystemExit(one_line(f"genqueue: {error}")) from None
 
 
+@signals.import_modules.connect(sender=app)
+def _gate_flower(**_: Any) -> None:
+    """Flower asks the app for its modules before it listens: started by Celery's own command it has our gate too."""
+    if "flower.app" in sys.modules:  # a worker that Celery's command started may have it as well, and never uses it
+        from genqueue_ops.flower import gate  # it imports this module
+
+        gate()
+
+
 @signals.celeryd_init.connect
 def _begin(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> None:
     """Before anything is logged or warned of."""
