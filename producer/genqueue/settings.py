@@ -10,7 +10,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -82,17 +83,55 @@ def _model(value: str) -> str:
     return value
 
 
+class _Checked(BaseModel):
+    """A part of the settings, or all of them: made by hand it raises our error, in words without the value.
+
+    Where it is read as a part of another, pydantic calls no ``__init__``, and the whole one's error has the places.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    def __init__(self, **values: Any) -> None:
+        with _our_error(type(self)):
+            super().__init__(**values)
+
+    # As pydantic marks its own: not to be called for a part.  Else the part's error would lack the place of the part.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As pydantic has it, but for the error."""
+        with _our_error(cls):
+            return super().model_validate(obj, **options)
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        """As pydantic has it, but for the error."""
+        with _our_error(cls):
+            return super().model_validate_json(json_data, **options)
+
+
+@contextmanager
+def _our_error(kind: type[BaseModel]) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        what = "settings" if issubclass(kind, Settings) else kind.__name__
+        raise ConfigError(f"{what}: {'; '.join(describe(error))}") from None
+
+
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]
 
 
-class ApiParams(BaseModel):
+class ApiParams(_Checked):
     """Where a generator's model is: a ``url`` or several ``urls``, or a ``model`` id and its ``provider``.
 
     With a ``url``, ``model`` is only the name that results carry.  ``timeout`` is the longest
     silence in seconds, before the first token and between tokens, where ``timeouts`` says nothing else.
-    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    Raises:
+        ConfigError: a value cannot work; names each key, and shows no value.
+    """
 
     url: str | None = Field(None, repr=False)
     urls: tuple[str, ...] = Field((), repr=False)
@@ -142,22 +181,23 @@ class ApiParams(BaseModel):
         return (self.url,) if self.url else self.urls
 
 
-class Timeouts(BaseModel):
+class Timeouts(_Checked):
     """How long a server may be silent, in seconds, before the attempt counts as failed.
 
     Unset, silence may last ``api_params.timeout``, and where that is unset too 600 s before the
     first token and 60 s between two.  What the server cannot stream (``best_of``) may take the
     sum for ``max_new_tokens``.  TGI's keep-alive comments are no tokens.
-    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    Raises:
+        ConfigError: a value cannot work; names each key, and shows no value.
+    """
 
     connect_s: float = Field(5.0, gt=0, allow_inf_nan=False)
     first_token_s: float | None = Field(None, gt=0, allow_inf_nan=False)
     between_tokens_s: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
-class GeneratorSettings(BaseModel):
+class GeneratorSettings(_Checked):
     """One named Hugging Face client configuration; each has a Celery queue of its own.
 
     ``generation_kwargs`` are for prompts, ``chat_kwargs`` for chats.  ``continues_chat`` says that
@@ -166,9 +206,10 @@ class GeneratorSettings(BaseModel):
     wherever a chat says; unset, only Inference Providers may, which do it from their own network.
     ``allowed_extra_body`` names parameters that a chat's ``extra_body`` may hold beside the known ones
     (:mod:`genqueue.extra_body`), ``*`` all; unset, Inference Providers are given all, others none more.
-    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    Raises:
+        ConfigError: a value cannot work; names each key, and shows no value.
+    """
 
     DEFAULT_TOKEN_ENV: ClassVar = ("HF_API_TOKEN", "HF_TOKEN")
     DEFAULT_FIRST_TOKEN_S: ClassVar = 600.0
@@ -242,7 +283,7 @@ class GeneratorSettings(BaseModel):
         return next(((name, token) for name, token in found if token), None)
 
 
-class Settings(BaseModel):
+class Settings(_Checked):
     """What producers and workers must agree on, and what a worker serves.
 
     Built by hand it has what it is given and defaults: :func:`load_settings` reads the environment and the file.
@@ -250,8 +291,6 @@ class Settings(BaseModel):
     Raises:
         ConfigError: a value cannot work; names each key, and shows no value.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
     redis_timeout_s: float = Field(5.0, gt=0, allow_inf_nan=False)
@@ -270,12 +309,6 @@ class Settings(BaseModel):
     max_reply_bytes: int = Field(64_000_000, ge=1)
     monitor_port: int | None = Field(None, ge=0, le=65_535)
     monitor_host: str = "127.0.0.1"
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError("settings: " + "; ".join(describe(error))) from None
 
     @property
     def bounds(self) -> Bounds:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from genqueue.errors import ConfigError
-from genqueue.settings import GeneratorSettings, Settings, load_settings, mistyped
+from genqueue.settings import ApiParams, GeneratorSettings, Settings, Timeouts, load_settings, mistyped
 
 SECRET = "s3cret-do-not-show"
 TGI = 'api_type = "text_generation_inference"'
@@ -329,20 +329,6 @@ def test_a_secret_in_place_of_the_files_name_is_not_repeated(monkeypatch, name):
     assert refused.value.__cause__ is None
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"api_type": SECRET, "api_params": {"url": "http://h"}},
-        {"api_type": "text_generation_inference", "api_params": {"url": f"ftp://user:{SECRET}@h"}},
-        {"api_type": "text_generation_inference", "api_params": {"url": "http://h", "headers": {"x": f"{SECRET}\n"}}},
-    ],
-)
-def test_a_generator_by_hand_is_refused_without_its_values(values):
-    with pytest.raises(ValueError, match="GeneratorSettings") as refused:
-        GeneratorSettings(**values)
-    assert SECRET not in str(refused.value)
-
-
 # --- by hand -------------------------------------------------------------------------------------
 
 
@@ -363,6 +349,80 @@ def test_settings_by_hand_are_refused_by_an_error_of_ours(values, words):
     assert str(refused.value).startswith(words)
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None
+
+
+TGI_TYPE = {"api_type": "text_generation_inference"}
+BY_HAND = [
+    (ApiParams, {"url": f"ftp://user:{SECRET}@h"}, "ApiParams: url: must be an http:// or https:// address"),
+    (ApiParams, {"url": "http://h", "headers": {"x": f"{SECRET}\n"}}, "ApiParams: headers.x: holds a character"),
+    (ApiParams, {"timeout": SECRET}, "ApiParams: timeout: Input should be a valid number"),
+    (ApiParams, {HF: "x"}, "ApiParams: ***: no such key"),
+    (Timeouts, {"connect_s": 0}, "Timeouts: connect_s: Input should be greater than 0"),
+    (Timeouts, {"first_token_s": SECRET}, "Timeouts: first_token_s: Input should be a valid number"),
+    (GeneratorSettings, {}, "GeneratorSettings: api_type: Field required; api_params: Field required"),
+    (GeneratorSettings, {"api_type": SECRET, "api_params": {"url": "http://h"}}, "GeneratorSettings: api_type: Input"),
+    (
+        GeneratorSettings,
+        {**TGI_TYPE, "api_params": {}},
+        "GeneratorSettings: api_params.url: needed for api_type 'text_",
+    ),
+    (GeneratorSettings, {**TGI_TYPE, "api_params": SECRET}, "GeneratorSettings: api_params: Input should be an object"),
+    (
+        GeneratorSettings,
+        {**TGI_TYPE, "api_params": {"url": f"ftp://user:{SECRET}@h"}},
+        "GeneratorSettings: api_params.url: must be an http:// or https:// address",
+    ),
+    (
+        GeneratorSettings,
+        {**TGI_TYPE, "api_params": {"url": "http://h"}, "token_env": [HF]},
+        "GeneratorSettings: token_env.0: no name of an environment variable",
+    ),
+    (
+        GeneratorSettings,
+        {**TGI_TYPE, "api_params": {"url": "http://h"}, "generation_kwargs": {"temperature": SECRET}},
+        "GeneratorSettings: generation_kwargs.temperature: Input should be a valid number",
+    ),
+    (
+        GeneratorSettings,
+        {**TGI_TYPE, "api_params": {"url": "http://h"}, "timeouts": {"connect_s": SECRET}},
+        "GeneratorSettings: timeouts.connect_s: Input should be a valid number",
+    ),
+]
+MAKERS = [
+    pytest.param(lambda kind, values: kind(**values), id="called"),
+    pytest.param(lambda kind, values: kind.model_validate(values), id="of-a-table"),
+    pytest.param(lambda kind, values: kind.model_validate_json(json.dumps(values)), id="of-json"),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(("kind", "values", "words"), BY_HAND)
+def test_a_part_by_hand_is_refused_by_an_error_of_ours_without_its_values(kind, values, words, make):
+    with pytest.raises(ConfigError) as refused:
+        make(kind, values)
+    assert str(refused.value).startswith(words)
+    assert SECRET not in str(refused.value)
+    assert HF not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_part_of_settings_is_named_by_its_whole_place_and_all_at_once(make):
+    generators = {
+        "a": {**TGI_TYPE, "api_params": {"url": f"ftp://{SECRET}"}, "timeouts": {"connect_s": 0}},
+        "b": {**TGI_TYPE, "api_params": {"url": "http://h", "timeout": SECRET}},
+    }
+    with pytest.raises(ConfigError) as refused:
+        make(Settings, {"generators": generators})
+    words = str(refused.value)
+    for place in (
+        "generators.a.api_params.url: ",
+        "generators.a.timeouts.connect_s: ",
+        "generators.b.api_params.timeout",
+    ):
+        assert place in words
+    assert words.startswith("settings: ")
+    assert SECRET not in words
 
 
 def test_settings_by_hand_have_what_they_are_given_and_nothing_from_around_them(monkeypatch):
