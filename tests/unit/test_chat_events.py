@@ -5,13 +5,19 @@ from hypothesis import strategies as st
 
 from genqueue_worker.chat_events import Said, plain_text, read_event
 
-VALUES = st.sampled_from([None, "", "a", 0, 1, [], {}, ["a"], {"a": 1}])
-DELTAS = st.dictionaries(
-    st.sampled_from(
-        ["role", "content", "reasoning", "reasoning_content", "tool_calls", "function_call", "refusal", "x"]
-    ),
-    VALUES,
-)
+VALUES = st.sampled_from([None, True, False, "", "a", "null", 0, 1, -1, [], {}, ["a"], {"a": 1}])
+NAMES = [
+    "role",
+    "content",
+    "reasoning",
+    "reasoning_content",
+    "tool_calls",
+    "function_call",
+    "refusal",
+    "finish_reason",
+    "x",
+]
+DELTAS = st.dictionaries(st.sampled_from(NAMES), VALUES)
 CHOICES = st.fixed_dictionaries(
     {"delta": DELTAS | VALUES},
     optional={"index": VALUES, "finish_reason": VALUES, "logprobs": VALUES, "message": VALUES, "text": VALUES},

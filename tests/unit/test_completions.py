@@ -60,7 +60,7 @@ def test_the_last_word_is_no_event():
         pytest.param({"error": {"message": "busy"}}, "^busy$", id="error"),
         pytest.param({"token": {"text": "x"}}, "an event has no choices; it says", id="tgi"),
         pytest.param(b" {", "^the stream is no JSON: {$", id="no-json"),
-        pytest.param([], r"an event is no object; it says \[\]", id="list"),
+        pytest.param([5], r"an event is no object; it says \[5\]", id="list"),
         pytest.param({"choices": 5}, "it says", id="no-list"),
         pytest.param({"choices": [{"text": 5}]}, "a content is int; it says", id="no-text"),
     ],

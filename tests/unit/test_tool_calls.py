@@ -351,27 +351,36 @@ def test_arguments_that_a_limit_cut_off_stay_cut():
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "expected"),
     [
-        {"index": -1},
-        {"index": 10**30},
-        {"index": "first"},
-        {"index": 0.5},
-        {"index": True},
-        {"id": ["a"]},
-        {"function": {"name": 5}},
+        ({"index": -1}, (None, "", "")),
+        ({"index": 10**30}, (None, "", "")),
+        ({"index": "first"}, (None, "", "")),
+        ({"index": 0.5}, (None, "", "")),
+        ({"index": True}, (None, "", "")),
+        ({"index": [0]}, (None, "", "")),
+        ({"index": 1.0}, (1, "", "")),
+        ({"index": "1"}, (1, "", "")),
+        ({"id": ["a"]}, (None, "", "")),
+        ({"id": 7}, (None, "7", "")),
+        ({"function": {"name": 5}}, (None, "", "")),
+        ({"function": "f", "arguments": "{}"}, (None, "", "f")),
     ],
     ids=str,
 )
-def test_a_sign_that_is_none_is_no_piece(said):
-    with pytest.raises(TypeError):
-        read_piece(said)
+def test_a_sign_that_is_none_is_not_said(said, expected):
+    assert read_piece(said)[:3] == expected
+
+
+def test_what_calls_nothing_is_no_piece():
+    with pytest.raises(TypeError, match="a tool call's function is list"):
+        read_piece({"function": ["f"]})
 
 
 SIGNS = st.fixed_dictionaries(
     {},
     optional={
-        "index": st.sampled_from([0, 1, 2, None, "1"]),
+        "index": st.sampled_from([0, 1, 2, None, "1", -1, 0.5]),
         "id": st.sampled_from(["a", "b", "", None]),
         "name": st.sampled_from(["f", "g", "fg", ""]),
         "arguments": st.sampled_from(["", "{", "}", '{"x":1}', '{"x":', "1}", " ", '"', "\\", "{}", "\ud83d", "[1]"]),

@@ -214,7 +214,7 @@ async def test_half_characters_of_a_chat_are_replaced(desk: Desk):
     outbox.push_delta("\ud83d", "\ud83d", [ToolCallDelta(0, "1", "f", "\ud83d")])
     flush = outbox.take()
     event = json.loads(b"{" + flush.bodies[0])
-    assert (event["text"], event["reasoning"], event["tool_calls"][0][3]) == ("?", "?", "?")
+    assert (event["text"], event["reasoning"], event["tool_calls"][0][3]) == ("\ufffd",) * 3
 
 
 async def test_later_text_waits_for_its_turn_and_the_first_of_another_does_not(desk: Desk):

@@ -1,11 +1,11 @@
 """What a model server says of its answer, in the types that readers and results must have.
 
-Pure.  JSON can hold anything in any place.  What is not of its type is left out where a result can do without it,
-and is a TypeError, and so the end of the call, where it cannot.
+Pure.  JSON can hold anything in any place.  What is not of its type is left out where it costs no text and no call,
+and is a TypeError, and so the end of the call, where it may.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import from_json
@@ -21,8 +21,12 @@ _MOST_INTEGER = 2**53 - 1
 """The largest that every reader of JSON has exactly."""
 _MOST_WORD_CHARACTERS = 200
 _MOST_NUMBER = 1e300
+_MOST_COUNT_DIGITS = 16
+_NO_WORDS = frozenset({"null", "none", "None"})
+"""Some servers spell out that there is no ``finish_reason`` yet."""
 _NO_TEXT = frozenset({"reference", "tool_reference"})
 """Parts of a content that cite, and say nothing themselves (Mistral)."""
+_TEXTS = frozenset({"text", "output_text", "input_text"})
 
 
 def read_json(data: bytes) -> Any:
@@ -44,6 +48,27 @@ def read_json(data: bytes) -> Any:
 def integer(value: object, most: int = _MOST_INTEGER) -> int | None:
     """``value`` if it is an integer from 0 to ``most``."""
     return value if type(value) is int and 0 <= value <= most else None
+
+
+def count(value: object) -> int | None:
+    """``value`` if it is a number of tokens, whole, spelt, or with a fraction of 0."""
+    if type(value) is float:
+        return integer(int(value)) if value.is_integer() else None
+    if isinstance(value, str):
+        return int(value) if len(value) < _MOST_COUNT_DIGITS and value.isascii() and value.isdecimal() else None
+    return integer(value)
+
+
+def counts(usage: Mapping[str, Any]) -> dict[str, int]:
+    """``prompt_tokens`` and ``completion_tokens`` of OpenAI's ``usage``, where they are numbers."""
+    read = {name: count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+    return {name: number for name, number in read.items() if number is not None}
+
+
+def reason(value: object) -> str | None:
+    """``value`` if it is a word for an answer's end."""
+    said = word(value)
+    return None if said in _NO_WORDS else said
 
 
 def word(value: object, most_characters: int = _MOST_WORD_CHARACTERS) -> str | None:
@@ -76,31 +101,41 @@ def content_of(value: object) -> tuple[str, str]:
         raise TypeError(f"a content is {type(value).__name__}")
     texts, thoughts = [], []
     for part in value:
+        if isinstance(part, str | None):
+            texts.append(part or "")
+            continue
         if not isinstance(part, Mapping):
             raise TypeError(f"a part of a content is {type(part).__name__}")
-        kind = part.get("type")
+        kind = word(part.get("type"))
         if kind in {"thinking", "reasoning"}:
-            inner = part.get(str(kind), part.get("text"))
+            inner = part.get(kind, part.get("text"))
             thoughts.append(inner if isinstance(inner, str) else "".join(content_of(inner)))
-        elif isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind == "refusal":
-            texts.append(text(part.get("refusal")))
-        elif kind not in _NO_TEXT:
-            raise TypeError(f"a part of a content has no text, it is {word(kind) or 'untyped'}")
+        elif isinstance(said := _text_of_part(part, kind), str | None):
+            texts.append(said or "")
+        else:
+            raise TypeError(f"a part of a content has no text, it is {kind or 'untyped'}")
     return "".join(texts), "".join(thoughts)
 
 
+def _text_of_part(part: Mapping[str, Any], kind: str | None) -> object:
+    """The text of a part of a content; None if it has none, and anything else if nobody knows."""
+    said = part.get("text")
+    if isinstance(said, Mapping):  # as OpenAI's assistants have it
+        said = said.get("value", said)
+    if said is None and kind == "refusal":
+        return part.get("refusal")
+    return said if said is not None or kind in _NO_TEXT or kind in _TEXTS else part
+
+
 def encodable(value: str) -> str:
-    """``value`` with halves of surrogate pairs joined or, alone, replaced: JSON can spell them, UTF-8 cannot."""
+    """``value`` with halves of surrogate pairs joined or, alone, U+FFFD: JSON can spell them, UTF-8 cannot."""
     if value.isascii():
         return value
     try:
         value.encode()
         return value
     except UnicodeEncodeError:
-        joined = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-        return joined.encode("utf-8", "replace").decode()
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class Halves:
@@ -129,13 +164,23 @@ class Halves:
         return half
 
 
-def first_choice(choices: Iterable[Any]) -> Any:
+def first_choice(choices: Any) -> Any:
     """Of the answers that an event of OpenAI's adds to, the first one; None if it adds to others only.
 
-    One is asked for.  A server that gives several all the same sends them in turns, each with its ``index``.
+    One is asked for.  A server that gives several all the same sends them in turns, each with its ``index``; what is
+    no such number tells no answers apart.
+
+    Raises:
+        TypeError: there is something else.
     """
-    for choice in choices:
-        if choice.get("index") in (None, 0, "0"):
+    if isinstance(choices, Mapping):
+        choices = (choices,)
+    for choice in choices or ():
+        if choice is None:
+            continue
+        if not isinstance(choice, Mapping):
+            raise TypeError(f"a choice is {type(choice).__name__}")
+        if not count(choice.get("index")):
             return choice
     return None
 
@@ -147,6 +192,8 @@ def said_in(choice: Mapping[str, Any]) -> Mapping[str, Any]:
         TypeError: there is something else.
     """
     said = choice.get("delta") or choice.get("message") or {}
+    if said is True:
+        said = {}
     if isinstance(said, str):
         return {"content": said}
     if type(said) is not dict:
@@ -166,18 +213,46 @@ def whole_beside(choice: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def number(value: Any) -> float | None:
-    """``value``, which must be a number or null; None for what JSON cannot spell (infinite, no number)."""
-    if value is None:
-        return None
+    """``value`` if it is a number, or one that is spelt; None for what JSON cannot spell (infinite, no number)."""
+    if isinstance(value, str):
+        value = _spelt(value)
     if type(value) is not float and type(value) is not int:
-        raise TypeError(f"a number is {type(value).__name__}")
+        return None
     return value if -_MOST_NUMBER < value < _MOST_NUMBER else None
+
+
+def _spelt(value: str) -> float | None:
+    try:
+        return float(value[:_MOST_WORD_CHARACTERS])
+    except ValueError:
+        return None
+
+
+UNKNOWN_TOKEN = -1
+"""The id of a token whose server names none."""
+
+
+def odd_token(said: Any) -> Token:
+    """As :func:`token`, of one that lacks whatever is not its text, or has it in another type.
+
+    Raises:
+        TypeError, KeyError, AttributeError: it has no text.
+    """
+    token_id, is_special = count(said.get("id")), said.get("special")
+    return token(
+        UNKNOWN_TOKEN if token_id is None else token_id,
+        text(said["text"]),
+        said.get("logprob"),
+        is_special.lower() == "true" if isinstance(is_special, str) else is_special in (True, 1),
+    )
 
 
 def token(token_id: Any, said: Any, logprob: Any, special: Any) -> Token:
     """One token; TypeError if it is none of TGI's."""
     if type(token_id) is not int or not -1 <= token_id <= _MOST_INTEGER or type(said) is not str:
         raise TypeError("no token")
+    if type(special) is not bool:
+        raise TypeError("no token")
     if type(logprob) is not float or not -_MOST_NUMBER < logprob < _MOST_NUMBER:
         logprob = number(logprob)
-    return Token(token_id, said, logprob, bool(special))
+    return Token(token_id, said, logprob, special)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genqueue.chat import REASONING_FIELD
-from genqueue_worker.answers import content_of, encodable, first_choice, number, said_in, text, whole_beside, word
+from genqueue_worker.answers import content_of, encodable, first_choice, number, reason, said_in, text, whole_beside
 from genqueue_worker.tool_calls import Piece, read_piece
 
 _REASONING = (REASONING_FIELD, "reasoning")
@@ -25,6 +25,7 @@ _READ = frozenset(
 )
 """What is read of an event, or says nothing of the answer where engines have it."""
 _OF_AN_EVENT = frozenset({"id", "object", "created", "model", "type", "system_fingerprint", "provider"})
+_OF_A_CALL = frozenset({"index", "id", "type", "function", "name", "arguments", "custom"})
 _MOST_NAME_CHARACTERS = 60
 
 
@@ -77,6 +78,7 @@ def plain_text(event: Any) -> str | None:
             or delta.get("reasoning")
             or delta.get("refusal")
             or delta.get("function_call")
+            or delta.get("finish_reason")
         ):
             return None
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -92,7 +94,7 @@ def read_event(event: Mapping[str, Any]) -> Said:
     """
     usage = event.get("usage")
     said = Said(usage if type(usage) is dict else None)
-    choice = first_choice(event.get("choices") or ())
+    choice = first_choice(event.get("choices"))
     if choice is None:
         if "choices" not in event and usage is None:
             said.unread = _unread(event, _OF_AN_EVENT)
@@ -101,25 +103,22 @@ def read_event(event: Mapping[str, Any]) -> Said:
     said.is_copy = whole is not None
     delta = said_in(choice if whole is None else {**choice, "delta": whole})
     said.is_of_this_answer = True
-    said.finish_reason = word(choice.get("finish_reason"))
+    said.finish_reason = reason(choice.get("finish_reason")) or reason(delta.get("finish_reason"))
     said.content, said.reasoning = content_of(delta.get("content"))
     if said.reasoning:
         said.reasoning_field = "content"
     for field in _REASONING:
-        if (value := delta.get(field)) and (thought := "".join(content_of(value))):
+        if (value := delta.get(field)) and value is not True and (thought := "".join(content_of(value))):
             said.reasoning += thought
             said.reasoning_field = field
             break
-    if refusal := text(delta.get("refusal")):
+    if refusal := text(delta.get("refusal") or None):
         said.refusal = refusal
         said.content += refusal
-    calls = delta.get("tool_calls")
-    if not calls and (older := delta.get("function_call")):
-        calls = [older]
-    if calls:
-        said.pieces = [read_piece(call) for call in ([calls] if isinstance(calls, dict) else calls) if call]
+    if calls := _calls_in(delta.get("tool_calls")) or _calls_in(delta.get("function_call")):
+        said.pieces = [read_piece(call) for call in calls]
     if logprobs := choice.get("logprobs"):
-        said.logprobs = [_logprob(token) for token in logprobs.get("content") or ()]
+        said.logprobs = _logprobs(logprobs)
     if not (said.content or said.reasoning or said.pieces):
         said.unread = _unread(choice) | _unread(delta)
     return said
@@ -133,11 +132,36 @@ def _unread(place: Mapping[str, Any], read: Set[str] = _READ) -> Set[str]:
     }
 
 
-def _logprob(token: Mapping[str, Any]) -> dict[str, Any]:
-    """What every engine says of a token, whatever else one adds."""
-    top = [_one_logprob(other) for other in token.get("top_logprobs") or ()]
-    return {**_one_logprob(token), "top_logprobs": top}
+def _calls_in(value: Any) -> list[Mapping[str, Any]]:
+    """The calls in a list, or without one, or in an object by their index; [] where a word or a number stands.
+
+    Raises:
+        TypeError: there is something else in their place.
+    """
+    if isinstance(value, Mapping):
+        is_one = bool(_OF_A_CALL & value.keys())
+        value = [value] if is_one else [{"index": index, **call} for index, call in value.items() if call]
+    if not isinstance(value, list):
+        return []
+    for call in value:
+        if call and not isinstance(call, Mapping):
+            raise TypeError(f"a tool call is {type(call).__name__}")
+    return [call for call in value if call]
 
 
-def _one_logprob(token: Mapping[str, Any]) -> dict[str, Any]:
-    return {"token": encodable(text(token["token"])), "logprob": number(token["logprob"])}
+def _logprobs(said: Any) -> list[dict[str, Any]]:
+    """What every engine says of each token, whatever else one adds; without those that name no token."""
+    tokens = said.get("content") if isinstance(said, Mapping) else said
+    found = []
+    for token in tokens if isinstance(tokens, list) else ():
+        if (known := _one_logprob(token)) is not None:
+            others = token.get("top_logprobs")
+            top = [_one_logprob(other) for other in others] if isinstance(others, list) else ()
+            found.append({**known, "top_logprobs": [other for other in top if other is not None]})
+    return found
+
+
+def _one_logprob(token: Any) -> dict[str, Any] | None:
+    if not isinstance(token, Mapping) or not isinstance(token.get("token"), str):
+        return None
+    return {"token": encodable(token["token"]), "logprob": number(token.get("logprob"))}

@@ -4,7 +4,7 @@ Pure but for the sink.  What one event says is :mod:`genqueue_worker.chat_events
 belongs to :mod:`genqueue_worker.tool_calls`'.  How the call is made is :mod:`genqueue_worker.generators`'.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -12,7 +12,7 @@ from pydantic_core import from_json, to_json
 from genqueue.chat import REASONING_FIELD
 from genqueue.messages import GenerationRequest
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import GIVEN_UP, Halves, encodable, integer
+from genqueue_worker.answers import GIVEN_UP, Halves, counts, encodable
 from genqueue_worker.chat_events import Said, plain_text, read_event
 from genqueue_worker.openai_answers import OpenAIAnswer
 from genqueue_worker.policy import UpstreamFacts
@@ -68,7 +68,7 @@ class ChatAnswer(OpenAIAnswer):
     Attributes:
         finish_reason: the server's word; where it says none, ``tool_calls`` if it calls tools, and ``length`` if
             the limit cut that off.
-        usage: as the server counts; {} if it did not say.
+        usage: as the server counts, the last of each number; {} if it did not say.
         extra: ``tool_calls`` as OpenAI has them, ``unreadable_tool_calls`` (the places of those whose arguments are
             no JSON object), ``reasoning``, ``reasoning_field`` (the server's word for it, if it is not
             :data:`~genqueue.chat.REASONING_FIELD`), ``refusal``, which is text too, and ``logprobs``: each only if
@@ -79,10 +79,10 @@ class ChatAnswer(OpenAIAnswer):
         self, sink: Sink, max_tokens: int, offered: Collection[str] = (), make_id: Callable[[], str] = made_up_id
     ) -> None:
         self._max_tokens = max_tokens
-        self.usage: Mapping[str, Any] = {}
+        self.usage: dict[str, int] = {}
         self._sink = sink
         self._finish_reason: str | None = None
-        self._is_done = False
+        self._is_done = self._is_finished = False
         self._came = False
         self._reasoning: list[str] = []
         self._reasoning_field: str | None = None
@@ -100,10 +100,9 @@ class ChatAnswer(OpenAIAnswer):
             return super().take(data)
         plain = plain_text(event)
         if plain is None or self._halves[0].waits:
-            self._take(event, data)
-        else:
-            self._came = True
-            self._sink.push_delta(plain)
+            return self._take_all(event, data)
+        self._came = True
+        self._sink.push_delta(plain)
         return True
 
     @property
@@ -125,7 +124,7 @@ class ChatAnswer(OpenAIAnswer):
         """
         if (arguments := self._calls.nameless) is not None and self.finish_reason != "length":
             return unreadable("a tool call has no name", arguments.encode("utf-8", "replace"))
-        if self._unread and not self._came and (integer(self.usage.get("completion_tokens")) or 2) > 1:
+        if self._unread and not self._came and (self.usage.get("completion_tokens") or 2) > 1:
             return unreadable("it has no text that we know", ", ".join(sorted(self._unread)).encode())
         return None
 
@@ -146,7 +145,7 @@ class ChatAnswer(OpenAIAnswer):
     @property
     def _is_cut(self) -> bool:
         """Whether all tokens were used up with no word of the end, and no text or whole call came of them."""
-        if (integer(self.usage.get("completion_tokens")) or 0) < self._max_tokens:
+        if self.usage.get("completion_tokens", 0) < self._max_tokens:
             return False
         return self._calls.is_cut if self._calls else not self._came
 
@@ -158,7 +157,8 @@ class ChatAnswer(OpenAIAnswer):
             raise UpstreamError(unreadable(trouble(wrong), data)) from None
         if isinstance(said, UpstreamFacts):
             raise UpstreamError(said)
-        self.usage = said.usage or self.usage
+        if said.usage:
+            self.usage.update(counts(said.usage))
         if said.unread and not self._came:
             self._unread |= said.unread
         if said.is_copy and self._came:
@@ -172,9 +172,8 @@ class ChatAnswer(OpenAIAnswer):
         pieces = [self._calls.take(piece) for piece in said.pieces]
         reason = said.finish_reason
         ends = reason is not None and reason not in GIVEN_UP and self._finish_reason is None
-        if ends:
+        if ends or self._finish_reason is not None:
             content, reasoning = content + of_text.rest(), reasoning + of_thoughts.rest()
-            pieces += self._calls.close(is_cut=reason == "length")
         if said.reasoning:
             self._reasoning.append(said.reasoning)
             self._reasoning_field = said.reasoning_field
@@ -195,8 +194,18 @@ class ChatAnswer(OpenAIAnswer):
     def _end(self) -> None:
         # Some servers say no other last word.
         self._is_done = True
-        if self._finish_reason is None:
-            content, reasoning = (half.rest() for half in self._halves)
-            last = self._calls.close(is_cut=self._is_cut)
-            if content or reasoning or last:
-                self._sink.push_delta(content, reasoning, last)
+        self.finish()
+
+    def finish(self) -> None:
+        """Push what waited for the rest of it, now that the stream is at its end: pieces come behind its last word too.
+
+        Of an answer that broke off, or that its server gave up, nothing is; nor is it twice.
+        """
+        if self._is_finished or not (self._is_done or self.is_complete) or self._finish_reason in GIVEN_UP:
+            return
+        self._is_finished = True
+        content, reasoning = (half.rest() for half in self._halves)
+        last = self._calls.close(is_cut=self.finish_reason == "length")
+        if content or reasoning or last:
+            self._came = True
+            self._sink.push_delta(content, reasoning, last)

@@ -7,7 +7,7 @@ Pure but for the sink.  huggingface_hub asks these providers, but cannot read th
 from collections.abc import Mapping
 from typing import Any
 
-from genqueue_worker.answers import Halves, content_of, first_choice, said_in, word
+from genqueue_worker.answers import Halves, content_of, counts, first_choice, reason, said_in
 from genqueue_worker.openai_answers import OpenAIAnswer
 from genqueue_worker.server_errors import UNREADABLE, error_in, trouble, unreadable
 from genqueue_worker.sink import Sink
@@ -32,12 +32,12 @@ class CompletionAnswer(OpenAIAnswer):
 
     Attributes:
         finish_reason: the server's word; None before the end, and of a stream that breaks off.
-        usage: as the server counts; {} if it did not say.
+        usage: as the server counts, the last of each number; {} if it did not say.
     """
 
     def __init__(self, sink: Sink) -> None:
         self.finish_reason: str | None = None
-        self.usage: Mapping[str, Any] = {}
+        self.usage: dict[str, int] = {}
         self._sink = sink
         self._halves = Halves()
         self._came = self._is_whole = False
@@ -45,24 +45,28 @@ class CompletionAnswer(OpenAIAnswer):
     def take_whole(self, body: bytes) -> None:
         """As :meth:`~genqueue_worker.openai_answers.OpenAIAnswer.take_whole`: it needs no word for its end."""
         super().take_whole(body)
+        if rest := self._halves.rest():
+            self._came = True
+            self._sink.push_delta(rest)
         self._is_whole = self._came
 
     def _take(self, event: Any, data: bytes) -> None:
         try:
             error = error_in(event)
-            choice = first_choice(event.get("choices") or ()) if error is None else None
+            choice = first_choice(event.get("choices")) if error is None else None
             said = "" if choice is None else content_of(said_in(choice).get("content"))[0]
-            finish_reason = None if choice is None else word(choice.get("finish_reason"))
+            finish_reason = None if choice is None else reason(choice.get("finish_reason"))
             usage = event.get("usage")
-            if error is None and "choices" not in event and usage is None:
+            if error is None and event and "choices" not in event and usage is None:
                 raise TypeError("an event has no choices")
         except UNREADABLE as wrong:
             raise UpstreamError(unreadable(trouble(wrong), data)) from None
         if error is not None:
             raise UpstreamError(error)
-        self.usage = usage if isinstance(usage, Mapping) and usage else self.usage
+        if isinstance(usage, Mapping):
+            self.usage.update(counts(usage))
         said = self._halves.take(said)
-        if finish_reason:
+        if finish_reason or self.finish_reason:
             said += self._halves.rest()
         if said:
             self._came = True

@@ -276,6 +276,7 @@ class TextGeneration:
         complete: Any = ask.client.chat_completion  # its types leave out what JSON allows
         options = {"stream": True, "stream_options": {"include_usage": True}}
         await _through(await complete(ask.prompt, model=named, **options, **ask.parameters))
+        answer.finish()
         ending = _ending(answer, answer.extra)
         if ending.finish_reason not in GIVEN_UP and (lack := answer.lack) is not None:
             raise UpstreamError(lack)
@@ -317,8 +318,8 @@ def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> End
     return Ending(
         generated_text=None,
         finish_reason=answer.finish_reason,
-        prompt_tokens=integer(answer.usage.get("prompt_tokens")),
-        completion_tokens=integer(answer.usage.get("completion_tokens")),
+        prompt_tokens=answer.usage.get("prompt_tokens"),
+        completion_tokens=answer.usage.get("completion_tokens"),
         extra=extra,
     )
 

@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 
 from genqueue.chat import U64
 from genqueue.messages import Token
-from genqueue_worker.answers import Halves, encodable, integer, number, read_json, text, token, word
+from genqueue_worker.answers import Halves, count, encodable, integer, number, odd_token, read_json, reason, text, token
 from genqueue_worker.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -73,16 +73,19 @@ class NativeAnswer:
             event = from_json(data)
         except ValueError:
             event = self._read_oddity(data)
+        return event in _HEARTBEATS or self._take_event(event, data)
+
+    def _take_event(self, event: Any, data: bytes) -> bool:
         try:
             error = error_in(event)
             read, top = (None, None) if error is not None else _read_token(event)
-            end = None if error is not None or event.get("generated_text") is None else _read_end(event)
+            end = None if error is not None or not _is_end(event, read) else _read_end(event)
         except UNREADABLE as wrong:
             raise UpstreamError(unreadable(trouble(wrong), data)) from None
         if error is not None:
             raise UpstreamError(error)
         if read is not None:
-            self._push(read, top)
+            self._push(read, top, is_last=end is not None)
         if end is not None:
             self._sink.close()
             self._hear(end)
@@ -99,8 +102,10 @@ class NativeAnswer:
         except ValueError:
             raise UpstreamError(no_json(body)) from None
         if len(events) > 1 and isinstance(events[0], dict) and "token" in events[0]:  # a stream, though not as one
+            self._halves = Halves()
             for event in events:
-                self.take(to_json(event))
+                if event not in _HEARTBEATS and not self._take_event(event, body):
+                    return
             return
         try:
             answer = events[0]
@@ -111,8 +116,9 @@ class NativeAnswer:
             raise UpstreamError(unreadable(trouble(wrong), body)) from None
         if error is not None:
             raise UpstreamError(error)
-        for read in tokens:
-            self._push(read, None)
+        self._halves = Halves()
+        for place, read in enumerate(tokens, 1):
+            self._push(read, None, is_last=place == len(tokens))
         self._hear(end)
         if self.extra:
             self._sink.keep(len(to_json(self.extra)))
@@ -126,12 +132,12 @@ class NativeAnswer:
         self._halves = self._halves or Halves()
         return event
 
-    def _push(self, read: Token, top: list[Token] | None) -> None:
+    def _push(self, read: Token, top: list[Token] | None, *, is_last: bool) -> None:
         said = "" if read.special else read.text
         if read.special:
             self.specials.add(read.text)
         if self._halves is not None:
-            said = self._halves.take(said)
+            said = self._halves.take(said) + (self._halves.rest() if is_last else "")
         self._sink.push(read, said, top)
 
     def _hear(self, end: "_End") -> None:
@@ -152,45 +158,68 @@ class _End(NamedTuple):
     extra: dict[str, Any]
 
 
-def _token(said: Mapping[str, Any]) -> Token:
-    return token(said["id"], said["text"], said.get("logprob"), said["special"])
+_HEARTBEATS: tuple[Any, ...] = (None, "", [])
+
+
+def _is_end(event: Mapping[str, Any], read: Token | None) -> bool:
+    """Whether an event has the whole text; one that is void beside a text is a server's word for none yet."""
+    whole = event.get("generated_text")
+    if whole == "" and not event.get("details"):
+        return read is None or read.special or not read.text
+    return whole is not None
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _read_token(event: Mapping[str, Any]) -> tuple[Token | None, list[Token] | None]:
     """The token of an event and its alternatives; None for what there is not."""
     said = event.get("token")
-    if said is None:
+    if not said:
         return None, None
-    top = event.get("top_tokens")
-    return _token(said), [_token(other) for other in top] if top else None
+    try:
+        top = [odd_token(other) for other in _list(event.get("top_tokens"))]
+    except (TypeError, KeyError, AttributeError):
+        top = []
+    return odd_token(said), top or None
 
 
 def _tokens_of(answer: Mapping[str, Any]) -> list[Token]:
     """The tokens of a whole answer; [] if it names none."""
-    return [_token(said) for said in (answer.get("details") or {}).get("tokens") or ()]
+    return [odd_token(said) for said in _list(_object(answer.get("details")).get("tokens"))]
 
 
 def _read_end(answer: Mapping[str, Any]) -> _End:
     """What the last event, or a whole answer, says of the text."""
     if answer.get("generated_text") is None:
         raise TypeError("it has no generated_text")
-    details = answer.get("details") or {}
+    details = _object(answer.get("details"))
     extra: dict[str, Any] = {}
     if (seed := integer(details.get("seed"), U64)) is not None:
         extra["seed"] = seed
-    if prefill := details.get("prefill"):
+    if prefill := [_object(part) for part in _list(details.get("prefill"))]:
         extra["prefill"] = [
-            [integer(part["id"]), encodable(text(part["text"])), number(part.get("logprob"))] for part in prefill
+            [integer(part.get("id")), _text_or_none(part.get("text")), number(part.get("logprob"))] for part in prefill
         ]
-    if others := details.get("best_of_sequences"):
+    if others := [_object(other) for other in _list(details.get("best_of_sequences"))]:
         extra["best_of_sequences"] = [
-            {"text": encodable(text(other["generated_text"])), "finish_reason": word(other.get("finish_reason"))}
+            {"text": said, "finish_reason": reason(other.get("finish_reason"))}
             for other in others
+            if (said := _text_or_none(other.get("generated_text"))) is not None
         ]
     return _End(
         encodable(text(answer["generated_text"])),
-        word(details.get("finish_reason")),
-        integer(details.get("input_length")),
-        integer(details.get("generated_tokens")),
+        reason(details.get("finish_reason")),
+        count(details.get("input_length")),
+        count(details.get("generated_tokens")),
         extra,
     )
+
+
+def _text_or_none(value: Any) -> str | None:
+    return encodable(value) if isinstance(value, str) else None

@@ -11,6 +11,9 @@ from genqueue_worker.event_stream import DONE
 from genqueue_worker.server_errors import events_of, no_json
 from genqueue_worker.transport import UpstreamError
 
+_DONE_SPELT = DONE.decode()
+"""The last word, as those say it who make JSON of all that they send."""
+
 
 class OpenAIAnswer(ABC):
     """The answer to one call as its events come, or as a whole."""
@@ -31,7 +34,16 @@ class OpenAIAnswer(ABC):
                 raise UpstreamError(no_json(data)) from None
             self._end()
             return False
-        self._take(event, data)
+        return self._take_all(event, data)
+
+    def _take_all(self, event: Any, data: bytes) -> bool:
+        """As :meth:`take`, of its JSON: one event, several, or none (a heartbeat)."""
+        if event == _DONE_SPELT:
+            self._end()
+            return False
+        for each in event if isinstance(event, list) else [event]:
+            if each is not None and each != "":
+                self._take(each, data)
         return True
 
     def take_whole(self, body: bytes) -> None:
@@ -44,9 +56,8 @@ class OpenAIAnswer(ABC):
             events = events_of(body)
         except ValueError:
             raise UpstreamError(no_json(body)) from None
-        for event in events:
-            self._take(event, body)
-        self._end()
+        if self._take_all(events, body):
+            self._end()
 
     @abstractmethod
     def _take(self, event: Any, data: bytes) -> None:

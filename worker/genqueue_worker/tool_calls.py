@@ -10,16 +10,17 @@ The decision is made here, once: each piece goes on with an index of ours, by wh
 :func:`genqueue.messages.join_tool_calls` joins them, here and at every reader.
 """
 
+import json
 import re
 import secrets
 import string
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from genqueue.messages import ToolCallDelta, join_tool_calls
-from genqueue_worker.answers import Halves, encodable, integer
+from genqueue_worker.answers import Halves, count, encodable
 
 _MOST_CALLS = 10_000
 _MARKS = re.compile(r'[{}\[\]"\\]')
@@ -372,24 +373,28 @@ class _Brackets:
 def read_piece(said: Mapping[str, Any]) -> Piece:
     """What an object says of a tool call.
 
+    A sign that is none (an index of -1) is not said: the others tell calls apart.
+
     Raises:
-        TypeError: its index, id or name is none.
+        TypeError: what is called is none.
     """
     function = said.get("function")
     if function is None:
         function = said if said.keys() & {"name", "arguments"} else {}  # as OpenAI's older ``function_call``
-    index, call_id, name, arguments = said.get("index"), said.get("id"), function.get("name"), function.get("arguments")
-    if isinstance(index, str) and index.isascii() and index.isdecimal():
-        index = int(index[:9])
-    if index is not None and integer(index, _MOST_CALLS) is None:
-        raise TypeError("a tool call's index is none")
+    elif isinstance(function, str):
+        function = {"name": function, "arguments": said.get("arguments")}
+    if not isinstance(function, Mapping):
+        raise TypeError(f"a tool call's function is {type(function).__name__}")
+    call_id, name, arguments = said.get("id"), function.get("name"), function.get("arguments")
+    index = count(said.get("index"))
+    if index is not None and index > _MOST_CALLS:
+        index = None
     if type(call_id) is int:
         call_id = str(call_id)
-    if not isinstance(call_id, str | None) or not isinstance(name, str | None):
-        raise TypeError("a tool call's id or name is no text")
     if not isinstance(arguments, str | None):
-        arguments = to_json(arguments).decode()
-    return Piece(index, call_id or "", name or "", arguments or "")
+        arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    call_id, name = (value if isinstance(value, str) else "" for value in (call_id, name))
+    return Piece(index, call_id, name, arguments or "")
 
 
 def made_up_id() -> str:
