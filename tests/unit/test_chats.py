@@ -59,3 +59,25 @@ def test_the_text_is_there_once(events, expected):
 )
 def test_an_errors_status_is_the_first_code_that_is_one(error, status):
     assert error_in({"error": error}).status == status
+
+
+def line(text: str, **fields: Any) -> bytes:
+    return choice(delta={"content": text}, **fields) + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "is_complete"),
+    [
+        pytest.param(line("a"), False, id="one-line"),
+        pytest.param(line("a") + line("b"), False, id="lines-that-break-off"),
+        pytest.param(line("a") + line("b", finish_reason="stop"), True, id="lines-with-an-end"),
+        pytest.param(line("ab", finish_reason="stop"), True, id="a-line-with-an-end"),
+        pytest.param(b"[" + line("a") + b"," + line("b") + b"]", True, id="a-list-is-whole-by-its-bracket"),
+        pytest.param(choice(message={"content": "ab"}), True, id="a-whole-answer"),
+        pytest.param(choice(delta={}, message={"content": "ab"}), True, id="a-whole-answer-beside-a-void-delta"),
+    ],
+)
+def test_lines_of_a_stream_are_complete_with_the_word_of_their_end(body, is_complete):
+    answer = ChatAnswer(Heard(), 50)
+    answer.take_whole(body)
+    assert answer.is_complete is is_complete

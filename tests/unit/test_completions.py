@@ -93,6 +93,15 @@ def test_an_answer_in_one_piece_needs_no_word_for_its_end():
     assert not empty.is_complete
 
 
+@pytest.mark.parametrize(("finish_reason", "is_complete"), [(None, False), ("stop", True)])
+def test_lines_of_a_stream_are_complete_with_the_word_of_their_end(finish_reason, is_complete):
+    answer = CompletionAnswer(Heard())
+    answer.take_whole(
+        b"\n".join(json.dumps(each).encode() for each in (event("a"), event("b", finish_reason=finish_reason)))
+    )
+    assert answer.is_complete is is_complete
+
+
 def test_half_a_character_waits_for_the_other():
     heard, _, _ = taken(event("a\ud83d"), event("\ude00b"), event("c\ud83d", finish_reason="stop"))
     assert heard.texts == ["a", "\ud83d\ude00b", "c\ud83d"]  # which the outbox spells

@@ -42,14 +42,6 @@ class CompletionAnswer(OpenAIAnswer):
         self._halves = Halves()
         self._came = self._is_whole = False
 
-    def take_whole(self, body: bytes) -> None:
-        """As :meth:`~genqueue_worker.openai_answers.OpenAIAnswer.take_whole`: it needs no word for its end."""
-        super().take_whole(body)
-        if rest := self._halves.rest():
-            self._came = True
-            self._sink.push_delta(rest)
-        self._is_whole = self._came
-
     def _take(self, event: Any, data: bytes) -> None:
         try:
             error = error_in(event)
@@ -77,6 +69,13 @@ class CompletionAnswer(OpenAIAnswer):
 
     def _end(self) -> None:
         """``[DONE]`` alone is no end."""
+
+    def _end_whole(self) -> None:
+        # It needs no word for its end.
+        if rest := self._halves.rest():
+            self._came = True
+            self._sink.push_delta(rest)
+        self._is_whole = self._came
 
     @property
     def is_complete(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from genqueue_worker.answers import read_json
 from genqueue_worker.event_stream import DONE
-from genqueue_worker.server_errors import events_of, no_json
+from genqueue_worker.server_errors import events_of, is_streamed, no_json
 from genqueue_worker.transport import UpstreamError
 
 _DONE_SPELT = DONE.decode()
@@ -47,7 +47,10 @@ class OpenAIAnswer(ABC):
         return True
 
     def take_whole(self, body: bytes) -> None:
-        """Push an answer that is no stream, though one was asked for: one object, or several.
+        """Push an answer that is no event stream, though one was asked for: one object, or several.
+
+        One that ends as JSON is whole.  Lines of events are not: they may have broken off behind any of them, so
+        they need the word of an end that a stream needs.
 
         Raises:
             UpstreamError: it is an error, or nobody can read it.
@@ -56,8 +59,8 @@ class OpenAIAnswer(ABC):
             events = events_of(body)
         except ValueError:
             raise UpstreamError(no_json(body)) from None
-        if self._take_all(events, body):
-            self._end()
+        if self._take_all(events, body) and not is_streamed(body, events):
+            self._end_whole()
 
     @abstractmethod
     def _take(self, event: Any, data: bytes) -> None:
@@ -66,3 +69,7 @@ class OpenAIAnswer(ABC):
     @abstractmethod
     def _end(self) -> None:
         """The last word was said."""
+
+    def _end_whole(self) -> None:
+        """An answer in one piece was read."""
+        self._end()

@@ -6,7 +6,7 @@ in place of one.  The words go to whoever asked, and to nobody else (:mod:`genqu
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -94,6 +94,21 @@ def events_of(body: bytes) -> list[Any]:
     except ValueError:
         return [read_json(line) for line in body.splitlines() if line.strip()]
     return said if isinstance(said, list) else [said]
+
+
+def is_streamed(body: bytes, events: Sequence[Any]) -> bool:
+    """Whether what :func:`events_of` found are lines of a stream, or one, so that others may be missing behind them."""
+    if body.removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"["):
+        return False
+    return len(events) > 1 or any(_is_piece(event) for event in events)
+
+
+def _is_piece(event: object) -> bool:
+    """Whether an event of OpenAI's dialect adds to an answer, and is none by itself."""
+    choices = event.get("choices") if isinstance(event, Mapping) else None
+    if not isinstance(choices, list):
+        return False
+    return any(isinstance(one, Mapping) and "delta" in one and not one.get("message") for one in choices)
 
 
 def seen(said: bytes) -> str:
