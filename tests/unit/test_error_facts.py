@@ -92,6 +92,12 @@ URLS = ["http://me:p%40ss@tgi/?key=of-a-query"]
         pytest.param("got of-a-header", "got ***", id="header-without-its-scheme"),
         pytest.param("me:p%40ss p@ss bWU6cEBzcw== /?key=of-a-query", "me:*** *** *** /?***", id="address"),
         pytest.param("cut: Bearer hf_ABCD", "cut: Bearer ***", id="cut-in-the-middle"),
+        pytest.param("it says x hf_ABCD …", "it says x *** …", id="cut-and-marked"),
+        pytest.param("packed (hf_ABCD), not", "packed (***), not", id="cut-within-brackets"),
+        pytest.param("it is hf_ABCD; it says hf_ABCDE …", "it is ***; it says *** …", id="cut-twice"),
+        pytest.param("ended with 'hf_ABCD'", "ended with '***'", id="cut-and-quoted"),
+        pytest.param("hf_ABXY; hf_ABXY", "hf_ABXY; hf_ABXY", id="another-that-begins-so"),
+        pytest.param('no "Bearer", no', 'no "Bearer", no', id="a-scheme-alone"),
         pytest.param("", "", id="empty"),
     ],
 )

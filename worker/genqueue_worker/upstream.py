@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import httpx2
@@ -35,6 +36,8 @@ T = TypeVar("T")
 _MOST_ERROR_CHARACTERS = 500
 _LEAST_SECRET_CHARACTERS = 4
 """What is shorter keeps nobody out, and stands in words that say nothing of it."""
+_BEHIND_A_CUT = re.compile(r"\Z|[);,'\"]| …")
+_SCHEMES = frozenset({"bearer", "basic", "token"})
 _LOOK_EVERY_S = 5.0
 """At servers that nothing is asked of."""
 _ROUTE = re.compile(r"/*(/generate(_stream)?|/v1(/chat/completions|/completions)?)?/*$")
@@ -490,14 +493,23 @@ def without(secrets: Iterable[str], facts: UpstreamFacts) -> UpstreamFacts:
 
     def hide(words: str) -> str:
         for secret in secrets:
-            words = words.replace(secret, "***")
-            # They may have been cut in the middle of it.
-            sizes = range(len(secret) - 1, _LEAST_SECRET_CHARACTERS - 1, -1)
-            begun = next((size for size in sizes if words.endswith(secret[:size])), 0)
-            words = f"{words[:-begun]}***" if begun else words
+            words = _without_beginning(words.replace(secret, "***"), secret)
         return words
 
     return replace(facts, message=hide(facts.message), error_type=facts.error_type and hide(facts.error_type))
+
+
+def _without_beginning(words: str, secret: str) -> str:
+    """Words that may have been cut in the middle of a secret, and then put into others."""
+    kept, at = [], 0
+    for found in re.finditer(re.escape(secret[:_LEAST_SECRET_CHARACTERS]), words):
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(words[found.start() :], secret, strict=False))
+        begun = "".join(sign for sign, _ in pairs)
+        end = found.start() + len(begun)
+        if found.start() >= at and _BEHIND_A_CUT.match(words, end) and begun.strip().lower() not in _SCHEMES:
+            kept += [words[at : found.start()], "***"]
+            at = end
+    return "".join([*kept, words[at:]])
 
 
 def facts_of(error: BaseException) -> UpstreamFacts | None:
