@@ -134,6 +134,14 @@ def taken(pieces, offered=(), *, is_cut=False):
         pytest.param([tc('{"x":1}', "f", index="0", id="a")], [F], id="index-as-text"),
         pytest.param([{"name": "f", "arguments": '{"x":'}, {"arguments": "1}"}], [F], id="function_call"),
         pytest.param([tc({"x": 1}, "f", id="a")], [F], id="ollama-arguments-as-an-object"),
+        pytest.param([{"id": "a", "function": {"name": "f", "parameters": {"x": 1}}}], [F], id="parameters"),
+        pytest.param([{"id": "a", "type": "tool_use", "name": "f", "input": {"x": 1}}], [F], id="anthropics-input"),
+        pytest.param([{"function": {"name": "f", "args": {"x": 1}}}], [F], id="googles-args"),
+        pytest.param(
+            [{"function": {"name": "f", "arguments": '{"x":1}', "parameters": {"type": "object"}}}],
+            [F],
+            id="arguments-beside-a-schema",
+        ),
         pytest.param([tc({"x": 1}, "f", id=7), tc({"x": 2}, "g", id=8)], [F, G], id="ids-that-are-numbers"),
         pytest.param(
             [tc("{", "f", index=0, id="a"), tc('{"x":', index=0), tc('{"x":1}', index=0)], [F], id="arguments-so-far"

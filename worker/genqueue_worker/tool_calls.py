@@ -27,6 +27,8 @@ _MARKS = re.compile(r'[{}\[\]"\\]')
 _HEAD_CHARACTERS = 64
 _ID_CHARACTERS = string.ascii_letters + string.digits
 _ID_SIZE = 9
+_ARGUMENTS = ("arguments", "parameters", "input", "args")
+"""OpenAI's word for them, Cohere's, Anthropic's and Google's, which gateways leave as they are."""
 _BEFORE_A_VALUE = (":", "[", ",")
 _EMPTY = frozenset({"{}", "[]", "null", '""'})
 """Arguments that some servers open a call with, before the real ones; where none follow, they are all of them."""
@@ -382,10 +384,11 @@ def read_piece(said: Mapping[str, Any]) -> Piece:
     if function is None:
         function = said if said.keys() & {"name", "arguments"} else {}  # as OpenAI's older ``function_call``
     elif isinstance(function, str):
-        function = {"name": function, "arguments": said.get("arguments")}
+        function = {**said, "name": function}
     if not isinstance(function, Mapping):
         raise TypeError(f"a tool call's function is {type(function).__name__}")
-    call_id, name, arguments = said.get("id"), function.get("name"), function.get("arguments")
+    call_id, name = said.get("id"), function.get("name")
+    arguments = next((function[word] for word in _ARGUMENTS if function.get(word) is not None), None)
     index = count(said.get("index"))
     if index is not None and index > _MOST_CALLS:
         index = None
