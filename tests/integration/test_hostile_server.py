@@ -310,9 +310,10 @@ async def test_packed_answers_are_refused_unread(server, call, coding, kwargs):
         await call(**kwargs)
 
 
-async def test_an_answer_may_say_that_it_is_not_packed(server, call):
+@pytest.mark.parametrize("coding", [b"identity", b"Identity", b"identity, identity", b""])
+async def test_an_answer_may_say_that_it_is_not_packed(server, call, coding):
     end = b'data: {"token":null,"generated_text":"a","details":null}\n\n'
-    server.head = STREAM[:-2] + b"content-encoding: identity\r\n\r\n" + end
+    server.head = STREAM[:-2] + b"content-encoding: " + coding + b"\r\n\r\n" + end
     ending, _ = await call()
     assert ending.generated_text == "a"
 

@@ -407,7 +407,8 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
 async def _on_response(response: httpx2.Response) -> None:
     headers = {name.lower(): value for name, value in response.headers.items()}
     # A few bytes can unpack to any number of them, and what is packed is no live stream.
-    encoding = headers.get("content-encoding", "").strip().removeprefix("identity")
+    codings = (coding.strip() for coding in headers.get("content-encoding", "").split(","))
+    encoding = ", ".join(coding for coding in codings if coding.lower() not in {"", "identity"})
     told = exchange.get(None)
     if told is not None:
         told.headers = {name: value for name, value in headers.items() if name.startswith("x-")}
