@@ -219,3 +219,20 @@ def test_whatever_an_error_holds_its_facts_are_short_and_of_their_types(said):
 
 def test_of_what_it_does_not_say_an_error_has_nothing():
     assert read_error({}) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"error": {"code": "insufficient_quota", "message": "m"}},
+        {"error": {"code": "insufficient_quota", "type": "requests", "message": "m"}},
+        {"error": {"code": "Insufficient_Quota", "type": None, "message": "m"}},
+        {"code": "insufficient_balance", "message": "m"},
+        {"detail": {"error": {"code": "insufficient_quota", "message": "m"}}},
+        {"error": "insufficient_quota", "message": "m"},
+        {"error": {"type": "exceeded_current_quota_error", "message": "m"}},
+    ],
+    ids=str,
+)
+def test_a_quota_that_no_waiting_mends_is_one_wherever_its_name_stands(said):
+    assert fault_of(error_facts(429, "Too Many Requests", {}, json.dumps(said).encode())) is ENDPOINT

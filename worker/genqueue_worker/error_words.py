@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from genqueue_worker.answers import encodable, integer, word
+from genqueue_worker.policy import SPENT_TYPES
 
 _MOST_CHARACTERS = 2000
 _MOST_DEPTH = 6
@@ -74,7 +75,8 @@ def read_error(said: Mapping[str, Any]) -> ErrorSaid:
     statuses = [*_numbers(places), *_spelt(places)]
     return ErrorSaid(
         encodable(words[:_MOST_CHARACTERS]) if words else None,
-        next((found for found in types if found and _bare(found) not in _FAILS), None),
+        next(iter(_spent(places)), None)
+        or next((found for found in types if found and _bare(found) not in _FAILS), None),
         next(iter(statuses), None),
     )
 
@@ -178,6 +180,13 @@ def _number(value: object) -> int | None:
 def _numbers(places: list[dict[str, Any]]) -> Iterator[int]:
     for place in places:
         yield from filter(None, (_number(place.get(name)) for name in _CODES))
+
+
+def _spent(places: list[dict[str, Any]]) -> Iterator[str]:
+    """What says that money is due, which matters more than what else a type says (OpenAI's stands in ``code`` too)."""
+    for place in places:
+        texts = (place.get(name) for name in _SPELT)
+        yield from (text.lower() for text in texts if isinstance(text, str) and text.lower() in SPENT_TYPES)
 
 
 def _spelt(places: list[dict[str, Any]]) -> Iterator[int]:

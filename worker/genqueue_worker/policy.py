@@ -95,6 +95,7 @@ _BY_STATUS = {
     422: Fault.REQUEST,
     429: Fault.CAPACITY,
     503: Fault.CAPACITY,
+    529: Fault.CAPACITY,  # Anthropic's, and Cloudflare's: overloaded
 }
 
 
@@ -126,13 +127,15 @@ def fault_of(facts: UpstreamFacts) -> Fault:
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
 
 
-_SPENT_TYPES = frozenset(
+SPENT_TYPES = frozenset(
     {"insufficient_quota", "insufficient_balance", "insufficient_credits", "insufficient_funds", "billing_error"}
     | {"billing_hard_limit_reached", "billing_not_active", "credits_exhausted", "payment_required"}
+    | {"exceeded_current_quota_error"}
 )
 _SPENT_WORDS = re.compile(
     r"\bbilling\b|insufficient[ _](quota|balance|credits?|funds)|credit balance|out of credits"
-    r"|(exceeded|used up|exhausted|depleted) your (\w+ ){0,3}(credits?|quota|balance)|subscribe to pro\b|top up",
+    r"|(exceeded|used up|exhausted|depleted) your (\w+ ){0,3}(credits?|quota|balance)|subscribe to pro\b|top up"
+    r"|\brecharge\b|in arrears",
     re.IGNORECASE,
 )
 _MENDS_WORDS = re.compile(
@@ -147,7 +150,7 @@ def is_spent(facts: UpstreamFacts) -> bool:
 
     OpenAI's type says so; of others the words do, if they do not say when to come again.
     """
-    if facts.error_type is not None and facts.error_type.lower() in _SPENT_TYPES:
+    if facts.error_type is not None and facts.error_type.lower() in SPENT_TYPES:
         return True
     is_for_now = facts.retry_after_s is not None or _MENDS_WORDS.search(facts.message) is not None
     return not is_for_now and _SPENT_WORDS.search(facts.message) is not None
