@@ -8,11 +8,14 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import socket
+import ssl
 import struct
 import time
 
 import pytest
+import trustme
 
 from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
@@ -22,7 +25,7 @@ from genqueue_worker.generators import TextGeneration
 from genqueue_worker.metrics import Metrics
 from genqueue_worker.peers import Patience
 from genqueue_worker.policy import LACK, Fault, fault_of
-from genqueue_worker.transport import UpstreamError, exchange, open_transport
+from genqueue_worker.transport import Exchange, UpstreamError, exchange, exchanging, open_transport
 from genqueue_worker.upstream import Upstream
 
 END = b'data: {"token":{"id":1,"text":"a","logprob":0,"special":false},"generated_text":"a","details":null}\n\n'
@@ -79,6 +82,7 @@ class Server:
         self.scripts: list[list[object]] = []
         self.calls: list[tuple[int, int]] = []
         self.connections = 0
+        self.probes: list[bytes] = []
         self.listening: asyncio.Server | None = None
         self.on_head = nothing
 
@@ -89,6 +93,7 @@ class Server:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if head.startswith(b"GET"):
+                    self.probes.append(head)
                     self.connections -= 1
                     writer.write(QUIET)
                     return
@@ -354,6 +359,34 @@ async def test_a_server_that_runs_calls_and_answers_no_question_goes_down(calls,
         await running
 
 
+# --- certificates ----------------------------------------------------------------------------------------
+
+
+async def test_the_certificates_of_a_directory_are_read_at_the_start(server, tmp_path, monkeypatch):
+    """And not at each handshake, as OpenSSL does by itself: it would take a descriptor when there is none."""
+    authority, folder = trustme.CA(), tmp_path / "certificates"
+    folder.mkdir()
+    authority.cert_pem.write_to_path(folder / "0123abcd.0")
+    (folder / "00000000.0").write_text("no certificate")
+    (folder / "11111111.0").symlink_to(folder / "gone")
+    (folder / "README").write_text("not read")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path / 'nowhere'}{os.pathsep}{folder}")
+    transport = open_transport(IMPATIENT)
+    shutil.rmtree(folder)
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    server.listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=theirs)
+    host, port = server.listening.sockets[0].getsockname()
+    server.scripts = [[ANSWER]]
+    try:
+        assert await Calls(f"https://{host}:{port}")() == "a"
+    finally:
+        await stop_accepting(server.listening)
+        server.listening.close()
+        await transport.close()
+
+
 # --- contexts -------------------------------------------------------------------------------------------
 
 
@@ -364,6 +397,24 @@ async def test_a_call_leaves_nothing_in_the_context_of_whoever_made_it(calls, se
     with pytest.raises(UpstreamError):
         await calls()
     assert exchange.get(None) is None
+
+
+async def wake(upstream, endpoint):
+    upstream._wake_up(endpoint)
+    await upstream._wakings[endpoint]
+
+
+@pytest.mark.parametrize("ask", [lambda upstream, endpoint: upstream._probe(endpoint), wake], ids=["probe", "wake"])
+async def test_what_a_call_has_asked_of_its_server_is_no_part_of_the_call(calls, server, ask):
+    """Whoever fails first asks for all: the question has neither that call's span nor an answer for it."""
+    call = Exchange(lambda data: True, lambda data: None, traceparent=f"00-{'1' * 32}-{'2' * 16}-01")
+    with exchanging():
+        exchange.set(call)
+        await ask(calls.upstream, calls.endpoint)
+    (probe,) = server.probes
+    assert probe.startswith(b"GET /health ")
+    assert b"traceparent" not in probe.lower()
+    assert (call.is_answered, call.headers) == (False, {})
 
 
 class Broken(Heard):

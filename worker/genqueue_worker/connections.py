@@ -8,11 +8,12 @@ kernel's (``peers.py``), and knows whether it was used before.
 import asyncio
 import errno
 import functools
+import logging
 import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from aiohttp.streams import StreamReader
 
 from genqueue_worker.peers import Patience, Watch, set_clocks
 from genqueue_worker.resources import upstream_socket
+
+logger = logging.getLogger(__name__)
 
 _MOST_INTERIM_ANSWERS = 32
 _MOST_FRAMING_BYTES = 256 * 1024
@@ -200,12 +203,26 @@ def _open_socket(patience: Patience, address: Any) -> socket.socket:
 
 
 def tls_context() -> ssl.SSLContext:
-    """httpx2's context, with every certificate read: OpenSSL opens those of a directory at each handshake."""
+    """httpx2's context, with every certificate read: OpenSSL opens those of a directory at each handshake.
+
+    Like OpenSSL, it passes over what is no certificate.
+    """
     context = httpx2.create_ssl_context()
     if context.cert_store_stats()["x509_ca"] == 0:
         folders = os.environ.get("SSL_CERT_DIR") or ssl.get_default_verify_paths().openssl_capath
-        for folder in folders.split(os.pathsep):
-            for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
-                if re.fullmatch(r"[0-9a-fA-F]{8}\.[0-9]+", path.name):
-                    context.load_verify_locations(cafile=path)
+        for path in _certificates(folders.split(os.pathsep)):
+            try:
+                context.load_verify_locations(cafile=path)
+            except OSError as error:
+                logger.warning("no certificate is read from %s: %s", path, error)
     return context
+
+
+def _certificates(folders: Iterable[str]) -> Iterator[Path]:
+    for folder in folders:
+        try:
+            paths = sorted(Path(folder).iterdir())
+        except OSError as error:
+            logger.warning("no certificates are read from %s: %s", folder, error)
+            continue
+        yield from (path for path in paths if re.fullmatch(r"[0-9a-fA-F]{8}\.[0-9]+", path.name))
