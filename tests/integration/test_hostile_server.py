@@ -11,12 +11,13 @@ import random
 import re
 import threading
 import time
-from contextlib import asynccontextmanager
+import urllib.request
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import redis
 
-from genqueue import GenerationClient, GenerationError, Settings
+from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, GenerationFailedError, Settings
 from genqueue.calls import Claim
 from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
@@ -521,6 +522,45 @@ OPTIONS = [
     {"max_new_tokens": 20, "best_of": 2, "do_sample": True},
 ]
 """Three kinds of call: a stream of tokens, a chat, an answer in one piece."""
+
+
+@pytest.mark.timeout(120)
+async def test_servers_that_send_without_end_keep_a_worker_from_nothing(start_worker, queue_redis, standin, ask):
+    """Their calls end in words, others' are as quick as ever, and ``/livez`` says that all is well since it is."""
+    floods = {
+        "interim": ("more than 32 interim answers", b"", b"HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\n" * 100, 0.0),
+        "slow-interim": ("more than 32 interim answers", b"", b"HTTP/1.1 102 Wait\r\n\r\n", 0.01),
+        "extensions": ("more beside its answer", CHUNKED, b"1;" + b"x" * 1000 + b"\r\n:\r\n", 0.0),
+        "comments": ("lines without data", STREAM, b":\n" * 10_000, 0.0),
+    }
+    url = queue_redis.url.removesuffix("/0") + "/6"
+    async with AsyncExitStack() as stack:
+        generators = {"default": {"api_type": TGI, "api_params": {"url": standin.url}}}
+        for name, (_, head, piece, gap_s) in floods.items():
+            flood = Server()
+            flood.head, flood.piece, flood.gap_s = head, piece, gap_s
+            api_params = {"url": await stack.enter_async_context(listening(flood.serve))}
+            generators[name] = {"api_type": TGI, "api_params": api_params, "max_attempts": 2}
+        environ = {"GENQUEUE_MONITOR_PORT": "0"}
+        worker = start_worker(generators, url, "-c", "32", environ=environ, wait=False)
+        await asyncio.to_thread(worker.wait_until_ready)
+        livez = re.search(r"(http://127\.0\.0\.1:\d+)/livez", worker.log)[0]
+        client = await stack.enter_async_context(
+            AsyncGenerationClient(Settings(redis_url=as_role(url, "producer"), generators={}))
+        )
+        bad = {name: [await client.submit("hi", generator=name) for _ in range(4)] for name in floods}
+        for _ in range(12):
+            prompt, began_s = ask(tokens=10, itl_s=0.02), time.monotonic()
+            assert (await (await client.submit(prompt)).result(timeout_s=20)).replies == [prompt.answer]
+            assert time.monotonic() - began_s < 5
+            with await asyncio.to_thread(urllib.request.urlopen, livez, timeout=10) as answer:
+                assert answer.status == 200
+        for name, generations in bad.items():
+            for generation in generations:
+                with pytest.raises(GenerationFailedError, match=f"gave up after 2 attempts: .*{floods[name][0]}"):
+                    await generation.result(timeout_s=40)
+    assert worker.end() == 0
+    assert "Traceback" not in worker.log
 
 
 class Fuzz:

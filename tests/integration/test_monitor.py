@@ -23,6 +23,7 @@ from .roles import as_role, guarded_redis
 TGI = "text_generation_inference"
 WASTED = "genqueue_wasted_tokens_total"
 STUCK_ENGINE_S, STUCK_CONSUMER_S = 13.0, 15.0
+STARVED_S = 16.0
 
 
 class Monitored:
@@ -106,7 +107,15 @@ def hampered(launch_worker, hampered_redis, served, eventually, tmp_path_factory
 
             from genqueue_worker import app
 
+            def starve(loop, until_s):
+                time.sleep(0.4)
+                if time.monotonic() < until_s:
+                    loop.call_soon(starve, loop, until_s)
+
             HOLDUPS = {
+                "turns": lambda seconds: (loop := app.runtime().engine._loop).call_soon_threadsafe(
+                    starve, loop, time.monotonic() + seconds
+                ),
                 "engine": lambda seconds: app.runtime().engine._loop.call_soon_threadsafe(time.sleep, seconds),
                 "consumer": lambda seconds: app._runtime.consumer.call_soon(time.sleep, seconds),
             }
@@ -322,6 +331,14 @@ def test_whose_engine_and_whose_consumer_are_stuck_is_not_alive(hampered, eventu
     eventually(both, within_s=25)
     assert re.fullmatch(r"silent for 1\d\.\d s, limit 10 s", seen["engine"])
     assert re.fullmatch(r"silent for 1\d\.\d s, limit 12 s", seen["consumer"])
+    eventually(lambda: hampered.probe("/livez") == (200, {}), within_s=20)
+
+
+def test_whose_loop_comes_round_and_leaves_others_no_turn_is_not_alive(hampered, eventually):
+    """Something takes most of it, a piece at a time: a beat alone would go on, and generations would not."""
+    hampered.hold_up("turns", STARVED_S)
+    wrong = eventually(lambda: hampered.probe("/livez")[1].get("engine"), within_s=STARVED_S)
+    assert re.fullmatch(r"silent for 1\d\.\d s, limit 10 s", wrong)
     eventually(lambda: hampered.probe("/livez") == (200, {}), within_s=20)
 
 

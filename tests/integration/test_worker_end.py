@@ -176,6 +176,33 @@ def test_an_error_that_ends_celerys_loop_ends_the_worker_within_the_drain(
     assert another.end() == 0
 
 
+@pytest.mark.timeout(120)
+def test_a_stop_while_many_run_and_connections_are_cut_loses_nothing(
+    start_worker, own_redis, tgi, producer, ask, read, eventually
+):
+    """Each hand-over is sent over a connection that may be cut before its answer comes."""
+    leaver = start_worker(tgi, own_redis.url, "-c", "64", environ={"GENQUEUE_DRAIN_S": "1"})
+    prompts = [ask(tokens=120, itl_s=0.05) for _ in range(48)]
+    readings = [read(producer.submit(prompt)) for prompt in prompts]
+    eventually(lambda: all(len(reading.events) > 3 for reading in readings), within_s=30)
+    another = start_worker(tgi, own_redis.url, "-c", "64")
+    leaver.process.send_signal(signal.SIGTERM)
+    began_s = time.monotonic()
+    with redis.Redis.from_url(own_redis.url) as db:
+        while leaver.process.poll() is None and time.monotonic() - began_s < 30:
+            for kind in ("normal", "pubsub"):
+                db.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            time.sleep(0.25)  # Celery calls more than five a second a defect, and says so
+        assert leaver.process.wait(1) in (0, 1)  # 1: what could not be handed over in time is left to others
+        assert time.monotonic() - began_s < 1 + 8 + SOON_S
+        assert [reading.text(within_s=40) for reading in readings] == [prompt.answer for prompt in prompts]
+        assert {reading.generation.status().attempt for reading in readings} == {2}
+        assert db.zcard("genqueue:leases") == 0
+    assert "Traceback" not in leaver.log
+    assert another.end() == 0
+    assert "Traceback" not in another.log
+
+
 EMBEDDING = """
 import sys, time
 from genqueue_worker import app
