@@ -56,13 +56,24 @@ _FORMS = frozenset(
     | {"pattern", "const", "enum", "default", "examples", "description", "title", "text"}
 )
 """Of a form that the answer shall have, and of a document: texts, which nobody fetches even if they are addresses."""
+_TOKEN = r"[\w!#$%&'*+.^`{|}~-]++"  # RFC 2045, section 5.1
+_QUOTED = r'"[\w !#$%&\'*+,./:;=?@^{|}~-]*+"'
+_ESCAPED = "%[0-9a-f]{2}"
 _IS_DATA_URI = re.compile(
-    r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(?:;base64)?,[\w+/=.%~-]*", re.ASCII | re.IGNORECASE
+    rf"data:(?:{_TOKEN}/{_TOKEN})?(?:;(?!base64,){_TOKEN}=(?:{_TOKEN}|{_QUOTED}))*+"
+    rf"(?:;base64,[\w+/=\s-]*+(?:{_ESCAPED}[\w+/=\s-]*+)*+"
+    rf"|,[\w.~!$&'*+,;=:@/?-]*+(?:{_ESCAPED}[\w.~!$&'*+,;=:@/?-]*+)*+)",
+    re.ASCII | re.IGNORECASE,
 )
+"""RFC 2397, with line breaks between the lines of base64, as MIME writes it; no brackets, see :func:`is_data_uri`."""
 
 
 def is_data_uri(value: str) -> bool:
-    """Whether ``value`` is a ``data:`` URI, and nothing else stands in it: TGI writes it into ``![](…)``."""
+    """Whether ``value`` is a ``data:`` URI, and nothing else stands in it.
+
+    Round and square brackets, which RFC 2397 lets a data part have bare, must be escaped (``%29``): TGI writes the
+    URI into ``![](…)``.
+    """
     return _IS_DATA_URI.fullmatch(value) is not None
 
 
