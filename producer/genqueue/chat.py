@@ -20,16 +20,17 @@ REASONING_FIELD = "reasoning_content"
 """Where most servers have what a model thought, in answers and in the messages that they are sent."""
 
 _NOT_EXTRA = {
-    # max_completion_tokens is OpenAI's, n_predict llama.cpp's (-1 is no limit), the rest TGI's, vLLM's and SGLang's.
+    # max_completion_tokens is OpenAI's, n_predict llama.cpp's (-1 is no limit), tokens_to_generate MiniMax's, the
+    # rest TGI's, vLLM's and SGLang's.
     # Of the least length nothing would be left off when an answer is continued.
     "max_tokens alone bounds an answer": (
-        "max_completion_tokens max_output_tokens max_new_tokens max_length n_predict"
+        "max_completion_tokens max_output_tokens max_new_tokens max_length n_predict tokens_to_generate"
         " min_tokens min_new_tokens min_length generation_config sampling_params"
     ),
     "one answer is read": "best_of n_cmpl num_return_sequences num_beams use_beam_search",
     "how a server is asked is the worker's business": (
-        "messages model stream stream_options echo response_fields"
-        " prompt prompts inputs input input_ids prompt_token_ids prompt_embeds parameters"
+        "messages model stream stream_options echo echo_last response_fields"
+        " prompt prompts inputs input input_ids prompt_token_ids prompt_token_ids_b64 prompt_embeds parameters"
     ),
     "submit_chat takes it": "tools tool_choice response_format functions function_call",
     # Where engines that share one model's work fetch or leave what they computed.

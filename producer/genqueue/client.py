@@ -56,7 +56,7 @@ def _request(settings: Settings, idempotency_key: str | None, fields: dict[str, 
     request = read_request(fields, settings.bounds)
     own = settings.generators.get(request.generator)
     extra_body = getattr(request.generation_kwargs, "extra_body", None)
-    if own is not None and (refusal := own.refusal(request.given, extra_body)) is not None:
+    if own is not None and (refusal := own.refusal(request.given, extra_body, request.forms)) is not None:
         raise InvalidRequestError(refusal)
     if idempotency_key is not None:
         _check_name("idempotency_key", idempotency_key)

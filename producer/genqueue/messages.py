@@ -160,6 +160,13 @@ class GenerationRequest(BaseModel):
         return self.prompt or [message.model_dump(mode="json", exclude_none=True) for message in self.messages or ()]
 
     @property
+    def forms(self) -> dict[str, Any]:
+        """What holds JSON schemas, by its place."""
+        forms = self.model_dump(mode="json", include={"tools", "response_format"}, exclude_none=True)
+        grammar = getattr(self.generation_kwargs, "grammar", None)
+        return forms if grammar is None else {"generation_kwargs": {"grammar": grammar.model_dump()}, **forms}
+
+    @property
     def texts(self) -> list[str]:
         """The texts of a chat's messages; images and what else they hold are none."""
         contents = [message.content or "" for message in self.messages or ()]

@@ -38,6 +38,7 @@ from genqueue.address import TLS_FILES, read_address, without_secrets
 from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
 from genqueue.extra_body import ANY, refused
+from genqueue.json_schemas import REFERENCE, remote_references
 from genqueue.masking import is_token, looks_secret, shown, shown_path
 from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
 
@@ -205,7 +206,8 @@ class GeneratorSettings(_Checked):
     ``fetches_images`` says that the server may be told to fetch images, audio and video from
     wherever a chat says; unset, only Inference Providers may, which do it from their own network.
     ``allowed_extra_body`` names parameters that a chat's ``extra_body`` may hold beside the known ones
-    (:mod:`genqueue.extra_body`), ``*`` all; unset, Inference Providers are given all, others none more.
+    (:mod:`genqueue.extra_body`), ``*`` all; ``$ref`` allows references that lead out of a JSON schema
+    (:mod:`genqueue.json_schemas`).  Unset, Inference Providers are given all, others none more.
 
     Raises:
         ConfigError: a value cannot work; names each key, and shows no value.
@@ -241,9 +243,23 @@ class GeneratorSettings(_Checked):
             raise ValueError("api_params.url: either url or urls")
         return self
 
-    def refusal(self, given: Given, extra_body: Mapping[str, Any] | None = None) -> str | None:
-        """Why the server is not given this, and this beside a chat's messages; None if it is."""
+    def refusal(
+        self, given: Given, extra_body: Mapping[str, Any] | None = None, forms: Mapping[str, Any] | None = None
+    ) -> str | None:
+        """Why the server is not given this; None if it is.
+
+        Args:
+            given: a prompt, or a chat's messages.
+            extra_body: of a chat.
+            forms: what else may hold JSON schemas (``tools``, ``response_format``, ``grammar``), by its place.
+        """
         is_serverless = self.api_type == "serverless_inference_api"
+        allowed = (ANY,) if self.allowed_extra_body is None and is_serverless else self.allowed_extra_body or ()
+        if not {ANY, REFERENCE} & {*allowed} and (found := remote_references(forms or {})):
+            return (
+                f"{found[0]}: a model server would fetch this reference; put what it means into the schema and refer "
+                "to that (#/$defs/…), or have the generator's settings name $ref in allowed_extra_body"
+            )
         if isinstance(given, str):
             return None
         may_fetch = is_serverless if self.fetches_images is None else self.fetches_images
@@ -252,7 +268,6 @@ class GeneratorSettings(_Checked):
                 f"{found[0]}: the model server would fetch this address; give a data: URI, "
                 "or have the generator's settings say fetches_images = true"
             )
-        allowed = (ANY,) if self.allowed_extra_body is None and is_serverless else self.allowed_extra_body or ()
         if found := refused(extra_body or {}, self.chat_kwargs.extra_body or {}, allowed):
             return (
                 f"generation_kwargs.extra_body.{found[0]}: no parameter that is known to be harmless; if it is, "

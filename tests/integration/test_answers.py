@@ -105,3 +105,39 @@ def test_a_worker_refuses_what_its_server_might_fetch(client):
     )
     with pytest.raises(GenerationRejectedError, match=r"extra_body\.migration_request: .* allowed_extra_body"):
         generation.result(timeout_s=20)
+
+
+REMOTE = {"type": "object", "properties": {"a": {"$ref": "http://169.254.169.254/"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        pytest.param(
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": REMOTE}}]},
+            "tools.0.function.parameters",
+            id="tools",
+        ),
+        pytest.param(
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": REMOTE}}},
+            "response_format.json_schema.schema",
+            id="response-format",
+        ),
+        pytest.param(
+            {"generation_kwargs": {"extra_body": {"guided_json": REMOTE}}},
+            "generation_kwargs.extra_body.guided_json",
+            id="extra-body",
+        ),
+    ],
+)
+def test_a_worker_refuses_a_reference_that_its_server_might_fetch(client, fields, place):
+    generation = client.submit_chat([{"role": "user", "content": "p"}], generator="odd", **fields)
+    with pytest.raises(GenerationRejectedError, match=rf"^{place}\.properties\.a\.\$ref: "):
+        generation.result(timeout_s=20)
+
+
+def test_a_worker_refuses_such_a_reference_of_a_grammar(client):
+    grammar = {"type": "json", "value": REMOTE}
+    generation = client.submit("p", generator="odd", generation_kwargs={"grammar": grammar})
+    with pytest.raises(GenerationRejectedError, match=r"^generation_kwargs\.grammar\.value\.properties\.a\.\$ref: "):
+        generation.result(timeout_s=20)

@@ -90,6 +90,15 @@ def goes_one_shot(parameters: Mapping[str, Any]) -> bool:
     return parameters.get("best_of", 1) > 1 or bool(parameters.get("decoder_input_details"))
 
 
+def forms_in(generator: GeneratorSettings, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a call's parameters holds JSON schemas, by its place; the generator's own grammar stands as it is."""
+    forms = {name: parameters[name] for name in ("tools", "response_format") if name in parameters}
+    own, grammar = generator.generation_kwargs.grammar, parameters.get("grammar")
+    if grammar is None or (own is not None and grammar == own.model_dump()):
+        return forms
+    return {"generation_kwargs": {"grammar": grammar}, **forms}
+
+
 def asked_tokens(parameters: Mapping[str, Any]) -> int:
     """How many tokens a call asks for."""
     said = {**parameters, **parameters.get("extra_body", {})}
@@ -142,7 +151,7 @@ class TextGeneration:
             UpstreamError: the settings or the server refused, or it failed, fell silent, gave its answer up, or
                 broke off without its end marker.
         """
-        refusal = self.settings.refusal(prompt, parameters.get("extra_body"))
+        refusal = self.settings.refusal(prompt, parameters.get("extra_body"), forms_in(self.settings, parameters))
         if refusal is not None:
             raise UpstreamError(UpstreamFacts(refusal, error_type="validation"))
         meter = self._meter.call(TEXT_COMPLETION if isinstance(prompt, str) else CHAT)
