@@ -111,3 +111,38 @@ def test_what_only_shapes_tgis_answer_is_not_sent():
     parameters = {"max_new_tokens": 9, "details": True, "return_full_text": False, "stop": ["x"], "temperature": 0.5}
     assert completion_parameters(parameters) == {"max_new_tokens": 9, "stop": ["x"], "temperature": 0.5}
     assert more_fields(parameters) == {"max_tokens": 9, "stream_options": {"include_usage": True}}
+
+
+END = event("b", finish_reason="stop")
+
+
+def bare(**choice):
+    return {"choices": [choice]}
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        pytest.param([event("a"), END], "ab", id="plain"),
+        pytest.param([event("a", logprobs={"tokens": ["a"]}), END], "ab", id="logprobs"),
+        pytest.param([event(None), END], "b", id="null-for-a-text"),
+        pytest.param([bare(index=0), END], "b", id="no-text"),
+        pytest.param([{"choices": None}, END], "b", id="null-for-choices"),
+        pytest.param([{"choices": []}, END], "b", id="no-choice"),
+        pytest.param([bare(text="a"), END], "ab", id="no-index"),
+        pytest.param([bare(text="a", index="0"), END], "ab", id="an-index-of-text"),
+        pytest.param([event("a", finish_reason=""), END], "ab", id="an-empty-reason-is-none"),
+        pytest.param([{**event("a"), "error": None, "usage": None}, END], "ab", id="nulls-beside"),
+        pytest.param([{"choices": [], "usage": [1]}, END], "b", id="a-usage-that-is-none"),
+        pytest.param([event("a", delta={"content": "a"}), END], "ab", id="twice-in-one-event"),
+        pytest.param([event("", delta={"content": "a"}), END], "ab", id="an-empty-text-beside-a-delta"),
+        pytest.param([event([{"type": "text", "text": "a"}]), END], "ab", id="parts"),
+        pytest.param([event("a"), END, event("", message={"content": "ab"})], "ab", id="a-copy-behind-the-end"),
+        pytest.param([event("a"), event("b", message={"content": "ab"}, finish_reason="stop")], "ab", id="a-copy"),
+        pytest.param([bare(message={"content": "a"}), bare(message={"content": "b"}), END], "abb", id="messages"),
+        pytest.param([event("a"), END, b" [DONE]"], "ab", id="done"),
+    ],
+)
+def test_a_text_is_there_once_whatever_the_shape_of_its_events(events, expected):
+    heard, answer, _ = taken(*events)
+    assert ("".join(heard.texts), answer.finish_reason, answer.is_complete) == (expected, "stop", True)

@@ -46,7 +46,7 @@ class CompletionAnswer(OpenAIAnswer):
         try:
             error = error_in(event)
             choice = first_choice(event.get("choices")) if error is None else None
-            said = "" if choice is None else content_of(said_in(choice).get("content"))[0]
+            said = "" if choice is None else self._said_in(choice)
             finish_reason = None if choice is None else reason(choice.get("finish_reason"))
             usage = event.get("usage")
             if error is None and event and "choices" not in event and usage is None:
@@ -66,6 +66,11 @@ class CompletionAnswer(OpenAIAnswer):
         if finish_reason:
             self.finish_reason = finish_reason
             self._sink.close()
+
+    def _said_in(self, choice: Mapping[str, Any]) -> str:
+        if self._came and type(choice.get("text")) is str and not choice.get("delta"):
+            return str(choice["text"])  # a message beside it is a copy of the whole answer
+        return content_of(said_in(choice).get("content"))[0]
 
     def _end(self) -> None:
         """``[DONE]`` alone is no end."""
