@@ -346,9 +346,9 @@ class GenerationClient:
             # An earlier generation, by its idempotency key, has an origin of its own.
             origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
             return Generation(self, accepted_id, origin)
-        except Exception:
+        except GenqueueError:
             raise
-        except BaseException:  # interrupted: Redis may have it, and nobody else would ever know its id
+        except BaseException:  # interrupted, or by a signal's handler: Redis may have it, and nobody would know its id
             if idempotency_key is None:
                 with contextlib.suppress(GenqueueError):
                     self.generation(generation_id).cancel()

@@ -733,8 +733,23 @@ async def test_a_submit_that_is_cancelled_before_its_answer_leaves_nothing_runni
         assert (await (await client.submit("p", idempotency_key="other")).status()).state == "queued"
 
 
+class TimeIsUp(Exception):
+    """Raised by a signal's handler, as Celery's SoftTimeLimitExceeded is."""
+
+
+def _time_is_up(*_: object) -> None:
+    raise TimeIsUp
+
+
 @pytest.mark.parametrize("key", [None, "a key"])
-def test_a_submit_that_is_interrupted_before_its_answer_leaves_nothing_running(redis_url, raw, late, key):
+@pytest.mark.parametrize(
+    ("handler", "error"), [(signal.default_int_handler, KeyboardInterrupt), (_time_is_up, TimeIsUp)]
+)
+def test_a_submit_that_is_interrupted_before_its_answer_leaves_nothing_running(
+    redis_url, raw, late, key, handler, error, request
+):
+    earlier = signal.signal(signal.SIGINT, handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, earlier))
     accepted: set[str] = set()
 
     def interrupt() -> None:
@@ -746,7 +761,7 @@ def test_a_submit_that_is_interrupted_before_its_answer_leaves_nothing_running(r
         late.hold()
         interrupter = threading.Thread(target=interrupt)
         interrupter.start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(error):
             client.submit("p", idempotency_key=key)
         interrupter.join()
         state = client.generation(accepted.pop()).status().state
