@@ -45,10 +45,13 @@ _END_S = 2.0
 ENDED = "the client was closed while it was in use"
 _LOST = (redis.RedisError, OSError, AttributeError)
 """What a lost subscription raises; AttributeError where one task closes it under the other's hands."""
-_PASSING = ("OOM", "maxmemory", "LOADING", "MISCONF", "BUSY")
+_PASSING = ("OOM", "maxmemory", "LOADING", "MISCONF")
 """In the errors that whoever runs Redis can mend while a call waits."""
-_DEMOTED = ("READONLY", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED")
-"""In those of a Redis that is a replica now, or lacks its own; redis-py cuts off the first word of most."""
+_AWAY = ("READONLY", "MASTERDOWN", "NOREPLICAS", "UNBLOCKED", "BUSY ")
+"""In those of a Redis that serves nobody: a replica now, without its own, or kept by somebody's endless script.
+
+redis-py cuts off the first word of most.
+"""
 
 
 _SENTINEL_TRIES = 2
@@ -141,25 +144,24 @@ class _AsyncSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool, redis.as
     """The same for asyncio."""
 
 
-def _is_demoted(error: Exception) -> bool:
-    """Whether it is no master any more that answers: a replica, or who lost its replicas to another master.
+def _is_away(error: Exception) -> bool:
+    """Whether a Redis answers that serves nobody now.
 
-    It was the master when we connected, or its name now leads elsewhere.
+    It is no master any more: a replica, or who lost its replicas to another master. It was the master when we
+    connected, or its name now leads elsewhere. Or somebody's script keeps it.
     """
     # Before Redis 7 a script's error only has the word in its middle.
-    return isinstance(error, ReadOnlyError | MasterDownError) or any(word in str(error) for word in _DEMOTED)
+    return isinstance(error, ReadOnlyError | MasterDownError) or any(word in str(error) for word in _AWAY)
 
 
 def refuses_for_now(error: Exception) -> bool:
     """Whether an error of redis-py's says that Redis takes no command now, and may later."""
-    return isinstance(error, redis.ResponseError) and (
-        _is_demoted(error) or any(word in str(error) for word in _PASSING)
-    )
+    return isinstance(error, redis.ResponseError) and (_is_away(error) or any(word in str(error) for word in _PASSING))
 
 
 def _translate(address: RedisAddress, error: Exception) -> GenqueueError:
     """Our error for theirs, naming host and port but never the password."""
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError) or _is_away(error):
         host, port = address.nodes[0]
         if isinstance(error, redis.AuthenticationError):  # theirs is a ConnectionError
             reason = f"Redis at {address.name} refuses the credentials: {error}"
@@ -221,7 +223,7 @@ class Store:
             except NoScriptError:  # Redis is new or was restarted
                 return execute("EVAL", call.script.source, *call.arguments)
         except redis.ResponseError as error:
-            if not _is_demoted(error):
+            if not _is_away(error):
                 raise
             self._redis.connection_pool.disconnect(inuse_connections=False)
             raise redis.ConnectionError(str(error)) from error
@@ -330,7 +332,7 @@ class AsyncStore:
             except NoScriptError:  # Redis is new or was restarted
                 return await execute("EVAL", call.script.source, *call.arguments)
         except redis.ResponseError as error:
-            if not _is_demoted(error):
+            if not _is_away(error):
                 raise
             await self._redis.connection_pool.disconnect(inuse_connections=False)
             raise redis.ConnectionError(str(error)) from error

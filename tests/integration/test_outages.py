@@ -41,9 +41,26 @@ def freeze(seconds):
     return freeze
 
 
+def keep(seconds):
+    """Somebody's script that does not end: Redis answers everybody, and does nothing."""
+
+    def keep(fleet):
+        with redis.Redis.from_url(fleet.redis.url) as db:
+            db.config_set("lua-time-limit", 100)
+            connection = db.connection_pool.get_connection()
+            connection.send_command("EVAL", "while true do end", "0")
+            time.sleep(seconds)
+            db.script_kill()
+            connection.disconnect()
+            db.connection_pool.release(connection)
+
+    return keep
+
+
 @pytest.mark.parametrize(
     "outage",
     [
+        pytest.param(keep(4.0), id="kept-by-a-script-for-4-s"),
         pytest.param(restart, id="restarted-after-4-s"),
         pytest.param(crash, id="killed-and-restarted"),
         pytest.param(freeze(10.0), id="frozen-for-10-s"),
