@@ -210,3 +210,28 @@ async def test_an_event_that_is_called_an_error_is_one(call, events, said, words
     with pytest.raises(UpstreamError, match=words) as failed:
         await call(b"data: %s\n\n" % events[0] + said)
     assert fault_of(failed.value.facts) is Fault.SERVER
+
+
+@pytest.mark.parametrize(
+    "heartbeat",
+    [b"event: ping\ndata: 17:00:00\n\n", b"event: Heartbeat\ndata: 5\n\n", b"event: keep-alive\ndata: {}\n\n"],
+)
+async def test_an_event_that_is_called_a_heartbeat_says_nothing(call, events, heartbeat):
+    assert await call(heartbeat + heartbeat.join(b"data: %s\n\n" % event for event in events)) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("body", "seen"),
+    [
+        (b"upstream connect error\nor disconnect", "upstream connect error or disconnect"),
+        (b": ping\n\n: ping\n\n", ": ping : ping"),
+        (b"event: ready\n\nretry: 5\n\n", "event: ready retry: 5"),
+    ],
+    ids=["words", "comments", "names"],
+)
+async def test_a_stream_without_any_event_is_shown(call, body, seen):
+    with pytest.raises(
+        UpstreamError, match=f"it is no event stream \\(text/event-stream\\); it says {seen}$"
+    ) as failed:
+        await call(body)
+    assert fault_of(failed.value.facts) is Fault.SERVER

@@ -46,6 +46,8 @@ _MOST_UNASKED_EVENTS = 1_000
 _IDLE_LINES_PER_EVENT = 8
 _MORE_IDLE_LINES = 10_000
 """An event may come with a name, an id and comments; a proxy sends one a second while nothing comes."""
+_HEARTBEATS = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"keep_alive"})
+"""Names of events that say nothing, whatever their data (the time, for one)."""
 _STEP_BYTES = 16 * 1024
 """Of one read, which the kernel may make far larger, so much is read before others have their turn."""
 _DONE_PATIENCE_S = 0.5
@@ -193,7 +195,7 @@ class _Response(httpx2.Response):
             on_named=_with_its_name,
         )
         read: Callable[[], Awaitable[bytes]] = body.upstream.content.readany
-        is_at_end = False
+        is_at_end, beginning = False, body.beginning
         while not is_at_end:
             data = body.take_beginning()
             if not data:
@@ -222,6 +224,8 @@ class _Response(httpx2.Response):
                         await _read_out(read)
                         return
             await told.after_read()
+        if not stream.events:
+            raise UpstreamError(no_events(Form.TEXT, beginning, self.headers.get("content-type", "")))
 
     async def aread(self) -> bytes:
         """The whole body, which goes to the caller first if that is what was asked for."""
@@ -250,7 +254,9 @@ class _Response(httpx2.Response):
 
 
 def _with_its_name(name: bytes, data: bytes) -> bytes:
-    """An event that is called an error, as an error's data; of any other the data says enough."""
+    """An event that is called an error, as an error's data, and of a heartbeat none; of others the data says enough."""
+    if name.lower() in _HEARTBEATS:
+        return b""
     if name != b"error":
         return data
     try:
