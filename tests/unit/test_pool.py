@@ -8,7 +8,7 @@ from celery.concurrency.solo import TaskPool as Solo
 from celery.worker import state
 
 from genqueue.errors import ConfigError
-from genqueue_worker.pool import Pool, choose_pool
+from genqueue_worker.pool import Pool, choose_pool, green_pool
 
 
 class Request:
@@ -64,6 +64,27 @@ class Greenlets(BasePool):
 def test_a_pool_that_is_none_of_threads_is_refused_in_words(other):
     with pytest.raises(ConfigError, match="does not run generations: leave -P out, or write -P threads"):
         choose_pool(worker(other))
+
+
+def eventlet(is_patched):
+    return {"eventlet.patcher": SimpleNamespace(is_monkey_patched=lambda name: is_patched and name == "thread")}
+
+
+def gevent(is_patched):
+    return {"gevent.monkey": SimpleNamespace(is_module_patched=lambda name: is_patched and name == "threading")}
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        pytest.param({}, "", id="neither"),
+        pytest.param(eventlet(False) | gevent(False), "", id="imported-alone"),
+        pytest.param(eventlet(True), "eventlet", id="eventlet"),
+        pytest.param(gevent(True), "gevent", id="gevent"),
+    ],
+)
+def test_green_threads_in_place_of_pythons_are_seen(modules, expected):
+    assert green_pool(modules) == expected
 
 
 def test_a_pool_that_would_change_its_size_is_refused_in_words():

@@ -6,7 +6,7 @@ start with the pool, and a place is given back however its task ended.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -86,6 +86,25 @@ def _give_back(request: Any, done: "Future[Any]") -> None:
     )
 
 
+def refusal(name: str) -> str:
+    """What whoever has chosen another pool is told."""
+    return f"the pool {name!r} does not run generations: leave -P out, or write -P threads"
+
+
+def green_pool(modules: Mapping[str, Any]) -> str:
+    """The pool, of eventlet and gevent, whose threads stand in for Python's own; "" if neither's do.
+
+    Args:
+        modules: those that are imported, by name.
+    """
+    eventlet, gevent = modules.get("eventlet.patcher"), modules.get("gevent.monkey")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        return "eventlet"
+    if gevent is not None and gevent.is_module_patched("threading"):
+        return "gevent"
+    return ""
+
+
 def choose_pool(worker: Any) -> None:
     """Have a Celery worker that begins run our threads, as many as its host grants descriptors for.
 
@@ -95,7 +114,7 @@ def choose_pool(worker: Any) -> None:
     implementation = get_implementation(worker.pool_cls)
     if not issubclass(implementation, TaskPool):
         name = implementation.__module__.rpartition(".")[2]
-        raise ConfigError(f"the pool {name!r} does not run generations: leave -P out, or write -P threads")
+        raise ConfigError(refusal(name))
     if worker.options.get("autoscale"):
         raise ConfigError("--autoscale does not go with a pool of threads: write -c for the most generations at once")
     worker.pool_cls = Pool
