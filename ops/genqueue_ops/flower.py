@@ -10,6 +10,7 @@ is used as it is: a task class with more fields, a list of columns, its own auth
 import errno
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,7 +137,7 @@ def _start_http_server(self: Flower) -> Any:
         return None
     except ConfigError as error:
         output.say(str(error))
-        raise SystemExit(ExitCode.CONFIG) from None
+        sys.exit(ExitCode.CONFIG)
 
 
 def _check(options: Any) -> None:
