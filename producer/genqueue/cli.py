@@ -710,11 +710,16 @@ def _run() -> int:
     except _UsageError as error:
         asked = error.ctx.command_path if error.ctx else "genqueue"
         if message := error.format_message():  # none where the command was missing and its help is shown
-            output.say(f"{message.rstrip('.')} ({asked} --help)")
+            output.say(f"{message.rstrip('.').replace('Value error, ', '', 1)} ({asked} --help)")
         return ExitCode.USAGE
     except GenqueueError as error:
         output.say(str(error))
         return exit_code(error)
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        output.hush()  # whoever read --help, which we do not print ourselves, has left
+        return ExitCode.OK
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
     except Exception as error:

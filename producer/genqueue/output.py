@@ -97,6 +97,10 @@ def _put(words: str) -> None:
         sys.stdout.write(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes stdout once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush()
         raise typer.Exit(0) from None
+
+
+def hush() -> None:
+    """Whoever read stdout has left: Python flushes it once more when it ends, and shall find no closed pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -42,6 +43,7 @@ _REFUSED_S = 1.0
 """Between two tries to subscribe at a Redis that refuses it."""
 _END_S = 2.0
 """So long a client's end waits for its thread's loop, on which a silent Redis may hold calls."""
+_NOT_CONNECTED = re.compile(r"Error (?P<number>-?\d+) connecting to \S+:\d+\. (?P<rest>.*?)\.?", re.DOTALL)
 ENDED = "the client was closed while it was in use"
 _LOST = (redis.RedisError, OSError, AttributeError)
 """What a lost subscription raises; AttributeError where one task closes it under the other's hands."""
@@ -168,10 +170,18 @@ def _translate(address: RedisAddress, error: Exception) -> GenqueueError:
             return StoreError(reason, may_pass=True)  # until whoever runs it has mended them
         if "[SSL" in str(error):  # nor does this pass by waiting
             return StoreError(f"no TLS with Redis at {address.name}: {error}", may_pass=True)
-        return RedisUnavailableError(host, port, str(error))
+        return RedisUnavailableError(host, port, _reason(str(error)))
     if "unauthenticated" in str(error):  # a call too long for who has not said who it is: not even NOAUTH
         return StoreError(f"Redis at {address.name} refuses the credentials: there are none", may_pass=True)
     return StoreError(f"Redis refused: {error}", may_pass=refuses_for_now(error))
+
+
+def _reason(words: str) -> str:
+    """redis-py's words without the host and port, which ours name; a name that nobody knows has a number below 0."""
+    found = _NOT_CONNECTED.fullmatch(words)
+    if found is None:
+        return words
+    return os.strerror(int(found["number"])) if found["number"].isdecimal() else found["rest"]
 
 
 def _decoded(call: Call[T], answer: Any) -> T:

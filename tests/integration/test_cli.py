@@ -685,6 +685,27 @@ def test_a_reader_that_leaves_is_no_error(start, ask):
     assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("command", [("--help",), ("submit", "--help"), ("dead", "--help"), ("worker", "--help")])
+def test_nor_is_a_reader_of_help_that_leaves(start, command):
+    process = start(*command)
+    process.stdout.close()
+    assert process.wait(30) == ExitCode.OK
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", [("status",), ("tail", "x"), ("cancel", "x"), ("submit", "hello")])
+def test_a_redis_that_is_not_there_is_named_once_with_the_reason(genqueue, closed_port, command):
+    done = genqueue(*command, GENQUEUE_REDIS_URL=f"redis://localhost:{closed_port}", GENQUEUE_OUTAGE_PATIENCE_S="0")
+    assert (done.returncode, done.stdout) == (ExitCode.REDIS, "")
+    assert only_line(done).endswith(f"no answer from Redis at localhost:{closed_port}: Connection refused")
+
+
+def test_a_word_that_is_none_of_a_few_is_answered_with_those(genqueue):
+    done = genqueue("doctor", "--role", "nobody")
+    assert done.returncode == ExitCode.USAGE
+    assert only_line(done).startswith("Invalid value for '--role': 'nobody' is not one of 'producer', ")
+
+
 def test_colour_is_for_terminals_only(start, ask, genqueue):
     prompt = ask(tokens=4)
     leader, follower = pty.openpty()
