@@ -158,7 +158,7 @@ class NotClaimed:
     """Why not: "held", "gone", "elsewhere", "expired", "incomplete", or the final state.
 
     Attributes:
-        is_untold: whether it was cancelled while nobody ran it, and nobody has been answered so before.
+        is_untold: whether it was cancelled while nobody ran it, and no other owner is to tell of that.
         missing: what an incomplete record lacks, or has wrongly: names of fields.
     """
 
@@ -388,7 +388,8 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
 
     A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed, and so does one whose
     record lacks what it takes to run it, for the caller to end; one that was
-    cancelled while nobody ran it answers the first who asks that it is untold.
+    cancelled while nobody ran it answers the first owner who asks that it is untold, until that says that it was told
+    (:func:`discard`).
     The same owner asking twice gets the same attempt twice.
     """
 
@@ -432,6 +433,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             keys.DELAYED,
             keys.RUNG,
             keys.newest_claimed(generator),
+            keys.untold(owner),
         ],
         (
             generation_id,
@@ -798,10 +800,11 @@ def ring(generation_id: str, generator: str, priority: int) -> Call[None]:
     return Call(("RPUSH", keys.doorbell(generator, priority), message), lambda answer: None)
 
 
-def discard(generator: str) -> Call[list[tuple[str, bool]]]:
+def discard(generator: str, *, owner: str, told: Sequence[str], keep_s: int) -> Call[list[tuple[str, bool]]]:
     """Throw away doorbells of a queue that ring for nothing: of those that come next, whose generation has ended.
 
-    Answers ids, and of each whether it was cancelled while nobody ran it and nobody has been answered so before;
+    Answers ids, and of each whether ``owner`` is to tell of it: it was cancelled while nobody ran it.  What an owner is
+    to tell of is answered until it comes in ``told``, so that no answer can get lost, and to no other owner.
     [] when there are no more among the next.  A message that brings its own request stays.
     """
 
@@ -810,13 +813,16 @@ def discard(generator: str) -> Call[list[tuple[str, bool]]]:
 
     return _scripted(
         "discard",
-        [keys.doorbell(generator, priority) for priority in keys.PRIORITIES],
+        [keys.untold(owner), *(keys.doorbell(generator, priority) for priority in keys.PRIORITIES)],
         (
             _DISCARD_LIMIT,
             _DISCARD_BYTES,
             keys.generation(""),
             ",".join(sources(Transition.STARTED)),
+            generator,
+            keep_s,
             *(doorbell_message("{id}", generator, priority) for priority in keys.PRIORITIES),
+            *told,
         ),
         decode,
     )

@@ -17,6 +17,7 @@ genqueue:idempotency:<key>       string   result_ttl_s            client        
 genqueue:generators              hash     keep_s                  worker            client
 genqueue:places                  hash     keep_s                  worker            client
 genqueue:workers                 hash     30 s                    worker            client
+genqueue:untold:<owner>          hash     keep_s                  worker            worker
 genqueue:worker:<owner>          channel  -                       cancel            worker
 generate.<generator>[sep<p>]     list     none (Celery's queue)   client, worker    worker (Celery)
 celery-task-meta-<id>            string   result_ttl_s            worker, Celery    client, Celery
@@ -111,6 +112,11 @@ def idempotency(key: str) -> str:
 def worker(owner: str) -> str:
     """The channel on which one worker process is told ids to cancel."""
     return f"genqueue:worker:{owner}"
+
+
+def untold(owner: str) -> str:
+    """The cancels that one worker process is to tell of, and has not said that it did."""
+    return f"genqueue:untold:{owner}"
 
 
 def queue(generator: str) -> str:

@@ -58,6 +58,7 @@ OURS: Mapping[Role, Selectors] = {
         ("hrandfield hset hdel expire ttl", (keys.PLACES,)),
         ("hget hgetall hset expire ttl", (keys.newest_claimed("*"),)),
         ("hmget hset expire ttl", (keys.SWEPT,)),
+        ("hget hgetall hset hdel expire ttl", (keys.untold("*"),)),
         ("lpush rpush llen lrange lindex lrem", (_LIST,)),
         ("get set", (_RESULT,)),
     ),

@@ -7,12 +7,15 @@ import uuid
 import pytest
 
 from genqueue import calls, keys
+from genqueue.calls import NotClaimed
 from genqueue.doorbell import doorbell_message
 from genqueue.lifecycle import FINAL, State
 
+from .conftest import KEEP_S
 
-def discard(registry):
-    return registry.run(calls.discard("default"))
+
+def discard(registry, *told, owner="worker-1", generator="default"):
+    return registry.run(calls.discard(generator, owner=owner, told=told, keep_s=KEEP_S))
 
 
 def plain_message(generation_id, prompt="What's NLP?"):
@@ -32,12 +35,69 @@ def test_only_what_has_ended_loses_its_doorbell(registry, state):
     assert discard(registry) == []
 
 
-def test_a_cancel_that_nobody_was_answered_is_told_once(registry):
-    cancelled, finished = registry.submit(), registry.into(State.FINISHED)
-    registry.finish(registry.cancelled(cancelled))
-    assert dict(discard(registry)) == {cancelled: True, finished: False}
-    registry.raw.rpush(keys.doorbell("default", 5), doorbell_message(cancelled, "default", 5))
-    assert discard(registry) == [(cancelled, False)]
+def cancelled(registry, **fields):
+    """One that was cancelled while it waited."""
+    generation_id = registry.submit(**fields)
+    registry.finish(registry.cancelled(generation_id))
+    return generation_id
+
+
+def test_a_cancel_that_nobody_was_told_of_is_told_by_one_who_says_so(registry):
+    untold, finished = cancelled(registry), registry.into(State.FINISHED)
+    assert dict(discard(registry)) == {untold: True, finished: False}
+    assert discard(registry) == [(untold, True)]  # the answer got lost, and is asked for again
+    assert discard(registry, owner="worker-2") == []
+    assert registry.claim(untold, "worker-2") == NotClaimed("cancelled")
+    assert discard(registry, untold) == []
+    assert discard(registry) == []
+    registry.raw.rpush(keys.doorbell("default", 5), doorbell_message(untold, "default", 5))
+    assert discard(registry) == [(untold, False)]
+
+
+def test_an_answer_that_got_lost_is_there_though_another_took_the_doorbell_and_looked(registry):
+    untold = cancelled(registry)
+    registry.raw.rpush(keys.doorbell("default", 5), doorbell_message(untold, "default", 5))  # rung for twice
+    assert discard(registry) == [(untold, True)]
+    assert registry.claim(untold, "worker-2") == NotClaimed("cancelled")
+    assert discard(registry, owner="worker-2") == []
+    assert discard(registry) == [(untold, True)]
+
+
+def test_a_claim_that_is_sent_again_has_the_same_answer_until_its_owner_told(registry):
+    untold = cancelled(registry)
+    for _ in range(2):
+        assert registry.claim(untold) == NotClaimed("cancelled", is_untold=True)
+    assert registry.claim(untold, "worker-2") == NotClaimed("cancelled")
+    # It is the claim's to tell, of one queue or another: to its owner too.
+    assert discard(registry, generator="other") == []
+    assert discard(registry) == [(untold, False)]
+    assert registry.claim(untold) == NotClaimed("cancelled", is_untold=True)
+    assert discard(registry, untold, generator="other") == []
+    assert registry.claim(untold) == NotClaimed("cancelled")
+
+
+def test_what_is_told_of_one_queue_is_no_other_queues(registry):
+    registry.raw.delete(keys.doorbell("default", 5))
+    ids = {name: cancelled(registry, generator=name) for name in ("default", "other")}
+    assert [discard(registry, generator=name) for name in ids] == [[(each, True)] for each in ids.values()]
+    assert [discard(registry, generator=name) for name in ids] == [[(each, True)] for each in ids.values()]
+    assert discard(registry, *ids.values()) == discard(registry, generator="other") == []
+
+
+def test_what_was_said_to_be_told_twice_or_of_nothing_harms_nobody(registry):
+    untold = cancelled(registry)
+    assert discard(registry, "nothing", untold) == [(untold, True)]
+    assert discard(registry, untold, "nothing") == discard(registry, untold) == []
+    assert registry.raw.ttl(keys.untold("worker-1")) in range(-2, KEEP_S + 1)
+
+
+def test_a_key_of_another_type_in_its_place_stops_nobody(registry):
+    registry.raw.set(keys.untold("worker-1"), "of another type", ex=60)
+    claimed, found = cancelled(registry), cancelled(registry)
+    assert registry.claim(claimed) == NotClaimed("cancelled", is_untold=True)
+    discard(registry, claimed)
+    assert registry.doorbells() == []
+    assert found not in [each for each, _ in discard(registry)]
 
 
 def test_it_is_looked_for_at_every_priority(registry):
@@ -124,7 +184,8 @@ def test_hundreds_go_a_hundred_at_a_time_and_those_that_wait_among_them_stay(reg
         else:
             registry.finish(registry.cancelled(generation_id))
     found = []
-    while more := discard(registry):
+    more = []
+    while more := discard(registry, *(each for each, _ in more)):
         assert len(more) <= 100
         found += more
     assert len(found) == 245

@@ -17,6 +17,7 @@ BUILDERS = {
     "newest_claimed": ("<generator>",),
     "idempotency": ("<key>",),
     "worker": ("<owner>",),
+    "untold": ("<owner>",),
     "queue": ("<generator>",),
     "result": ("<id>",),
 }

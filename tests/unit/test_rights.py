@@ -26,6 +26,7 @@ MEANS = {
     **{name: getattr(keys, name.upper()) for name in ("leases", "delayed", "deadlines", "rung", "swept", "dead")},
     **{name: getattr(keys, name.upper()) for name in ("generators", "places", "workers")},
     "idempotency": keys.idempotency("*"),
+    "untold": keys.untold("*"),
     "result": RESULT,
     "live": keys.live("*"),
     "worker_channel_prefix": keys.worker("*"),

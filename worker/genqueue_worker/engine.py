@@ -186,6 +186,7 @@ class Engine:
         self._discarding: dict[str, asyncio.Task[None]] = {}
         self._noticed: dict[str, str] = {}  # why not to run what is in hand; told before its claim was answered
         self._unknown: set[str] = set()
+        self._told: set[str] = set()  # cancels that were told of, which the registry has not been told yet
         self._running: dict[str, Run] = {}
         self._is_draining = False
         self._is_leaving = False
@@ -358,7 +359,7 @@ class Engine:
                 return await self._refuse(generation_id, generator, outcome.expired("before an attempt could begin"))
             if claim.reason == "incomplete":
                 return await self._refuse(generation_id, generator, outcome.incomplete(claim.missing))
-            return self._not_claimed(generator, claim)
+            return self._not_claimed(generation_id, generator, claim)
         try:
             request = GenerationRequest.model_validate_json(claim.request)
         except ValidationError as error:
@@ -595,10 +596,11 @@ class Engine:
             calls.claim(generation_id, generator, owner=self.owner, lease_s=settings.lease_s, keep_s=settings.keep_s)
         )
 
-    def _not_claimed(self, generator: str, found: NotClaimed) -> Ended | NotOurs:
+    def _not_claimed(self, generation_id: str, generator: str, found: NotClaimed) -> Ended | NotOurs:
         """What came of a doorbell that led to no attempt; a cancel is told by one, or by who ran what was cancelled."""
-        if found.reason != "cancelled" or not found.is_untold:
+        if found.reason != "cancelled" or not found.is_untold or generation_id in self._told:
             return NotOurs(found.reason)
+        self._told.add(generation_id)
         self.metrics.ended(generator, found.reason)
         return Ended(outcome.CANCELLED)
 
@@ -610,10 +612,16 @@ class Engine:
 
     async def _discard(self, generator: str) -> None:
         """Throw away what rings for nothing in a generator's queue: no task of Celery's for each."""
-        while discarded := await self._writer.insist(calls.discard(generator)):
+        discarded = [("", False)]
+        while discarded or self._told:
+            told = sorted(self._told)
+            call = calls.discard(generator, owner=self.owner, told=told, keep_s=self.settings.keep_s)
+            discarded = await self._writer.insist(call)
+            self._told.difference_update(told)
             for generation_id, is_untold in discarded:
                 report = Report(generation_id, generator, self.owner)
                 if is_untold:
+                    self._told.add(generation_id)
                     self.metrics.ended(generator, "cancelled")
                     report.tell("cancelled")
                     self._show(generation_id, {"terminated": True, "signum": None, "expired": False}, "task-revoked")

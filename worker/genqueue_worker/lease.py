@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genqueue import calls, outcome
-from genqueue.calls import Found, Swept
+from genqueue.calls import End, Found, Swept
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.places import places
 from genqueue.settings import Settings
@@ -105,6 +105,7 @@ class LeaseKeeper:
         self._store = Store(settings.redis_url, settings.redis_timeout_s)
         self._stopped = threading.Event()
         self._announced_s: float | None = None
+        self._unanswered: list[End] = []
         self._is_behind = False
         self._round_ends_s = 0.0
         self._thread = threading.Thread(target=self._keep, name="genqueue-leases", daemon=True)
@@ -229,13 +230,21 @@ class LeaseKeeper:
         for each in found.incomplete:
             reason = outcome.incomplete(each.missing)
             ends.append(outcome.failed(each.generation_id, each.generator, None, reason, date_done=now))
+        # What was ended and not answered is asked for again, or nobody would tell of it: to end it twice does no harm.
+        ends = self._unanswered = list({end.generation_id: end for end in (*self._unanswered, *ends)}.values())
         if not ends:
             return
-        answers = self._run(
-            calls.finish_all(
-                ends, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
-            )
+        call = calls.finish_all(
+            ends, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
         )
+        try:
+            answers = self._run(call)
+        except RedisUnavailableError:
+            raise
+        except StoreError:  # what is refused now, a sweep finds again
+            self._unanswered = []
+            raise
+        self._unanswered = []
         for end, answer in zip(ends, answers, strict=True):
             if answer == "ok" and end.outcome is not None:
                 self._metrics.ended(end.generator, end.outcome.error)

@@ -1,6 +1,6 @@
 -- Take a generation for one worker: the next attempt, a lease, a `started` event.
 local generation, waiting, leases, log, text = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local deadlines, delayed, rung, newest_claimed = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local deadlines, delayed, rung, newest_claimed, untold = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local id, generator, owner, lease_s, keep_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local may_start, live = ARGV[6], ARGV[7]
 
@@ -20,7 +20,7 @@ if home and home ~= generator then
 end
 if state and not is_one_of(state, may_start) then
   if is_one_of(state, finals) then redis.call('ZREM', waiting, id) end
-  if redis.call('HDEL', generation, 'untold') == 1 then return {state, 'untold'} end
+  if is_to_tell(generation, untold, id, '', keep_s) then return {state, 'untold'} end
   return {state}
 end
 local time, so_far = now()

@@ -180,6 +180,18 @@ local function accept(generation, waiting, deadlines, doorbell, id, generator, r
   return {'accepted', id}
 end
 
+-- Whether the caller is to tell of a cancel that nobody was told of. It goes over to him (`untold`, a hash of his own)
+-- and stays there until he says that he told: an answer that got lost is asked for again. `place` is where he found it:
+-- a queue's generator, '' for a doorbell that was popped.
+local function is_to_tell(generation, untold, id, place, keep_s)
+  if redis.call('HDEL', generation, 'untold') == 1 then
+    redis.pcall('HSET', untold, id, place)
+    keep(untold, keep_s)
+    return true
+  end
+  return redis.pcall('HGET', untold, id) == place
+end
+
 -- A dead letter is one no more: its request goes, the rest stays as long as any other end.
 local function close_letter(dead, letter, text, id, result_ttl_s)
   redis.call('ZREM', dead, id)

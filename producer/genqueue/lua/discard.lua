@@ -1,13 +1,17 @@
--- Throw away doorbells that ring for nothing, of what had ended before its turn came: in each list (KEYS) those that
--- are taken next are looked at. What waits or runs keeps its own. Only what is a doorbell to the letter goes (a template
--- for each list), no message that brings a request with it, and nothing that a consumer is to count.
--- Answers id, 'untold' or '', id, …: untold is a cancel that nobody was answered yet.
+-- Throw away doorbells that ring for nothing, of what had ended before its turn came: in each list those that are taken
+-- next are looked at. What waits or runs keeps its own. Only what is a doorbell to the letter goes (a template for each
+-- list), no message that brings a request with it, and nothing that a consumer is to count.
+-- Answers id, 'untold' or '', id, …: untold is a cancel that the caller is to tell of. It is answered again until he says,
+-- with the next call, that he told.
+local untold, FIRST_LIST = KEYS[1], 2
 local limit, most_bytes, generation_prefix, may_start = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local FIRST_TEMPLATE = 5
+local generator, keep_s, FIRST_TEMPLATE = ARGV[5], ARGV[6], 7
 local answer = {}
 
-for index, list in ipairs(KEYS) do
-  local template, behind, bytes = ARGV[FIRST_TEMPLATE + index - 1], 1, 0
+for index = FIRST_TEMPLATE + #KEYS - 1, #ARGV do redis.pcall('HDEL', untold, ARGV[index]) end
+
+for index = FIRST_LIST, #KEYS do
+  local list, template, behind, bytes = KEYS[index], ARGV[FIRST_TEMPLATE + index - FIRST_LIST], 1, 0
   for _ = 1, limit do
     local entry = redis.pcall('LINDEX', list, -behind)
     if type(entry) ~= 'string' then break end
@@ -16,14 +20,25 @@ for index, list in ipairs(KEYS) do
     local id = string.match(entry, '"id":"([%w%-]+)"')
     if id and #id > 512 then id = nil end
     local is_doorbell = id and entry == string.gsub(template, '{id}', id)
-    local found = is_doorbell and redis.pcall('HMGET', generation_prefix .. id, 'state')
+    local generation = is_doorbell and generation_prefix .. id
+    local found = is_doorbell and redis.pcall('HMGET', generation, 'state')
     if found and not found.err and not (found[1] and is_one_of(found[1], may_start)) then
       redis.call('LREM', list, -1, entry)
-      answer[#answer + 1] = id
-      answer[#answer + 1] = redis.call('HDEL', generation_prefix .. id, 'untold') == 1 and 'untold' or ''
+      if not is_to_tell(generation, untold, id, generator, keep_s) then
+        answer[#answer + 1] = id
+        answer[#answer + 1] = ''
+      end
     else
       behind = behind + 1
     end
+  end
+end
+
+local told_of = redis.pcall('HGETALL', untold)
+for index = 1, told_of.err and 0 or #told_of, 2 do
+  if told_of[index + 1] == generator then
+    answer[#answer + 1] = told_of[index]
+    answer[#answer + 1] = 'untold'
   end
 end
 return answer
