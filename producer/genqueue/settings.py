@@ -381,7 +381,8 @@ def load_settings(**overrides: Any) -> Settings:
     """Read the settings from arguments, environment and file.
 
     Raises:
-        ConfigError: a value cannot work, or the file cannot be read; names each key, and the file if there is one.
+        ConfigError: a value cannot work, or the file cannot be read; names each key, the variable that it came from,
+            and the file if there is one.
     """
     path = settings_file()
     of_file = {} if path is None else read_settings_file(path)
@@ -392,7 +393,11 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**_over(_over(of_file, of_variables), overrides))
     except ConfigError as error:
-        where = f" (settings file: {shown_path(str(path))})" if path else ""
+        prefix = _Variables.model_config["env_prefix"]
+        named = [name for name in of_variables.keys() - overrides.keys() if re.search(rf" {name}[:.]", str(error))]
+        places = [f"variable {prefix}{name.upper()}" for name in sorted(named)]
+        places += [f"settings file: {shown_path(str(path))}"] if path else []
+        where = f" ({'; '.join(places)})" if places else ""
         raise ConfigError(f"{error}{where}") from None
 
 

@@ -440,6 +440,21 @@ def test_a_generator_by_hand_keeps_its_credentials():
         assert made.generators["g"].api_params.url == url
 
 
+def test_an_error_names_the_variable_that_the_value_came_from(monkeypatch):
+    """It named the settings file alone, where that key is not."""
+    write("result_ttl_s = 5\nlog_ttl_s = 0")
+    monkeypatch.setenv("GENQUEUE_LEASE_S", SECRET)
+    monkeypatch.setenv("GENQUEUE_DRAIN_S", "5")
+    with pytest.raises(ConfigError) as refused:
+        load_settings()
+    words = str(refused.value)
+    assert words.endswith(" (variable GENQUEUE_LEASE_S; settings file: genqueue.toml)")
+    assert "GENQUEUE_DRAIN_S" not in words
+    Path("genqueue.toml").unlink()
+    with pytest.raises(ConfigError, match=r" \(variable GENQUEUE_LEASE_S\)$"):
+        load_settings()
+
+
 def test_a_table_of_the_file_and_one_of_a_variable_are_both_read(monkeypatch):
     write(f"[generators.a]\n{TGI}\napi_params = {{ url = 'http://a' }}\nmax_attempts = 2")
     more = {"a": {"max_attempts": 3}, "b": {"api_type": "text_generation_inference", "api_params": {"url": "http://b"}}}
