@@ -7,7 +7,7 @@ earlier answer brought along) goes to the server as it is, and the server judges
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
@@ -126,12 +126,31 @@ class FunctionCall(_Open):
     arguments: str | dict[str, Any]
 
 
-class ToolCall(_Open):
+class _FunctionOrCustom(_Open):
+    # ``custom`` is no field of its own: it would be in the fingerprint of each request that has none.
+    _of_custom: ClassVar[tuple[str, ...]] = ("name",)
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> Self:
+        fields = vars(self)
+        if fields["type"] == "function" and fields["function"] is None:
+            raise ValueError("type 'function' needs 'function'")
+        if fields["type"] == "custom":
+            custom = (self.model_extra or {}).get("custom")
+            said = [custom.get(name) for name in self._of_custom] if isinstance(custom, Mapping) else [None]
+            if not said[0] or not all(isinstance(value, str) for value in said):
+                raise ValueError(f"type 'custom' needs 'custom', an object with {' and '.join(self._of_custom)}")
+        return self
+
+
+class ToolCall(_FunctionOrCustom):
     """A call that an assistant made in an earlier answer; workers of today give each an id."""
 
+    _of_custom = ("name", "input")
+
     id: str | None = None
-    type: Literal["function"] = "function"
-    function: FunctionCall
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
 
 
 _IN_PLACE_OF_TEXT = (REASONING_FIELD, "reasoning", "refusal", "function_call")
@@ -188,11 +207,11 @@ class Function(_Open):
     parameters: dict[str, Any] | None = None
 
 
-class Tool(_Open):
-    """A function that the model may call."""
+class Tool(_FunctionOrCustom):
+    """A function that the model may call, or OpenAI's custom tool, which it calls with a text."""
 
-    type: Literal["function"] = "function"
-    function: Function
+    type: Literal["function", "custom"] = "function"
+    function: Function | None = None
 
 
 class FunctionName(_Open):
@@ -201,11 +220,11 @@ class FunctionName(_Open):
     name: str = Field(min_length=1)
 
 
-class NamedTool(_Open):
+class NamedTool(_FunctionOrCustom):
     """The one tool that the model must call."""
 
-    type: Literal["function"] = "function"
-    function: FunctionName
+    type: Literal["function", "custom"] = "function"
+    function: FunctionName | None = None
 
 
 def _word_or_tool(value: object) -> object:

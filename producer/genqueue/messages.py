@@ -10,7 +10,7 @@ holds a connection or a clock.  How events are put in order is :mod:`genqueue.se
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -295,7 +295,8 @@ class Token(NamedTuple):
 class ToolCallDelta(NamedTuple):
     """A piece of a tool call: ``id`` comes once, ``name`` too unless its server cuts it, ``arguments`` piece by piece.
 
-    ``index`` tells the calls of one answer apart, and nothing else does.  The arguments are JSON.
+    ``index`` tells the calls of one answer apart, and nothing else does.  The arguments are JSON; of a custom tool
+    they are its input, which is any text.
     """
 
     index: int  # type: ignore[assignment]  # OpenAI's word; nobody looks for a place in this tuple
@@ -304,8 +305,12 @@ class ToolCallDelta(NamedTuple):
     arguments: str
 
 
-def join_tool_calls(deltas: Iterable[ToolCallDelta]) -> list[dict[str, Any]]:
-    """The calls as OpenAI has them, from their pieces; of one that broke off ``arguments`` is no JSON."""
+def join_tool_calls(deltas: Iterable[ToolCallDelta], custom: Collection[int] = ()) -> list[dict[str, Any]]:
+    """The calls as OpenAI has them, from their pieces; of one that broke off ``arguments`` is no JSON.
+
+    Args:
+        custom: the indexes of calls of custom tools.  Pieces do not say so; without it each is a function's.
+    """
     ids: dict[int, str | None] = {}
     names: dict[int, list[str]] = {}
     arguments: dict[int, list[str]] = {}
@@ -313,14 +318,12 @@ def join_tool_calls(deltas: Iterable[ToolCallDelta]) -> list[dict[str, Any]]:
         ids[index] = ids.get(index) or call_id
         names.setdefault(index, []).append(name or "")
         arguments.setdefault(index, []).append(piece)
-    return [
-        {
-            "id": ids[index],
-            "type": "function",
-            "function": {"name": "".join(names[index]) or None, "arguments": "".join(arguments[index])},
-        }
-        for index in sorted(arguments)
-    ]
+    calls = []
+    for index in sorted(arguments):
+        kind, said = ("custom", "input") if index in custom else ("function", "arguments")
+        called = {"name": "".join(names[index]) or None, said: "".join(arguments[index])}
+        calls.append({"id": ids[index], "type": kind, kind: called})
+    return calls
 
 
 class _Event(BaseModel):
@@ -507,10 +510,11 @@ class GenerationResult(BaseModel):
     was continued by deltas that are no tokens),
     ``completion_start_time`` (ISO 8601, UTC; None for an empty text), ``generator``,
     ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.timing.timings`).  A chat's
-    may also hold ``tool_calls``, as OpenAI has them, each with an id, ``unreadable_tool_calls`` (the places among
-    them, from 0, of those whose arguments are no JSON object), ``reasoning``, ``reasoning_field`` (the server's
-    word for it, if it is not :data:`~genqueue.chat.REASONING_FIELD`), ``logprobs``, and ``refusal``: the part of
-    the reply that OpenAI's models say in place of their answer.
+    may also hold ``tool_calls``, as OpenAI has them, functions' and custom tools', each with an id,
+    ``unreadable_tool_calls`` (the places among them, from 0, of functions whose arguments are no JSON object),
+    ``reasoning``, ``reasoning_field`` (the server's word for it, if it is not
+    :data:`~genqueue.chat.REASONING_FIELD`), ``logprobs``, and ``refusal``: the part of the reply that OpenAI's models
+    say in place of their answer.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -4,6 +4,7 @@ Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a r
 tell its caller.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -176,16 +177,21 @@ def _is_call(value: object) -> bool:
     match value:
         case {"id": str() | None, "function": {"name": str() | None, "arguments": str()}}:
             return True
+        case {"id": str() | None, "type": "custom", "custom": {"name": str() | None, "input": str()}}:
+            return True
     return False
+
+
+def _as_one_piece(index: int, call: Mapping[str, Any]) -> ToolCallDelta:
+    if call.get("type") == "custom":
+        return ToolCallDelta(index, call["id"], call["custom"]["name"], call["custom"]["input"])
+    return ToolCallDelta(index, call["id"], call["function"]["name"], call["function"]["arguments"])
 
 
 def whole_text_chunk(record: Record, said: Said) -> list[Chunk]:
     """All of it as one chunk, for a reader who got none; [] if there is nothing."""
     text, reasoning, whole_calls = said
-    tool_calls = tuple(
-        ToolCallDelta(index, call["id"], call["function"]["name"], call["function"]["arguments"])
-        for index, call in enumerate(whole_calls)
-    )
+    tool_calls = tuple(_as_one_piece(index, call) for index, call in enumerate(whole_calls))
     if not (text or reasoning or tool_calls):
         return []
     return [Chunk(seq=record.seq, attempt=record.attempt, text=text, reasoning=reasoning, tool_calls=tool_calls)]

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from pydantic_core import to_json
 
-from genqueue.messages import ToolCallDelta, read_request
+from genqueue.messages import GenerationResult, ToolCallDelta, read_request
 from genqueue.settings import GeneratorSettings
 from genqueue_ops.tgi_standin.server import cleanup
 from genqueue_worker.answers import encodable
@@ -269,6 +269,28 @@ async def test_parallel_tool_calls_are_kept_apart(chat):
         (1, None, None),
     ]
     assert ending.finish_reason == "tool_calls"
+
+
+async def test_a_custom_tools_call_is_a_part_of_the_next_turn(chat):
+    """OpenAI's: its input is a text, and streams in pieces as arguments do."""
+    heard, ending = await chat(
+        delta(tool_calls=[{"index": 0, "id": "c", "type": "custom", "custom": {"name": "sql", "input": ""}}]),
+        delta(tool_calls=[{"index": 0, "custom": {"input": "select "}}]),
+        delta(tool_calls=[{"index": 0, "custom": {"input": "{}"}}]),
+        delta(tool_calls=[piece(1, "call-b", "g", "{}")]),
+        delta("tool_calls"),
+        usage(),
+        DONE,
+    )
+    calls = [
+        {"id": "c", "type": "custom", "custom": {"name": "sql", "input": "select {}"}},
+        {"id": "call-b", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+    assert ending.extra == {"tool_calls": calls}
+    assert "".join(call.arguments for call in heard.calls if call.index == 0) == "select {}"
+    message = GenerationResult(replies=[heard.text], meta=[ending.extra]).message
+    given = read_request({"messages": [{"role": "user", "content": "hi"}, message]}).given
+    assert given[1] == {"role": "assistant", "tool_calls": calls}
 
 
 @pytest.mark.parametrize("second", [0, 1, None], ids=["same-index", "next-index", "no-index"])

@@ -61,6 +61,7 @@ def answered(text="", **meta):
     return GenerationResult(replies=[text], meta=[meta])
 
 
+CUSTOM = {"id": "c", "type": "custom", "custom": {"name": "sql", "input": "select 1"}}
 LONG_ID = {**CALL, "id": "call_1__thought__" + "A" * 4000}
 NO_JSON = {**CALL, "function": {"name": "f", "arguments": '{"x":'}}
 THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
@@ -74,6 +75,7 @@ THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
         pytest.param(answered("No.", refusal="No."), {"content": "No."}, id="refusal"),
         pytest.param(answered("", tool_calls=[CALL]), {"tool_calls": [CALL]}, id="tool-calls"),
         pytest.param(answered("Hm.", tool_calls=[LONG_ID]), {"content": "Hm.", "tool_calls": [LONG_ID]}, id="long-id"),
+        pytest.param(answered("", tool_calls=[CUSTOM, CALL]), {"tool_calls": [CUSTOM, CALL]}, id="custom-tool"),
         pytest.param(answered("", tool_calls=[NO_JSON]), {"tool_calls": [NO_JSON]}, id="arguments-are-no-json"),
         pytest.param(answered("", reasoning="Hm"), {"content": "", "reasoning_content": "Hm"}, id="thoughts-alone"),
         pytest.param(
@@ -123,6 +125,20 @@ def test_what_an_earlier_answer_left_empty_is_not_sent():
     assert read_request({"messages": [answered]}).given == [{"role": "assistant", "tool_calls": [CALL]}]
 
 
+def test_a_custom_tool_is_offered_and_chosen():
+    tool = {"type": "custom", "custom": {"name": "sql", "format": {"type": "text"}}}
+    choice = {"type": "custom", "custom": {"name": "sql"}}
+    request = read_request({"messages": [USER], "tools": [tool, TOOL], "tool_choice": choice})
+    parameters = chat_parameters(
+        GeneratorSettings.model_validate(
+            {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:9"}}
+        ),
+        request,
+    )
+    assert (parameters["tools"][0], parameters["tool_choice"]) == (tool, choice)
+    assert GenerationRequest.model_validate_json(request.to_wire()) == request
+
+
 def test_a_prompt_is_given_as_it_is():
     assert read_request({"prompt": "p"}).given == "p"
 
@@ -162,7 +178,16 @@ def test_the_parameters_are_those_of_its_kind():
         pytest.param({"messages": "hi"}, "messages: Input should be a valid list", id="messages-string"),
         pytest.param({"messages": ["hi"]}, "messages.0: Input should be an object", id="message-string"),
         pytest.param({"tools": "f"}, "tools: Input should be a valid list", id="tools-string"),
-        pytest.param({"tools": [{"type": "function"}]}, "tools.0.function: Field required", id="tool"),
+        pytest.param({"tools": [{"type": "function"}]}, "tools.0: type 'function' needs 'function'", id="tool"),
+        pytest.param({"tools": [{"type": "custom"}]}, "tools.0: type 'custom' needs 'custom', an", id="custom-tool"),
+        pytest.param(
+            {"tools": [{"type": "custom", "custom": {"name": 5}}]}, "tools.0: type 'custom' needs", id="custom-name"
+        ),
+        pytest.param(
+            {"messages": [{"role": "assistant", "tool_calls": [{**CUSTOM, "custom": {"name": "f"}}]}]},
+            "messages.0.tool_calls.0: type 'custom' needs 'custom', an object with name and input",
+            id="custom-call",
+        ),
         pytest.param({"tools": [{**TOOL, "type": "code"}]}, "tools.0.type: Input should be 'function'", id="tool-type"),
         pytest.param({"tool_choice": "f"}, "tool_choice: Input should be 'auto'", id="choice"),
         pytest.param({"tool_choice": {"function": {}}}, "tool_choice.function.name: Field required", id="choice-name"),

@@ -98,8 +98,11 @@ def test_the_whole_text_is_one_chunk_and_none_if_it_is_empty(text, expected):
 
 def test_whoever_got_none_gets_thoughts_and_calls_in_the_one_chunk_too():
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    (chunk,) = outcome.whole_text_chunk(record(State.FINISHED), Said("", "Hm", calls))
-    assert (chunk.text, chunk.reasoning, chunk.tool_calls) == ("", "Hm", (ToolCallDelta(0, "1", "f", "{}"),))
+    calls.append({"id": "2", "type": "custom", "custom": {"name": "sql", "input": "select 1"}})
+    result = GenerationResult(replies=[""], meta=[{"reasoning": "Hm", "tool_calls": calls}])
+    (chunk,) = outcome.whole_text_chunk(record(State.FINISHED), outcome.said_in(result))
+    pieces = (ToolCallDelta(0, "1", "f", "{}"), ToolCallDelta(1, "2", "sql", "select 1"))
+    assert (chunk.text, chunk.reasoning, chunk.tool_calls) == ("", "Hm", pieces)
 
 
 LAST = Flush("id", 2, 5, 7, "tail", "", [event_body("chunk", {"text": "tail"})])

@@ -273,6 +273,58 @@ def test_an_empty_opening_beside_other_calls(pieces, expected):
     assert join_tool_calls(deltas) == calls.joined()
 
 
+def ct(said=None, name=None, **signs):
+    custom = {key: value for key, value in (("name", name), ("input", said)) if value is not None}
+    return {**signs, "type": "custom", "custom": custom}
+
+
+TEXTS = [("sql", "select {1}"), ("sql", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        pytest.param([ct("select {1}", "sql", index=0, id="a")], TEXTS[:1], id="whole"),
+        pytest.param([ct("", "sql", index=0, id="a"), ct("sel", index=0), ct("ect {1}", index=0)], TEXTS[:1], id="cut"),
+        pytest.param(
+            [ct("sel", "sql", index=0, id="a"), {"index": 0, "custom": {"input": "ect {1}"}}], TEXTS[:1], id="no-type"
+        ),
+        pytest.param(
+            [ct("sel", "sql", index=0, id="a"), ct("ect {1}", "sql", index=0, id="a")], TEXTS[:1], id="all-signs"
+        ),
+        pytest.param([ct("select {1}", "sql", id="a"), ct("{}", "sql", id="b")], TEXTS, id="two-by-id"),
+        pytest.param([ct("select {1}", "sql", index=0), ct("{}", "sql", index=1)], TEXTS, id="two-by-index"),
+        pytest.param([ct("select {1}", "sql"), ct("{}", "sql")], TEXTS, id="two-without-signs"),
+        pytest.param(
+            [ct("select {1}", "sql", index=0, id="0"), ct("{}", "sql", index=1, id="0")], TEXTS, id="two-of-one-id"
+        ),
+        pytest.param(
+            [ct("", "sql", index=0), ct("", "sql", index=1), ct("{}", index=1), ct("select {1}", index=0)],
+            TEXTS,
+            id="interleaved",
+        ),
+        pytest.param([ct("ha", "sql", index=0, id="a"), ct("ha", index=0)], [("sql", "haha")], id="the-same-again"),
+        pytest.param([ct("{}", "sql", index=0, id="a"), ct("{1}", index=0)], [("sql", "{}{1}")], id="begins-as-empty"),
+        pytest.param([ct(None, "sql", index=0, id="a")], [("sql", "")], id="no-input"),
+        pytest.param([{"type": "custom", "id": "a", "name": "sql", "input": "{}"}], TEXTS[1:], id="flat"),
+    ],
+)
+def test_a_custom_tools_call_is_kept_whole(pieces, expected):
+    calls, deltas = taken([tc('{"x":1}', "f", index=7, id="first"), *pieces])
+    first, *custom = sorted(calls.joined(), key=lambda call: call["type"] == "custom")
+    assert first["function"] == {"name": "f", "arguments": '{"x":1}'}
+    assert [(call["type"], call["custom"]) for call in custom] == [
+        ("custom", {"name": name, "input": said}) for name, said in expected
+    ]
+    assert (calls.unreadable, all(call["id"] for call in custom)) == ([], True)
+    streamed = join_tool_calls(deltas, range(100))
+    assert [call["custom"] for call in streamed] == [call.get("custom") or as_custom(call) for call in calls.joined()]
+
+
+def as_custom(call):
+    return {"name": call["function"]["name"], "input": call["function"]["arguments"]}
+
+
 def in_turns(*calls):
     """The pieces of several calls, one of each in turn."""
     return [piece for turn in itertools.zip_longest(*calls) for piece in turn if piece is not None]

@@ -52,11 +52,13 @@ def integer(value: object, most: int = _MOST_INTEGER) -> int | None:
 
 def count(value: object) -> int | None:
     """``value`` if it is a number of tokens, whole, spelt, or with a fraction of 0."""
+    if type(value) is int or value is None:
+        return integer(value)
     if type(value) is float:
         return integer(int(value)) if value.is_integer() else None
     if isinstance(value, str):
         return int(value) if len(value) < _MOST_COUNT_DIGITS and value.isascii() and value.isdecimal() else None
-    return integer(value)
+    return None
 
 
 def counts(usage: Mapping[str, Any]) -> dict[str, int]:
@@ -67,7 +69,7 @@ def counts(usage: Mapping[str, Any]) -> dict[str, int]:
 
 def reason(value: object) -> str | None:
     """``value`` if it is a word for an answer's end."""
-    said = word(value)
+    said = word(value) if value else None
     return None if said in _NO_WORDS else said
 
 
@@ -95,7 +97,7 @@ def content_of(value: object) -> tuple[str, str]:
         return "", ""
     if type(value) is str:
         return value, ""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
         raise TypeError(f"a content is {type(value).__name__}")
@@ -104,7 +106,7 @@ def content_of(value: object) -> tuple[str, str]:
         if isinstance(part, str | None):
             texts.append(part or "")
             continue
-        if not isinstance(part, Mapping):
+        if not isinstance(part, dict):
             raise TypeError(f"a part of a content is {type(part).__name__}")
         kind = word(part.get("type"))
         if kind in {"thinking", "reasoning"}:
@@ -120,7 +122,7 @@ def content_of(value: object) -> tuple[str, str]:
 def _text_of_part(part: Mapping[str, Any], kind: str | None) -> object:
     """The text of a part of a content; None if it has none, and anything else if nobody knows."""
     said = part.get("text")
-    if isinstance(said, Mapping):  # as OpenAI's assistants have it
+    if isinstance(said, dict):  # as OpenAI's assistants have it
         said = said.get("value", said)
     if said is None and kind == "refusal":
         return part.get("refusal")
@@ -173,14 +175,13 @@ def first_choice(choices: Any) -> Any:
     Raises:
         TypeError: there is something else.
     """
-    if isinstance(choices, Mapping):
-        choices = (choices,)
-    for choice in choices or ():
+    for choice in (choices,) if isinstance(choices, dict) else choices or ():
         if choice is None:
             continue
-        if not isinstance(choice, Mapping):
+        if not isinstance(choice, dict):
             raise TypeError(f"a choice is {type(choice).__name__}")
-        if not count(choice.get("index")):
+        index = choice.get("index")
+        if index == 0 or not count(index):
             return choice
     return None
 

@@ -138,20 +138,22 @@ def _calls_in(value: Any) -> list[Mapping[str, Any]]:
     Raises:
         TypeError: there is something else in their place.
     """
-    if isinstance(value, Mapping):
+    if not value:
+        return []
+    if isinstance(value, dict):
         is_one = bool(_OF_A_CALL & value.keys())
         value = [value] if is_one else [{"index": index, **call} for index, call in value.items() if call]
     if not isinstance(value, list):
         return []
     for call in value:
-        if call and not isinstance(call, Mapping):
+        if call and not isinstance(call, dict):
             raise TypeError(f"a tool call is {type(call).__name__}")
     return [call for call in value if call]
 
 
 def _logprobs(said: Any) -> list[dict[str, Any]]:
     """What every engine says of each token, whatever else one adds; without those that name no token."""
-    tokens = said.get("content") if isinstance(said, Mapping) else said
+    tokens = said.get("content") if isinstance(said, dict) else said
     found = []
     for token in tokens if isinstance(tokens, list) else ():
         if (known := _one_logprob(token)) is not None:
@@ -162,6 +164,6 @@ def _logprobs(said: Any) -> list[dict[str, Any]]:
 
 
 def _one_logprob(token: Any) -> dict[str, Any] | None:
-    if not isinstance(token, Mapping) or not isinstance(token.get("token"), str):
+    if not isinstance(token, dict) or not isinstance(token.get("token"), str):
         return None
     return {"token": encodable(token["token"]), "logprob": number(token.get("logprob"))}

@@ -275,7 +275,7 @@ class TextGeneration:
 
     async def _chat(self, ask: _Ask) -> Ending:
         tools = ask.parameters.get("tools", ())
-        answer = ChatAnswer(ask.sink, ask.parameters["max_tokens"], [tool["function"]["name"] for tool in tools])
+        answer = ChatAnswer(ask.sink, ask.parameters["max_tokens"], [tool[tool["type"]]["name"] for tool in tools])
         ask.listen(answer)
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.

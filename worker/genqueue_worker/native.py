@@ -170,7 +170,7 @@ def _is_end(event: Mapping[str, Any], read: Token | None) -> bool:
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _list(value: Any) -> list[Any]:

@@ -41,6 +41,8 @@ class Piece(NamedTuple):
     call_id: str
     name: str
     arguments: str
+    is_custom: bool = False
+    """Whether it is of OpenAI's custom tool, whose arguments are its input: any text."""
 
 
 class ToolCalls:
@@ -66,12 +68,13 @@ class ToolCalls:
 
     def take(self, said: Piece) -> ToolCallDelta:
         """Take one piece, and say what it adds to which call."""
-        index, call_id, name, arguments = said
+        index, call_id, name, arguments, is_custom = said
         call = self._whose(said)
         if call is None:
             name, self._named_again = name or self._named_again, ""
             call = self._begin(index)
         self._last = call
+        call.is_custom = call.is_custom or is_custom
         if index is not None:
             self._by_index[index] = call
         told_id = None
@@ -101,7 +104,7 @@ class ToolCalls:
             told_id = None if call.call_id else self._make_id()
             call.call_id = call.call_id or told_id or ""
             news = call.rest()
-            if not (call.size or news or is_cut):
+            if not (call.size or news or is_cut or call.is_custom):
                 news = "{}"
             call.add(news)
             news = call.halves.take(news) + call.halves.rest()
@@ -112,7 +115,8 @@ class ToolCalls:
 
     def joined(self) -> list[dict[str, Any]]:
         """The calls so far as OpenAI has them, but for those without a name."""
-        return join_tool_calls(piece for piece in self._pieces if self._calls[piece.index].name)
+        custom = {number for number, call in self._calls.items() if call.is_custom}
+        return join_tool_calls((piece for piece in self._pieces if self._calls[piece.index].name), custom)
 
     @property
     def is_cut(self) -> bool:
@@ -121,9 +125,9 @@ class ToolCalls:
 
     @property
     def unreadable(self) -> list[int]:
-        """Which of the calls, counted from 0, have arguments that are no JSON object."""
+        """Which of the calls, counted from 0, have arguments that are no JSON object, though a function has one."""
         named = [call for _, call in sorted(self._calls.items()) if call.name]
-        return [place for place, call in enumerate(named) if not _is_json(call.text, of=dict)]
+        return [place for place, call in enumerate(named) if not (call.is_custom or _is_json(call.text, of=dict))]
 
     @property
     def nameless(self) -> str | None:
@@ -132,13 +136,13 @@ class ToolCalls:
 
     def _whose(self, said: Piece) -> "_Call | None":
         """The call that a piece goes on with; None if it begins one."""
-        index, call_id, name, arguments = said
+        index, call_id, name, arguments, _ = said
         known = self._by_id.get(call_id) if call_id else None
         at_index = None if index is None else self._by_index.get(index)
         if known is not None:
             if at_index is not None and at_index.said_id == call_id:
                 known = at_index  # its server gives several calls one id
-            if self._is_filled_by(known, said):
+            if known.opening and self._is_filled_by(known, said):
                 return known
             if index is not None and at_index is None and self._is_beside(known, name, arguments):
                 return None
@@ -146,7 +150,7 @@ class ToolCalls:
         if index is not None and at_index is None and (call_id or name):
             return None
         call = at_index or self._last
-        if call is None or self._is_filled_by(call, said):
+        if call is None or (call.opening and self._is_filled_by(call, said)):
             return call
         if call_id:
             return self._unless_its_id_is_anothers(call, name, arguments)
@@ -154,8 +158,8 @@ class ToolCalls:
 
     def _is_filled_by(self, call: "_Call", said: Piece) -> bool:
         """Whether a piece brings the arguments of a call that was opened with empty ones."""
-        index, call_id, name, arguments = said
-        if not call.opening or not arguments.strip() or _is_empty(arguments):
+        index, call_id, name, arguments, _ = said
+        if not arguments.strip() or _is_empty(arguments):
             return False
         is_its_place = index is None or index == call.index
         if call.is_named_again and not (call_id and is_its_place):
@@ -174,7 +178,8 @@ class ToolCalls:
         if call.is_whole or not name or not call.name:
             return False
         if name == call.name:
-            return not arguments or (bool(call.size) and not call.is_gone_over_by(arguments))
+            goes_on = not call.is_custom and call.is_gone_over_by(arguments)
+            return not arguments or (call.size > 0 and not goes_on)
         if call.name + name in self._offered:
             return False
         return not name.startswith(call.name) or {call.name, name} <= set(self._offered)
@@ -203,13 +208,15 @@ class ToolCalls:
             return call
         if not call.call_id:  # it comes late
             return call if self._goes_on(call, name) else None
+        if call.is_custom and call.size:
+            return None
         # Some servers make a new id for each piece; but two that have no arguments announce two calls.
         return call if name == call.name and (call.size or arguments) else None
 
     def _goes_on(self, call: "_Call", name: str) -> bool:
         """Whether ``name`` is, or goes on with, the name of a call whose arguments are not whole."""
         if not call.name or name == call.name:
-            return True
+            return not (call.is_custom and call.size)  # a text has no end of its own: a name begins the next one
         is_another = {call.name, name} <= set(self._offered) and call.name + name not in self._offered
         return not call.size and not is_another
 
@@ -239,6 +246,7 @@ class _Call:
         name: as far as it came.
         size: characters of its arguments so far, without the opening.
         opening: empty arguments that others may follow: nobody was told of them yet.
+        is_custom: whether it is of a custom tool.
         is_named_again: whether its name came once more, without arguments, when they were whole.
         halves: of characters of its arguments.
     """
@@ -251,6 +259,7 @@ class _Call:
         self.name = ""
         self.size = 0
         self.opening = ""
+        self.is_custom = False
         self.is_named_again = False
         self.halves = Halves()
         self._arguments: list[str] = []
@@ -269,7 +278,7 @@ class _Call:
     @property
     def is_whole(self) -> bool:
         """Whether its arguments are whole JSON, by their brackets."""
-        return self._brackets.is_whole or bool(self.opening)
+        return not self.is_custom and (self._brackets.is_whole or bool(self.opening))
 
     def add(self, piece: str) -> None:
         """Take a piece of the arguments."""
@@ -303,6 +312,8 @@ class _Call:
         No object goes on with its own beginning, but where a value may stand, and there only if its server has not
         sent its beginning again before.
         """
+        if self.is_custom:
+            return piece
         if not self.size:
             return self._beginning(piece)
         if self.is_whole:
@@ -380,12 +391,15 @@ def read_piece(said: Mapping[str, Any]) -> Piece:
     Raises:
         TypeError: what is called is none.
     """
-    function = said.get("function")
-    if function is None:
+    custom = said.get("custom")
+    function: Any = said.get("function")
+    if isinstance(custom, dict):
+        function = {"name": custom.get("name"), "arguments": custom.get("input")}
+    elif function is None:
         function = said if said.keys() & {"name", "arguments"} else {}  # as OpenAI's older ``function_call``
     elif isinstance(function, str):
         function = {**said, "name": function}
-    if not isinstance(function, Mapping):
+    if not isinstance(function, dict):
         raise TypeError(f"a tool call's function is {type(function).__name__}")
     call_id, name = said.get("id"), function.get("name")
     arguments = next((function[word] for word in _ARGUMENTS if function.get(word) is not None), None)
@@ -396,8 +410,13 @@ def read_piece(said: Mapping[str, Any]) -> Piece:
         call_id = str(call_id)
     if not isinstance(arguments, str | None):
         arguments = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
-    call_id, name = (value if isinstance(value, str) else "" for value in (call_id, name))
-    return Piece(index, call_id, name, arguments or "")
+    return Piece(
+        index,
+        call_id if isinstance(call_id, str) else "",
+        name if isinstance(name, str) else "",
+        arguments or "",
+        isinstance(custom, dict) or said.get("type") == "custom",
+    )
 
 
 def made_up_id() -> str:

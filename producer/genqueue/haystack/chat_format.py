@@ -137,6 +137,9 @@ def message_from(result: GenerationResult, model: str | None, first_at: str | No
 
 def _tool_call(raw: dict[str, Any]) -> ToolCall | None:
     """A tool call of a result; None, and a word in the log, if its arguments are no JSON object."""
+    if raw.get("type") == "custom":  # its input is a text, for which Haystack has no place
+        logger.warning("The model called the custom tool {tool}; the call is left out.", tool=raw["custom"]["name"])
+        return None
     name, arguments = raw["function"]["name"], raw["function"]["arguments"]
     try:
         read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
