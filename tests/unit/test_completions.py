@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
+from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields, plain_text
 from genqueue_worker.transport import UpstreamError
 
 from .heard import Heard
@@ -146,3 +148,23 @@ def bare(**choice):
 def test_a_text_is_there_once_whatever_the_shape_of_its_events(events, expected):
     heard, answer, _ = taken(*events)
     assert ("".join(heard.texts), answer.finish_reason, answer.is_complete) == (expected, "stop", True)
+
+
+VALUES = st.sampled_from([None, True, False, "", "a", "null", 0, 1, -1, [], {}, ["a"], {"content": "b"}])
+CHOICES = st.fixed_dictionaries(
+    {"text": VALUES},
+    optional={name: VALUES for name in ("index", "finish_reason", "logprobs", "delta", "message", "x")},
+)
+EVENTS = st.fixed_dictionaries({"choices": st.lists(CHOICES, max_size=2)}, optional={"usage": VALUES, "error": VALUES})
+
+
+@given(EVENTS | VALUES)
+def test_a_plain_text_is_all_that_its_event_says(event):
+    text = plain_text(event)
+    if text is not None:
+        short, long = Heard(), Heard()
+        assert CompletionAnswer(short).take(json.dumps(event).encode())
+        answer = CompletionAnswer(long)
+        answer.take_whole(json.dumps(event).encode())
+        assert (short.texts, long.texts, short.is_closed, long.is_closed) == ([text], [text], False, False)
+        assert (answer.usage, answer.finish_reason) == ({}, None)

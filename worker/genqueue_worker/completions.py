@@ -7,6 +7,8 @@ Pure but for the sink.  huggingface_hub asks these providers, but cannot read th
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import from_json
+
 from genqueue_worker.answers import Halves, content_of, counts, first_choice, reason, said_in
 from genqueue_worker.openai_answers import OpenAIAnswer
 from genqueue_worker.server_errors import UNREADABLE, error_in, trouble, unreadable
@@ -27,6 +29,30 @@ def more_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_tokens": parameters["max_new_tokens"], "stream_options": {"include_usage": True}}
 
 
+def plain_text(event: Any) -> str | None:
+    """The text of an event that says nothing else, as nearly all do; None of any other.
+
+    This is done for every token: what follows from it is the same as of reading the whole event.
+    """
+    try:
+        (choice,) = event["choices"]
+        said = choice["text"]
+        if (
+            type(said) is not str
+            or not said
+            or choice.get("finish_reason")
+            or choice.get("index")
+            or choice.get("delta")
+            or choice.get("message")
+            or event.get("usage")
+            or event.get("error") is not None
+        ):
+            return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return said
+
+
 class CompletionAnswer(OpenAIAnswer):
     """The text as its events come; each goes to ``sink``.
 
@@ -41,6 +67,19 @@ class CompletionAnswer(OpenAIAnswer):
         self._sink = sink
         self._halves = Halves()
         self._came = self._is_whole = False
+
+    def take(self, data: bytes) -> bool:
+        """As :meth:`~genqueue_worker.openai_answers.OpenAIAnswer.take`; most events are one plain text."""
+        try:
+            event = from_json(data)
+        except ValueError:
+            return super().take(data)
+        plain = plain_text(event)
+        if plain is None or self._halves.waits:
+            return self._take_all(event, data)
+        self._came = True
+        self._sink.push_delta(plain)
+        return True
 
     def _take(self, event: Any, data: bytes) -> None:
         try:
