@@ -223,7 +223,7 @@ class ToolCalls:
     def _name(self, call: "_Call", name: str) -> str:
         """The name of ``call`` with what a piece says of it: the whole, the whole so far, or what comes next."""
         known = call.name
-        if not name or (known and call.text) or (name == known and known in self._offered):
+        if not name or (known and (call.size or call.opening)) or (name == known and known in self._offered):
             return known
         if known + name in self._offered or not name.startswith(known):
             return known + name
@@ -304,7 +304,8 @@ class _Call:
 
     def is_gone_over_by(self, piece: str) -> bool:
         """Whether ``piece`` is more than all its arguments so far, or goes on with them as no beginning does."""
-        return (piece != self.text and piece.startswith(self.text)) or not piece.lstrip().startswith("{")
+        is_more = len(piece) > self.size and piece.startswith(self.text)
+        return is_more or not piece.lstrip().startswith("{")
 
     def news_in(self, piece: str) -> str:
         """What ``piece`` adds: some servers send the arguments so far again, or a whole call twice.
