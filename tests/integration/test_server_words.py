@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from celery import Celery
 
-from genqueue import GenerationClient, Settings
+from genqueue import GenerationClient, GenerationRejectedError, Settings
 
 from .roles import as_role
 
@@ -25,6 +25,10 @@ class Quoting(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         quoted = " ".join([self.headers["authorization"], self.headers["x-key"], PROMPT])
+        if "fault" in str(asked):
+            body = json.dumps({"fault": {"faultstring": quoted, "detail": {"status": 401}}}).encode()
+            self.answer("application/json", body)
+            return
         if "messages" in asked:
             events = [
                 {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": None}]},
@@ -100,3 +104,23 @@ def test_what_a_server_quotes_at_its_end_is_masked_for_the_caller_and_told_to_no
     for canary in (TOKEN, HEADER, PROMPT):
         assert canary not in worker.log
         assert canary not in str(heard)
+
+
+def test_what_a_server_quotes_in_an_error_of_any_shape_is_masked(start_worker, quoting_url, own_redis):
+    """With status 200, and another one within it, which says whose fault it is."""
+    params = {"url": quoting_url, "headers": {"x-key": HEADER}}
+    generators = {
+        "quoting": {"api_type": "text_generation_inference", "api_params": params, "token_env": ["KEY"]},
+    }
+    worker = start_worker(generators, own_redis.url, "-l", "debug", environ={"KEY": TOKEN})
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
+        for generation in (
+            client.submit("fault", generator="quoting"),
+            client.submit_chat([{"role": "user", "content": "fault"}], generator="quoting"),
+        ):
+            with pytest.raises(GenerationRejectedError) as rejected:
+                generation.result(timeout_s=20)
+            assert str(rejected.value) == f"Bearer *** *** {PROMPT}"
+            assert (rejected.value.detail["status"], rejected.value.detail["fault"]) == (401, "endpoint")
+    for canary in (TOKEN, HEADER, PROMPT):
+        assert canary not in worker.log
