@@ -218,3 +218,48 @@ async def test_an_attempt_that_ends_while_redis_is_away_leaves_its_text_once(des
     seqs = [event.seq for event in writer.run(calls.read_log(generation_id, 0))]
     assert seqs == list(range(1, record.seq + 1))
     assert writer.raw.exists(keys.text(generation_id)) == (way != "finished")
+
+
+def last_text(registry: Registry, generation_id: str) -> tuple[str, bool]:
+    """What the next attempt is given to go on behind, and whether anything was delivered before."""
+    registry.lose_lease(generation_id)
+    claim = registry.claim(generation_id, owner="worker-2")
+    assert isinstance(claim, Claim)
+    return claim.text_so_far, claim.solid_tokens > 0
+
+
+@pytest.mark.parametrize("way", ["flushed", "released"])
+@pytest.mark.parametrize("left", ["nothing", "nothing but white space", "what came later", "something else"])
+def test_nobody_goes_on_behind_a_text_of_which_a_part_was_lost(registry, way, left):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["\n" if "white" in left else "It is"], mark="first"))
+    registry.raw.delete(keys.text(generation_id))
+    if left == "something else":
+        registry.raw.hset(keys.text(generation_id), "a", "b")
+    if left in {"what came later", "something else"}:
+        registry.append(flush(generation_id, 2, [" mild"]))
+    if way == "released":
+        registry.release(flush(generation_id, 3, []))
+    assert last_text(registry, generation_id) == ("", True)
+    # Nor does the one after next, whose worker died before its first word.
+    assert last_text(registry, generation_id) == ("", True)
+
+
+def test_a_text_that_begins_anew_is_gone_on_with_whatever_was_lost_before(registry):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["It is"], mark="first"))
+    registry.raw.delete(keys.text(generation_id))
+    assert last_text(registry, generation_id) == ("", True)
+    begun = flush(generation_id, 1, ["Mild"], attempt=2, mark="reset")
+    assert registry.append(begun, begun) == ["ok", "ok"]
+    assert last_text(registry, generation_id) == ("Mild", True)
+
+
+def test_a_text_of_a_worker_of_the_version_before_is_gone_on_with(registry):
+    """It adds to the text, and says nowhere how long that is now."""
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["It is"], mark="first"))
+    registry.raw.append(keys.text(generation_id), " mild")
+    assert last_text(registry, generation_id) == ("It is mild", True)
+    registry.raw.hdel(keys.generation(generation_id), "text_bytes")
+    assert last_text(registry, generation_id) == ("It is mild", True)

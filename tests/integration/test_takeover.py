@@ -11,6 +11,7 @@ import redis
 from genqueue import GenerationExpiredError, Settings, outcome
 from genqueue.keys import doorbell
 from genqueue.keys import generation as generation_key
+from genqueue.keys import text as text_key
 from genqueue_ops.tgi_standin.prose import expected_tokens
 from genqueue_worker.engine import Ended, Engine, NotOurs
 from genqueue_worker.generators import TextGeneration
@@ -91,6 +92,22 @@ def test_one_that_slept_past_its_lease_writes_nothing_more(fleet, ask, read, eve
     assert attempts == sorted(attempts)
     assert len(standin.attempts(prompt)) == 2
     eventually(lambda: [line["outcome"] for line in sleeper.outcomes(reading.generation.id)] == ["superseded"])
+
+
+def test_a_text_that_redis_lost_in_mid_run_is_begun_anew(fleet, ask, read, eventually):
+    """Evicted, or deleted by hand: what comes later is no text to go on behind, nor the reply."""
+    fleet.staff(2)
+    prompt = ask(tokens=120, itl_s=0.05)
+    reading = read(fleet.client.submit(prompt))
+    eventually(lambda: len(reading.events) > 20)
+    text = text_key(reading.generation.id)
+    with redis.Redis.from_url(fleet.redis.url) as db:
+        db.delete(text)
+        eventually(lambda: db.strlen(text) > 0)
+    fleet.holder(reading.generation).process.kill()
+    assert_whole(reading, prompt, attempts=2)
+    assert "2.reset" in reading.kinds()
+    assert "".join(chunk.text for chunk in reading.generation.stream()) == prompt.answer
 
 
 def test_what_was_popped_and_never_claimed_is_run(fleet, ask, eventually):

@@ -27,6 +27,7 @@ FREE = {"max_new_tokens": 10}
     ("parameters", "on_failure", "progress", "expected"),
     [
         pytest.param(FREE, "continue", Progress("", 0), Begin(forget=False), id="nothing-yet"),
+        pytest.param(FREE, "continue", Progress("", 2), Begin(forget=True), id="a-text-that-was-lost"),
         pytest.param(
             FREE,
             "continue",

@@ -117,7 +117,7 @@ def next_attempt(
         if not (continues_chat and _leaves_off_in_its_answer(prompt, progress)):
             return anew
     if not progress.text:
-        return Begin(forget=False)
+        return anew
     if any(progress.text.endswith(stop) for stop in parameters.get("stop", ())):
         return Complete("stop_sequence")
     missing_tokens = parameters[limit] - progress.solid_tokens

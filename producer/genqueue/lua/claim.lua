@@ -6,9 +6,9 @@ local may_start, live = ARGV[6], ARGV[7]
 
 local finals, priorities = ARGV[8], tonumber(ARGV[9])
 
-local state, attempt, seq, request, submitted_at, deadline_at, deadline_s, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent = fields_of(
+local state, attempt, seq, request, submitted_at, deadline_at, deadline_s, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent, text_bytes = fields_of(
   generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'deadline_s', 'generator',
-    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent')
+    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent', 'text_bytes')
 state = state_of(state)
 if not (state or attempt or seq or request or home) then
   redis.call('ZREM', waiting, id) -- nobody shall be rung for what is not there
@@ -26,6 +26,9 @@ end
 local time, so_far = now()
 local function claimed()
   so_far = so_far or read_text(text)
+  if #so_far < count(text_bytes) then -- of a text that was lost nothing is given: what was delivered is begun anew
+    so_far, solid_tokens = '', math.max(1, count(tokens))
+  end
   return {'claimed', count(attempt), request, submitted_at, started_at or stamp(time), deadline_at and stamp(deadline_at) or '',
     so_far, count(solid_tokens), count(failures), errors or '',
     count(tokens), traceparent or '', stamp(time)}

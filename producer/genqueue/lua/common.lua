@@ -66,6 +66,13 @@ local function read_text(text)
   return ''
 end
 
+-- How many bytes the text so far must have, once more was added: where it has fewer, Redis lost it (its key was
+-- evicted, or deleted), and nobody may go on behind what is left. It may have more: a worker of the version before adds
+-- to the text alone.
+local function bytes_of_text(text_bytes, mark, more)
+  return (mark == 'reset' and 0 or count(text_bytes)) + #more
+end
+
 -- Add to the text so far; returns how long it is.
 local function add_text(text, more)
   local length = redis.pcall('APPEND', text, more)

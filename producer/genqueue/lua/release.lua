@@ -7,8 +7,8 @@ local delay_s, failure, is_charged, message = tonumber(ARGV[6]), ARGV[7], ARGV[8
 local completion_tokens, solid_tokens, mark, more = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local owner, flush, waits_for, FIRST_BODY = ARGV[14], tonumber(ARGV[15]), ARGV[16], 17
 
-local state, newest, seq, priority, submitted_at, deadline_at, deadline_s, errors, holder, flushed = fields_of(
-  generation, 'state', 'attempt', 'seq', 'priority', 'submitted_at', 'deadline_at', 'deadline_s', 'errors', 'owner', 'flush')
+local state, newest, seq, priority, submitted_at, deadline_at, deadline_s, errors, holder, flushed, text_bytes = fields_of(
+  generation, 'state', 'attempt', 'seq', 'priority', 'submitted_at', 'deadline_at', 'deadline_s', 'errors', 'owner', 'flush', 'text_bytes')
 if not state then return 'gone' end
 if newest ~= attempt then return 'superseded' end
 if not is_one_of(state, sources) then return state end
@@ -20,7 +20,7 @@ if not is_written(flush, flushed) then
   for index = FIRST_BODY, #ARGV do bodies[index - FIRST_BODY + 1] = ARGV[index] end
   seq = append_events(log, live, count(seq), newest, bodies)
   redis.call('HSET', generation, 'seq', seq, 'flush', flush, 'completion_tokens', completion_tokens,
-    'solid_tokens', solid_tokens)
+    'solid_tokens', solid_tokens, 'text_bytes', bytes_of_text(text_bytes, mark, more))
   if mark == 'reset' then redis.call('DEL', text) end
   if more ~= '' and add_text(text, more) == #more then redis.call('EXPIRE', text, keep_s) end
 end
