@@ -8,7 +8,7 @@ from genqueue import calls, keys
 from genqueue.errors import IdempotencyConflictError, QueueFullError, UnknownGeneratorError
 from genqueue.messages import GenerationRequest, read_request
 
-from .conftest import KEEP_S, RESULT_TTL_S, Registry
+from .conftest import KEEP_S, RESULT_TTL_S, Registry, flush
 
 
 def rings(registry: Registry, priority: int = 5, generator: str = "default") -> list[str]:
@@ -205,3 +205,15 @@ def test_a_huge_prompt_arrives_whole(registry):
     generation_id = registry.submit(prompt=prompt)
     claim = registry.claim(generation_id)
     assert GenerationRequest.model_validate_json(claim.request).prompt == prompt
+
+
+@pytest.mark.parametrize("ending", ["", ":log", ":text", ":live", ":untold"])
+def test_an_idempotency_key_that_looks_like_a_generations_key_is_none(registry, ending):
+    first = registry.running()
+    key = f"{first}{ending}"
+    second = registry.submit(idempotency_key=key)
+    assert registry.submit(idempotency_key=key) == second != first
+    assert registry.append(flush(first, 1, ["It", " is"])) == ["ok"]
+    assert registry.text(first) == "It is"
+    assert [event.split()[1] for event in registry.events(first)] == ["started", "chunk", "chunk"]
+    assert registry.hash(first)["state"] == "running"

@@ -80,3 +80,44 @@ def test_each_priority_has_a_list_of_its_own(priority, expected):
 def test_the_separator_is_kombus():
     redis_transport = pytest.importorskip("kombu.transport.redis")
     assert redis_transport.Channel.sep == keys.PRIORITY_SEPARATOR
+
+
+ENDINGS = [
+    "",
+    ":log",
+    ":text",
+    ":live",
+    ":",
+    ":x",
+    ":log:x",
+    ":LOG",
+    " :log",
+    ":log ",
+    ":logs",
+    "log",
+    ":untold",
+    ":text:text",
+]
+
+
+def test_no_two_generations_and_no_two_purposes_share_a_key():
+    """Whatever an id ends with: one that would is none."""
+    ids = [start + end + more for start in ("x", "x:log", ":") for end in ENDINGS for more in ENDINGS]
+    valid = {each for each in ids if keys.names_a_generation(each)}
+    made = [make(each) for each in valid for make in (keys.generation, keys.log, keys.text, keys.result)]
+    assert len(made) == len(set(made))
+    refused = {each for each in ids if not keys.names_a_generation(each)}
+    assert refused == {each for each in ids if each.endswith((":log", ":text"))}
+
+
+@pytest.mark.parametrize("word", [*ENDINGS[1:], "generation:x", "x:log", "x:text", "x:live"])
+def test_what_a_caller_names_stays_behind_its_own_prefix(word):
+    """An idempotency key, a generator's name or a worker's: none is a generation's key, its log or its text."""
+    ids = ["x", "x" + word, word]
+    of_generations = {make(each) for each in ids for make in (keys.generation, keys.log, keys.text, keys.result)}
+    made = {make(word) for make in (keys.idempotency, keys.waiting, keys.newest_claimed, keys.untold, keys.queue)}
+    shared = {keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.SWEPT, keys.DEAD, keys.GENERATORS}
+    shared |= {keys.PLACES, keys.WORKERS}
+    assert len(made) == 5
+    assert not made & (of_generations | shared)
+    assert not of_generations & shared
