@@ -445,26 +445,49 @@ async def test_all_that_is_kept_counts_against_the_bound(server, call, chat, pie
     assert server.sent_bytes < 10_000_000
 
 
+NATIVE_END = {"token": None, "generated_text": "ab", "details": {"finish_reason": "length"}}
+CHAT_END = {"choices": [{"delta": {"content": "b"}, "finish_reason": "length"}]}
+CALLED = {"index": 10**30, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+
+
 @pytest.mark.parametrize(
-    ("chat", "event"),
+    ("chat", "event", "text"),
     [
-        pytest.param(False, {"token": {"id": "1", "text": "a", "special": False}}, id="id"),
-        pytest.param(False, {"token": {"id": 10**30, "text": "a", "special": False}}, id="large-id"),
-        pytest.param(False, {"token": {"id": 1, "text": 5, "special": False}}, id="text"),
-        pytest.param(False, {"token": {"id": 1, "text": "a", "logprob": "x", "special": False}}, id="logprob"),
-        pytest.param(False, {"token": None, "generated_text": ["a"]}, id="generated-text"),
-        pytest.param(False, {"token": 5, "generated_text": None}, id="token"),
-        pytest.param(False, 5, id="number"),
-        pytest.param(True, {"choices": [{"delta": {"content": ["a"]}}]}, id="content"),
-        pytest.param(True, {"choices": [{"delta": {"reasoning": 5}}]}, id="reasoning"),
-        pytest.param(True, {"choices": [{"delta": {"tool_calls": [{"index": 10**30}]}}]}, id="index"),
-        pytest.param(True, {"choices": [{"delta": {"tool_calls": "x"}}]}, id="tool-calls"),
+        pytest.param(False, {"token": {"id": "1", "text": "a", "special": False}}, "a", id="id"),
+        pytest.param(False, {"token": {"id": 10**30, "text": "a", "special": False}}, "a", id="large-id"),
+        pytest.param(False, {"token": {"id": 1, "text": "a", "logprob": "x", "special": False}}, "a", id="logprob"),
+        pytest.param(True, {"choices": [{"delta": {"content": ["a"]}}]}, "ab", id="content"),
+        pytest.param(True, {"choices": [{"delta": {"content": "a", "tool_calls": [CALLED]}}]}, "ab", id="index"),
+        pytest.param(True, {"choices": [{"delta": {"content": "a", "tool_calls": "x"}}]}, "ab", id="tool-calls"),
         pytest.param(
-            True, {"choices": [{"delta": {}, "logprobs": {"content": [{"token": 1, "logprob": 0}]}}]}, id="logprobs"
+            True,
+            {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [{"token": 1, "logprob": 0}]}}]},
+            "ab",
+            id="logprobs",
         ),
     ],
 )
-async def test_what_is_not_of_its_type_is_no_answer(server, call, chat, event):
+async def test_what_is_not_of_its_type_costs_no_text(server, call, chat, event, text):
+    """It is left out, or read for what it says: the text beside and behind it is there, and so is the end."""
+    end = CHAT_END if chat else NATIVE_END
+    server.head = STREAM + b"".join(b"data: " + json.dumps(said).encode() + b"\n\n" for said in (event, end))
+    ending, outbox = await call(chat)
+    assert ("".join(outbox.parts), ending.finish_reason) == (text, "length")
+
+
+@pytest.mark.parametrize(
+    ("chat", "event"),
+    [
+        pytest.param(False, {"token": {"id": 1, "text": 5, "special": False}}, id="text"),
+        pytest.param(False, {"token": None, "generated_text": ["a"]}, id="generated-text"),
+        pytest.param(False, {"token": 5, "generated_text": None}, id="token"),
+        pytest.param(False, 5, id="number"),
+        pytest.param(True, {"choices": [{"delta": {"content": 5}}]}, id="content"),
+        pytest.param(True, {"choices": [{"delta": {"reasoning": 5}}]}, id="reasoning"),
+        pytest.param(True, {"choices": [{"delta": {"tool_calls": ["f"]}}]}, id="tool-calls"),
+    ],
+)
+async def test_what_may_be_text_or_a_call_and_is_not_of_its_type_is_no_answer(server, call, chat, event):
     """No reader could read it."""
     server.head = STREAM + b"data: " + json.dumps(event).encode() + b"\n\n"
     with pytest.raises(UpstreamError, match="the server's answer is none of TGI's") as failed:
