@@ -43,13 +43,13 @@ class _Call(NamedTuple):
     arguments: str = ""
 
     def and_then(self, piece: ToolCallDelta) -> "_Call":
-        return _Call(self.id or piece.id or "", self.name or piece.name or "", self.arguments + piece.arguments)
+        return _Call(self.id or piece.id or "", self.name + (piece.name or ""), self.arguments + piece.arguments)
 
     def agrees(self, other: "_Call") -> bool:
         """Whether both may be the beginnings of one call."""
         return (
             (not (self.id and other.id) or self.id == other.id)
-            and (not (self.name and other.name) or self.name == other.name)
+            and (self.name.startswith(other.name) or other.name.startswith(self.name))
             and (self.arguments.startswith(other.arguments) or other.arguments.startswith(self.arguments))
         )
 
@@ -57,8 +57,8 @@ class _Call(NamedTuple):
         """Whether it says all that ``other``, with which it agrees, says."""
         return (
             len(self.arguments) >= len(other.arguments)
+            and len(self.name) >= len(other.name)
             and bool(self.id or not other.id)
-            and bool(self.name or not other.name)
         )
 
 
@@ -102,12 +102,13 @@ class _Again:
             if not after.agrees(delivered):
                 return False
             self._calls[piece.index] = after
-            skip = max(0, len(delivered.arguments) - len(so_far.arguments))
+            name_before = max(0, len(delivered.name) - len(so_far.name))
+            arguments_before = max(0, len(delivered.arguments) - len(so_far.arguments))
             new_piece = ToolCallDelta(
                 piece.index,
                 None if delivered.id else piece.id,
-                None if delivered.name else piece.name,
-                piece.arguments[skip:],
+                (piece.name or "")[name_before:] or None,
+                piece.arguments[arguments_before:],
             )
             if new_piece[1:] != (None, None, ""):
                 new_pieces.append(new_piece)

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genqueue.delivery import Continuing, Marking
@@ -189,7 +189,11 @@ def test_marks_are_for_who_has_something_to_forget():
 # --- whatever the attempts are -----------------------------------------------------------------
 
 PIECES = st.builds(
-    ToolCallDelta, st.sampled_from([0, 1]), st.sampled_from([None, "x"]), st.sampled_from([None, "f"]), st.just("a")
+    ToolCallDelta,
+    st.sampled_from([0, 1]),
+    st.sampled_from([None, "x"]),
+    st.sampled_from([None, "f", "g"]),
+    st.just("a"),
 )
 CHUNKS = st.builds(
     lambda text, reasoning, pieces: chunk(text, reasoning=reasoning, tool_calls=tuple(pieces)),
@@ -222,7 +226,13 @@ def deliver(attempts):
         return delivered, error
 
 
+def called(*names):
+    return [chunk("", tool_calls=(ToolCallDelta(0, None, name, "a"),)) for name in names]
+
+
 @given(ATTEMPTS)
+@example([called(None, "f"), called("f", "f")])
+@example([called("f", None), called("f", "g")])
 def test_what_is_joined_is_the_reply_or_there_is_an_error(attempts):
     delivered, error = deliver(attempts)
     if error is None:
