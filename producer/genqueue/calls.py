@@ -249,14 +249,11 @@ class WorkerStatus:
         generators: for each generator it serves, its servers: ``address``, ``health`` ("up",
             "rests" after a failure or while it is full, "waking", "refuses" whatever it is asked, "down"),
             ``running`` calls, ``trouble`` (the last one).
-        clock_ahead_s: its host's clock less Redis's, in seconds, when it said so; the time to Redis makes it seem
-            behind by as much.  None of a worker that does not say.
     """
 
     name: str
     announced_at: float
     generators: dict[str, list[dict[str, Any]]]
-    clock_ahead_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -857,18 +854,15 @@ def announce(
     worker_s: float,
     keep_s: int,
     places: Mapping[str, Sequence[str]] | None = None,
-    clock_s: float | None = None,
 ) -> Call[None]:
     """Tell everybody which generators a worker serves, where, and how their servers are.
 
     ``facts`` are a generator's, the same whoever serves it, and need ``max_queue_depth``;
     ``servers`` as in :class:`WorkerStatus`, which lives ``worker_s``; ``places`` are those that
-    this worker calls (:mod:`genqueue.places`), by generator: of several workers they add up; ``clock_s`` is what its
-    host's clock says, in epoch seconds, which nothing but ``genqueue doctor`` goes by.
+    this worker calls (:mod:`genqueue.places`), by generator: of several workers they add up.
     """
     calls_at = [f"{name} {place}" for name, found in (places or {}).items() for place in found]
-    clock = "" if clock_s is None else f"{clock_s:.6f}"
-    arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:], to_json(calls_at), clock]
+    arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:], to_json(calls_at)]
     for name, fact in facts.items():
         arguments += (name, to_json(fact)[1:])
     return _scripted("announce", [keys.GENERATORS, keys.WORKERS, keys.PLACES], arguments, lambda answer: None)
@@ -901,10 +895,7 @@ def _worker(name: str, about: bytes) -> WorkerStatus | None:
         for generator, servers in generators.items()
         if isinstance(servers, list)
     }
-    clock_ahead_s = facts.get("clock_ahead_s")
-    return WorkerStatus(
-        name, announced_at, servers_of, clock_ahead_s if isinstance(clock_ahead_s, int | float) else None
-    )
+    return WorkerStatus(name, announced_at, servers_of)
 
 
 _SERVER: dict[str, Any] = {"address": "", "health": "?", "running": 0, "trouble": ""}

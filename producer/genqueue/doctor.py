@@ -148,13 +148,7 @@ def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Findi
         if role == "flower":
             return found  # it neither may nor needs to see them
         return [*found, Finding("fail", "queues and workers", facts.overview_error, "see the findings above")]
-    return [
-        *found,
-        *_queues(facts.overview),
-        *_workers(facts.overview),
-        *_worker_clocks(facts.overview.workers),
-        *_agreement(settings, facts.overview),
-    ]
+    return [*found, *_queues(facts.overview), *_workers(facts.overview), *_agreement(settings, facts.overview)]
 
 
 def judge_file(seen: FileSeen) -> list[Finding]:
@@ -327,34 +321,17 @@ def _noted(facts: Facts, user: str) -> list[Finding]:
     return [Finding("ok", "ACL log", seen)]
 
 
-_SET_CLOCKS = "have chrony or systemd-timesyncd set both clocks: timings are off by as much"
-
-
 def _clock(facts: Facts) -> list[Finding]:
     ahead = facts.clock_ahead_s
     if ahead is None:
         return []  # the rights say so
-    seen = f"this host is {_beside_redis(ahead)} (±{facts.clock_bound_s:.3f} s)"
+    seen = (
+        f"this host is {abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} Redis (±{facts.clock_bound_s:.3f} s)"
+    )
     if abs(ahead) - facts.clock_bound_s <= SKEW_LIMIT_S:
         return [Finding("ok", "clock", seen)]
-    return [Finding("warn", "clock", seen, _SET_CLOCKS)]
-
-
-def _beside_redis(ahead_s: float) -> str:
-    return f"{abs(ahead_s):.3f} s {'ahead of' if ahead_s > 0 else 'behind'} Redis"
-
-
-def _worker_clocks(workers: Sequence[WorkerStatus]) -> list[Finding]:
-    """Of those that say what their clock says; the way to Redis is in it, so one that seems behind may be slow."""
-    known = [(worker.name, worker.clock_ahead_s) for worker in workers if worker.clock_ahead_s is not None]
-    wrong = [
-        Finding("warn", f"clock of {name}", f"its host is {_beside_redis(ahead_s)}", _SET_CLOCKS)
-        for name, ahead_s in known
-        if abs(ahead_s) > SKEW_LIMIT_S
-    ]
-    if wrong or not known:
-        return wrong
-    return [Finding("ok", "clocks of workers", f"{len(known)} within {SKEW_LIMIT_S:g} s of Redis's")]
+    do = "have chrony or systemd-timesyncd set both clocks: timings are off by as much"
+    return [Finding("warn", "clock", seen, do)]
 
 
 def _endpoint(seen: EndpointSeen) -> Finding:

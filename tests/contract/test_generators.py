@@ -45,22 +45,6 @@ def test_a_generator_that_nobody_announced_for_long_is_forgotten(registry):
     assert set(known_generators(registry)) == {"recent", "new"}
 
 
-@pytest.mark.parametrize("ahead_s", [0.0, 7.25, -3600.0])
-def test_a_workers_clock_is_held_beside_redis_own(registry, ahead_s):
-    clock_s = registry.now_ms / 1e3 + ahead_s
-    registry.run(calls.announce({}, "w", {"chat": [UP]}, worker_s=WORKER_S, keep_s=KEEP_S, clock_s=clock_s))
-    (worker,) = registry.run(calls.read_workers())
-    assert worker.clock_ahead_s == pytest.approx(ahead_s, abs=2)
-    assert worker.generators == {"chat": [UP]}
-
-
-def test_a_worker_that_does_not_say_what_its_clock_says_is_known_all_the_same(registry):
-    announce(registry, chat=1)
-    words = {"announced_at": registry.now_ms / 1e3, "generators": {}, "clock_ahead_s": "x"}
-    registry.raw.hset(keys.WORKERS, "odd", json.dumps(words))
-    assert [worker.clock_ahead_s for worker in registry.run(calls.read_workers())] == [None, None]
-
-
 def test_workers_are_known_with_their_servers_until_they_are_silent_or_say_goodbye(registry):
     announce(registry, chat=1)
     registry.run(calls.announce({}, "host:2:b", {"chat": [UP, UP]}, worker_s=WORKER_S, keep_s=KEEP_S))

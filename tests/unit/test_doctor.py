@@ -54,37 +54,6 @@ def test_where_all_is_well_nothing_is_to_be_done():
     assert not doctor.has_failed(judged())
 
 
-def clocks(**ahead_s):
-    return overview(
-        workers=[dataclasses.replace(WORKER, name=name, clock_ahead_s=value) for name, value in ahead_s.items()]
-    )
-
-
-@pytest.mark.parametrize(
-    ("ahead_s", "warned"),
-    [
-        ({"a": 0.0}, {}),
-        ({"a": 1.0, "b": -1.0}, {}),
-        ({"a": None}, {}),
-        ({"a": 1.001, "b": 0.2}, {"clock of a": "its host is 1.001 s ahead of Redis"}),
-        ({"a": -3600.5, "b": None}, {"clock of a": "its host is 3600.500 s behind Redis"}),
-        (
-            {"a": 5.0, "b": -5.0},
-            {"clock of a": "its host is 5.000 s ahead of Redis", "clock of b": "its host is 5.000 s behind Redis"},
-        ),
-    ],
-)
-def test_a_worker_whose_clock_is_not_redis_is_named(ahead_s, warned):
-    found = {one.what: one.seen for one in judged(**clocks(**ahead_s)) if one.level == "warn"}
-    assert found == warned
-
-
-def test_clocks_that_agree_are_counted_and_those_of_older_workers_are_not():
-    (found,) = [one for one in judged(**clocks(a=0.1, b=-0.1, c=None)) if one.what == "clocks of workers"]
-    assert (found.level, found.seen) == ("ok", "2 within 1 s of Redis's")
-    assert [one for one in judged(**clocks(a=None)) if "clock" in one.what and one.what != "clock"] == []
-
-
 def test_lines_that_an_older_redis_logs_because_of_us_are_named():
     (found,) = [one for one in judged(noted=["INFO", "CONFIG GET save"]) if one.what == "ACL log"]
     assert (found.level, found.do) == ("ok", "")

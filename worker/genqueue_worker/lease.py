@@ -203,10 +203,7 @@ class LeaseKeeper:
         self._announced_s = time.monotonic()
         servers = self._servers()
         where = {name: places(generators[name]) for name in servers}
-        announcement = calls.announce(
-            facts, self._owner, servers, worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where, clock_s=time.time()
-        )
-        self._run(announcement)
+        self._run(calls.announce(facts, self._owner, servers, worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where))
 
     def _sweep(self) -> None:
         """Look for what nobody holds, again and again while there is more; but not longer than leases can wait."""

@@ -31,10 +31,8 @@ for _, field in ipairs(cjson.decode(ARGV[5])) do
   served[generator], called[place] = true, true
   redis.call('HSET', places, field, stamp(time))
 end
-for index = 7, #ARGV, 2 do redis.call('HSET', generators, ARGV[index], announced .. ARGV[index + 1]) end
-local clock_s = tonumber(ARGV[6]) -- what the worker's clock says, if it does
-local clock = clock_s and string.format('"clock_ahead_s":%.3f,', clock_s - time) or ''
-redis.call('HSET', workers, owner, announced .. clock .. servers)
+for index = 6, #ARGV, 2 do redis.call('HSET', generators, ARGV[index], announced .. ARGV[index + 1]) end
+redis.call('HSET', workers, owner, announced .. servers)
 forget(generators, keep_s)
 forget(workers, worker_s)
 forget(places, keep_s, function(field)
