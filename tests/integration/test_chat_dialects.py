@@ -451,6 +451,58 @@ async def test_an_error_in_the_stream_is_one(chat, event, words, fault):
     assert fault_of(failed.value.facts) is fault
 
 
+def choice_with(delta=None, **fields):
+    return {"choices": [{"index": 0, "delta": delta or {}, "finish_reason": None, **fields}]}
+
+
+FULL = {"code": 429, "message": "slow down"}
+
+
+@pytest.mark.parametrize("end", ["stop", "error", None])
+@pytest.mark.parametrize(
+    ("event", "words", "fault"),
+    [
+        pytest.param(choice_with(error=FULL), "slow down", Fault.CAPACITY, id="openrouter"),
+        pytest.param(choice_with(error=FULL, finish_reason="error"), "slow down", Fault.CAPACITY, id="with-its-end"),
+        pytest.param(choice_with(error=FULL, finish_reason="stop"), "slow down", Fault.CAPACITY, id="with-a-good-end"),
+        pytest.param(choice_with({"content": "b"}, error=FULL), "slow down", Fault.CAPACITY, id="beside-a-text"),
+        pytest.param(choice_with({"content": "b", "error": FULL}), "slow down", Fault.CAPACITY, id="in-the-delta"),
+        pytest.param(choice_with(message={"error": FULL}), "slow down", Fault.CAPACITY, id="in-a-message"),
+        pytest.param(
+            choice_with(error={"code": 502, "message": "boom", "metadata": {"raw": "x"}}),
+            "boom",
+            Fault.SERVER,
+            id="502",
+        ),
+        pytest.param(choice_with(error={"code": "400", "message": "too long"}), "too long", Fault.REQUEST, id="spelt"),
+        pytest.param(choice_with(error="boom"), "boom", Fault.SERVER, id="a-text"),
+        pytest.param(choice_with(error=["boom"]), "boom", Fault.SERVER, id="a-list"),
+        pytest.param(
+            choice_with(error={"code": 503}),
+            'the server reports an error without words; it says {"error":{"code":503}}',
+            Fault.CAPACITY,
+            id="no-words",
+        ),
+        pytest.param({"choices": {"error": "boom"}}, "boom", Fault.SERVER, id="a-choice-without-a-list"),
+    ],
+)
+async def test_an_error_in_an_answer_is_one_however_it_ends(chat, event, words, fault, end):
+    with pytest.raises(UpstreamError) as failed:
+        await chat(delta(content="a"), event, delta(end), usage(), DONE)
+    assert (failed.value.facts.message, fault_of(failed.value.facts)) == (words, fault)
+
+
+@pytest.mark.parametrize("error", [None, "", {}, [], False])
+async def test_a_void_error_in_an_answer_is_none(chat, error):
+    heard, _ = await chat(choice_with({"content": "a", "error": error}, error=error), delta("stop"), DONE)
+    assert heard.text == "a"
+
+
+async def test_an_error_of_another_answer_is_none_of_the_reply(chat):
+    heard, _ = await chat({"choices": [{**choice(1), "error": FULL}, choice(0, "a")]}, delta("stop"), DONE)
+    assert heard.text == "a"
+
+
 @pytest.mark.parametrize("word", ["error", "abort"])
 @pytest.mark.parametrize("last", [{}, {"content": ""}, {"content": "lo"}])
 async def test_an_answer_that_its_server_gave_up_is_no_answer(engine, chat, word, last):

@@ -15,12 +15,13 @@ NAMES = [
     "function_call",
     "refusal",
     "finish_reason",
+    "error",
     "x",
 ]
 DELTAS = st.dictionaries(st.sampled_from(NAMES), VALUES)
 CHOICES = st.fixed_dictionaries(
     {"delta": DELTAS | VALUES},
-    optional={"index": VALUES, "finish_reason": VALUES, "logprobs": VALUES, "message": VALUES, "text": VALUES},
+    optional={name: VALUES for name in ("index", "finish_reason", "logprobs", "message", "text", "error")},
 )
 EVENTS = st.fixed_dictionaries({"choices": st.lists(CHOICES, max_size=2)}, optional={"usage": VALUES, "error": VALUES})
 

@@ -60,6 +60,8 @@ def test_the_last_word_is_no_event():
     ("event", "words"),
     [
         pytest.param({"error": {"message": "busy"}}, "^busy$", id="error"),
+        pytest.param({"choices": [{"text": "x", "error": {"message": "busy"}}]}, "^busy$", id="error-of-a-choice"),
+        pytest.param({"choices": [{"delta": {"error": "busy"}}]}, "^busy$", id="error-of-a-delta"),
         pytest.param({"token": {"text": "x"}}, "an event has no choices; it says", id="tgi"),
         pytest.param(b" {", "^the stream is no JSON: {$", id="no-json"),
         pytest.param([5], r"an event is no object; it says \[5\]", id="list"),
@@ -153,7 +155,7 @@ def test_a_text_is_there_once_whatever_the_shape_of_its_events(events, expected)
 VALUES = st.sampled_from([None, True, False, "", "a", "null", 0, 1, -1, [], {}, ["a"], {"content": "b"}])
 CHOICES = st.fixed_dictionaries(
     {"text": VALUES},
-    optional={name: VALUES for name in ("index", "finish_reason", "logprobs", "delta", "message", "x")},
+    optional={name: VALUES for name in ("index", "finish_reason", "logprobs", "delta", "message", "error", "x")},
 )
 EVENTS = st.fixed_dictionaries({"choices": st.lists(CHOICES, max_size=2)}, optional={"usage": VALUES, "error": VALUES})
 

@@ -141,28 +141,27 @@ def encodable(value: str) -> str:
 
 
 class Halves:
-    """Text whose characters may be cut in two between events, as JavaScript's strings are cut (UTF-16)."""
+    """Text whose characters may be cut in two between events, as JavaScript's strings are cut (UTF-16).
+
+    Attributes:
+        waits: half a character that is kept; mostly "".
+    """
 
     def __init__(self) -> None:
-        self._half = ""
+        self.waits = ""
 
     def take(self, value: str) -> str:
         """``value`` behind what was kept; half a character at its end waits for the next."""
         if not value:
             return ""
-        value, self._half = self._half + value, ""
+        value, self.waits = self.waits + value, ""
         if "\ud800" <= value[-1] <= "\udbff":
-            value, self._half = value[:-1], value[-1]
+            value, self.waits = value[:-1], value[-1]
         return value
-
-    @property
-    def waits(self) -> bool:
-        """Whether half a character is kept."""
-        return bool(self._half)
 
     def rest(self) -> str:
         """What still waits: no next will come."""
-        half, self._half = self._half, ""
+        half, self.waits = self.waits, ""
         return half
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from genqueue.chat import REASONING_FIELD
 from genqueue_worker.answers import content_of, encodable, first_choice, number, reason, said_in, text, whole_beside
+from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.server_errors import error_in_choice
 from genqueue_worker.tool_calls import Piece, read_piece
 
 _REASONING = (REASONING_FIELD, "reasoning")
@@ -24,6 +26,8 @@ _READ = frozenset(
     | {"created", "prompt_text", "prompt_logprobs", "time_info", "warnings", "metadata", *_REASONING}
 )
 """What is read of an event, or says nothing of the answer where engines have it."""
+_BESIDE_TEXT = frozenset({"tool_calls", "function_call", "refusal", "finish_reason", "error", *_REASONING})
+"""What a delta with a text may say besides."""
 _OF_AN_EVENT = frozenset({"id", "object", "created", "model", "type", "system_fingerprint", "provider"})
 _OF_A_CALL = frozenset({"index", "id", "type", "function", "name", "arguments", "custom"})
 _MOST_NAME_CHARACTERS = 60
@@ -38,6 +42,7 @@ class Said:
         reasoning_field: the server's word for it.
         unread: names of what it holds where a text may be, if it says nothing that we know.
         is_copy: whether it is the whole answer beside an event that adds nothing: void where something came before.
+        error: in place of all else, if the answer failed.
     """
 
     usage: Mapping[str, Any] | None
@@ -51,6 +56,7 @@ class Said:
     finish_reason: str | None = None
     unread: Set[str] = frozenset()
     is_copy: bool = False
+    error: UpstreamFacts | None = None
 
 
 def plain_text(event: Any) -> str | None:
@@ -69,18 +75,14 @@ def plain_text(event: Any) -> str | None:
             or choice.get("logprobs")
             or choice.get("index")
             or event.get("usage")
-            or event.get("error") is not None
+            or ("error" in event and event["error"] is not None)
+            or choice.get("error")
         ):
             return None
-        if len(delta) > 1 and (
-            delta.get("tool_calls")
-            or delta.get("reasoning_content")
-            or delta.get("reasoning")
-            or delta.get("refusal")
-            or delta.get("function_call")
-            or delta.get("finish_reason")
-        ):
-            return None
+        if len(delta) > 1:
+            for name, value in delta.items():
+                if value and name in _BESIDE_TEXT:
+                    return None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
     return content
@@ -103,6 +105,9 @@ def read_event(event: Mapping[str, Any]) -> Said:
     said.is_copy = whole is not None
     delta = said_in(choice if whole is None else {**choice, "delta": whole})
     said.is_of_this_answer = True
+    said.error = error_in_choice(choice, delta)
+    if said.error is not None:
+        return said
     said.finish_reason = reason(choice.get("finish_reason")) or reason(delta.get("finish_reason"))
     said.content, said.reasoning = content_of(delta.get("content"))
     if said.reasoning:

@@ -157,6 +157,8 @@ class ChatAnswer(OpenAIAnswer):
             raise UpstreamError(unreadable(trouble(wrong), data)) from None
         if isinstance(said, UpstreamFacts):
             raise UpstreamError(said)
+        if said.error is not None:
+            raise UpstreamError(said.error)
         if said.usage:
             self.usage.update(counts(said.usage))
         if said.unread and not self._came:

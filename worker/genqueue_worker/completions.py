@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from genqueue_worker.answers import Halves, content_of, counts, first_choice, reason, said_in
 from genqueue_worker.openai_answers import OpenAIAnswer
-from genqueue_worker.server_errors import UNREADABLE, error_in, trouble, unreadable
+from genqueue_worker.server_errors import UNREADABLE, error_in, error_in_choice, trouble, unreadable
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
 
@@ -45,7 +45,8 @@ def plain_text(event: Any) -> str | None:
             or choice.get("delta")
             or choice.get("message")
             or event.get("usage")
-            or event.get("error") is not None
+            or ("error" in event and event["error"] is not None)
+            or choice.get("error")
         ):
             return None
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -85,7 +86,9 @@ class CompletionAnswer(OpenAIAnswer):
         try:
             error = error_in(event)
             choice = first_choice(event.get("choices")) if error is None else None
-            said = "" if choice is None else self._said_in(choice)
+            if choice is not None:
+                error = error_in_choice(choice, said_in(choice))
+            said = "" if choice is None or error is not None else self._said_in(choice)
             finish_reason = None if choice is None else reason(choice.get("finish_reason"))
             usage = event.get("usage")
             if error is None and event and "choices" not in event and usage is None:

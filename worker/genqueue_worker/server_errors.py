@@ -136,6 +136,16 @@ def error_in(event: Any) -> UpstreamFacts | None:
         has_text = event.get("choices") or event.get("token") or event.get("generated_text") is not None
         if has_text or not is_error(event, may_be_empty=is_answer):
             return None
+    return _facts(event)
+
+
+def error_in_choice(choice: Mapping[str, Any], delta: Mapping[str, Any]) -> UpstreamFacts | None:
+    """The error in one answer of an event, or in what it adds, as OpenRouter and its like have it; None if none is."""
+    error = choice.get("error") or delta.get("error")
+    return _facts({"error": error}) if error else None
+
+
+def _facts(event: Mapping[str, Any]) -> UpstreamFacts:
     said = read_error(event)
     return UpstreamFacts(
         message=said.words or f"the server reports an error without words; it says {seen(_compact(event))}",
