@@ -376,6 +376,36 @@ def test_a_text_that_its_server_does_not_continue_begins_anew(fleet, ask, read, 
     assert inputs[-1] == prompt  # and no other continuation is tried
 
 
+def refusal(status, words):
+    return {"kind": "status", "status": status, "body": words}
+
+
+@pytest.mark.parametrize("max_attempts", [2, 3])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(refusal(411, ""), id="411"),
+        pytest.param(refusal(414, ""), id="414"),
+        pytest.param(refusal(431, ""), id="431"),
+        pytest.param(refusal(500, "prefix too long"), id="500"),
+    ],
+)
+def test_a_refused_continuation_uses_no_attempts_up(fleet_of, ask, standin, fault, max_attempts):
+    """It begins anew while there is an attempt left for that, however the refusal is called."""
+    generator = {
+        "api_type": "text_generation_inference",
+        "api_params": {"url": standin.url},
+        "max_attempts": max_attempts,
+    }
+    with fleet_of({"default": generator}) as fleet:
+        fleet.staff(1)
+        prompt = ask(tokens=12, faults=[{"kind": "cut", "after_tokens": 5, "times": 1}, {**fault, "times": 1}])
+        result = fleet.client.submit(prompt).result(timeout_s=30)
+        assert result.replies == [prompt.answer]
+        inputs = [entry["body"]["inputs"] for entry in standin.attempts(prompt)]
+        assert [sent == prompt for sent in inputs] == [True, False, True]
+
+
 def test_what_is_cancelled_while_its_claim_is_on_its_way_is_asked_of_no_server(fleet_of, ask, standin, eventually):
     generator = {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}
     with fleet_of({"default": generator}) as fleet, ThreadPoolExecutor() as threads:

@@ -299,4 +299,9 @@ REFUSAL, FAILURE, OTHER = {"continued": "refused"}, {"continued": "failed"}, {"m
     ],
 )
 def test_what_a_server_does_not_continue_begins_anew_for_good(errors, expected):
-    assert begins_anew(errors) is expected
+    assert begins_anew(errors, is_last=False) is expected
+
+
+@pytest.mark.parametrize(("errors", "expected"), [([OTHER] * 3, False), ([], False), ([OTHER, FAILURE], True)])
+def test_the_last_attempt_continues_no_text_of_which_a_server_failed_once(errors, expected):
+    assert begins_anew(errors, is_last=True) is expected

@@ -166,6 +166,7 @@ def decide(
     may_another_take_it=False,
     draw=NEVER,
     was_continued=False,
+    brought_nothing=False,
 ):
     return after_failure(
         facts,
@@ -177,6 +178,7 @@ def decide(
         may_another_take_it=may_another_take_it,
         draw=draw,
         was_continued=was_continued,
+        brought_nothing=brought_nothing,
     )
 
 
@@ -189,6 +191,7 @@ def charged(delay_s):
 
 
 UNCHARGED = Again(0.0, is_failure=True, is_charged=False)
+ANEW = Again(0.0, is_failure=True, is_charged=False, anew=True)
 
 
 @pytest.mark.parametrize(
@@ -332,8 +335,47 @@ def test_another_is_not(word):
 def test_what_is_refused_of_a_continuation_is_ours(refusal, failures, may_retry):
     """An attempt before it was accepted: the caller's request is none that is refused."""
     again = decide(refusal, failures, was_continued=True, may_retry=may_retry)
-    assert again == Again(0.0, is_failure=True, is_charged=False)
+    assert again == ANEW
     assert decide(refusal, failures, may_retry=may_retry).error == "rejected"
+
+
+@pytest.mark.parametrize("status", [406, 410, 411, 412, 414, 416, 417, 421, 426, 428, 431, 451, 460])
+def test_any_client_error_refuses_a_continuation(status):
+    """Proxies have their own words for too long a text; of another call it is still the server's failure."""
+    facts = UpstreamFacts("words", status=status)
+    assert decide(facts, 4, was_continued=True) == ANEW
+    assert decide(facts, 1) == charged(NEVER)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *(UpstreamFacts("words", status=status) for status in (408, 409, 423, 424, 425, 499, 500, 502, 504)),
+        UpstreamFacts("Request failed during generation: x", status=422),
+        UpstreamFacts("words", status=424, error_type="generation"),
+    ],
+    ids=repr,
+)
+def test_a_failure_is_no_refusal_of_a_continuation(facts):
+    assert decide(facts, 1, was_continued=True, brought_nothing=True) == charged(NEVER)
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 5])
+@pytest.mark.parametrize("facts", [BROKEN, UpstreamFacts("prefix too long", status=500)], ids=repr)
+def test_a_continuation_that_brought_nothing_ends_nothing_without_a_call_of_the_prompt_alone(facts, max_attempts):
+    last = {"failures": max_attempts - 1, "max_attempts": max_attempts}
+    again = decide(facts, was_continued=True, brought_nothing=True, draw=0.0, **last)
+    assert again == ANEW
+    assert decide(facts, was_continued=True, **last).error == "failed"
+    assert decide(facts, brought_nothing=True, **last).error == "failed"
+    assert decide(facts, was_continued=True, brought_nothing=True, may_retry=False, **last).error == "failed"
+    assert decide(facts, errors=3 * max_attempts, was_continued=True, brought_nothing=True, **last).error == "failed"
+
+
+@pytest.mark.parametrize("error_type", ["timeout", "transport", "incomplete_generation_stream"])
+def test_a_server_that_said_nothing_refused_no_continuation(error_type):
+    facts = UpstreamFacts("words", error_type=error_type)
+    assert decide(facts, 4, was_continued=True, brought_nothing=True).error == "failed"
 
 
 def test_pages_are_waited_for_longer_than_a_proxy_takes_to_restart():

@@ -76,17 +76,20 @@ REFUSED, FAILED = "refused", "failed"
 _MOST_FAILED = 2
 
 
-def begins_anew(errors: Sequence[Mapping[str, Any]]) -> bool:
+def begins_anew(errors: Sequence[Mapping[str, Any]], *, is_last: bool) -> bool:
     """Whether a text is not continued any more: a server refused what it was sent for that, or failed of it twice.
+
+    Once is enough where no other attempt follows.
 
     Prompt and text so far may be longer than it takes, or it goes on with no answer that was begun.  What it accepted
     before was the prompt alone; so that is what it gets, once and for all: at most one text is thrown away for it.
 
     Args:
         errors: what ended earlier attempts; ``continued`` is one of the words above.
+        is_last: whether the next attempt is the last one, should it fail.
     """
     outcomes = [error.get("continued") for error in errors]
-    return REFUSED in outcomes or outcomes.count(FAILED) >= _MOST_FAILED
+    return REFUSED in outcomes or outcomes.count(FAILED) >= (1 if is_last else _MOST_FAILED)
 
 
 def next_attempt(

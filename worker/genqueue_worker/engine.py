@@ -60,12 +60,10 @@ from genqueue_worker.newer import after_unknown, unknown_here
 from genqueue_worker.policy import (
     AT_ONCE,
     Again,
-    Fault,
     UpstreamFacts,
     after_defect,
     after_failure,
     error_class,
-    fault_of,
     is_exhausted,
 )
 from genqueue_worker.report import IGNORED, Report, Show, show_nobody
@@ -368,10 +366,12 @@ class Engine:
                 return await self._leave_to_newer(generation_id, generator, claim, unknown)
             return await self._refuse(generation_id, generator, outcome.rejection("; ".join(describe(error))))
         configured = self.generators[generator]
+        max_attempts = configured.settings.max_attempts
         parameters = configured.parameters(request)
         start: Begin | Continue | Complete | GiveUp = Begin(forget=False)
         if claim.attempt > 1:
-            anew = begins_anew(claim.errors)
+            is_last = is_exhausted(claim.failures + 1, len(claim.errors) + 1, max_attempts)
+            anew = begins_anew(claim.errors, is_last=is_last)
             # Else it was handed over, or what was refused is ours.
             failed = any(error.get("continued") != REFUSED for error in claim.errors)
             on_failure = request.on_failure if failed else "continue"
@@ -380,9 +380,7 @@ class Engine:
             progress = Progress(claim.text_so_far, claim.solid_tokens, claim.reasoning_so_far)
             continues_chat = configured.settings.continues_chat
             start = next_attempt(request.given, parameters, on_failure, progress, continues_chat=continues_chat)
-        gives_up = isinstance(start, GiveUp) or is_exhausted(
-            claim.failures, len(claim.errors), configured.settings.max_attempts
-        )
+        gives_up = isinstance(start, GiveUp) or is_exhausted(claim.failures, len(claim.errors), max_attempts)
         if gives_up:
             start = GiveUp()
         # Unless it begins anew, what earlier attempts made counts.
@@ -679,6 +677,7 @@ class Engine:
         """The upstream call failed: another attempt, or the end."""
         work.report.error_type = error_class(facts)
         configured = self.generators[work.generator]
+        brought_nothing = work.outbox.completion_tokens == work.outbox.earlier_tokens
         decision = after_failure(
             facts,
             failures=work.claim.failures,
@@ -689,15 +688,15 @@ class Engine:
             may_another_take_it=configured.upstream.refuses_not_everywhere,
             draw=random.random(),
             was_continued=is_continued,
+            brought_nothing=brought_nothing,
         )
         if isinstance(decision, Outcome):
             return await self._fail(work, decision)
         failure = {"attempt": work.claim.attempt, "message": facts.message} if decision.is_failure else None
-        if failure and is_continued:
-            if fault_of(facts) is Fault.REQUEST:
-                failure["continued"] = REFUSED
-            elif work.outbox.completion_tokens == work.outbox.earlier_tokens:
-                failure["continued"] = FAILED
+        if failure and decision.anew:
+            failure["continued"] = REFUSED
+        elif failure and is_continued and brought_nothing:
+            failure["continued"] = FAILED
         return await self._release(work, decision, failure)
 
     async def _release(self, work: Work, again: Again, failure: dict[str, Any] | None) -> Ended | NotOurs:

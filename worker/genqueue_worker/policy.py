@@ -99,6 +99,11 @@ _BY_STATUS = {
 }
 
 
+_CLIENT_ERRORS = range(400, 500)
+_PASSING = frozenset({408, 409, 423, 424, 425, 429, 499})
+"""Client errors that are of the moment, and not of what was sent."""
+_WORDLESS = frozenset({"timeout", "transport", "incomplete_generation_stream"})
+"""The types of failures in which no server said anything: ours."""
 _OF_THE_ACCOUNT = frozenset({401, 402})
 OF_THE_ADDRESS = frozenset({403, 404, 405})
 """Or of what was asked of it: a route that a server does not have, words that a firewall does not let pass."""
@@ -125,6 +130,20 @@ def fault_of(facts: UpstreamFacts) -> Fault:
     if facts.status in OF_THE_ADDRESS:
         return Fault.REQUEST if facts.is_address_right else Fault.ENDPOINT
     return _BY_STATUS.get(facts.status or 0, Fault.SERVER)
+
+
+def refuses_text(facts: UpstreamFacts) -> bool:
+    """Whether a server that was sent the text so far beside what the caller sent refuses that.
+
+    Whatever client error it chooses: too long a text may be a 411, 414 or 431 of a proxy.
+    """
+    match fault_of(facts):
+        case Fault.REQUEST:
+            return True
+        case Fault.SERVER:
+            is_named = facts.error_type in _BY_TYPE or facts.message.startswith(tuple(_BY_WORDS))
+            return not is_named and facts.status in _CLIENT_ERRORS and facts.status not in _PASSING
+    return False
 
 
 SPENT_TYPES = frozenset(
@@ -181,12 +200,14 @@ class Again:
     """Another attempt after ``delay_s``.
 
     ``is_failure``: whether this one failed, and its error is kept; ``is_charged``: whether it
-    counts against ``max_attempts``.
+    counts against ``max_attempts``; ``anew``: whether the text so far may be what was refused,
+    so that it is not sent again (:func:`genqueue_worker.continuation.begins_anew`).
     """
 
     delay_s: float
     is_failure: bool
     is_charged: bool
+    anew: bool = False
 
 
 AT_ONCE = Again(0.0, is_failure=False, is_charged=False)
@@ -218,6 +239,7 @@ def after_failure(
     may_another_take_it: bool,
     draw: float,
     was_continued: bool = False,
+    brought_nothing: bool = False,
 ) -> Again | Outcome:
     """What an upstream error means for the generation: another attempt, or its end.
 
@@ -232,12 +254,13 @@ def after_failure(
         draw: from [0, 1); spreads retries (full jitter, as in the AWS Architecture Blog's
             "Exponential Backoff And Jitter"); after a web page half of the wait is fixed.
         was_continued: whether it was sent the text so far beside what the caller sent: an attempt before it was
-            accepted without, so what is refused is ours, and the next one begins anew
-            (:func:`genqueue_worker.continuation.begins_anew`).
+            accepted without, so what is refused is ours, and the next one begins anew.
+        brought_nothing: whether it added nothing to that text.  Then even a failure in the server's words may
+            be a refusal: before it ends a generation, one more attempt begins anew.
     """
+    if was_continued and refuses_text(facts):
+        return Again(0.0, is_failure=True, is_charged=False, anew=True)
     match fault_of(facts):
-        case Fault.REQUEST if was_continued:
-            return Again(0.0, is_failure=True, is_charged=False)
         case Fault.REQUEST:
             return _outcome("rejected", facts.message, facts)
         case Fault.ENDPOINT if facts.is_down:  # it is known to refuse whatever comes: this one too is no news
@@ -257,7 +280,12 @@ def after_failure(
         case Fault.SERVER | Fault.ENDPOINT:
             is_charged = not facts.is_down
             is_last = is_exhausted(failures + is_charged, errors + 1, max_attempts)
-            if not may_retry or (is_last and max_attempts == 1):
+            if not may_retry:
+                return _outcome("failed", facts.message, facts)
+            may_be_refusal = was_continued and brought_nothing and facts.error_type not in _WORDLESS
+            if is_last and may_be_refusal and not is_exhausted(failures, errors + 1, max_attempts):
+                return Again(_delay_s(facts, failures, draw), is_failure=True, is_charged=False, anew=True)
+            if is_last and max_attempts == 1:
                 return _outcome("failed", facts.message, facts)
             if is_last:
                 return _outcome("failed", f"gave up after {errors + 1} attempts: {facts.message}", facts)
