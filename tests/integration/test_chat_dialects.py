@@ -5,6 +5,7 @@ Checked are also what huggingface_hub alone gets wrong: errors as objects, conne
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
@@ -629,6 +630,52 @@ async def test_what_cannot_be_read_is_a_failure_that_says_what_was_seen(chat, ev
     with pytest.raises(UpstreamError, match=words) as failed:
         await chat(*events, DONE)
     assert fault_of(failed.value.facts) is Fault.SERVER
+
+
+def lines(*events):
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+OLLAMAS = {"model": "m", "message": {"role": "assistant", "content": "Hi"}, "done": False}
+GEMINIS = {"candidates": [{"content": {"parts": [{"text": "Hi"}]}, "finishReason": "STOP"}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        pytest.param("application/x-ndjson", lines(OLLAMAS, {**OLLAMAS, "done": True}), id="ollamas-lines"),
+        pytest.param("application/json", lines({**OLLAMAS, "done": True}), id="ollamas-answer"),
+        pytest.param("application/x-ndjson", lines({"response": "Hi"}, {"done": True}), id="ollamas-generate"),
+        pytest.param("application/json", json.dumps([GEMINIS, GEMINIS]).encode(), id="geminis-list"),
+        pytest.param("application/json", json.dumps(GEMINIS).encode(), id="geminis-answer"),
+        pytest.param("text/event-stream", b"data: " + lines(GEMINIS) + b"\n", id="geminis-event"),
+        pytest.param(
+            "text/event-stream",
+            b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","content":[]}}\n\n'
+            b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"Hi"}}\n\n'
+            b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+            id="anthropics",
+        ),
+        pytest.param(
+            "text/event-stream",
+            b'data: {"type":"response.output_text.delta","delta":"Hi"}\n\n'
+            b'data: {"type":"response.completed","response":{"usage":{"input_tokens":1}}}\n\ndata: [DONE]\n\n',
+            id="openais-responses",
+        ),
+        pytest.param("application/json", b'{"outputs":[{"data":["Hi"]}]}', id="tritons"),
+    ],
+)
+async def test_another_dialect_is_shown(engine, chat, kind, body):
+    engine.whole = kind, [body]
+    seen = re.escape(body[body.index(b"{") :][:15].decode())
+    with pytest.raises(UpstreamError, match=f"no end that we know; it says .?{seen}") as failed:
+        await chat()
+    assert fault_of(failed.value.facts) is Fault.SERVER
+
+
+async def test_a_stream_that_breaks_off_behind_an_event_without_choices_only_broke_off(chat):
+    with pytest.raises(UpstreamError, match="without its end marker"):
+        await chat({"type": "start", "route": "x"}, delta(content="a"))
 
 
 @pytest.mark.parametrize("tokens", [0, 1, None])

@@ -61,6 +61,25 @@ def test_an_event_without_a_token_says_nothing(data):
 
 
 @pytest.mark.parametrize(
+    ("said", "is_strange"),
+    [
+        pytest.param({"choices": [{"delta": {"content": "x"}}]}, True, id="openais"),
+        pytest.param({"type": "content_block_delta", "delta": {"text": "x"}}, True, id="anthropics"),
+        pytest.param({"model": "m", "response": "x", "done": False}, True, id="ollamas"),
+        pytest.param({"type": "ping"}, False, id="a-heartbeat"),
+        pytest.param({"token": None, "details": {}, "index": 1}, False, id="tgis"),
+        pytest.param({"token": {"id": 1, "text": "x", "special": False}, "vendor": "y"}, False, id="a-token"),
+    ],
+)
+def test_an_event_of_another_dialect_is_kept_for_who_asks(said, is_strange):
+    answer = NativeAnswer(Heard())
+    data = json.dumps(said).encode()
+    for each in (b"{}", data, b'{"later":"x"}'):
+        assert answer.take(each)
+    assert answer.strange == (data if is_strange else b'{"later":"x"}')
+
+
+@pytest.mark.parametrize(
     ("data", "words", "fault"),
     [
         pytest.param(

@@ -69,6 +69,7 @@ class ChatAnswer(OpenAIAnswer):
         finish_reason: the server's word; where it says none, ``tool_calls`` if it calls tools, and ``length`` if
             the limit cut that off.
         usage: as the server counts, the last of each number; {} if it did not say.
+        strange: the first event that says something without ``choices``, of an answer that has none at all.
         extra: ``tool_calls`` as OpenAI has them, ``unreadable_tool_calls`` (the places of those whose arguments are
             no JSON object), ``reasoning``, ``reasoning_field`` (the server's word for it, if it is not
             :data:`~genqueue.chat.REASONING_FIELD`), ``refusal``, which is text too, and ``logprobs``: each only if
@@ -91,6 +92,8 @@ class ChatAnswer(OpenAIAnswer):
         self._logprobs: list[dict[str, Any]] = []
         self._halves = Halves(), Halves()
         self._unread: set[str] = set()
+        self._has_choices = False
+        self._strange: bytes | None = None
 
     def take(self, data: bytes) -> bool:
         """As :meth:`~genqueue_worker.openai_answers.OpenAIAnswer.take`; most events are one plain text."""
@@ -129,6 +132,11 @@ class ChatAnswer(OpenAIAnswer):
         return None
 
     @property
+    def strange(self) -> bytes | None:
+        """See the class."""
+        return None if self._came or self._has_choices else self._strange
+
+    @property
     def extra(self) -> dict[str, Any]:
         """See the class."""
         reasoning, refusal = (encodable("".join(parts)) for parts in (self._reasoning, self._refusal))
@@ -163,6 +171,9 @@ class ChatAnswer(OpenAIAnswer):
             self.usage.update(counts(said.usage))
         if said.unread and not self._came:
             self._unread |= said.unread
+            if not (said.is_of_this_answer or self._strange):
+                self._strange = data
+        self._has_choices = self._has_choices or said.is_of_this_answer
         if said.is_copy and self._came:
             said = Said(said.usage, said.is_of_this_answer, finish_reason=said.finish_reason)
         if said.is_of_this_answer:

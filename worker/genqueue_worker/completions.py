@@ -60,7 +60,10 @@ class CompletionAnswer(OpenAIAnswer):
     Attributes:
         finish_reason: the server's word; None before the end, and of a stream that breaks off.
         usage: as the server counts, the last of each number; {} if it did not say.
+        strange: None: what has no ``choices`` is no event here.
     """
+
+    strange: bytes | None = None
 
     def __init__(self, sink: Sink) -> None:
         self.finish_reason: str | None = None

@@ -24,6 +24,7 @@ from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorM
 from genqueue_worker.native import NativeAnswer
 from genqueue_worker.policy import OUTGROWN, UpstreamFacts, error_class
 from genqueue_worker.resources import lack_of
+from genqueue_worker.server_errors import unreadable
 from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.tracing import ended, open_call
@@ -308,7 +309,7 @@ async def _through(outputs: AsyncIterable[Any]) -> None:
 
 def _native_ending(answer: NativeAnswer, parameters: Mapping[str, Any]) -> Ending:
     if not answer.is_complete:
-        raise _broke_off()
+        raise _broke_off(answer.strange)
     return Ending(
         generated_text=answer.generated_text,
         finish_reason=answer.finish_reason,
@@ -323,7 +324,7 @@ def _native_ending(answer: NativeAnswer, parameters: Mapping[str, Any]) -> Endin
 def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> Ending:
     """The end of a stream whose answer was read here."""
     if not answer.is_complete:
-        raise _broke_off()
+        raise _broke_off(answer.strange)
     return Ending(
         generated_text=None,
         finish_reason=answer.finish_reason,
@@ -333,7 +334,10 @@ def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> End
     )
 
 
-def _broke_off() -> UpstreamError:
+def _broke_off(strange: bytes | None) -> UpstreamError:
+    """Of an answer without its end; ``strange`` is the event by which it is another dialect's, if one is."""
+    if strange is not None:
+        return UpstreamError(unreadable("it has no end that we know", strange))
     return UpstreamError(
         UpstreamFacts("the stream ended without its end marker", error_type="incomplete_generation_stream")
     )

@@ -25,10 +25,12 @@ class NativeAnswer:
         prompt_tokens, completion_tokens: as the server counts them; None if it did not say.
         extra: ``seed``, ``prefill``, ``best_of_sequences``: each only if there is any.
         specials: the texts of the special tokens that came.
+        strange: the first event that says something else than TGI's do.
     """
 
     def __init__(self, sink: Sink) -> None:
         self.specials: set[str] = set()
+        self.strange: bytes | None = None
         self.generated_text: str | None = None
         self.finish_reason: str | None = None
         self.prompt_tokens: int | None = None
@@ -86,6 +88,8 @@ class NativeAnswer:
             raise UpstreamError(error)
         if read is not None:
             self._push(read, top, is_last=end is not None)
+        elif end is None and not self.strange and any(_says(name, value) for name, value in event.items()):
+            self.strange = data
         if end is not None:
             self._sink.close()
             self._hear(end)
@@ -159,6 +163,11 @@ class _End(NamedTuple):
 
 
 _HEARTBEATS: tuple[Any, ...] = (None, "", [])
+
+
+def _says(name: str, value: Any) -> bool:
+    """Whether a field of an event without a token is one of another dialect than TGI's, and not void."""
+    return name not in {"type", "token", "details"} and isinstance(value, str | list | dict) and bool(value)
 
 
 def _is_end(event: Mapping[str, Any], read: Token | None) -> bool:
