@@ -28,6 +28,9 @@ from genqueue_worker.policy import LACK, Fault, fault_of
 from genqueue_worker.transport import Exchange, UpstreamError, exchange, exchanging, open_transport
 from genqueue_worker.upstream import Upstream
 
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+EARLY = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
+IDLE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 4\r\n\r\nidle"
 END = b'data: {"token":{"id":1,"text":"a","logprob":0,"special":false},"generated_text":"a","details":null}\n\n'
 TOKEN = END.replace(b'"generated_text":"a"', b'"generated_text":null')
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -179,8 +182,46 @@ async def test_a_call_goes_out_again_where_its_used_connection_was_closed(calls,
     assert (calls.endpoint.failures, calls.health) == (0, Health.UP)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param([IDLE, "close"], id="408"),
+        pytest.param([IDLE.replace(b"connection: close\r\n", b"")], id="408-that-keeps-the-connection"),
+        pytest.param([IDLE.partition(b"content")[0] + b"\r\n", "close"], id="408-without-a-body"),
+        pytest.param([INTERIM, IDLE, "close"], id="interim-408"),
+        pytest.param([INTERIM, "close"], id="interim-close"),
+        pytest.param([INTERIM, "reset"], id="interim-reset"),
+        pytest.param([EARLY, "close"], id="103-close"),
+        pytest.param([INTERIM + EARLY, EARLY, "close"], id="several-close"),
+    ],
+)
+async def test_a_call_goes_out_again_where_its_used_connection_says_that_it_ends(calls, server, said):
+    server.scripts = [[ANSWER], said, [ANSWER], [ANSWER]]
+    assert [await calls(), await calls(), await calls()] == ["a", "a", "a"]
+    assert server.calls[:3] == [(0, 0), (0, 1), (1, 0)]
+    assert (calls.endpoint.failures, calls.health) == (0, Health.UP)
+
+
+@pytest.mark.parametrize("said", [[IDLE, "close"], [INTERIM, "close"]], ids=["408", "interim-close"])
+async def test_a_new_connection_that_says_so_is_a_failure(calls, server, said):
+    server.scripts = [said, [ANSWER], [ANSWER], said, said]
+    with pytest.raises(UpstreamError) as failed:
+        await calls()
+    assert fault_of(failed.value.facts) is Fault.SERVER
+    assert [await calls(), await calls()] == ["a", "a"]
+    with pytest.raises(UpstreamError) as failed:  # on the used one, and then on a new one
+        await calls()
+    assert fault_of(failed.value.facts) is Fault.SERVER
+    assert server.calls == [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert calls.endpoint.failures == 1
+
+
 @pytest.mark.parametrize("end", ["close", "reset"])
-@pytest.mark.parametrize("begun", [b"H", HEAD[:20], HEAD, HEAD + chunk(TOKEN)], ids=["byte", "line", "head", "token"])
+@pytest.mark.parametrize(
+    "begun",
+    [b"H", HEAD[:20], HEAD, HEAD + chunk(TOKEN), INTERIM + HEAD[:20], INTERIM + HEAD],
+    ids=["byte", "line", "head", "token", "interim-and-line", "interim-and-head"],
+)
 async def test_an_answer_that_has_begun_is_asked_for_no_second_time(calls, server, begun, end):
     server.scripts = [[ANSWER], [begun, end]]
     await calls()

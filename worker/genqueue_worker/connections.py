@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Sending:
     handler: "Handler | None" = None
 
     def is_stale(self, error: Exception) -> bool:
-        """Whether a used connection was found closed, and no byte of an answer had come.
+        """Whether a used connection was found closed, and nothing of an answer but interim ones had come.
 
         RFC 9112, 9.3.1, lets a client send a request again by itself if its method is idempotent; RFC 9110, 9.2.2,
         also if it knows that its meaning is.  A generation changes nothing on its endpoint, and is sent again in
@@ -58,7 +59,12 @@ class Sending:
         """
         handler = self.handler
         is_timeout = isinstance(error, TimeoutError) and getattr(error, "errno", None) != errno.ETIMEDOUT
-        return handler is not None and handler.calls > 1 and not handler.has_answered and not is_timeout
+        return handler is not None and self.is_reused and not handler.has_answered and not is_timeout
+
+    @property
+    def is_reused(self) -> bool:
+        """Whether it went out on a connection of an earlier call."""
+        return self.handler is not None and self.handler.calls > 1
 
 
 _sending: ContextVar[Sending] = ContextVar("sending")
@@ -88,7 +94,7 @@ class Handler(ResponseHandler):
 
     Attributes:
         calls: how many requests went out on it.
-        has_answered: whether any byte came since the last of them.
+        has_answered: whether any byte came since the last of them that is of no interim answer.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, patience: Patience) -> None:
@@ -138,6 +144,8 @@ class Handler(ResponseHandler):
                 self._give_up("more beside its answer than the answer has")
                 return
         super().data_received(data)
+        if not self.has_answered and not data.endswith((b"\n\r\n", b"\n\n")):  # something stands behind an interim one
+            self.has_answered = True
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         """Take the head of an answer: one, and few interim ones before it."""
@@ -146,6 +154,7 @@ class Handler(ResponseHandler):
             return
         if 100 <= data[0].code < 200:
             self._interim_answers += 1
+            self.has_answered = data[0].code == HTTPStatus.SWITCHING_PROTOCOLS  # the last one, whatever its number
             if self._interim_answers > _MOST_INTERIM_ANSWERS:
                 self._give_up(f"more than {_MOST_INTERIM_ANSWERS} interim answers")
                 return

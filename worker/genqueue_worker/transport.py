@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urljoin
 
@@ -358,18 +359,27 @@ class Transport(httpx2.AsyncBaseTransport):
         )
 
     async def _sent(self, *where: Any, **options: Any) -> aiohttp.ClientResponse:
-        """The answer's head; where a connection of an earlier call was found closed, by way of a fresh one."""
+        """The answer's head; where a connection of an earlier call was found closed, by way of a fresh one.
+
+        408 there says the same: a proxy waited for the next request, and gave up as it came (RFC 9110, 15.5.9, lets
+        a client repeat it on a new connection).
+        """
+        stale: Exception | None = None
         with sending() as request:
             try:
-                return await self._session.request(*where, **options)
+                answer = await self._session.request(*where, **options)
             except _OF_THE_WIRE as error:
                 if not request.is_stale(error):
                     raise
                 stale = error
+            else:
+                if answer.status != HTTPStatus.REQUEST_TIMEOUT or not request.is_reused:
+                    return answer
+                answer.close()
         try:
             return await self._once.request(*where, **options)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            if lack_of(error):
+            if stale is None or lack_of(error):
                 raise
             # Nobody is there now.  What is known is that a connection broke with a call on it: that may have been
             # its cause, and where nobody was reached none is.
