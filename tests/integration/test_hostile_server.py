@@ -505,7 +505,7 @@ async def test_what_python_cannot_read_is_the_servers_fault(server, call, said):
 
 
 async def test_figures_that_are_none_are_left_out(server, call):
-    details = {"finish_reason": {}, "generated_tokens": "2", "seed": -1, "input_length": 10**30}
+    details = {"finish_reason": {}, "generated_tokens": "two", "seed": -1, "input_length": 10**30}
     end = {"token": None, "generated_text": "a", "details": details}
     server.head = STREAM + b"data: " + json.dumps(end).encode() + b"\n\n"
     ending, _ = await call()
