@@ -526,6 +526,23 @@ async def test_a_text_that_its_server_gave_up_is_no_answer(server, call, word):
     assert fault_of(failed.value.facts) is Fault.SERVER
 
 
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"301 Moved\r\n", "HTTP 301: a redirect without an address"),
+        (b"304 Not Modified\r\n", "HTTP 304: a redirect without an address"),
+        (b"302 Found\r\nlocation:\r\n", "HTTP 302: a redirect without an address"),
+        (b"302 Found\r\nlocation: http://[::1\r\n", "HTTP 302: a redirect whose address cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("chat", [False, True], ids=["prompt", "chat"])
+async def test_a_redirect_to_nowhere_says_so_and_is_the_addresss_fault(server, call, chat, head, words):
+    server.head = b"HTTP/1.1 " + head + b"content-length: 0\r\n\r\n"
+    with pytest.raises(UpstreamError) as failed:
+        await call(chat)
+    assert (failed.value.facts.message, fault_of(failed.value.facts)) == (words, Fault.ENDPOINT)
+
+
 async def test_numbers_that_are_none_are_not_passed_on(server, call):
     end = b'data: {"token":null,"generated_text":"a","details":null}\n\n'
     server.head = STREAM + native("a", logprob=float("nan")) + native("", logprob=float("-inf")) + end

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from genqueue_worker.policy import UpstreamFacts, shown
-from genqueue_worker.transport import error_facts
+from genqueue_worker.policy import Fault, UpstreamFacts, fault_of, shown
+from genqueue_worker.transport import error_facts, redirect_facts
 from genqueue_worker.upstream import secrets_among, without
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>503</title></head><body>nginx</body></html>"
@@ -119,3 +119,23 @@ def test_no_error_holds_what_lets_us_in(words, expected):
 )
 def test_who_may_not_see_the_prompt_sees_the_class_of_an_error(status, error_type, expected):
     assert shown(UpstreamFacts("words of the server", status, error_type)) == expected
+
+
+SENT = "HTTP 307: the server sends us to {}; if it moved there, mend its address"
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        pytest.param("", "HTTP 307: a redirect without an address", id="none"),
+        pytest.param(" \t", "HTTP 307: a redirect without an address", id="blank"),
+        pytest.param("http://[::1", "HTTP 307: a redirect whose address cannot be read", id="unreadable"),
+        pytest.param("/login", SENT.format("http://a:1/login"), id="path"),
+        pytest.param("//b/x?token=abc", SENT.format("http://b/x"), id="without-its-query"),
+        pytest.param("https://u:p@b/x", SENT.format("https://b/x"), id="without-its-password"),
+        pytest.param("http://a:1/generate", SENT.format("http://a:1/generate"), id="to-itself"),
+    ],
+)
+def test_a_redirect_says_where_to_if_the_server_does(location, message):
+    facts = redirect_facts(307, "http://a:1/generate", location)
+    assert (facts.message, fault_of(facts)) == (message, Fault.ENDPOINT)

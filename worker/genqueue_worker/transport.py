@@ -420,6 +420,21 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
     )
 
 
+def redirect_facts(status: int, url: str, location: str) -> UpstreamFacts:
+    """Of an answer that would have us ask elsewhere; ``location`` is its header, "" if it has none."""
+    try:
+        where = without_secrets(urljoin(url, location.strip()))
+    except ValueError:
+        where = ""
+    if not location.strip():
+        message = f"HTTP {status}: a redirect without an address"
+    elif not where:
+        message = f"HTTP {status}: a redirect whose address cannot be read"
+    else:
+        message = f"HTTP {status}: the server sends us to {where}; if it moved there, mend its address"
+    return UpstreamFacts(message, status=status, error_type="redirect")
+
+
 async def _on_response(response: httpx2.Response) -> None:
     headers = {name.lower(): value for name, value in response.headers.items()}
     # A few bytes can unpack to any number of them, and what is packed is no live stream.
@@ -431,9 +446,7 @@ async def _on_response(response: httpx2.Response) -> None:
         told.is_answered = response.status_code < 300
     if 300 <= response.status_code < 400:
         # Following it would take the call, with the prompt and the settings' headers, wherever the server likes.
-        where = without_secrets(urljoin(str(response.url), headers.get("location", "")))
-        message = f"HTTP {response.status_code}: the server sends us to {where}; if it moved there, mend its address"
-        raise UpstreamError(UpstreamFacts(message, status=response.status_code, error_type="redirect"))
+        raise UpstreamError(redirect_facts(response.status_code, str(response.url), headers.get("location", "")))
     if response.status_code >= 400:
         # Raised here, not left to huggingface_hub: it drops Retry-After, cannot read a chunked
         # body of a streaming call, and answers one kind of 400 by calling again without end.
