@@ -146,6 +146,8 @@ SHAPES = {
     "cr": lambda events: b"".join(b"data: %s\r\r" % event for event in events),
     "line-ends-mixed": lambda events: b"".join(b"data: %s\r\n\r" % event for event in events),
     "mark": lambda events: MARK + b"".join(b"data: %s\n\n" % event for event in events),
+    "marks": lambda events: b"".join(MARK + b"data: %s\n\n" % event for event in events),
+    "marks-crlf": lambda events: b"".join(MARK + MARK + b"data: %s\r\n\r\n" % event for event in events),
     "several-data-lines": lambda events: b"".join(map(lines, events)),
     "several-data-lines-cr": lambda events: b"".join(lines(event, b"\r") for event in events),
     "heartbeats": lambda events: b"".join(
@@ -170,6 +172,19 @@ async def test_the_text_is_the_same_however_it_comes(call, events, is_chat, shap
 async def test_a_mark_within_a_text_is_text(call, is_chat):
     body = b"".join(b"data: %s\n\n" % event.encode() for event in events_of([" one", " \ufeffx"], is_chat))
     assert await call(MARK + body) == " one \ufeffx"
+
+
+@pytest.mark.parametrize("field", [b" data: ", b"DATA: ", b"Data:", b"data :", b"\tdata:"])
+@pytest.mark.parametrize("at", [0, 1, 2], ids=["first", "middle", "last"])
+async def test_a_line_that_is_almost_data_is_a_failure_that_says_what_was_seen(call, events, at, field):
+    """By the standard it is none: the text was without it, and a success."""
+    body = [b"data: %s\n\n" % event for event in events]
+    body[at] = body[at].replace(b"data: ", field)
+    with pytest.raises(
+        UpstreamError, match=r"a field is 'data' but for its case or blanks; it says (?i:data ?: ?\{)"
+    ) as failed:
+        await call(b"".join(body))
+    assert fault_of(failed.value.facts) is Fault.SERVER
 
 
 @pytest.mark.parametrize("missing", [1, 2, 10])

@@ -3,16 +3,20 @@
 Pure: it takes what was read and returns the data of the events that are whole; what they say is for others.
 ``id`` and ``retry`` are read over, since no call is resumed by its event stream.
 
-It goes beyond the standard in four places, each of which would otherwise lose what an engine said:
+It goes beyond the standard in six places, each of which would otherwise lose what an engine said:
 
 - A data line that is a whole JSON object ends its event where another data line follows: the two together
   are no JSON, and some servers send no empty lines.
 - ``[DONE]`` is an event as soon as its line ends, for the same servers.
 - A field ``error`` is the data of an event of that name: llama.cpp sent its errors so.
+- A byte order mark is read over before each line, not before the first one alone: a proxy that joins texts may
+  put it anywhere, and no field begins with one.
+- A field that is ``data`` but for its case, or for blanks around it, is an error: the standard has it read over.
 - :meth:`EventStream.end` returns the event whose empty line is missing, which the standard discards.  The
   caller decides whether it is whole.
 """
 
+import re
 from collections.abc import Callable
 
 from pydantic_core import from_json
@@ -20,6 +24,9 @@ from pydantic_core import from_json
 DONE = b"[DONE]"
 """The end of a stream in OpenAI's dialect, which is no JSON."""
 _MARK = b"\xef\xbb\xbf"
+_ALMOST_DATA = re.compile(r"[\s\0\u200b\u2060\ufeff]*data[\s\0\u200b\u2060\ufeff]*", re.IGNORECASE)
+_MOST_NAME_BYTES = 64
+"""Of what may be a name: what is longer is none."""
 _SPACE, _LINE_FEED = ord(" "), ord("\n")
 _MOST_REST_BYTES = 4096
 """What is longer is not copied anew with each read."""
@@ -27,6 +34,18 @@ _MOST_REST_BYTES = 4096
 
 class StreamTooLongError(Exception):
     """A stream goes beyond its bounds; its words say which."""
+
+
+class FieldError(Exception):
+    """A line has the text of an event in a field that the standard does not know.
+
+    Attributes:
+        line: the line.
+    """
+
+    def __init__(self, line: bytes) -> None:
+        self.line = line
+        super().__init__("a field is 'data' but for its case or blanks")
 
 
 def _same(name: bytes, data: bytes) -> bytes:
@@ -52,7 +71,6 @@ class EventStream:
         "_data_lines",
         "_idle_lines",
         "_line",
-        "_mark",
         "_most_bytes",
         "_most_events",
         "_most_lines",
@@ -75,7 +93,6 @@ class EventStream:
         self._most_events = most_events
         self._most_lines = most_lines
         self._on_named = on_named
-        self._mark: bytes | None = b""  # as much as came of what may be a byte order mark; None once that is decided
         self._rest: bytes | None = None  # between two events: what came of the first line of the next one
         self._line = bytearray()  # the line whose end has not come
         self._after_cr = False  # a line feed that comes next belongs to the line end before it
@@ -89,6 +106,7 @@ class EventStream:
 
         Raises:
             StreamTooLongError: the stream goes beyond its bounds.
+            FieldError: a line is almost one of data.
         """
         if self._rest is not None:  # between two events: as nearly all are one line of data, the short way comes first
             if self._rest:
@@ -108,7 +126,7 @@ class EventStream:
                     return self._counted(events)
             self._rest = None
         events = self._read(data)
-        if not (self._line or self._data or self._name or self._after_cr) and self._mark is None:
+        if not (self._line or self._data or self._name or self._after_cr):
             self._rest = b""
         return self._counted(events)
 
@@ -139,18 +157,12 @@ class EventStream:
 
         Raises:
             StreamTooLongError: the stream goes beyond its bounds.
+            FieldError: a line is almost one of data.
         """
         # Whatever line was begun ends, and then its event.
         return self.feed(b"\n\n") if self._rest or self._line or self._data else []
 
     def _read(self, data: bytes) -> list[bytes]:
-        if self._mark is not None:
-            data = self._mark + data
-            if len(data) < len(_MARK) and _MARK.startswith(data):
-                self._mark = data
-                return []
-            self._mark = None
-            data = data.removeprefix(_MARK)
         if self._after_cr and data:
             self._after_cr = False
             data = data.removeprefix(b"\n")
@@ -198,16 +210,23 @@ class EventStream:
         if not line and self._data:
             self._dispatch(events)
             return
-        field, _, value = line.partition(b":")
+        if line[:1] == _MARK[:1]:
+            line = line.lstrip(_MARK)  # or of several, or of a part: none of its bytes begins a field
+            if not line:
+                self._take(line, events)
+                return
+        field, colon, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
-            self._add(b"", events)
+            self._add(value, events)
         elif field == b"error":
             self._name = field
             self._add(value, events)
         else:
             if field == b"event" or not line:
                 self._name = value
+            elif colon and _is_almost_data(field):
+                raise FieldError(line)
             self._idle_lines += 1
             if self._idle_lines > self._most_lines:
                 raise StreamTooLongError(f"answer has more than {self._most_lines} lines without data")
@@ -232,6 +251,11 @@ class EventStream:
 
     def _too_long(self) -> StreamTooLongError:
         return StreamTooLongError(f"event has more than {self._most_bytes} bytes")
+
+
+def _is_almost_data(field: bytes) -> bool:
+    field = field.strip()
+    return len(field) <= _MOST_NAME_BYTES and _ALMOST_DATA.fullmatch(field.decode("utf-8", "replace")) is not None
 
 
 def _is_object(data: bytearray) -> bool:

@@ -33,12 +33,12 @@ from genqueue.address import without_secrets
 from genqueue.no_proxy import proxy_for
 from genqueue_worker.connections import FloodError, open_session, sending, tls_context
 from genqueue_worker.error_words import read_error
-from genqueue_worker.event_stream import DONE, EventStream, StreamTooLongError
+from genqueue_worker.event_stream import DONE, EventStream, FieldError, StreamTooLongError
 from genqueue_worker.peers import PATIENCE, Patience
 from genqueue_worker.policy import LACK, UpstreamFacts
 from genqueue_worker.resources import lack_of
 from genqueue_worker.retry_after import retry_after_s
-from genqueue_worker.server_errors import Form, form_of, no_events
+from genqueue_worker.server_errors import Form, form_of, no_events, unreadable
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
 _ERROR_BODY_LIMIT_BYTES = 64 * 1024
@@ -212,6 +212,8 @@ class _Response(httpx2.Response):
                     events = stream.end() if is_at_end else stream.feed(data[start : start + _STEP_BYTES])
                 except StreamTooLongError as error:
                     raise _passes(str(error)) from None
+                except FieldError as error:
+                    raise UpstreamError(unreadable(str(error), error.line)) from None
                 for event in events:
                     if not event or event.isspace():  # a heartbeat
                         continue
