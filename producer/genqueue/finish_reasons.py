@@ -9,7 +9,8 @@ _REASONS = frozenset(
         *("length", "eos_token", "stop_sequence"),  # TGI
         *("stop", "tool_calls", "function_call", "content_filter"),  # OpenAI
         *("error", "abort", "cancelled", "limit", "eos", "max_tokens", "end_turn", "tool_use", "refusal"),
-        *("model_length", "insufficient_system_resource", "sensitive", "safety", "recitation", "repetition"),
+        *("model_length", "insufficient_system_resource", "sensitive", "safety", "recitation"),
+        *("repetition", "network_error"),
         *("tool_call", "complete", "pause_turn", "model_context_window_exceeded", "malformed_function_call"),
     ]
 )

@@ -504,7 +504,7 @@ async def test_an_error_of_another_answer_is_none_of_the_reply(chat):
     assert heard.text == "a"
 
 
-@pytest.mark.parametrize("word", ["error", "abort"])
+@pytest.mark.parametrize("word", ["error", "abort", "network_error", "insufficient_system_resource"])
 @pytest.mark.parametrize("last", [{}, {"content": ""}, {"content": "lo"}])
 async def test_an_answer_that_its_server_gave_up_is_no_answer(engine, chat, word, last):
     """As vLLM and SGLang end what they abort; what came by then is text, and the end no token of it."""

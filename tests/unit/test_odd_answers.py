@@ -471,3 +471,129 @@ def test_an_odd_event_of_a_completion_costs_no_text(event):
         {"choices": [{"text": "a"}]}, event, {"choices": [{"text": "c", "finish_reason": "stop"}]}
     )
     assert ("".join(heard.texts), answer.finish_reason) == ("abc", "stop")
+
+
+COUNTED = {"prompt_tokens": 12, "completion_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        pytest.param({"prompt_tokens": "12", "completion_tokens": "4"}, COUNTED, id="as-text"),
+        pytest.param({"prompt_tokens": 12.0, "completion_tokens": "4.0"}, COUNTED, id="with-a-fraction"),
+        pytest.param({"input_tokens": 12, "output_tokens": 4, "total_tokens": 16}, COUNTED, id="of-responses"),
+        pytest.param(
+            {"prompt_tokens": 0, "completion_tokens": None, "input_tokens": "12", "output_tokens": 4.0},
+            COUNTED,
+            id="both-names",
+        ),
+        pytest.param({"prompt_tokens": 12, "completion_tokens": 0}, {**COUNTED, "completion_tokens": 0}, id="nothing"),
+        *(
+            pytest.param({"prompt_tokens": 12, "completion_tokens": absurd}, {"prompt_tokens": 12}, id=repr(absurd)[:9])
+            for absurd in (-4, -4.0, "-4", math.nan, "nan", math.inf, 1e300, 2**53 - 1, 10**12, "9" * 15, 4.5, "4,0")
+        ),
+        *(
+            pytest.param({"prompt_tokens": 12, "output_tokens": odd}, {"prompt_tokens": 12}, id=f"odd-{odd}")
+            for odd in (True, [], {}, "", None, "\u0664", "9" * 30, "1_0")
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(lambda usage: {**choice(finish_reason="stop"), "usage": usage}, id="openai"),
+        pytest.param(lambda usage: {"choices": [], "usage": usage}, id="behind-the-end"),
+        pytest.param(lambda usage: choice(finish_reason="stop", usage=usage), id="kimi"),
+        pytest.param(lambda usage: {**choice(finish_reason="stop"), "x_groq": {"id": "r", "usage": usage}}, id="groq"),
+        pytest.param(
+            lambda usage: {**choice(finish_reason="stop"), "usage": None, "x_groq": {"usage": usage}}, id="groq-null"
+        ),
+    ],
+)
+@pytest.mark.parametrize("read", [chatted, completed])
+def test_usage_is_read_wherever_and_however_it_is_written(read, place, usage, counted):
+    _, answer = read(choice({"content": "a"}, text="a"), place(usage), choice(finish_reason="stop"))
+    assert answer.usage == counted
+
+
+@pytest.mark.parametrize("said", [[1], "12", 12, True, {"usage": [1]}])
+def test_what_is_no_usage_costs_no_answer(said):
+    for place in ({"usage": said}, {"x_groq": said}):
+        _, answer = chatted({**choice({"content": "a"}), **place}, choice(finish_reason="stop", usage=said))
+        assert answer.usage == {}
+
+
+THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "zz"}
+OF_OPENROUTER = [{"type": "reasoning.text", "text": "hm", "format": "x", "index": 0}]
+UNREAD_THOUGHTS = [{"type": "reasoning.encrypted", "data": "xx"}, {"type": "redacted_thinking", "data": "xx"}]
+
+
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        pytest.param({"thinking": "hm"}, id="thinking"),
+        pytest.param({"thinking": {"type": "thinking", "thinking": "hm"}}, id="thinking-in-an-object"),
+        pytest.param({"reasoning_details": OF_OPENROUTER}, id="openrouters-details"),
+        pytest.param({"reasoning": "hm", "reasoning_details": OF_OPENROUTER}, id="openrouters-both"),
+        pytest.param(
+            {"reasoning_details": [{"type": "reasoning.summary", "summary": "hm"}, *UNREAD_THOUGHTS]}, id="a-summary"
+        ),
+        pytest.param({"thinking_blocks": [THOUGHT, *UNREAD_THOUGHTS], "reasoning_content": "hm"}, id="litellms"),
+        pytest.param({"thinking_blocks": [THOUGHT]}, id="litellms-blocks"),
+        pytest.param({"reasoning": {"content": "hm"}}, id="an-object"),
+        pytest.param({"reasoning": {"text": "hm", "effort": "low"}}, id="an-object-with-a-text"),
+        pytest.param({"reasoning": {"type": "reasoning", "summary": [{"text": "hm"}]}}, id="summaries-in-an-object"),
+        pytest.param({"reasoning_content": [{"type": "text", "text": "hm"}, 5, None]}, id="parts"),
+    ],
+)
+@pytest.mark.parametrize("beside", [{}, {"content": ""}, {"content": "Yes"}])
+@pytest.mark.parametrize("whole", [False, True])
+def test_thoughts_are_read_however_they_are_called(thoughts, beside, whole):
+    if whole:
+        heard = Heard()
+        answer = ChatAnswer(heard, 50)
+        answer.take_whole(as_data({"choices": [{"message": {**beside, **thoughts}, "finish_reason": "stop"}]}))
+    else:
+        heard, answer = chatted(choice({**beside, **thoughts}), choice(finish_reason="stop"))
+    assert ("".join(heard.texts), "".join(heard.reasoning)) == (beside.get("content", ""), "hm")
+    assert (answer.extra["reasoning"], answer.is_complete, answer.lack) == ("hm", True, None)
+    assert answer.extra.get("reasoning_field") in {None, "reasoning"}
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        *({field: value} for field in ("reasoning", "thinking", "reasoning_details") for value in (5, True, ["x"][:0])),
+        {"reasoning": {"effort": "low", "summary": "auto"}},
+        {"reasoning_details": UNREAD_THOUGHTS},
+        {"thinking_blocks": UNREAD_THOUGHTS},
+        {"content": UNREAD_THOUGHTS},
+        {"content": [{"type": "redacted_thinking"}, {"type": "text", "text": "Yes"}, UNREAD_THOUGHTS[0]]},
+        {"content": [{"type": "thinking", "thinking": 5}]},
+    ],
+)
+def test_thoughts_that_nobody_can_read_cost_no_text(unread):
+    heard, answer = chatted(choice(unread), choice({"content": "Yes"}), choice(finish_reason="stop"))
+    beside = "Yes" if {"type": "text", "text": "Yes"} in unread.get("content", ()) else ""
+    assert "".join(heard.texts) == beside + "Yes"
+    assert (answer.extra, "".join(heard.reasoning)) == ({}, "")
+
+
+LONG = b"9" * 5000
+
+
+@pytest.mark.parametrize("digits", [LONG, b"-" + LONG, b"1" * 401])
+def test_a_number_without_end_costs_no_answer(digits):
+    said = b'{"created":' + digits + b',"choices":[{"delta":{"content":"a"},"text":"a","usage":{"prompt_tokens":%s}}]}'
+    for read in (chatted, completed):
+        heard, answer = read(said.replace(b"%s", digits), choice(finish_reason="stop"))
+        assert ("".join(heard.texts), answer.usage) == ("a", {})
+
+
+@pytest.mark.parametrize("done", [b"[DONE]", b" [DONE]\r", b'"[DONE]"'])
+def test_lines_may_end_with_the_last_word(done):
+    lines = [*(as_data(choice({"content": text})) for text in ("a", "b")), done, b""]
+    heard = Heard()
+    answer = ChatAnswer(heard, 50)
+    answer.take_whole(b"\n".join(lines))
+    assert ("".join(heard.texts), answer.is_complete, answer.lack) == ("ab", True, None)

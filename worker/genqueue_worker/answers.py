@@ -5,6 +5,7 @@ and is a TypeError, and so the end of the call, where it may.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from pydantic_core import from_json
 
 from genqueue.messages import Token
 
-GIVEN_UP = frozenset({"error", "abort"})
-"""Each a ``finish_reason`` of vLLM, SGLang and providers that is no end: the server failed, or stopped what it ran.
+GIVEN_UP = frozenset({"error", "abort", "network_error", "insufficient_system_resource"})
+"""Each a ``finish_reason`` of vLLM, SGLang and providers (Zhipu, DeepSeek) that is no end: the server failed, or
+stopped what it ran.
 
 TGI has no such word, and whatever other word a server has is an end.
 """
@@ -21,28 +23,45 @@ _MOST_INTEGER = 2**53 - 1
 """The largest that every reader of JSON has exactly."""
 _MOST_WORD_CHARACTERS = 200
 _MOST_NUMBER = 1e300
-_MOST_COUNT_DIGITS = 16
+_MOST_DIGITS = 400
+_MOST_COUNT_CHARACTERS = 20
+_MOST_TOKENS = 10**9
+"""So many no answer and no prompt has."""
+_COUNT = re.compile(r"\s*(\d{1,15})(?:\.0*)?\s*", re.ASCII)
+_MOST_DEPTH = 8
 _NO_WORDS = frozenset({"null", "none", "None"})
 """Some servers spell out that there is no ``finish_reason`` yet."""
 _NO_TEXT = frozenset({"reference", "tool_reference"})
 """Parts of a content that cite, and say nothing themselves (Mistral)."""
 _TEXTS = frozenset({"text", "output_text", "input_text"})
+_THOUGHTS = frozenset(
+    {"thinking", "reasoning", "thought", "reasoning_text", "reasoning.text", "reasoning.summary"}
+    | {"redacted_thinking", "redacted_reasoning", "reasoning.encrypted"}
+)
+"""Parts of a content that are thoughts, and those that nobody may read (Anthropic, OpenRouter)."""
+_OF_THOUGHTS = ("thinking", "reasoning", "thought", "text", "content", "value")
+"""Where their text is."""
 
 
 def read_json(data: bytes) -> Any:
-    """What ``data`` says, halves of surrogate pairs among it, which pydantic does not read.
+    """What ``data`` says, halves of surrogate pairs and long numbers among it, which pydantic does not read.
 
     Raises:
-        ValueError: it is no JSON, or deeper, or has a longer number, than Python reads.
+        ValueError: it is no JSON, or deeper than Python reads.
     """
     try:
         return from_json(data)
     except ValueError:
         pass
     try:
-        return json.loads(data.decode("utf-8", "replace"))
+        return json.loads(data.decode("utf-8", "replace"), parse_int=_integer_or_digits)
     except RecursionError as error:
         raise ValueError("too deep") from error
+
+
+def _integer_or_digits(digits: str) -> int | str:
+    """A number that Python does not read, as what was written: it is none of a token's, but of an answer's date."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else digits
 
 
 def integer(value: object, most: int = _MOST_INTEGER) -> int | None:
@@ -57,14 +76,38 @@ def count(value: object) -> int | None:
     if type(value) is float:
         return integer(int(value)) if value.is_integer() else None
     if isinstance(value, str):
-        return int(value) if len(value) < _MOST_COUNT_DIGITS and value.isascii() and value.isdecimal() else None
+        spelt = _COUNT.fullmatch(value) if len(value) <= _MOST_COUNT_CHARACTERS else None
+        return int(spelt[1]) if spelt else None
     return None
 
 
+def tokens(value: object) -> int | None:
+    """As :func:`count`, if an answer or a prompt can have so many."""
+    counted = count(value)
+    return counted if counted is not None and counted <= _MOST_TOKENS else None
+
+
 def counts(usage: Mapping[str, Any]) -> dict[str, int]:
-    """``prompt_tokens`` and ``completion_tokens`` of OpenAI's ``usage``, where they are numbers."""
-    read = {name: count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
-    return {name: number for name, number in read.items() if number is not None}
+    """``prompt_tokens`` and ``completion_tokens`` of OpenAI's ``usage``, where they are numbers.
+
+    ``input_tokens`` and ``output_tokens`` are other servers' names for them, and of OpenAI's Responses.
+    """
+    read = {}
+    for name, other in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
+        counted = tokens(usage.get(name)) or tokens(usage.get(other))
+        if counted is None:
+            counted = tokens(usage.get(name))
+        if counted is not None:
+            read[name] = counted
+    return read
+
+
+def usage_in(event: Mapping[str, Any], choice: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The ``usage`` of an event, wherever it is: Kimi has it in the choice, Groq in ``x_groq``; None if nowhere."""
+    usage = event.get("usage") or (choice and choice.get("usage"))
+    if not usage and type(more := event.get("x_groq")) is dict:
+        usage = more.get("usage")
+    return usage if type(usage) is dict else None
 
 
 def reason(value: object) -> str | None:
@@ -109,14 +152,30 @@ def content_of(value: object) -> tuple[str, str]:
         if not isinstance(part, dict):
             raise TypeError(f"a part of a content is {type(part).__name__}")
         kind = word(part.get("type"))
-        if kind in {"thinking", "reasoning"}:
-            inner = part.get(kind, part.get("text"))
-            thoughts.append(inner if isinstance(inner, str) else "".join(content_of(inner)))
+        if kind in _THOUGHTS:
+            thoughts.append(thoughts_of(part))
         elif isinstance(said := _text_of_part(part, kind), str | None):
             texts.append(said or "")
         else:
             raise TypeError(f"a part of a content has no text, it is {kind or 'untyped'}")
     return "".join(texts), "".join(thoughts)
+
+
+def thoughts_of(value: object, depth: int = 0) -> str:
+    """The text of thoughts: itself, in parts, or in an object; "" where nobody may read them, or knows how to.
+
+    They cost no text, so whatever stands there fails no answer.
+    """
+    if isinstance(value, str):
+        return value
+    if depth >= _MOST_DEPTH:
+        return ""
+    if isinstance(value, list):
+        return "".join(thoughts_of(part, depth + 1) for part in value)
+    if not isinstance(value, dict):
+        return ""
+    said = (thoughts_of(value.get(name), depth + 1) for name in _OF_THOUGHTS if value.get(name))
+    return next(filter(None, said), "") or (thoughts_of(value.get("summary"), depth + 1) if "type" in value else "")
 
 
 def _text_of_part(part: Mapping[str, Any], kind: str | None) -> object:

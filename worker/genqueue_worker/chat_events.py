@@ -11,13 +11,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from genqueue.chat import REASONING_FIELD
-from genqueue_worker.answers import content_of, encodable, first_choice, number, reason, said_in, text, whole_beside
+from genqueue_worker.answers import (
+    content_of,
+    encodable,
+    first_choice,
+    number,
+    reason,
+    said_in,
+    text,
+    thoughts_of,
+    usage_in,
+    whole_beside,
+)
 from genqueue_worker.policy import UpstreamFacts
 from genqueue_worker.server_errors import error_in_choice
 from genqueue_worker.tool_calls import Piece, read_piece
 
-_REASONING = (REASONING_FIELD, "reasoning")
-"""SGLang's, llama.cpp's and DeepSeek's word for thoughts, and vLLM's and OpenRouter's; where both are, they are one."""
+_REASONING = {
+    REASONING_FIELD: REASONING_FIELD,
+    "reasoning": "reasoning",
+    "thinking": REASONING_FIELD,
+    "reasoning_details": "reasoning",
+    "thinking_blocks": REASONING_FIELD,
+}
+"""Words for thoughts, each with the one under which a text of them is handed back; where several are, they are one.
+
+SGLang, llama.cpp and DeepSeek have the first, vLLM and OpenRouter the second.  The others come from gateways: of
+Ollama's and Anthropic's thoughts, of OpenRouter's in parts, and LiteLLM's.
+"""
 _READ = frozenset(
     {"role", "content", "refusal", "tool_calls", "function_call", "logprobs", "finish_reason", "usage", "choices"}
     | {"delta", "message", "text", "index", "id", "object", "model", "system_fingerprint", "service_tier", "provider"}
@@ -49,7 +70,7 @@ class Said:
     is_of_this_answer: bool = False
     content: str = ""
     reasoning: str = ""
-    reasoning_field: str = _REASONING[0]
+    reasoning_field: str = REASONING_FIELD
     refusal: str = ""
     pieces: Sequence[Piece] = ()
     logprobs: Sequence[dict[str, Any]] = ()
@@ -94,9 +115,9 @@ def read_event(event: Mapping[str, Any]) -> Said:
     Raises:
         TypeError, KeyError, AttributeError: it is none of a chat (:data:`genqueue_worker.server_errors.UNREADABLE`).
     """
-    usage = event.get("usage")
-    said = Said(usage if type(usage) is dict else None)
     choice = first_choice(event.get("choices"))
+    usage = usage_in(event, choice)
+    said = Said(usage)
     if choice is None:
         if "choices" not in event and usage is None:
             said.unread = _unread(event, _OF_AN_EVENT)
@@ -112,10 +133,10 @@ def read_event(event: Mapping[str, Any]) -> Said:
     said.content, said.reasoning = content_of(delta.get("content"))
     if said.reasoning:
         said.reasoning_field = "content"
-    for field in _REASONING:
-        if (value := delta.get(field)) and value is not True and (thought := "".join(content_of(value))):
+    for field, handed_back in _REASONING.items():
+        if (value := delta.get(field)) and (thought := thoughts_of(value)):
             said.reasoning += thought
-            said.reasoning_field = field
+            said.reasoning_field = handed_back
             break
     if refusal := text(delta.get("refusal") or None):
         said.refusal = refusal

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from genqueue_worker.answers import Halves, content_of, counts, first_choice, reason, said_in
+from genqueue_worker.answers import Halves, content_of, counts, first_choice, reason, said_in, usage_in
 from genqueue_worker.openai_answers import OpenAIAnswer
 from genqueue_worker.server_errors import UNREADABLE, error_in, error_in_choice, trouble, unreadable
 from genqueue_worker.sink import Sink
@@ -93,14 +93,14 @@ class CompletionAnswer(OpenAIAnswer):
                 error = error_in_choice(choice, said_in(choice))
             said = "" if choice is None or error is not None else self._said_in(choice)
             finish_reason = None if choice is None else reason(choice.get("finish_reason"))
-            usage = event.get("usage")
+            usage = usage_in(event, choice)
             if error is None and event and "choices" not in event and usage is None:
                 raise TypeError("an event has no choices")
         except UNREADABLE as wrong:
             raise UpstreamError(unreadable(trouble(wrong), data)) from None
         if error is not None:
             raise UpstreamError(error)
-        if isinstance(usage, Mapping):
+        if usage:
             self.usage.update(counts(usage))
         said = self._halves.take(said)
         if finish_reason or self.finish_reason:

@@ -10,7 +10,18 @@ from pydantic_core import from_json, to_json
 
 from genqueue.chat import U64
 from genqueue.messages import Token
-from genqueue_worker.answers import Halves, count, encodable, integer, number, odd_token, read_json, reason, text, token
+from genqueue_worker.answers import (
+    Halves,
+    encodable,
+    integer,
+    number,
+    odd_token,
+    read_json,
+    reason,
+    text,
+    token,
+    tokens,
+)
 from genqueue_worker.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
@@ -224,8 +235,8 @@ def _read_end(answer: Mapping[str, Any]) -> _End:
     return _End(
         encodable(text(answer["generated_text"])),
         reason(details.get("finish_reason")),
-        count(details.get("input_length")),
-        count(details.get("generated_tokens")),
+        tokens(details.get("input_length")),
+        tokens(details.get("generated_tokens")),
         extra,
     )
 

@@ -38,10 +38,10 @@ class OpenAIAnswer(ABC):
 
     def _take_all(self, event: Any, data: bytes) -> bool:
         """As :meth:`take`, of its JSON: one event, several, or none (a heartbeat)."""
-        if event == _DONE_SPELT:
-            self._end()
-            return False
         for each in event if isinstance(event, list) else [event]:
+            if each == _DONE_SPELT:
+                self._end()
+                return False
             if each is not None and each != "":
                 self._take(each, data)
         return True

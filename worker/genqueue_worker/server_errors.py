@@ -12,6 +12,7 @@ from typing import Any
 
 from genqueue_worker.answers import read_json, word
 from genqueue_worker.error_words import is_error, read_error
+from genqueue_worker.event_stream import DONE
 from genqueue_worker.policy import WEB_PAGE, UpstreamFacts
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -86,13 +87,16 @@ def trouble(error: Exception) -> str:
 def events_of(body: bytes) -> list[Any]:
     """The events of an answer that is no event stream: of one object, of a list, or of one in each line.
 
+    A line of ``[DONE]`` is the last word, as JSON spells it.
+
     Raises:
         ValueError: it is no JSON.
     """
     try:
         said = read_json(body)
     except ValueError:
-        return [read_json(line) for line in body.splitlines() if line.strip()]
+        lines = filter(None, map(bytes.strip, body.splitlines()))
+        return [DONE.decode() if line == DONE else read_json(line) for line in lines]
     return said if isinstance(said, list) else [said]
 
 
