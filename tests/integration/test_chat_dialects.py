@@ -700,6 +700,30 @@ async def test_a_character_that_is_cut_in_two_is_one(chat, cut):
         assert "a\U0001f600b" in json.dumps(ending.extra, ensure_ascii=False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "text", "count"),
+    [
+        ("text/event-stream; charset=iso-8859-1", b"caf\xe9", "caf\ufffd", 1),
+        ("text/event-stream; charset=iso-8859-1", "caf\u00e9".encode(), "caf\u00e9", 0),
+        ("text/event-stream", b"caf\xe9", "caf\ufffd", 1),
+        ("application/json; charset=iso-8859-1", b"caf\xe9", "caf\ufffd", 1),
+    ],
+)
+async def test_a_reply_that_is_no_utf_8_says_so(engine, chat, kind, said, text, count):
+    end = json.dumps(whole(content="@")).encode().replace(b"@", said)
+    engine.whole = kind, [b"data: " + end + b"\n\n" if "event" in kind else end]
+    heard, ending = await chat()
+    assert encodable(heard.text) == text
+    told = ending.extra["lost_characters"]
+    assert told["count"] == count and ("iso-8859-1" in told["why"]) == ("iso" in kind)
+
+
+async def test_a_reply_in_utf_8_says_nothing_of_it(engine, chat):
+    engine.whole = "text/event-stream; charset=UTF-8", [b""]
+    _, ending = await chat(delta(content="caf\u00e9"), delta("stop"), DONE)
+    assert "lost_characters" not in ending.extra
+
+
 KINDS = ["application/json", "text/event-stream", "text/plain; charset=utf-8", None]
 
 

@@ -10,6 +10,7 @@ from genqueue_worker.answers import UNKNOWN_TOKEN, encodable
 from genqueue_worker.chats import ChatAnswer
 from genqueue_worker.completions import CompletionAnswer
 from genqueue_worker.native import NativeAnswer
+from genqueue_worker.server_errors import damage, foreign_charset
 from genqueue_worker.transport import UpstreamError
 
 from .heard import Heard
@@ -597,3 +598,94 @@ def test_lines_may_end_with_the_last_word(done):
     answer = ChatAnswer(heard, 50)
     answer.take_whole(b"\n".join(lines))
     assert ("".join(heard.texts), answer.is_complete, answer.lack) == ("ab", True, None)
+
+
+def raw(said, *, read):
+    """An event with ``said``, bytes that need be no UTF-8, as its text."""
+    event = {"token": {"id": 1, "text": "@", "special": False}} if read is generated else choice({"content": "@"})
+    if read is completed:
+        event = {"choices": [{"index": 0, "text": "@"}]}
+    return json.dumps(event).encode().replace(b"@", said)
+
+
+def heard_of(read, *parts):
+    """(the text, how many characters were lost) of a stream with these texts."""
+    events = [raw(part, read=read) for part in parts]
+    if read is generated:
+        end = {"token": {"id": 2, "text": "", "special": False}, "generated_text": "x", "details": {}}
+        text, _, answer = generated(*events, end)
+    else:
+        heard, answer = read(*events, choice(finish_reason="stop"))
+        text = "".join(heard.texts)
+    return encodable(text), answer.lost
+
+
+ROUTES = [chatted, completed, generated]
+FACE, EURO, E_ACUTE = "\U0001f600".encode(), "\u20ac".encode(), "\u00e9".encode()
+
+
+@pytest.mark.parametrize("read", ROUTES)
+@pytest.mark.parametrize("character", [FACE, EURO, E_ACUTE, "\U0001f49b".encode()])
+def test_a_character_whose_bytes_are_cut_between_events_is_one(read, character):
+    for at in range(1, len(character)):
+        cut = [b"a" + character[:at], character[at:] + b"b"]
+        assert heard_of(read, *cut, b"c") == ("a" + character.decode() + "bc", 0)
+    each_byte = [bytes([byte]) for byte in character]
+    assert heard_of(read, *each_byte, FACE) == (character.decode() + FACE.decode(), 0)
+
+
+@pytest.mark.parametrize("read", ROUTES)
+@pytest.mark.parametrize(
+    ("parts", "text", "lost"),
+    [
+        pytest.param([b"caf\xe9", b"s"], "caf\ufffds", 1, id="latin-1"),
+        pytest.param([b"\xe9t\xe9"], "\ufffdt\ufffd", 2, id="latin-1-twice"),
+        pytest.param([b"a" + FACE[:2], b"b"], "a\ufffd\ufffdb", 2, id="its-other-half-never-comes"),
+        pytest.param([FACE[2:], b"b"], "\ufffd\ufffdb", 2, id="its-first-half-never-came"),
+        pytest.param([b"\xff" + EURO[:1], EURO[1:]], "\ufffd\u20ac", 1, id="behind-a-byte-of-none"),
+        pytest.param([b"a\xed\xa0\x80b"], "a\ufffd\ufffd\ufffdb", 3, id="a-surrogate-in-bytes"),
+        pytest.param(["\ufffd".encode(), b"b"], "\ufffdb", 0, id="the-server-says-it"),
+        pytest.param([b"a" + HALF.encode("unicode_escape"), b"b"], "a\ufffdb", 1, id="half-a-pair"),
+        pytest.param([b"\\ud83d", b"\\udc9b"], "\U0001f49b", 0, id="a-pair-whose-half-looks-like-a-byte"),
+        pytest.param([FACE, b"a"], "\U0001f600a", 0, id="utf-8"),
+    ],
+)
+def test_what_bytes_do_not_spell_is_counted(read, parts, text, lost):
+    assert heard_of(read, *parts) == (text, lost)
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_the_bytes_of_thoughts_are_joined_in_the_result_too(field):
+    events = [
+        json.dumps(choice({field: "@"})).encode().replace(b"@", part) for part in (b"a" + FACE[:1], FACE[1:], b"\xff")
+    ]
+    heard, answer = chatted(*events, choice(finish_reason="stop"))
+    assert encodable("".join(heard.reasoning)) == answer.extra["reasoning"] == "a\U0001f600\ufffd"
+    assert answer.lost == 1
+
+
+@pytest.mark.parametrize(
+    ("content_type", "charset"),
+    [
+        ("text/event-stream", None),
+        ("text/event-stream; charset=utf-8", None),
+        ('text/event-stream;charset="UTF-8"', None),
+        ("text/event-stream; charset=US-ASCII", None),
+        ("text/event-stream; charset=ISO-8859-1", "iso-8859-1"),
+        ("application/json;x=y; Charset = 'windows-1252'", "windows-1252"),
+        ("text/event-stream; charset=hf_secret", "another charset"),
+    ],
+)
+def test_a_declared_charset_is_told_by_a_known_word(content_type, charset):
+    assert foreign_charset(content_type) == charset
+
+
+@pytest.mark.parametrize(
+    ("lost", "charset", "said"),
+    [(0, None, None), (2, None, "bytes or halves"), (2, "gbk", "declares gbk"), (0, "gbk", "declares gbk")],
+)
+def test_damage_is_told_with_its_cause(lost, charset, said):
+    told = damage(lost, charset).get("lost_characters")
+    assert (told is None) == (said is None)
+    if told:
+        assert told["count"] == lost and said in told["why"]

@@ -4,6 +4,7 @@ Pure.  JSON can hold anything in any place.  What is not of its type is left out
 and is a TypeError, and so the end of the call, where it may.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Mapping
@@ -29,6 +30,9 @@ _MOST_TOKENS = 10**9
 """So many no answer and no prompt has."""
 _COUNT = re.compile(r"\s*(\d{1,15})(?:\.0*)?\s*", re.ASCII)
 _MOST_DEPTH = 8
+_FIRST_BYTES = re.compile("[\udc80-\udcff]{2,4}")
+_LAST_BYTES = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]{1,3}\\Z")
+"""Bytes of a character, of which UTF-8 has up to four; behind the first half of a pair it is the second one."""
 _NO_WORDS = frozenset({"null", "none", "None"})
 """Some servers spell out that there is no ``finish_reason`` yet."""
 _NO_TEXT = frozenset({"reference", "tool_reference"})
@@ -46,6 +50,9 @@ _OF_THOUGHTS = ("thinking", "reasoning", "thought", "text", "content", "value")
 def read_json(data: bytes) -> Any:
     """What ``data`` says, halves of surrogate pairs and long numbers among it, which pydantic does not read.
 
+    A byte that is no UTF-8 is half a pair too, as Python's ``surrogateescape`` has it: :class:`Halves` may know the
+    bytes behind it.
+
     Raises:
         ValueError: it is no JSON, or deeper than Python reads.
     """
@@ -54,7 +61,7 @@ def read_json(data: bytes) -> Any:
     except ValueError:
         pass
     try:
-        return json.loads(data.decode("utf-8", "replace"), parse_int=_integer_or_digits)
+        return json.loads(data.decode("utf-8", "surrogateescape"), parse_int=_integer_or_digits)
     except RecursionError as error:
         raise ValueError("too deep") from error
 
@@ -199,11 +206,42 @@ def encodable(value: str) -> str:
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def lost(value: str) -> int:
+    """How many characters of a text :func:`encodable` cannot keep."""
+    return 0 if value.isascii() else encodable(value).count("\ufffd") - value.count("\ufffd")
+
+
+def _without_beginning(value: str) -> tuple[str, str]:
+    """A text that ends with half a pair, and what of it may be the beginning of a character."""
+    if value[-1] <= "\udbff":
+        return value[:-1], value[-1]
+    found = _LAST_BYTES.search(value)
+    for start in range(found.start(), found.end()) if found else ():
+        begun = value[start:].encode("utf-8", "surrogateescape")
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(begun)
+        except UnicodeDecodeError:
+            continue
+        return value[:start], value[start:]
+    return value, ""
+
+
+def _joined(value: str) -> str:
+    """A text whose first bytes may be a character by now."""
+    found = _FIRST_BYTES.match(value)
+    for end in range(2, found.end() + 1) if found else ():
+        try:
+            return value[:end].encode("utf-8", "surrogateescape").decode("utf-8") + value[end:]
+        except UnicodeDecodeError:
+            continue
+    return value
+
+
 class Halves:
-    """Text whose characters may be cut in two between events, as JavaScript's strings are cut (UTF-16).
+    """Text whose characters may be cut between events, as JavaScript's strings are cut (UTF-16), or its bytes (UTF-8).
 
     Attributes:
-        waits: half a character that is kept; mostly "".
+        waits: the beginning of a character; mostly "".
     """
 
     def __init__(self) -> None:
@@ -213,9 +251,10 @@ class Halves:
         """``value`` behind what was kept; half a character at its end waits for the next."""
         if not value:
             return ""
-        value, self.waits = self.waits + value, ""
-        if "\ud800" <= value[-1] <= "\udbff":
-            value, self.waits = value[:-1], value[-1]
+        if self.waits:
+            value, self.waits = _joined(self.waits + value), ""
+        if "\ud800" <= value[-1] <= "\udfff":
+            value, self.waits = _without_beginning(value)
         return value
 
     def rest(self) -> str:

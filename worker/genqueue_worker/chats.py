@@ -4,15 +4,15 @@ Pure but for the sink.  What one event says is :mod:`genqueue_worker.chat_events
 belongs to :mod:`genqueue_worker.tool_calls`'.  How the call is made is :mod:`genqueue_worker.generators`'.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from genqueue.chat import REASONING_FIELD
-from genqueue.messages import GenerationRequest
+from genqueue.messages import GenerationRequest, ToolCallDelta
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.answers import GIVEN_UP, Halves, counts, encodable
+from genqueue_worker.answers import GIVEN_UP, Halves, counts, encodable, lost
 from genqueue_worker.chat_events import Said, plain_text, read_event
 from genqueue_worker.openai_answers import OpenAIAnswer
 from genqueue_worker.policy import UpstreamFacts
@@ -69,6 +69,7 @@ class ChatAnswer(OpenAIAnswer):
         finish_reason: the server's word; where it says none, ``tool_calls`` if it calls tools, and ``length`` if
             the limit cut that off.
         usage: as the server counts, the last of each number; {} if it did not say.
+        lost: how many characters of text and thoughts are U+FFFD for readers, since their bytes or halves are none.
         strange: the first event that says something without ``choices``, of an answer that has none at all.
         extra: ``tool_calls`` as OpenAI has them, ``unreadable_tool_calls`` (the places of those whose arguments are
             no JSON object), ``reasoning``, ``reasoning_field`` (the server's word for it, if it is not
@@ -93,6 +94,7 @@ class ChatAnswer(OpenAIAnswer):
         self._halves = Halves(), Halves()
         self._unread: set[str] = set()
         self._has_choices = False
+        self.lost = 0
         self._strange: bytes | None = None
 
     def take(self, data: bytes) -> bool:
@@ -128,7 +130,7 @@ class ChatAnswer(OpenAIAnswer):
         if (arguments := self._calls.nameless) is not None and self.finish_reason != "length":
             return unreadable("a tool call has no name", arguments.encode("utf-8", "replace"))
         if self._unread and not self._came and (self.usage.get("completion_tokens") or 2) > 1:
-            return unreadable("it has no text that we know", ", ".join(sorted(self._unread)).encode())
+            return unreadable("it has no text that we know", ", ".join(sorted(self._unread)).encode("utf-8", "replace"))
         return None
 
     @property
@@ -188,7 +190,6 @@ class ChatAnswer(OpenAIAnswer):
         if ends or self._finish_reason is not None:
             content, reasoning = content + of_text.rest(), reasoning + of_thoughts.rest()
         if said.reasoning:
-            self._reasoning.append(said.reasoning)
             self._reasoning_field = said.reasoning_field
         if said.refusal:
             self._refusal.append(said.refusal)
@@ -196,13 +197,20 @@ class ChatAnswer(OpenAIAnswer):
             self._logprobs += said.logprobs
             self._sink.keep(len(to_json(said.logprobs)))
         if content or reasoning or pieces:
-            self._came = True
-            self._sink.push_delta(content, reasoning, pieces)
+            self._push_text(content, reasoning, pieces)
         elif ends:
             self._sink.push_delta("")
         if reason is not None:
             self._finish_reason = reason
             self._sink.close()
+
+    def _push_text(self, content: str, reasoning: str, pieces: Sequence[ToolCallDelta]) -> None:
+        self._came = True
+        if reasoning:
+            self._reasoning.append(reasoning)
+        if self.is_odd:
+            self.lost += lost(content) + lost(reasoning)
+        self._sink.push_delta(content, reasoning, pieces)
 
     def _end(self) -> None:
         # Some servers say no other last word.
@@ -220,5 +228,4 @@ class ChatAnswer(OpenAIAnswer):
         content, reasoning = (half.rest() for half in self._halves)
         last = self._calls.close(is_cut=self.finish_reason == "length")
         if content or reasoning or last:
-            self._came = True
-            self._sink.push_delta(content, reasoning, last)
+            self._push_text(content, reasoning, last)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from genqueue_worker.answers import Halves, content_of, counts, first_choice, reason, said_in, usage_in
+from genqueue_worker.answers import Halves, content_of, counts, first_choice, lost, reason, said_in, usage_in
 from genqueue_worker.openai_answers import OpenAIAnswer
 from genqueue_worker.server_errors import UNREADABLE, error_in, error_in_choice, trouble, unreadable
 from genqueue_worker.sink import Sink
@@ -60,6 +60,7 @@ class CompletionAnswer(OpenAIAnswer):
     Attributes:
         finish_reason: the server's word; None before the end, and of a stream that breaks off.
         usage: as the server counts, the last of each number; {} if it did not say.
+        lost: how many characters of the text are U+FFFD for readers, since their bytes or halves are none.
         strange: None: what has no ``choices`` is no event here.
     """
 
@@ -70,6 +71,7 @@ class CompletionAnswer(OpenAIAnswer):
         self.usage: dict[str, int] = {}
         self._sink = sink
         self._halves = Halves()
+        self.lost = 0
         self._came = self._is_whole = False
 
     def take(self, data: bytes) -> bool:
@@ -106,11 +108,16 @@ class CompletionAnswer(OpenAIAnswer):
         if finish_reason or self.finish_reason:
             said += self._halves.rest()
         if said:
-            self._came = True
-            self._sink.push_delta(said)
+            self._push(said)
         if finish_reason:
             self.finish_reason = finish_reason
             self._sink.close()
+
+    def _push(self, said: str) -> None:
+        self._came = True
+        if self.is_odd:
+            self.lost += lost(said)
+        self._sink.push_delta(said)
 
     def _said_in(self, choice: Mapping[str, Any]) -> str:
         if self._came and type(choice.get("text")) is str and not choice.get("delta"):
@@ -123,8 +130,7 @@ class CompletionAnswer(OpenAIAnswer):
     def _end_whole(self) -> None:
         # It needs no word for its end.
         if rest := self._halves.rest():
-            self._came = True
-            self._sink.push_delta(rest)
+            self._push(rest)
         self._is_whole = self._came
 
     @property

@@ -24,7 +24,7 @@ from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorM
 from genqueue_worker.native import NativeAnswer
 from genqueue_worker.policy import OUTGROWN, UpstreamFacts, error_class
 from genqueue_worker.resources import lack_of
-from genqueue_worker.server_errors import unreadable
+from genqueue_worker.server_errors import damage, unreadable
 from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
 from genqueue_worker.tracing import ended, open_call
@@ -50,10 +50,11 @@ class Ending:
         generated_text: the whole text in the server's words; None if it did not say.
         finish_reason: the server's word.
         prompt_tokens, completion_tokens: as the server counts them; None if it did not say.
-        extra: what else was asked for: ``seed``, ``prefill``, ``best_of_sequences``.
+        extra: what else was asked for (``seed``, ``prefill``, ``best_of_sequences``), and ``lost_characters``.
         endpoint: which server it was; None if none was asked.
         stops: the stop sequences that the server was told.
         specials: the texts of special tokens that it streamed.
+        lost: how many characters its bytes did not spell.
     """
 
     generated_text: str | None
@@ -64,6 +65,7 @@ class Ending:
     endpoint: Endpoint | None = None
     stops: Sequence[str] = ()
     specials: Collection[str] = ()
+    lost: int = 0
 
 
 def call_parameters(generator: GeneratorSettings, request: GenerationRequest) -> dict[str, Any]:
@@ -239,6 +241,8 @@ class TextGeneration:
             if ending.finish_reason in GIVEN_UP:
                 message = f"the server ended its answer with {ending.finish_reason!r}"
                 raise UpstreamError(UpstreamFacts(message, error_type="generation"))
+            if (told := exchange.get()) is not None:
+                ending = replace(ending, extra={**ending.extra, **damage(ending.lost, told.charset)})
             call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
         meter.used(ending.prompt_tokens, ending.completion_tokens)
         reason = ending.finish_reason and self.upstream.masked(ending.finish_reason)
@@ -318,6 +322,7 @@ def _native_ending(answer: NativeAnswer, parameters: Mapping[str, Any]) -> Endin
         extra=answer.extra,
         stops=parameters.get("stop", ()),
         specials=answer.specials,
+        lost=answer.lost,
     )
 
 
@@ -331,6 +336,7 @@ def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> End
         prompt_tokens=answer.usage.get("prompt_tokens"),
         completion_tokens=answer.usage.get("completion_tokens"),
         extra=extra,
+        lost=answer.lost,
     )
 
 

@@ -14,6 +14,7 @@ from genqueue_worker.answers import (
     Halves,
     encodable,
     integer,
+    lost,
     number,
     odd_token,
     read_json,
@@ -36,12 +37,14 @@ class NativeAnswer:
         prompt_tokens, completion_tokens: as the server counts them; None if it did not say.
         extra: ``seed``, ``prefill``, ``best_of_sequences``: each only if there is any.
         specials: the texts of the special tokens that came.
+        lost: how many characters of the text are U+FFFD for readers, since their bytes or halves are none.
         strange: the first event that says something else than TGI's do.
     """
 
     def __init__(self, sink: Sink) -> None:
         self.specials: set[str] = set()
         self.strange: bytes | None = None
+        self.lost = 0
         self.generated_text: str | None = None
         self.finish_reason: str | None = None
         self.prompt_tokens: int | None = None
@@ -153,6 +156,7 @@ class NativeAnswer:
             self.specials.add(read.text)
         if self._halves is not None:
             said = self._halves.take(said) + (self._halves.rest() if is_last else "")
+            self.lost += lost(said)
         self._sink.push(read, said, top)
 
     def _hear(self, end: "_End") -> None:

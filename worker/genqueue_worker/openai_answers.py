@@ -16,7 +16,13 @@ _DONE_SPELT = DONE.decode()
 
 
 class OpenAIAnswer(ABC):
-    """The answer to one call as its events come, or as a whole."""
+    """The answer to one call as its events come, or as a whole.
+
+    Attributes:
+        is_odd: whether there was JSON that the fast reader does not read: half a character may be in it.
+    """
+
+    is_odd = False
 
     def take(self, data: bytes) -> bool:
         """Push what one event of the stream adds.
@@ -27,6 +33,7 @@ class OpenAIAnswer(ABC):
         Raises:
             UpstreamError: the event is an error, or nobody can read it.
         """
+        self.is_odd = True  # who reads events the short way has tried that
         try:
             event = read_json(data)
         except ValueError:
@@ -55,6 +62,7 @@ class OpenAIAnswer(ABC):
         Raises:
             UpstreamError: it is an error, or nobody can read it.
         """
+        self.is_odd = True
         try:
             events = events_of(body)
         except ValueError:

@@ -54,6 +54,31 @@ def form_of(beginning: bytes, content_type: str) -> Form | None:
     return None if any(field.startswith(seen) for field in _FIELDS) else Form.TEXT
 
 
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]{1,40})", re.IGNORECASE | re.ASCII)
+_CHARSETS = frozenset(
+    {"iso-8859-1", "iso-8859-15", "latin1", "windows-1250", "windows-1251", "windows-1252", "koi8-r", "utf-16"}
+    | {"gbk", "gb2312", "gb18030", "big5", "shift_jis", "euc-jp", "euc-kr"}
+)
+"""Of which one may be repeated; any other word is the server's own."""
+
+
+def foreign_charset(content_type: str) -> str | None:
+    """The charset that a content type declares, if it is not UTF-8, which event streams and JSON are in any case."""
+    found = _CHARSET.search(content_type)
+    name = found[1].lower() if found else "utf-8"
+    if name in {"utf-8", "utf8", "us-ascii", "ascii"}:
+        return None
+    return name if name in _CHARSETS else "another charset"
+
+
+def damage(lost: int, charset: str | None) -> dict[str, Any]:
+    """What a result's meta says of characters that its server's bytes did not spell; {} if there is nothing to say."""
+    if not lost and charset is None:
+        return {}
+    declared = f"the endpoint declares {charset}, and was read as UTF-8" if charset else None
+    return {"lost_characters": {"count": lost, "why": declared or "the endpoint sent bytes or halves of no character"}}
+
+
 def no_events(form: Form, body: bytes, content_type: str) -> UpstreamFacts:
     """Of an answer that is no model's: a page of a proxy or a login, or bare words.
 

@@ -38,7 +38,7 @@ from genqueue_worker.peers import PATIENCE, Patience
 from genqueue_worker.policy import LACK, UpstreamFacts
 from genqueue_worker.resources import lack_of
 from genqueue_worker.retry_after import retry_after_s
-from genqueue_worker.server_errors import Form, form_of, no_events, unreadable
+from genqueue_worker.server_errors import Form, foreign_charset, form_of, no_events, unreadable
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
 _ERROR_BODY_LIMIT_BYTES = 64 * 1024
@@ -83,6 +83,7 @@ class Exchange:
         most_bytes: of one event, or of an answer that is none of events.
         most_events: of one answer.
         headers: the response's ``x-*`` headers, lower case; filled in when they come.
+        charset: what the answer declares to be written in, if that is not UTF-8, which it is read as.
         is_answered: whether the server has accepted the call.
         traceparent: of the span that the server's own are to be children of, if there is one.
         more_fields: what the request's JSON says besides what huggingface_hub put there.
@@ -95,6 +96,7 @@ class Exchange:
     most_bytes: int = _MOST_UNASKED_BYTES
     most_events: int = _MOST_UNASKED_EVENTS
     headers: dict[str, str] = field(default_factory=dict)
+    charset: str | None = None
     is_answered: bool = False
     traceparent: str | None = None
     more_fields: Mapping[str, Any] = field(default_factory=dict)
@@ -236,6 +238,7 @@ class _Response(httpx2.Response):
         told = exchange.get(None)
         if told is not None and told.is_whole:
             kind = self.headers.get("content-type", "")
+            told.charset = foreign_charset(kind)
             _take_whole(told, form_of(data, kind), data, kind)
             raise Answered
         return data
@@ -243,6 +246,7 @@ class _Response(httpx2.Response):
     async def _begins_with_events(self, told: Exchange, body: "_Body") -> bool:
         """Whether the answer is an event stream, of which nothing is read then; any other was read to its end."""
         kind = self.headers.get("content-type", "")
+        told.charset = foreign_charset(kind)
         beginning, form = bytearray(), None
         async with aclosing(body.__aiter__()) as parts:
             async for data in parts:
