@@ -3,12 +3,16 @@
 import contextlib
 import json
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
 
 from genqueue import GenerationClient, GenerationExpiredError, Settings
 
@@ -207,6 +211,69 @@ def test_the_shell_shows_workers_and_their_servers(servers, hosts, closed_port, 
     assert (gone.returncode, gone.stdout) == (0, "")
     assert "no worker" in gone.stderr
     assert shell("--workers", "--watch").returncode == 2
+
+
+@pytest.fixture
+def wrong_addresses(tmp_path, closed_port, servers):
+    """Addresses at which no model server can be asked, and what is to be said of each."""
+    authority, server_side = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    with contextlib.ExitStack() as stack:
+
+        def listening(*answer):
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port = listener.getsockname()[1]
+            if answer:
+                threading.Thread(target=_answer_each, args=(listener, *answer), daemon=True).start()
+            return port
+
+        yield {
+            f"http://127.0.0.1:{closed_port}": "no answer to /health: connection refused",
+            f"http://127.0.0.1:{listening()}": "no answer to /health: timed out",
+            f"https://127.0.0.1:{listening()}": "no answer to /health: timed out",
+            f"http://127.0.0.1:{listening(b'')}": "no answer to /health: closed before it answered",
+            f"http://127.0.0.1:{listening(b'SECRET')}": "no answer to /health: its answer is no HTTP",
+            f"http://127.0.0.1:{listening(b'HTTP/1.1 502 SECRET')}": "/health answers with HTTP 502",
+            servers[0].url.replace("http:", "https:"): (
+                "no answer to /health: wrong version number: no TLS is spoken there"
+            ),
+            f"https://127.0.0.1:{listening(b'', server_side)}": (
+                "no answer to /health: certificate verify failed: its issuer is not trusted here"
+            ),
+            "http://no-such-host.invalid": "no answer to /health: name or service not known",
+        }
+
+
+def _answer_each(listener, answer, tls=None):
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError), connection:
+                if tls is not None:
+                    tls.wrap_socket(connection, server_side=True).close()
+                    continue
+                connection.recv(65536)
+                connection.sendall(answer + b"\r\ncontent-length: 0\r\n\r\n" if answer else b"")
+
+
+def test_why_a_server_cannot_be_asked_is_shown_where_servers_are_and_logged_once(wrong_addresses, fleet_of, eventually):
+    """In words of ours: none of such a server's reaches the log."""
+    tgi = "text_generation_inference"
+    generators = {
+        f"g{number}": {"api_type": tgi, "api_params": {"url": url}} for number, url in enumerate(wrong_addresses)
+    }
+    with fleet_of({"default": generators["g0"], **generators}) as fleet:
+        (worker,) = fleet.staff(1)
+
+        def shown():
+            (found,) = fleet.client.workers()
+            servers = [server for name, (server,) in found.generators.items() if name != "default"]
+            return {server["address"]: server["trouble"] for server in servers if server["health"] == "down"}
+
+        eventually(lambda: shown() == wrong_addresses, within_s=20)
+        for number, (url, words) in enumerate(wrong_addresses.items()):
+            assert worker.log.count(f"g{number}: {url} is down: {words}") == 1
+        assert "SECRET" not in worker.log
 
 
 def test_another_generator_of_the_same_worker_is_served_on(

@@ -58,6 +58,7 @@ class Endpoint:
         unanswered: how many questions in a row it left unanswered while it ran calls.
         is_down: whether it cannot be reached.
         is_waking: whether it has scaled to zero and is on its way back.
+        cause: why it gave no answer when it was last asked, in words of a closed list; "" if it gave one.
         trouble: what went wrong last, in our words; "" if nothing did since a call succeeded.
     """
 
@@ -78,6 +79,7 @@ class Endpoint:
     unanswered: int = 0
     is_down: bool = False
     is_waking: bool = False
+    cause: str = ""
     trouble: str = ""
 
     def health(self, now_s: float) -> Health:

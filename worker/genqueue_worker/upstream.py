@@ -29,6 +29,7 @@ from genqueue_worker.resources import lack_of
 from genqueue_worker.serverless import check_provider, examine
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
+from genqueue_worker.unreachable import words_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -272,6 +273,8 @@ class Upstream:
                 if may_wake and facts.status == 503 and facts.error_type is None:
                     self._wake_up(endpoint)
                     continue
+                if facts.was_unreached:
+                    endpoint.cause = words_of(error)
                 judged = await self._judge(endpoint, facts, began_s)
                 if not (judged.was_unreached and judged.is_down and self.is_available):
                     raise UpstreamError(judged) from error
@@ -309,13 +312,17 @@ class Upstream:
                 next_look_s = loop.time() + _LOOK_EVERY_S
 
     async def _probe_the_down(self) -> None:
-        down = [endpoint for endpoint in self.endpoints if endpoint.is_down]
-        answers = [is_answer(status) for status in await asyncio.gather(*map(self._health, down))]
-        for endpoint, answered in zip(down, answers, strict=True):
-            if answered:
+        down = {endpoint: endpoint.cause for endpoint in self.endpoints if endpoint.is_down}
+        is_changed = False
+        for endpoint, status in zip(down, await asyncio.gather(*map(self._health, down)), strict=True):
+            if is_answer(status):
                 logger.info("%s: %s is back", self.name, endpoint.address)
                 endpoint.came_back()
-        if any(answers):
+                is_changed = True
+            elif endpoint.cause not in {"", down[endpoint]}:
+                endpoint.trouble = _unanswered(endpoint)
+                is_changed = True
+        if is_changed:
             self._on_change()
         if not any(endpoint.is_down for endpoint in self.endpoints):
             self._went_down.clear()
@@ -381,7 +388,7 @@ class Upstream:
             return
         endpoint.unanswered += 1
         if endpoint.unanswered >= _UNANSWERED:
-            self._down(endpoint, endpoint.trouble or "no token, and no answer to /health, while it runs calls")
+            self._down(endpoint, endpoint.trouble or f"no token while it runs calls, and {_unanswered(endpoint)}")
 
     async def _look_after(self, endpoint: Endpoint) -> None:
         """Find out whether a server is down; however many calls it failed, it is asked once."""
@@ -393,7 +400,7 @@ class Upstream:
         if is_answer(status):
             endpoint.unanswered = 0
         else:
-            self._down(endpoint, endpoint.trouble or "no answer to /health")
+            self._down(endpoint, "; ".join(filter(None, (endpoint.trouble, _unanswered(endpoint)))))
 
     def _down(self, endpoint: Endpoint, trouble: str) -> None:
         """A server is down; ``trouble`` is not in its words, which may quote a prompt."""
@@ -447,6 +454,8 @@ class Upstream:
     async def _health(self, endpoint: Endpoint, held_s: int = 0) -> int | None:
         """The status that ``/health`` is answered with; None without an answer, NOT_ASKED for want of our own.
 
+        The endpoint's ``cause`` says why it is no answer.
+
         Args:
             endpoint: whose.
             held_s: how long a proxy may hold the question while the server wakes up.
@@ -457,10 +466,22 @@ class Upstream:
             async with asyncio.timeout(_PROBE_TIMEOUT_S + held_s), get_async_session() as session:
                 answer = await session.get(_ROUTE.sub("/health", endpoint.url, count=1), headers=headers)
         except UpstreamError as error:  # any status from 300 on
-            return NOT_ASKED if error.facts.error_type == LACK else error.facts.status
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, ValueError):
+            if error.facts.error_type == LACK:
+                return NOT_ASKED
+            status = error.facts.status
+            endpoint.cause = "" if is_answer(status) else shown(error.facts) if status is None else f"HTTP {status}"
+            return status
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, ValueError) as error:
+            endpoint.cause = words_of(error)
             return None  # the last two: of an address that cannot be asked, which a call will say
+        endpoint.cause = ""
         return int(answer.status_code)
+
+
+def _unanswered(endpoint: Endpoint) -> str:
+    """Why a server that was asked for its ``/health`` is down."""
+    cause = endpoint.cause
+    return f"/health answers with {cause}" if cause.startswith("HTTP ") else f"no answer to /health: {cause}"
 
 
 def is_answer(status: int | None) -> bool:
