@@ -201,7 +201,7 @@ async def test_a_long_line_takes_time_in_proportion_to_its_length(server, call):
     [
         pytest.param(True, OUTPUT, id="no-delta"),
         pytest.param(True, chatted(role="assistant", content=""), id="role"),
-        pytest.param(True, chatted(content=None, thinking="unknown"), id="unknown-field"),
+        pytest.param(True, chatted(content=None, pondering="unknown"), id="unknown-field"),
         pytest.param(True, b'data: {"choices":[],"usage":null}\n\n', id="no-choice"),
         pytest.param(True, b": keep-alive data:\n\n", id="comment"),
         pytest.param(False, b": keep-alive data:\n\n", id="native-comment"),
@@ -457,6 +457,7 @@ CALLED = {"index": 10**30, "id": "c", "function": {"name": "f", "arguments": "{}
         pytest.param(False, {"token": {"id": 10**30, "text": "a", "special": False}}, "a", id="large-id"),
         pytest.param(False, {"token": {"id": 1, "text": "a", "logprob": "x", "special": False}}, "a", id="logprob"),
         pytest.param(True, {"choices": [{"delta": {"content": ["a"]}}]}, "ab", id="content"),
+        pytest.param(True, {"choices": [{"delta": {"content": "a", "reasoning": 5}}]}, "ab", id="reasoning"),
         pytest.param(True, {"choices": [{"delta": {"content": "a", "tool_calls": [CALLED]}}]}, "ab", id="index"),
         pytest.param(True, {"choices": [{"delta": {"content": "a", "tool_calls": "x"}}]}, "ab", id="tool-calls"),
         pytest.param(
@@ -483,7 +484,6 @@ async def test_what_is_not_of_its_type_costs_no_text(server, call, chat, event, 
         pytest.param(False, {"token": 5, "generated_text": None}, id="token"),
         pytest.param(False, 5, id="number"),
         pytest.param(True, {"choices": [{"delta": {"content": 5}}]}, id="content"),
-        pytest.param(True, {"choices": [{"delta": {"reasoning": 5}}]}, id="reasoning"),
         pytest.param(True, {"choices": [{"delta": {"tool_calls": ["f"]}}]}, id="tool-calls"),
     ],
 )
