@@ -202,6 +202,7 @@ def test_what_cannot_be_read_is_cancelled_too(fleet, app, db, ask, eventually, w
     else:
         db.hset(key, field, value)
     WAYS[way](app, generation)
+    eventually(lambda: db.hget(key, "state") == b"cancelled")  # a revoke is on its way for a while
     with pytest.raises(GenerationCancelledError):
         generation.result(timeout_s=10)
     assert generation.status().state == "cancelled"
