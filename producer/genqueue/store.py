@@ -214,6 +214,7 @@ class Store:
             pool = _sentinel_pool(_SentinelPool, address, self._sentinel, retry=retry, **options)
             self._retry = redis.retry.Retry(_BACKOFF, _SENTINEL_TRIES - 1)
         self._redis = redis.Redis.from_pool(pool)
+        self._is_closed = False
 
     def run(self, call: Call[T]) -> T:
         """Carry out one call; raises what its decoder raises, StoreError or RedisUnavailableError."""
@@ -221,6 +222,9 @@ class Store:
             answer = self._retry.call_with_retry(lambda: self._send(call), lambda error: None)
         except redis.RedisError as error:
             raise _translate(self._address, error) from error
+        finally:
+            if self._is_closed:  # by another thread, or before: redis-py has connected anew
+                self._redis.connection_pool.disconnect(inuse_connections=False)
         return _decoded(call, answer)
 
     def _send(self, call: Call[Any]) -> Any:
@@ -292,6 +296,7 @@ class Store:
 
     def close(self) -> None:
         """Close every connection."""
+        self._is_closed = True
         self._redis.close()
         if self._sentinel is not None:
             self._sentinel.close()

@@ -8,15 +8,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
 import redis
 
 from genqueue import calls, keys
+from genqueue.calls import Call
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store
 from genqueue_ops.local_redis import LocalRedis, local_redis
+
+from .conftest import until
 
 PASSWORD = "s3cret-do-not-show"
 
@@ -286,3 +290,22 @@ def test_a_connection_that_was_cut_between_two_calls_is_made_anew(dropping, shel
         assert run(calls.read_text("nobody's")) == ""
         cut()
     close()
+
+
+def test_a_store_that_is_closed_beside_a_call_leaves_no_connection(real_redis):
+    """redis-py connects anew for a call whose connection was closed under it."""
+    store = Store(real_redis.url.removesuffix("/0") + "/3", 5.0)
+    call = Call(("BLPOP", "nothing", "1"), lambda answer: answer)
+    with redis.Redis.from_url(real_redis.url) as db, ThreadPoolExecutor(1) as pool:
+
+        def connections():
+            return [client["cmd"] for client in db.client_list() if client["db"] == "3"]
+
+        running = pool.submit(store.run, call)
+        until(lambda: connections() == ["blpop"])
+        store.close()
+        with contextlib.suppress(StoreError):
+            running.result(10)
+        until(lambda: connections() == [])
+        store.run(calls.read_text("nobody's"))  # it may be used again
+        until(lambda: connections() == [])
