@@ -36,6 +36,13 @@ def nothing_left_open() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_open_by_a_file() -> Iterator[None]:
+    """The same of fixtures that a file shares: its last test fails, and not the first of the next file."""
+    yield
+    gc.collect()
+
+
 def not_here(what: str) -> NoReturn:
     """Skip the test that needs it; where ``CI`` is set nothing may be missing."""
     if os.environ.get("CI"):
