@@ -211,3 +211,17 @@ async def test_setting_faults_anew_counts_anew():
             async with http.put("/standin/script", json={"faults": faults}) as response:
                 assert response.status == 200
             assert [(await post(http, prompt))[0] for prompt in ("a", "b")] == [429, 200]
+
+
+async def test_a_fault_of_all_requests_that_is_not_counted_leaves_prompts_their_counts():
+    prompt = 'Hi {{standin {"faults": [{"kind": "status", "status": 503, "times": 1}]}}}'
+    evils = [{"kind": "status", "status": 429, "scope": "server"}]
+    async with serve(Script(tokens=2)) as served, aiohttp.ClientSession(served.url) as http:
+        statuses = []
+        for faults in (None, evils, []):
+            if faults is not None:
+                async with http.put("/standin/script", json={"faults": faults}) as response:
+                    assert response.status == 200
+            async with http.post("/", json={"inputs": prompt}) as response:
+                statuses.append(response.status)
+    assert statuses == [503, 200, 200]

@@ -402,8 +402,8 @@ class Standin:
             self.script = changed(self.script, update)
         except ValueError as error:
             return web.Response(status=400, text=str(error))
-        if "faults" in update:
-            self._fired.clear()
+        if "faults" in update and any(fault.times is not None for fault in self.script.faults):
+            self._fired.clear()  # what is counted begins anew; of faults that are not, prompts keep their own counts
         if "asleep_s" in update:
             self._awake_at_s = None
         return _json(self.script.model_dump(mode="json"))
