@@ -614,7 +614,7 @@ def _outcome(generation: Generation) -> tuple[str, GenerationResult | None, Gene
 
 
 def _figures(generation_id: str, result: GenerationResult) -> str:
-    """What a result says of itself in one line; one that nobody of our version wrote may lack any of it."""
+    """A result's figures in one line; the result of another version may lack any of them."""
     meta = result.meta[0]
     usage, timings = (part if isinstance(part := meta.get(name), dict) else {} for name in ("usage", "timings"))
     parts = [f"{usage.get('completion_tokens')} tokens", f"finish_reason {meta.get('finish_reason')}"]

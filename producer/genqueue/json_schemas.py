@@ -18,7 +18,7 @@ _MAY_BE_TEXT = frozenset({"value", "schema", "json", "json_schema", "guided_json
 
 
 class _Place(NamedTuple):
-    """Where a value stands; ``name`` is that of the field that it, or its list, is."""
+    """The place of a value; ``name`` is that of the field that it, or its list, is."""
 
     parent: "_Place | None"
     step: str

@@ -102,5 +102,5 @@ def _put(words: str) -> None:
 
 
 def hush() -> None:
-    """Whoever read stdout has left: Python flushes it once more when it ends, and shall find no closed pipe."""
+    """The reader of stdout has left: Python flushes it once more when it ends, and shall find no closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
