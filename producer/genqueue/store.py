@@ -380,8 +380,9 @@ class _Channel:
     """Who listens to one channel, and whether Redis has said that it sends."""
 
     def __init__(self) -> None:
-        self.inboxes: set[Inbox] = set()
-        self.answered = asyncio.Event()
+        self.inboxes: dict[Inbox, asyncio.Event] = {}
+        """With what wakes its listener while he waits for the subscription."""
+        self.is_answered = False
         self.error: Exception | None = None
 
     def look(self) -> None:
@@ -391,8 +392,9 @@ class _Channel:
 
     def answer(self, error: Exception | None = None) -> None:
         """Let those who wait for the subscription go on."""
-        self.error = error
-        self.answered.set()
+        self.error, self.is_answered = error, True
+        for woken in self.inboxes.values():
+            woken.set()
 
 
 class LiveHub:
@@ -445,17 +447,24 @@ class LiveHub:
 
         Raises:
             RedisUnavailableError: the subscription was not confirmed in time.
+            GenqueueError: ``inbox`` left meanwhile, or the hub was closed.
         """
+        if self._closed:
+            raise GenqueueError(ENDED)
         joined = self._channels.setdefault(channel.encode(), _Channel())
-        joined.inboxes.add(inbox)
+        woken = joined.inboxes[inbox] = asyncio.Event()
+        if joined.is_answered:
+            woken.set()
         self._change()
         try:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await joined.answered.wait()
+                    await woken.wait()
             except TimeoutError:
                 reason = f"no answer to SUBSCRIBE within {self._timeout_s:g} s"
                 raise _translate(self._address, redis.ConnectionError(reason)) from None
+            if joined.inboxes.get(inbox) is not woken:
+                raise GenqueueError(ENDED)
             if joined.error is not None:
                 raise _translate(self._address, joined.error) from joined.error
         except BaseException:
@@ -468,7 +477,8 @@ class LiveHub:
         joined = self._channels.get(name)
         if joined is None:
             return
-        joined.inboxes.discard(inbox)
+        if woken := joined.inboxes.pop(inbox, None):
+            woken.set()
         if not joined.inboxes:
             del self._channels[name]
             self._changed.set()  # for who keeps Redis told; if nobody does there is no subscription to end
@@ -555,7 +565,7 @@ class LiveHub:
                     error, redis.AuthenticationError | redis.ResponseError
                 ):  # it answers, and will say it again
                     for channel in self._channels.values():
-                        if not channel.answered.is_set():
+                        if not channel.is_answered:
                             channel.answer(error)
                     await asyncio.sleep(_REFUSED_S)
                 await self._reconnect()
@@ -569,7 +579,7 @@ class LiveHub:
             for inbox in tuple(channel.inboxes):
                 inbox(message["data"])
         elif message["type"] == "subscribe":
-            if not channel.answered.is_set():
+            if not channel.is_answered:
                 channel.answer()
             else:  # a connection came back, and with it the subscriptions
                 channel.look()
@@ -613,6 +623,9 @@ class LiveHub:
         self._closed = True
         await end_tasks(self._teller)  # first: it starts the other
         await end_tasks(self._reader)
+        for channel, joined in tuple(self._channels.items()):
+            for inbox in tuple(joined.inboxes):
+                self.leave(channel.decode(), inbox)
         with contextlib.suppress(redis.RedisError, OSError):
             await self._pubsub.aclose()
         await self._redis.aclose()

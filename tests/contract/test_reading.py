@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import socket
 import subprocess
 import sys
 import threading
@@ -49,6 +50,27 @@ async def async_client(settings: Settings) -> AsyncIterator[AsyncGenerationClien
 def channels(raw: redis.Redis) -> Callable[[], set[str]]:
     """The channels of readers that Redis sends to (fakeredis forgets none)."""
     return lambda: {name.decode() for name in raw.pubsub_channels() if name.decode() != keys.SILENT}
+
+
+@pytest.fixture
+def silent_redis() -> Iterator[tuple[str, threading.Event]]:
+    """The address of a Redis that takes connections and never says a word, and whether it was asked anything."""
+    is_asked = threading.Event()
+
+    def listen_on(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError), listening.accept()[0] as asked:  # closed below
+            asked.recv(1)
+            is_asked.set()
+            asked.recv(1 << 20)
+            while asked.recv(1 << 20):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=listen_on, args=[listening])
+        thread.start()
+        yield f"redis://127.0.0.1:{listening.getsockname()[1]}/0", is_asked
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def begun(writer: Registry, *texts: str) -> str:
@@ -211,6 +233,35 @@ async def test_an_asyncio_reader_that_waits_while_its_client_is_closed_is_told_s
         assert isinstance(error, GenqueueError), error
         assert "closed while it was in use" in str(error)
     await gone(channels)
+
+
+@pytest.mark.parametrize("whose", ["client", "reading"])
+def test_who_waits_for_a_silent_redis_while_it_is_closed_is_told_so_at_once(silent_redis, whose):
+    url, is_asked = silent_redis
+    client = GenerationClient(Settings(redis_url=url, redis_timeout_s=60))
+    reading = client.generation("g").stream()
+    thread, ends = reading_in_thread(lambda: next(reading))
+    assert is_asked.wait(10)
+    (client if whose == "client" else reading).close()
+    thread.join(20)
+    (error,) = ends
+    assert isinstance(error, GenqueueError), error
+    assert "closed while it was in use" in str(error)
+    client.close()
+
+
+@pytest.mark.parametrize("whose", ["client", "reading"])
+async def test_an_asyncio_reader_of_a_silent_redis_is_told_so_at_once(silent_redis, whose):
+    url, is_asked = silent_redis
+    client = AsyncGenerationClient(Settings(redis_url=url, redis_timeout_s=60))
+    reading = client.generation("g").stream()
+    waiting = asyncio.ensure_future(anext(reading))
+    assert await asyncio.to_thread(is_asked.wait, 10)
+    async with asyncio.timeout(20):
+        await (client.close() if whose == "client" else reading.aclose())
+        with pytest.raises(GenqueueError, match="closed while it was in use"):
+            await waiting
+    await client.close()
 
 
 def test_who_reads_on_after_the_client_was_closed_is_told_so(client, writer):
