@@ -41,6 +41,7 @@ def nothing_left_open_by_a_file() -> Iterator[None]:
     """The same of fixtures that a file shares: its last test fails, and not the first of the next file."""
     yield
     gc.collect()
+    gc.freeze()  # or each test would look through whatever the files before it imported and remember
 
 
 def not_here(what: str) -> NoReturn:
