@@ -14,7 +14,8 @@ faults
 late
     Gaps between two pieces of text (of a generation that shows none before its end: between
     two attempts) of more than ``LATE_S`` on top of the server's own pace, not counting the
-    time that Redis or the generation's endpoint was away, or the reader itself.
+    time that Redis or the generation's endpoint was away, or the reader itself.  Nor is the time
+    counted that Redis forgot.
 run twice
     Calls to a model server that were open for more than ``OVERLAP_S`` (a flush, and the close)
     after the generation had gone to another attempt or had ended, not counting the time
@@ -376,6 +377,8 @@ def _places(texts: Sequence[str], text: str) -> Iterable[int]:
 
 def _silent_s(trace: Trace, outages: Outages) -> float:
     order = trace.order
+    # What was done in a time that Redis forgot is undone, as if Redis had been away since.
+    away = [*outages.redis, *outages.forgotten, *trace.away]
     marks = [trace.submitted_s, trace.read_s]
     if not order.is_quiet:
         marks += [at_s for at_s, chunk in trace.seen if chunk.text]
@@ -387,7 +390,7 @@ def _silent_s(trace: Trace, outages: Outages) -> float:
     for began_s, ended_s in pairwise(marks):
         gap = Span(began_s, ended_s)
         down = [span for span in outages.endpoints.get(order.generator, ()) if span.overlap_s(gap)]
-        excused_s = covered_s(gap, [*outages.redis, *down, *trace.away])
+        excused_s = covered_s(gap, [*away, *down])
         worst_s = max(worst_s, ended_s - began_s - excused_s - pace_s)
     return worst_s
 

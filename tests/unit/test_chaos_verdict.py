@@ -288,6 +288,18 @@ QUIET = replace(ORDER, stream=False)
         pytest.param(silent_for(LATE_S + 5.1), NOTHING, 5.0, id="late"),
         pytest.param(silent_for(LATE_S + 5.1), Outages(redis=[Span(2.0, 7.1)]), 0.0, id="redis away"),
         pytest.param(silent_for(LATE_S + 5.1), Outages(redis=[Span(0.0, 3.1)]), 3.0, id="redis away for a part"),
+        pytest.param(
+            silent_for(LATE_S + 5.1),
+            Outages(redis=[Span(4.0, 6.0)], forgotten=[Span(2.5, 4.0)]),
+            1.5,
+            id="what was done before Redis went away is forgotten",
+        ),
+        pytest.param(
+            silent_for(LATE_S + 5.1),
+            Outages(redis=[Span(2.0, 4.0)], forgotten=[Span(0.0, 1.0)]),
+            3.0,
+            id="what is forgotten of the time before the last text is no excuse",
+        ),
         pytest.param(silent_for(LATE_S + 5.1), Outages(slow=[Span(2.0, 7.1)]), 5.0, id="a slow way is no excuse"),
         pytest.param(
             silent_for(LATE_S + 5.1, attempt=2),
