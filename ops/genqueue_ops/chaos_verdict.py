@@ -15,7 +15,8 @@ late
     Gaps between two pieces of text (of a generation that shows none before its end: between
     two attempts) of more than ``LATE_S`` on top of the server's own pace, not counting the
     time that Redis or the generation's endpoint was away, or the reader itself.  Nor is the time
-    counted that Redis forgot.
+    counted that Redis forgot, or that lies between two outages of Redis and was too short to take
+    a generation over from a worker that was gone.
 run twice
     Calls to a model server that were open for more than ``OVERLAP_S`` (a flush, and the close)
     after the generation had gone to another attempt or had ended, not counting the time
@@ -28,6 +29,7 @@ an attempt; an end, after which it is run again.  What it never may is a text th
 All times are epoch seconds of this machine; :class:`Clock` makes them of Redis's.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +53,11 @@ class Span:
 
     began_s: float
     ended_s: float
+
+    @property
+    def length_s(self) -> float:
+        """How long that is."""
+        return self.ended_s - self.began_s
 
     def overlap_s(self, other: "Span") -> float:
         """How much of both is the same time."""
@@ -233,7 +240,7 @@ def judge(trace: Trace, calls: Sequence[Call], outages: Outages) -> Finding:
     if trace.is_gone:
         return found
     found.faults += [*_numbers(trace, is_sure), *_end(trace, outages), *_usage(trace, whole)]
-    found.silent_s = _silent_s(trace, outages)
+    found.silent_s = _silent_s(trace, calls, outages)
     found.twice_s = _twice_s(trace, calls, outages)
     return found
 
@@ -375,10 +382,10 @@ def _places(texts: Sequence[str], text: str) -> Iterable[int]:
     return (tokens for tokens, said in enumerate(texts) if said == text)
 
 
-def _silent_s(trace: Trace, outages: Outages) -> float:
+def _silent_s(trace: Trace, calls: Sequence[Call], outages: Outages) -> float:
     order = trace.order
     # What was done in a time that Redis forgot is undone, as if Redis had been away since.
-    away = [*outages.redis, *outages.forgotten, *trace.away]
+    away = [*outages.redis, *outages.forgotten, *_rests_cut_off(trace, calls, outages), *trace.away]
     marks = [trace.submitted_s, trace.read_s]
     if not order.is_quiet:
         marks += [at_s for at_s, chunk in trace.seen if chunk.text]
@@ -393,6 +400,53 @@ def _silent_s(trace: Trace, outages: Outages) -> float:
         excused_s = covered_s(gap, [*away, *down])
         worst_s = max(worst_s, ended_s - began_s - excused_s - pace_s)
     return worst_s
+
+
+def _rests_cut_off(trace: Trace, calls: Sequence[Call], outages: Outages) -> list[Span]:
+    """The times between two outages of Redis in which nobody might take it over, though its worker was gone.
+
+    After an outage the workers that live renew first.  A sweeper that finds the last sweep more than 2/3 of its lease
+    ago lets all leases rest for the length of its own, and the next sweep comes within a third of the longest.  The
+    time between two outages is excused only if it is no longer than these two together: then the wait begins anew.
+    The rest after the last outage is not excused.
+    """
+    leases_s = outages.leases_s.values()
+    sweep_s = max(leases_s, default=0.0) / 3
+    cut_off = []
+    for before, after in pairwise(_joined([*outages.redis, *outages.forgotten])):
+        between = Span(before.ended_s, after.began_s)
+        rest_s = max((lease_s for lease_s in leases_s if before.length_s > lease_s * 2 / 3), default=0.0)
+        if rest_s and between.length_s <= rest_s + sweep_s and _is_deserted(trace, calls, outages, between):
+            cut_off.append(between)
+    return cut_off
+
+
+def _is_deserted(trace: Trace, calls: Sequence[Call], outages: Outages, span: Span) -> bool:
+    """Whether the worker that held it was dead or frozen all this time, and had its call open when that befell it."""
+    numbers = [number for number, started in trace.attempts.items() if started.at < span.ended_s]
+    if not numbers:
+        return False
+    newest = max(numbers)
+    pid = pid_of(trace.attempts[newest])
+    own_calls = [call for call in calls if attempt_of(trace, call) == newest]
+    absences = [*outages.frozen.get(pid, ()), Span(outages.killed_s.get(pid, math.inf), math.inf)]
+    return any(
+        absence.began_s <= span.began_s
+        and absence.ended_s >= span.ended_s
+        and any(call.began_s <= absence.began_s <= call.closed_s + _NEAR_S for call in own_calls)
+        for absence in absences
+    )
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    """The same time as spans in order, of which no two touch."""
+    joined: list[Span] = []
+    for span in sorted(spans, key=lambda span: span.began_s):
+        if joined and span.began_s <= joined[-1].ended_s + _NEAR_S:
+            before = joined.pop()
+            span = Span(before.began_s, max(before.ended_s, span.ended_s))
+        joined.append(span)
+    return joined
 
 
 def _twice_s(trace: Trace, calls: Sequence[Call], outages: Outages) -> float:

@@ -329,6 +329,56 @@ def test_a_reader_that_was_away_itself_is_not_late():
     assert not judge(trace, [], NOTHING).is_late
 
 
+LEASES_S = {ONE: 3.0, TWO: 4.0}
+TWO_OUTAGES = [Span(2.0, 5.0), Span(10.0, 12.0)]
+"""After the first one leases rest for 4 s, and are looked for 1.3 s later at most; the second comes after 5."""
+DIES = Outages(redis=TWO_OUTAGES, killed_s={ONE: 2.5}, leases_s=LEASES_S)
+HELD = [call(1.0, 2.5)]
+"""What the first attempt's worker was at when it died."""
+
+
+@pytest.mark.parametrize(
+    ("outages", "calls", "excused_s"),
+    [
+        pytest.param(DIES, HELD, 10.0, id="nobody might take it before Redis went away again"),
+        pytest.param(
+            replace(DIES, killed_s={}, frozen={ONE: [Span(2.4, 10.1)]}), HELD, 10.0, id="its worker slept meanwhile"
+        ),
+        pytest.param(
+            replace(DIES, redis=[Span(2.0, 5.0), Span(11.0, 12.0)], forgotten=[Span(10.2, 11.0)]),
+            HELD,
+            10.0,
+            id="or forgot that somebody had",
+        ),
+        pytest.param(
+            replace(DIES, redis=[Span(2.0, 5.0), Span(10.4, 12.0)]), HELD, 4.6, id="there was time to take it"
+        ),
+        pytest.param(
+            replace(DIES, redis=[Span(3.0, 5.0), Span(10.0, 12.0)]), HELD, 4.0, id="leases did not rest so long"
+        ),
+        pytest.param(replace(DIES, killed_s={}), HELD, 5.0, id="its worker lived"),
+        pytest.param(replace(DIES, killed_s={TWO: 2.5}), HELD, 5.0, id="another worker died"),
+        pytest.param(replace(DIES, killed_s={ONE: 7.0}), [call(1.0, 7.0)], 5.0, id="its worker died later"),
+        pytest.param(
+            replace(DIES, killed_s={}, frozen={ONE: [Span(2.4, 9.0)]}), HELD, 5.0, id="its worker woke before"
+        ),
+        pytest.param(DIES, [call(1.0, 1.5)], 5.0, id="nobody held it"),
+        pytest.param(replace(DIES, redis=TWO_OUTAGES[:1]), HELD, 3.0, id="Redis stayed"),
+    ],
+)
+def test_of_a_worker_that_is_gone_nobody_takes_over_between_two_outages(outages, calls, excused_s):
+    found = judge(silent_for(LATE_S + excused_s + 0.2, attempt=2), calls, outages)
+    assert found.silent_s == pytest.approx(LATE_S + 0.2 - 0.1, abs=0.001)
+    assert found.is_late
+
+
+def test_what_was_taken_over_between_two_outages_had_the_time_for_it():
+    again = (started(9.0, 2, TWO), started(18.0, 3, TWO), chunk(18.0, 10, 20, 3), finished(18.0, 3))
+    found = judge(trace_of(started(1.0), chunk(1.1, 0, 10), *again), HELD, DIES)
+    assert found.silent_s == pytest.approx(16.9 - 5.0 - 0.1)
+    assert found.is_late
+
+
 def test_one_that_never_ended_was_silent_until_its_reader_gave_up():
     assert judge(trace_of(*WHOLE[:2], state=None, read_s=40.0), [], NOTHING).is_late
 
