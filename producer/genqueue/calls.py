@@ -136,6 +136,7 @@ class Claim:
         tokens_so_far: how many tokens all of that took.
         traceparent: of the span that submitted it, if that was traced.
         answered_at: when Redis said so; later than ``started_at`` where its first answer was lost.
+        met: ``errors``, and what put the newest attempt back without being one: a server that cannot be reached.
     """
 
     attempt: int
@@ -151,6 +152,7 @@ class Claim:
     tokens_so_far: int = 0
     traceparent: str | None = None
     answered_at: float = 0.0
+    met: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +162,13 @@ class NotClaimed:
     Attributes:
         is_untold: whether it was cancelled while nobody ran it, and no other owner is to tell of that.
         missing: what an incomplete record lacks, or has wrongly: names of fields.
+        met: of one that expired, as in :class:`Claim`.
     """
 
     reason: str
     is_untold: bool = False
     missing: str = ""
+    met: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Said(NamedTuple):
@@ -394,10 +398,12 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         reason = _text(answer[0])
         if reason == "incomplete":
             return NotClaimed(reason, missing=_text(answer[1]))
+        if reason == "expired":
+            return NotClaimed(reason, met=_met(*answer[1:]))
         if reason != "claimed":
             return NotClaimed(reason, is_untold=answer[1:] == [b"untold"])
         _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, *rest = answer
-        errors, tokens, traceparent, answered_at = rest
+        errors, tokens, traceparent, answered_at, met = rest
         try:
             said_so_far = _heard(so_far)
         except ValueError:
@@ -416,6 +422,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
             tokens_so_far=int(tokens),
             traceparent=valid_traceparent(traceparent.decode("ascii", "replace")),
             answered_at=float(answered_at),
+            met=_met(errors, met),
         )
 
     return _scripted(
@@ -545,12 +552,13 @@ def release(
     keep_s: int,
     owner: str = "",
     waits_for: str = "",
+    met: dict[str, Any] | None = None,
 ) -> Call[str]:
     """Put a running generation back into its queue, after ``delay_s`` or at once at its front; fenced.
 
     ``last`` is what the attempt had not written yet, ``failure`` what ended it; it counts
     against ``max_attempts`` only if ``is_charged``; ``waits_for`` is what it waits for beside its turn, for whoever
-    asks.  Answers as :func:`finish`; a release that
+    asks; ``met`` is what the attempt met where that is no failure.  Answers as :func:`finish`; a release that
     is sent twice answers "queued" the second time.
     """
     generation_id = last.generation_id
@@ -584,6 +592,7 @@ def release(
             owner,
             last.number,
             waits_for,
+            to_json(met) if met else "",
             *last.bodies,
         ),
         _text,
@@ -669,14 +678,14 @@ class Overdue:
     Attributes:
         attempt: the newest; 0 when none was started.
         holder: the worker that left it running, None if it waited.
-        errors: what ended earlier attempts, as in :class:`Claim`.
+        met: what earlier attempts met, as in :class:`Claim`.
     """
 
     generation_id: str
     generator: str
     attempt: int
     holder: str | None
-    errors: list[dict[str, Any]]
+    met: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -748,8 +757,8 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
         found = Found(
             [_text(generation_id) for generation_id in astray],
             [
-                Overdue(_text(generation_id), _text(generator), attempt, _text(holder) or None, _errors(errors))
-                for generation_id, generator, attempt, holder, errors in expired
+                Overdue(_text(generation_id), _text(generator), attempt, _text(holder) or None, _met(errors, met))
+                for generation_id, generator, attempt, holder, errors, met in expired
             ],
             [
                 Incomplete(_text(generation_id), _text(name) or "default", _text(lacks))
@@ -1171,6 +1180,18 @@ def _errors(value: bytes) -> list[dict[str, Any]]:
     except ValueError:
         return []
     return [error for error in found if isinstance(error, dict) and isinstance(error.get("message"), str)]
+
+
+def _met(errors: bytes, met: bytes) -> list[dict[str, Any]]:
+    """What attempts met: their errors and, if it is newer than those, what was none."""
+    known = _errors(errors)
+    newest = max(map(_attempt, known), default=0)
+    return [*known, *(each for each in _errors(met) if _attempt(each) > newest)]
+
+
+def _attempt(error: dict[str, Any]) -> int:
+    attempt = error.get("attempt")
+    return attempt if isinstance(attempt, int) else 0
 
 
 def known_generators() -> Call[set[str]]:

@@ -4,7 +4,7 @@ Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a r
 tell its caller.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -261,12 +261,13 @@ def cancelled(generation_id: str, generator: str, *, date_done: str) -> End:
     )
 
 
-def overdue(found: Overdue, *, date_done: str) -> End:
+def overdue(found: Overdue, *, date_done: str, trouble: str = "") -> End:
     """The end of what passed its deadline while no worker had it; text and usage so far are kept.
 
-    Fenced: it is refused if somebody has begun a newer attempt.
+    Fenced: it is refused if somebody has begun a newer attempt.  ``trouble`` is why no attempt could begin, if that is
+    known.
     """
-    reason, errors = expired("in the queue"), found.errors
+    reason, errors = expired("in the queue", found.met, trouble), found.met
     if found.holder is not None:
         reason = expired("after its worker was lost")
         errors = [*errors, {"attempt": found.attempt, "message": f"the lease of {found.holder} ran out"}]
@@ -289,6 +290,8 @@ def rejection(message: str, **detail: Any) -> Outcome:
     return Outcome(error="rejected", message=message, detail=detail)
 
 
-def expired(where: str) -> Outcome:
-    """The outcome of a generation whose deadline passed."""
-    return Outcome(error="expired", message=f"the deadline passed {where}", detail={"finish_reason": "deadline"})
+def expired(where: str, met: Sequence[Mapping[str, Any]] = (), trouble: str = "") -> Outcome:
+    """The outcome of a generation whose deadline passed; it says what the last attempt met, else ``trouble``."""
+    cause = met[-1]["message"] if met else trouble
+    message = f"the deadline passed {where}" + (f"; last error: {cause}" if cause else "")
+    return Outcome(error="expired", message=message, detail={"finish_reason": "deadline"})

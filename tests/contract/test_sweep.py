@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from genqueue import calls, keys, plans
-from genqueue.calls import Found, Overdue
+from genqueue import calls, keys, outcome, plans
+from genqueue.calls import Found, NotClaimed, Overdue
 from genqueue.errors import GenerationExpiredError
 
-from .conftest import KEEP_S, LEASE_S, flush, only_real_redis
+from .conftest import DONE, KEEP_S, LEASE_S, flush, only_real_redis
 
 NOTHING = Found([], [])
 MINUTE_S = 60.0
@@ -290,6 +290,54 @@ def test_a_deadline_that_passes_after_it_was_given_back_is_found(registry, delay
     expires(registry, generation_id)
     errors = [{"attempt": 1, "message": "cut"}]
     assert registry.sweep() == Found([], [Overdue(generation_id, "default", 1, None, errors)])
+
+
+@pytest.mark.parametrize("ends", ["sweeper", "claim"])
+def test_a_deadline_that_passes_after_its_server_could_not_be_reached_says_so(registry, ends):
+    generation_id = registry.running(deadline_s=100)
+    registry.release(flush(generation_id, 1), failure="cut")
+    assert registry.claim(generation_id).met == [{"attempt": 1, "message": "cut"}]
+    unreached = {"attempt": 2, "message": "no server can be reached"}
+    release = calls.release(
+        flush(generation_id, 1, attempt=2),
+        "default",
+        5,
+        delay_s=0,
+        failure=None,
+        is_charged=False,
+        keep_s=KEEP_S,
+        met=unreached,
+    )
+    assert registry.run(release) == "ok"
+    met = [{"attempt": 1, "message": "cut"}, unreached]
+    expires(registry, generation_id)
+    if ends == "claim":
+        assert registry.claim(generation_id) == NotClaimed("expired", met=met)
+        return
+    (found,) = registry.sweep().expired
+    assert found.met == met
+    assert registry.finish(outcome.overdue(found, date_done=DONE)) == "ok"
+    error = end_of(registry, generation_id)
+    assert str(error) == "the deadline passed in the queue; last error: no server can be reached"
+    assert error.detail["errors"] == met
+
+
+def test_what_was_met_before_the_last_error_is_not_the_last(registry):
+    generation_id = registry.running(deadline_s=100)
+    release = calls.release(
+        flush(generation_id, 1),
+        "default",
+        5,
+        delay_s=0,
+        failure=None,
+        is_charged=False,
+        keep_s=KEEP_S,
+        met={"attempt": 1, "message": "no server can be reached"},
+    )
+    assert registry.run(release) == "ok"
+    assert registry.claim(generation_id).errors == []
+    registry.release(flush(generation_id, 1, attempt=2), failure="cut")
+    assert registry.claim(generation_id).met == [{"attempt": 2, "message": "cut"}]
 
 
 def test_a_deadline_that_passes_just_after_it_was_rung_again_is_found_at_once(registry):

@@ -141,6 +141,24 @@ def test_what_waits_for_a_server_runs_once_it_is_there(hosts, ask, back, eventua
         assert (result.replies, result.meta[0]["attempts"]) == ([prompt.answer], 1)
 
 
+def test_a_deadline_that_passes_while_no_server_can_be_reached_names_the_cause(servers, hosts, ask, read, eventually):
+    first, _ = servers
+    fleet = hosts([[first.url]])
+    began = read(fleet.client.submit(ask(tokens=500, itl_s=0.02), deadline_s=6))
+    eventually(lambda: len(began.events) > 5)
+    kill(first)
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["down"])
+    never_begun = fleet.client.submit(ask(), deadline_s=0.5)
+    with pytest.raises(GenerationExpiredError, match="in the queue; last error: ") as expired:
+        never_begun.result(timeout_s=10)
+    assert f"no server of 'default' can be reached: {first.url}: " in str(expired.value)
+    assert never_begun.status().error == str(expired.value)
+    with pytest.raises(GenerationExpiredError, match="in the queue; last error: ") as expired:
+        began.generation.result(timeout_s=20)
+    assert str(expired.value).partition("last error: ")[2] == expired.value.detail["errors"][-1]["message"]
+    assert expired.value.attempts >= 1
+
+
 def test_a_frozen_server_is_found_out_by_its_silence(servers, hosts, ask, read, eventually):
     first, second = servers
     timeouts = {"first_token_s": 3.0, "between_tokens_s": 3.0}

@@ -105,18 +105,18 @@ def test_a_claim_is_read_whole():
     answer = [b"claimed", 2, b"{}", b"1.5", b"2.5", b"9.5", "so far é".encode(), 4, 1]
     errors = [{"attempt": 1, "message": "é"}]
     traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
-    assert call.decode([*answer, '{"attempt":1,"message":"é"}'.encode(), 6, traceparent.encode(), b"7.5"]) == Claim(
-        2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors, tokens_so_far=6, traceparent=traceparent, answered_at=7.5
-    )
+    assert call.decode(
+        [*answer, '{"attempt":1,"message":"é"}'.encode(), 6, traceparent.encode(), b"7.5", b""]
+    ) == Claim(2, b"{}", 1.5, 2.5, 9.5, "so far é", 4, 1, errors, "", 6, traceparent, answered_at=7.5, met=errors)
     answer[5] = b""
-    claim = call.decode([*answer, b"", 0, b"\xff" * 9, b"7.5"])
+    claim = call.decode([*answer, b"", 0, b"\xff" * 9, b"7.5", b""])
     assert isinstance(claim, Claim)
     assert (claim.deadline_at, claim.errors, claim.traceparent) == (None, [], None)
     assert call.arguments[-4] == "queued,running"
 
 
 @pytest.mark.parametrize(
-    "answer", [[b"gone"], [b"held"], [b"elsewhere", b"chat"], [b"expired", b"{}"], [b"finished"]], ids=str
+    "answer", [[b"gone"], [b"held"], [b"elsewhere", b"chat"], [b"expired", b"", b""], [b"finished"]], ids=str
 )
 def test_another_answer_to_a_claim_is_its_reason(answer):
     call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)

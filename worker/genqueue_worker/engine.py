@@ -354,7 +354,7 @@ class Engine:
             if claim.reason not in {"held", "elsewhere"}:
                 self._discard_soon(generator)  # where one rang for nothing there may be thousands
             if claim.reason == "expired":
-                return await self._refuse(generation_id, generator, outcome.expired("before an attempt could begin"))
+                return await self._refuse(generation_id, generator, _expired("before an attempt could begin", claim))
             if claim.reason == "incomplete":
                 return await self._refuse(generation_id, generator, outcome.incomplete(claim.missing))
             return self._not_claimed(generation_id, generator, claim)
@@ -460,7 +460,10 @@ class Engine:
         except TimeoutError:
             lost = self._running[work.generation_id].lost
             if lost is None:
-                return await self._fail(work, outcome.expired("while it ran"))
+                # What brought text was slow, whatever earlier attempts met.
+                met = claim.met if outbox.completion_tokens == outbox.earlier_tokens else ()
+                unreached = "" if configured.upstream.is_available else configured.upstream.unreached
+                return await self._fail(work, outcome.expired("while it ran", met, unreached))
             if lost == HANDED_OVER:
                 return await self._release(work, AT_ONCE, None)
             # Nothing is left on its way: to a Redis that forgot, this worker's next attempt may have the same number.
@@ -697,9 +700,12 @@ class Engine:
             failure["continued"] = REFUSED
         elif failure and is_continued and brought_nothing:
             failure["continued"] = FAILED
-        return await self._release(work, decision, failure)
+        met = None if failure else {"attempt": work.claim.attempt, "message": facts.message}
+        return await self._release(work, decision, failure, met)
 
-    async def _release(self, work: Work, again: Again, failure: dict[str, Any] | None) -> Ended | NotOurs:
+    async def _release(
+        self, work: Work, again: Again, failure: dict[str, Any] | None, met: dict[str, Any] | None = None
+    ) -> Ended | NotOurs:
         way = RETRIED if failure else HANDED_OVER if self._is_leaving else DEFERRED
         call = calls.release(
             work.outbox.take(),
@@ -710,6 +716,7 @@ class Engine:
             is_charged=again.is_charged,
             keep_s=self.settings.keep_s,
             owner=self.owner,
+            met=met,
         )
         answer = await self._writer.last(work.outbox, call)
         if answer != "ok":
@@ -719,7 +726,10 @@ class Engine:
     async def _fail(self, work: Work, reason: Outcome) -> Ended | NotOurs:
         claim = work.claim
         detail = {
-            "errors": [*claim.errors, {"attempt": claim.attempt, "message": reason.message}],
+            "errors": [
+                *(claim.met if reason.error == "expired" else claim.errors),
+                {"attempt": claim.attempt, "message": reason.message},
+            ],
             "timings": self._timings(work),
         }
         reason = reason.model_copy(update={"detail": detail | reason.detail})
@@ -883,6 +893,12 @@ def _gave_up(claim: Claim) -> Outcome:
     """The end of a generation whose earlier attempts failed often enough."""
     last = claim.errors[-1]["message"] if claim.errors else "nothing is known"
     return Outcome(error="failed", message=f"gave up after {claim.attempt - 1} attempts: {last}")
+
+
+def _expired(where: str, found: NotClaimed) -> Outcome:
+    """The end of a generation that was too late for another attempt."""
+    reason = outcome.expired(where, found.met)
+    return reason.model_copy(update={"detail": {"errors": found.met, **reason.detail}})
 
 
 def _redis_time(work: Work, loop_s: float) -> float:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,9 +17,11 @@ from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.places import places
 from genqueue.settings import Settings
 from genqueue.store import Store, T
+from genqueue_worker.endpoints import Health
 from genqueue_worker.health import Pulse
 from genqueue_worker.metrics import Metrics
 from genqueue_worker.report import Report
+from genqueue_worker.unreachable import no_server
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +225,8 @@ class LeaseKeeper:
     def _end(self, found: Found) -> None:
         """End what was found that nobody can run, or that is too late."""
         settings, now = self._settings, datetime.now(UTC).isoformat()
-        ends = [outcome.overdue(each, date_done=now) for each in found.expired]
+        why = self._unreached({each.generator for each in found.expired if not each.met})
+        ends = [outcome.overdue(each, date_done=now, trouble=why.get(each.generator, "")) for each in found.expired]
         for each in found.incomplete:
             reason = outcome.incomplete(each.missing)
             ends.append(outcome.failed(each.generation_id, each.generator, None, reason, date_done=now))
@@ -246,3 +249,23 @@ class LeaseKeeper:
             if answer == "ok" and end.outcome is not None:
                 self._metrics.ended(end.generator, end.outcome.error)
                 Report(end.generation_id, end.generator, self._owner).tell(end.outcome.error)
+
+    def _unreached(self, generators: Set[str]) -> dict[str, str]:
+        """Why no worker can reach a server of these generators, by generator; only of those of which that is so."""
+        if not generators:
+            return {}
+        try:
+            workers = self._run(calls.read_workers())
+        except RedisUnavailableError:
+            raise
+        except StoreError:  # an end without its cause is better than none
+            return {}
+        known: dict[str, list[dict[str, Any]]] = {name: [] for name in generators}
+        for worker in workers:
+            for name in generators & worker.generators.keys():
+                known[name] += worker.generators[name]
+        return {
+            name: no_server(name, ((server["address"], server["trouble"]) for server in servers))
+            for name, servers in known.items()
+            if servers and all(server["health"] == Health.DOWN for server in servers)
+        }

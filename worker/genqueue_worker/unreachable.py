@@ -6,6 +6,7 @@ Pure.  The words are a closed list; of an error that is not on it, the name of i
 import errno
 import socket
 import ssl
+from collections.abc import Iterable
 
 import aiohttp
 import httpx2
@@ -71,6 +72,12 @@ def words_of(error: BaseException) -> str:
             case httpx2.InvalidURL() | ValueError():
                 return "its address cannot be asked"
     return type(error).__name__
+
+
+def no_server(generator: str, troubles: Iterable[tuple[str, str]]) -> str:
+    """Why no server of a generator can be asked; ``troubles`` are their addresses, and what is wrong with each."""
+    each = "; ".join(f"{address}: {trouble}" for address, trouble in dict(troubles).items())
+    return f"no server of {generator!r} can be reached: {each}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -29,7 +29,7 @@ from genqueue_worker.resources import lack_of
 from genqueue_worker.serverless import check_provider, examine
 from genqueue_worker.sink import Sink
 from genqueue_worker.transport import UpstreamError
-from genqueue_worker.unreachable import words_of
+from genqueue_worker.unreachable import no_server, words_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -201,6 +201,11 @@ class Upstream:
         return not all(endpoint.is_down for endpoint in self.endpoints)
 
     @property
+    def unreached(self) -> str:
+        """Why none of them can be reached."""
+        return no_server(self.name, ((endpoint.address, endpoint.trouble) for endpoint in self.endpoints))
+
+    @property
     def is_asleep(self) -> bool:
         """Whether a call would have to wait until a server has woken up."""
         return self.is_available and all(endpoint.is_down or endpoint.is_waking for endpoint in self.endpoints)
@@ -281,15 +286,7 @@ class Upstream:
             finally:
                 endpoint.running -= 1
                 meter.ended(loop.time() - began_s, ended_with)
-        troubles = "; ".join(f"{endpoint.address}: {endpoint.trouble}" for endpoint in self.endpoints)
-        raise UpstreamError(
-            UpstreamFacts(
-                f"no server of {self.name!r} can be reached: {troubles}",
-                error_type="unreached",
-                was_unreached=True,
-                is_down=True,
-            )
-        )
+        raise UpstreamError(UpstreamFacts(self.unreached, error_type="unreached", was_unreached=True, is_down=True))
 
     async def watch(self) -> None:
         """See what is there, then probe what is down until it is back, for as long as the engine lives."""

@@ -6,9 +6,9 @@ local may_start, live = ARGV[6], ARGV[7]
 
 local finals, priorities = ARGV[8], tonumber(ARGV[9])
 
-local state, attempt, seq, request, submitted_at, deadline_at, deadline_s, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent, text_bytes = fields_of(
+local state, attempt, seq, request, submitted_at, deadline_at, deadline_s, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent, text_bytes, met = fields_of(
   generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'deadline_s', 'generator',
-    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent', 'text_bytes')
+    'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent', 'text_bytes', 'met')
 state = state_of(state)
 if not (state or attempt or seq or request or home) then
   redis.call('ZREM', waiting, id) -- nobody shall be rung for what is not there
@@ -31,7 +31,7 @@ local function claimed()
   end
   return {'claimed', count(attempt), request, submitted_at, started_at or stamp(time), deadline_at and stamp(deadline_at) or '',
     so_far, count(solid_tokens), count(failures), errors or '',
-    count(tokens), traceparent or '', stamp(time)}
+    count(tokens), traceparent or '', stamp(time), met or ''}
 end
 local need = state and lacks or lacks_state
 local missing = need(home, priority, attempt, seq, submitted_at, priorities, request)
@@ -46,7 +46,7 @@ if state == 'running' then
   end
 end
 if missing then return {'incomplete', missing} end
-if deadline_at and deadline_at <= time then return {'expired', request} end
+if deadline_at and deadline_at <= time then return {'expired', errors or '', met or ''} end
 
 if state == 'running' then -- its worker is gone, and takes an attempt with it
   failures = count(failures) + 1

@@ -175,8 +175,8 @@ local expired = {}
 local overdue = redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIMIT', 0, end_limit)
 has_more = has_more or #overdue == tonumber(end_limit)
 for _, id in ipairs(overdue) do
-  local state, generator, priority, attempt, seq, submitted_at, owner, errors = fields_of(generation_prefix .. id,
-    'state', 'generator', 'priority', 'attempt', 'seq', 'submitted_at', 'owner', 'errors')
+  local state, generator, priority, attempt, seq, submitted_at, owner, errors, met = fields_of(generation_prefix .. id,
+    'state', 'generator', 'priority', 'attempt', 'seq', 'submitted_at', 'owner', 'errors', 'met')
   state = state_of(state)
   local missing
   if is_one_of(state, may_expire) then
@@ -187,7 +187,7 @@ for _, id in ipairs(overdue) do
   if missing then
     end_incomplete(deadlines, id, generator, missing)
   elseif is_one_of(state, may_expire) then
-    expired[#expired + 1] = {id, generator, number(attempt), state == running and owner or '', errors or ''}
+    expired[#expired + 1] = {id, generator, number(attempt), state == running and owner or '', errors or '', met or ''}
     look_again(deadlines, id) -- this sweeper may die before it ends it
   elseif state and not is_one_of(state, states) then
     look_again(deadlines, id)
