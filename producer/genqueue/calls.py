@@ -27,6 +27,7 @@ from genqueue.errors import (
 )
 from genqueue.lifecycle import FINAL, State, Transition, sources
 from genqueue.messages import (
+    VERSION,
     Event,
     GenerationRequest,
     GenerationResult,
@@ -57,6 +58,8 @@ _DISCARD_LIMIT, _DISCARD_BYTES = 100, 1_000_000
 """Messages of one list, and their bytes, that are looked through at once for those that ring for nothing."""
 _COUNT_LIMIT = 2000
 """Running generations, and dead letters, up to which an overview says whose they are."""
+
+_NEWER = "a newer genqueue wrote it; upgrade genqueue where this error is raised"
 
 T_co = TypeVar("T_co", covariant=True)
 _Plain = str | bytes | int | float
@@ -1040,7 +1043,7 @@ def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[
                 event = read_event(raw)
             except ValidationError as error:
                 if entry_id.endswith(b"-0") and _is_newer(raw):
-                    problems = "; ".join(describe(error))
+                    problems = _NEWER if _is_of_newer_version(raw) else "; ".join(describe(error))
                     raise StoreError(
                         f"the log of generation {generation_id} holds an event we cannot read: {problems}"
                     ) from None
@@ -1054,11 +1057,13 @@ def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[
 
 def _is_newer(raw: bytes) -> bool:
     """Whether an event that cannot be read is one of a later version."""
-    try:
-        event = from_json(raw)
-    except ValueError:
-        return False
-    return isinstance(event, dict) and isinstance(event.get("v"), int) and isinstance(event.get("type"), str)
+    event = _object(raw)
+    return isinstance(event.get("v"), int) and isinstance(event.get("type"), str)
+
+
+def _is_of_newer_version(raw: bytes) -> bool:
+    version = _object(raw).get("v")
+    return isinstance(version, int) and version > VERSION
 
 
 _RECORD = tuple(field.name for field in dataclasses.fields(Record))
@@ -1088,7 +1093,8 @@ def _record(generation_id: str, answer: Sequence[bytes | None]) -> Record | None
             waits_for=_text(field["waits_for"], "strict") if field["waits_for"] else None,
         )
     except ValueError:  # which would quote it
-        raise StoreError(f"the record of generation {generation_id} cannot be read") from None
+        why = f": {_NEWER}" if outcome and _is_of_newer_version(outcome) else ""
+        raise StoreError(f"the record of generation {generation_id} cannot be read{why}") from None
 
 
 def read_record(generation_id: str) -> Call[Record]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue import calls, keys
+from genqueue import GenerationClient, ResultTimeoutError, Settings, calls, keys
 from genqueue.errors import StoreError
 
 from .conftest import flush
@@ -35,3 +35,46 @@ def test_an_event_of_a_newer_version_is_refused_as_ours(registry):
     with pytest.raises(StoreError, match="the log of generation g holds an event we cannot read") as refused:
         registry.run(calls.read_log("g", 1))
     assert "s3cret" not in str(refused.value)
+
+
+def test_an_end_that_a_newer_version_wrote_says_what_to_upgrade(registry):
+    generation_id = registry.running()
+    registry.raw.hset(keys.generation(generation_id), "outcome", '{"v":2,"error":"failed","message":"s3cret"}')
+    with pytest.raises(StoreError, match="a newer genqueue wrote it; upgrade genqueue") as refused:
+        registry.run(calls.read_record(generation_id))
+    assert "s3cret" not in str(refused.value)
+
+
+def newer_event(registry, generation_id, seq):
+    """An event as a version after this one may write it."""
+    registry.raw.xadd(
+        keys.log(generation_id),
+        {"e": f'{{"seq":{seq},"attempt":1,"v":2,"type":"chunk","text":{{"parts":["s3cret"]}}}}'},
+        id=f"{seq}-0",
+    )
+    registry.raw.hset(keys.generation(generation_id), "seq", seq)
+
+
+@pytest.mark.parametrize("from_seq", [0, 2])
+def test_who_streams_events_of_a_newer_version_is_told_what_to_upgrade(registry, redis_url, from_seq):
+    generation_id = registry.running()
+    registry.append(flush(generation_id, 1, ["a"]))
+    newer_event(registry, generation_id, 3)
+    with GenerationClient(Settings(redis_url=redis_url, generators={})) as client:
+        generation = client.generation(generation_id)
+        with pytest.raises(StoreError, match="a newer genqueue wrote it; upgrade genqueue") as refused:
+            list(generation.stream(from_seq=from_seq))
+        assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ends", ["before", "after"])
+def test_a_result_needs_no_event_of_its_log(registry, redis_url, ends):
+    generation_id = registry.running()
+    newer_event(registry, generation_id, 2)
+    with GenerationClient(Settings(redis_url=redis_url, generators={})) as client:
+        generation = client.generation(generation_id)
+        if ends == "after":
+            with pytest.raises(ResultTimeoutError):
+                generation.result(timeout_s=0)
+        assert registry.finish(registry.finished(generation_id)) == "ok"
+        assert generation.result(timeout_s=10).replies == ["It is."]
