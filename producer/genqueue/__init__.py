@@ -1,49 +1,57 @@
 """Hand LLM generations to a queue and read their tokens live."""
 
-from genqueue.calls import Overview, QueueStatus, WorkerStatus
-from genqueue.client import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
-from genqueue.errors import (
-    ConfigError,
-    GenerationCancelledError,
-    GenerationError,
-    GenerationExpiredError,
-    GenerationFailedError,
-    GenerationNotFoundError,
-    GenerationRejectedError,
-    GenqueueError,
-    IdempotencyConflictError,
-    InvalidRequestError,
-    LogBrokenError,
-    LogExpiredError,
-    NotDeadError,
-    QueueFullError,
-    RedisUnavailableError,
-    ResultTimeoutError,
-    StoreError,
-    StreamRestartedError,
-    UnknownGeneratorError,
-)
-from genqueue.lifecycle import State
-from genqueue.messages import (
-    Cancelled,
-    Chunk,
-    Event,
-    Failed,
-    Finished,
-    GenerationRequest,
-    GenerationResult,
-    OtherEvent,
-    Reset,
-    Resumed,
-    Started,
-    Token,
-    ToolCallDelta,
-    Waking,
-)
-from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
-from genqueue.reading import AsyncReading, Reading
-from genqueue.settings import GeneratorSettings, Settings, load_settings
-from genqueue.timing import Timings
+import sys
+
+try:
+    from genqueue.calls import Overview, QueueStatus, WorkerStatus
+    from genqueue.client import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
+    from genqueue.errors import (
+        ConfigError,
+        GenerationCancelledError,
+        GenerationError,
+        GenerationExpiredError,
+        GenerationFailedError,
+        GenerationNotFoundError,
+        GenerationRejectedError,
+        GenqueueError,
+        IdempotencyConflictError,
+        InvalidRequestError,
+        LogBrokenError,
+        LogExpiredError,
+        NotDeadError,
+        QueueFullError,
+        RedisUnavailableError,
+        ResultTimeoutError,
+        StoreError,
+        StreamRestartedError,
+        UnknownGeneratorError,
+    )
+    from genqueue.lifecycle import State
+    from genqueue.messages import (
+        Cancelled,
+        Chunk,
+        Event,
+        Failed,
+        Finished,
+        GenerationRequest,
+        GenerationResult,
+        OtherEvent,
+        Reset,
+        Resumed,
+        Started,
+        Token,
+        ToolCallDelta,
+        Waking,
+    )
+    from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
+    from genqueue.reading import AsyncReading, Reading
+    from genqueue.settings import GeneratorSettings, Settings, load_settings
+    from genqueue.timing import Timings
+except KeyboardInterrupt:
+    # Of the command `genqueue`, whose script can import nothing before this; "-m" while Python looks for __main__.
+    if sys.argv[0].rpartition("/")[2] not in {"genqueue", "-m"}:
+        raise
+    sys.exit(130)
 
 __all__ = [
     "AsyncGeneration",

@@ -1,5 +1,18 @@
-"""``python -m genqueue``, the same as ``genqueue``."""
+"""``genqueue`` and ``python -m genqueue``: Ctrl-C while all that they need is still imported is one too."""
 
-from genqueue.cli import main
+import sys
+from typing import NoReturn
 
-main()
+
+def main() -> NoReturn:
+    """Run the command line; exits as :func:`genqueue.cli.main` does."""
+    try:
+        from genqueue.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)  # ExitCode.INTERRUPTED, which may not be there yet
+
+
+if __name__ == "__main__":
+    main()

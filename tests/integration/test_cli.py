@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 import redis
@@ -675,6 +677,46 @@ def test_ctrl_c_before_a_pipe_got_anything_leads_to_the_whole_text(start, client
     assert (process.returncode, printed) == (ExitCode.INTERRUPTED, b"")
     assert f"to read on: genqueue tail {generation.id};" in told.decode()
     generation.cancel()
+
+
+SCRIPT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]["genqueue"]
+AS_SCRIPT = """
+import sys
+sys.argv[0] = "/somewhere/bin/genqueue"
+from {} import {} as main
+sys.exit(main())
+""".format(*SCRIPT.split(":"))
+
+
+@pytest.mark.parametrize("imported", ["genqueue.messages", "typer._click.core"])
+@pytest.mark.parametrize("way", [("-c", AS_SCRIPT), ("-m", "genqueue")], ids=["script", "module"])
+def test_ctrl_c_while_it_still_imports_leaves_without_a_traceback(environ, way, imported):
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", *way, "submit", "-"],  # it would wait for its stdin
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        told = next(line for line in process.stderr if line.split()[-1] == imported)
+        process.send_signal(signal.SIGINT)
+        told += process.stderr.read()
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "Traceback" not in told
+
+
+def test_a_program_that_imports_us_has_its_ctrl_c(environ):
+    code = "import sys; sys.argv[0] = 'mine.py'\nimport genqueue"
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-c", code], env=environ, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        next(line for line in process.stderr if line.split()[-1] == "genqueue.messages")
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read()
+    assert "KeyboardInterrupt" in told
 
 
 def test_a_reader_that_leaves_is_no_error(start, ask):
