@@ -175,12 +175,13 @@ class Company:
                     trace.errors.append("an error that says that it began anew carries another generation")
                 if error.delivered_text != trace.voided[-1]:
                     trace.contradicted.append(error.delivered_text)
-                is_restarted = True
+                is_restarted = trace.waits_for_whole = True
                 continue
             except GenerationNotFoundError:
                 trace.gone_s.append((trace.accepted_s, time.time()))
                 trace.voided.append("".join(texts))
                 generation, texts, last_seq, is_restarted = await self._submit(trace), [], 0, False
+                trace.waits_for_whole = False
                 continue
             except GenerationError as error:
                 trace.told = _kind(error)

@@ -153,6 +153,7 @@ class Trace:
         read_s: when its reader knew the end.
         told: as what the generation ended that its reader was told (cancelled, expired …); None for a whole text.
         voided: what its reader had when it was told that another text takes its place.
+        waits_for_whole: whether its reader then waited for the whole of the new text.
         contradicted: what the error had as delivered, where that was something else.
         late: what one who came at the end was given from its place on, and what that must be.
         log: the events as read at the end, their moments of our clock.
@@ -177,6 +178,7 @@ class Trace:
     read_s: float = 0.0
     told: str | None = None
     voided: list[str] = field(default_factory=list)
+    waits_for_whole: bool = False
     contradicted: list[str] = field(default_factory=list)
     late: tuple[str, str] = ("", "")
     log: list[Event] = field(default_factory=list)
@@ -386,15 +388,17 @@ def _silent_s(trace: Trace, calls: Sequence[Call], outages: Outages) -> float:
     order = trace.order
     # What was done in a time that Redis forgot is undone, as if Redis had been away since.
     away = [*outages.redis, *outages.forgotten, *_rests_cut_off(trace, calls, outages), *trace.away]
-    marks = [trace.submitted_s, trace.read_s]
-    if not order.is_quiet:
-        marks += [at_s for at_s, chunk in trace.seen if chunk.text]
+    texts_s = [] if order.is_quiet else [at_s for at_s, chunk in trace.seen if chunk.text]
+    # From when on an attempt that begins is all that its reader sees of the text, until it has all of it.
+    quiet_from_s = math.inf
     if order.is_quiet or order.begins_anew:  # a reader who has the beginning waits for the rest of it
-        marks += [started.at for started in trace.attempts.values()]
-    marks.sort()
-    pace_s = order.decode_s if order.is_quiet or order.begins_anew else order.itl_s
+        quiet_from_s = 0.0
+    elif trace.waits_for_whole:
+        quiet_from_s = max(texts_s, default=0.0)
+    begun_s = [started.at for started in trace.attempts.values() if started.at >= quiet_from_s]
     worst_s = 0.0
-    for began_s, ended_s in pairwise(marks):
+    for began_s, ended_s in pairwise(sorted([trace.submitted_s, trace.read_s, *texts_s, *begun_s])):
+        pace_s = order.decode_s if began_s >= quiet_from_s else order.itl_s
         gap = Span(began_s, ended_s)
         down = [span for span in outages.endpoints.get(order.generator, ()) if span.overlap_s(gap)]
         excused_s = covered_s(gap, [*away, *down])

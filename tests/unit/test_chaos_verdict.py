@@ -329,6 +329,23 @@ def test_a_reader_that_was_away_itself_is_not_late():
     assert not judge(trace, [], NOTHING).is_late
 
 
+@pytest.mark.parametrize(
+    ("waits", "begun_s", "ended_s", "silent_s"),
+    [
+        pytest.param(False, 8.0, 14.0, 12.9 - 0.1, id="a reader of chunks sees no attempt begin"),
+        pytest.param(True, 8.0, 14.0, 6.9 - 2.0, id="one who waits for the whole text does"),
+        pytest.param(True, 15.0, 16.0, 13.9 - 2.0, id="but is late where none began in time"),
+        pytest.param(True, 8.0, 22.0, 14.0 - 2.0, id="or where it took too long"),
+    ],
+)
+def test_a_reader_of_a_text_that_began_anew_waits_for_the_whole_of_it(waits, begun_s, ended_s, silent_s):
+    trace = trace_of(started(1.0), chunk(1.1, 0, 10), started(begun_s, 2, TWO), finished(ended_s, 2))
+    trace.waits_for_whole = waits
+    found = judge(trace, [], NOTHING)
+    assert found.silent_s == pytest.approx(silent_s)
+    assert found.is_late == (silent_s > LATE_S)
+
+
 LEASES_S = {ONE: 3.0, TWO: 4.0}
 TWO_OUTAGES = [Span(2.0, 5.0), Span(10.0, 12.0)]
 """After the first one leases rest for 4 s, and are looked for 1.3 s later at most; the second comes after 5."""
