@@ -19,23 +19,30 @@ PAGE = 500
 def turn_back(registry: Registry, seconds: float = BACK_S) -> None:
     """Let Redis's clock have gone back: all that is stored lies so much further ahead."""
     raw = registry.raw
-    for place in (keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG):
-        for generation_id, _ in raw.zrange(place, 0, -1, withscores=True):
-            raw.zincrby(place, seconds * 1e3, generation_id)
-    for place in raw.scan_iter(keys.waiting("*")):
-        for generation_id, _ in raw.zrange(place, 0, -1, withscores=True):
-            raw.zincrby(place, seconds * 1e5, generation_id)
-    for place in raw.scan_iter(keys.newest_claimed("*")):
-        for priority, served in raw.hgetall(place).items():
-            raw.hset(place, priority, f"{float(served) + seconds * 1e5:.0f}")
-    for place in raw.scan_iter(keys.generation("*")):
-        if raw.type(place) == b"hash":
-            for field in ("submitted_at", "deadline_at", "started_at"):
-                if (moment := raw.hget(place, field)) is not None:
-                    raw.hset(place, field, f"{float(moment) + seconds:.6f}")
-    for field, moment in raw.hgetall(keys.SWEPT).items():
-        if field.decode() in QUEUE_MOMENTS or field.startswith(b"queue "):
-            raw.hset(keys.SWEPT, field, f"{float(moment) + seconds:.6f}")
+    moments = ("submitted_at", "deadline_at", "started_at")
+    records = list(raw.scan_iter(keys.generation("*"), count=1000, _type="hash"))
+    with raw.pipeline() as reading:
+        for place in records:
+            reading.hmget(place, moments)
+        stored = dict(zip(records, reading.execute(), strict=True))
+    with raw.pipeline() as writing:
+        for place in (keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG):
+            for generation_id in raw.zrange(place, 0, -1):
+                writing.zincrby(place, seconds * 1e3, generation_id)
+        for place in raw.scan_iter(keys.waiting("*")):
+            for generation_id in raw.zrange(place, 0, -1):
+                writing.zincrby(place, seconds * 1e5, generation_id)
+        for place in raw.scan_iter(keys.newest_claimed("*")):
+            for priority, served in raw.hgetall(place).items():
+                writing.hset(place, priority, f"{float(served) + seconds * 1e5:.0f}")
+        for place, values in stored.items():
+            for field, moment in zip(moments, values, strict=True):
+                if moment is not None:
+                    writing.hset(place, field, f"{float(moment) + seconds:.6f}")
+        for field, moment in raw.hgetall(keys.SWEPT).items():
+            if field.decode() in QUEUE_MOMENTS or field.startswith(b"queue "):
+                writing.hset(keys.SWEPT, field, f"{float(moment) + seconds:.6f}")
+        writing.execute()
 
 
 def sweep(registry: Registry, lease_s: float = LEASE_S) -> Swept:
