@@ -34,7 +34,7 @@ def test_celery_reads_our_result(app, writer):
     generation_id = writer.running()
     writer.finish(writer.finished(generation_id, "é🦜"))
     found = AsyncResult(generation_id, app=app)
-    assert found.get(timeout=5) == {
+    assert found.get(timeout=30) == {
         "replies": ["é🦜"],
         "meta": [{"finish_reason": "length", "usage": {"prompt_tokens": 3, "completion_tokens": 2}}],
     }
@@ -54,7 +54,7 @@ def test_celery_raises_our_errors(app, writer, error, expected):
     generation_id = writer.running()
     writer.finish(writer.failed(generation_id, error=error))
     with pytest.raises(expected, match="words"):
-        AsyncResult(generation_id, app=app).get(timeout=5)
+        AsyncResult(generation_id, app=app).get(timeout=30)
 
 
 def test_celery_sees_a_cancelled_generation_as_revoked(app, writer):
@@ -62,7 +62,7 @@ def test_celery_sees_a_cancelled_generation_as_revoked(app, writer):
     writer.finish(writer.cancelled(generation_id))
     found = AsyncResult(generation_id, app=app)
     with pytest.raises(celery.exceptions.TaskRevokedError):
-        found.get(timeout=5)
+        found.get(timeout=30)
     assert found.state == "REVOKED"
 
 
@@ -72,7 +72,7 @@ def test_celery_waits_for_our_result_and_is_told(app, writer):
     app.backend.result_consumer.start(generation_id)
     app.backend.result_consumer.consume_from(generation_id)
     writer.finish(writer.finished(generation_id))
-    assert found.get(timeout=5)["replies"] == ["It is."]
+    assert found.get(timeout=30)["replies"] == ["It is."]
     app.backend.result_consumer.stop()
 
 

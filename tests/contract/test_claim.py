@@ -17,9 +17,9 @@ def test_a_claim_is_the_next_attempt_with_a_lease_and_an_event(registry):
     generation_id = registry.submit(prompt="p", deadline_s=50)
     with registry.raw.pubsub() as heard:
         heard.subscribe(keys.live(generation_id))
-        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        assert heard.get_message(timeout=30)["type"] == "subscribe"
         claim = registry.claim(generation_id, 'host "1":7:ab')
-        published = heard.get_message(timeout=5)["data"]
+        published = heard.get_message(timeout=30)["data"]
     assert isinstance(claim, Claim)
     assert claim.attempt == 1
     assert json.loads(claim.request) == {"prompt": "p", "deadline_s": 50.0}

@@ -316,11 +316,11 @@ def test_a_result_that_does_not_come_in_time_says_so_and_the_generation_goes_on(
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["used-before", "fresh"])
 def test_a_silent_redis_does_not_outlast_the_callers_patience(real_redis, loop_thread, kind, is_known):
-    """``redis_timeout_s`` is 5 s: who waits less for a result is told as soon."""
+    """``redis_timeout_s`` is 30 s: who waits less for a result is told as soon."""
     with local_redis() as server:
         store = Store(server.url, 5.0)
         generation_id = Registry(store.run, redis.Redis.from_url(server.url)).running()
-        reader = Reader(Settings(redis_url=server.url), None if kind == "sync" else loop_thread)
+        reader = Reader(Settings(redis_url=server.url, redis_timeout_s=30.0), None if kind == "sync" else loop_thread)
         if is_known:
             reader.status(generation_id)
             with pytest.raises(ResultTimeoutError):
@@ -333,7 +333,7 @@ def test_a_silent_redis_does_not_outlast_the_callers_patience(real_redis, loop_t
             took_s = time.monotonic() - began_s
         finally:
             server.resume()
-        assert 0.3 <= took_s < 4.0  # not 5
+        assert 0.3 <= took_s < 20.0  # not 30
         with pytest.raises(ResultTimeoutError):  # and the connections are still of use
             reader.result(generation_id, 0.3)
         assert reader.status(generation_id).state is State.RUNNING

@@ -44,9 +44,9 @@ def test_an_end_is_published_to_readers_and_to_who_awaits_the_result(registry, e
     generation_id = registry.running()
     with registry.raw.pubsub() as heard:
         heard.subscribe(keys.live(generation_id), keys.result(generation_id))
-        assert [heard.get_message(timeout=5)["type"] for _ in range(2)] == ["subscribe"] * 2
+        assert [heard.get_message(timeout=30)["type"] for _ in range(2)] == ["subscribe"] * 2
         registry.finish(getattr(registry, ending)(generation_id))
-        messages = [heard.get_message(timeout=5) for _ in range(2)]
+        messages = [heard.get_message(timeout=30) for _ in range(2)]
     published = {message["channel"].decode(): json.loads(message["data"]) for message in messages}
     (event,) = published[keys.live(generation_id)]
     assert (event["type"], event["seq"]) == (ending, 2)
@@ -135,19 +135,19 @@ def test_an_end_from_outside_is_told_to_the_worker_that_runs_it(registry):
     generation_id = registry.running()
     with registry.raw.pubsub() as heard:
         heard.subscribe(keys.worker("worker-1"))
-        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        assert heard.get_message(timeout=30)["type"] == "subscribe"
         registry.finish(registry.cancelled(generation_id))
-        assert heard.get_message(timeout=5)["data"].decode() == generation_id
+        assert heard.get_message(timeout=30)["data"].decode() == generation_id
 
 
 def test_an_end_by_its_worker_is_told_nobody(registry):
     generation_id = registry.running()
     with registry.raw.pubsub() as heard:
         heard.subscribe(keys.worker("worker-1"))
-        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        assert heard.get_message(timeout=30)["type"] == "subscribe"
         registry.finish(registry.finished(generation_id))
         registry.raw.publish(keys.worker("worker-1"), "after")
-        assert heard.get_message(timeout=5)["data"] == b"after"
+        assert heard.get_message(timeout=30)["data"] == b"after"
 
 
 def test_a_cancel_in_the_queue_makes_room_and_has_no_attempt(registry):

@@ -178,13 +178,13 @@ async def test_an_attempt_that_ends_while_redis_is_away_leaves_its_text_once(des
 
     for number, word in enumerate(words[:6], 1):
         push(word)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while outbox.written_tokens < number:
                 await asyncio.sleep(0.001)
     desk.store.is_away = True
     if is_in_flight:
         push(words[6])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await desk.store.refused.wait()
     else:
         push(words[6])
@@ -201,11 +201,11 @@ async def test_an_attempt_that_ends_while_redis_is_away_leaves_its_text_once(des
         result = GenerationResult(replies=["".join(words)], meta=[meta])
         call = ending(outcome.finished(generation_id, "default", last, result, date_done=DONE))
     ending_it = asyncio.create_task(desk.writer.last(outbox, call))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await desk.store.refused.wait()
     desk.store.losses = list(losses)
     desk.store.is_away = False
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await ending_it == "ok"
     assert desk.lost == []
     logged = "".join(event.text for event in writer.run(calls.read_log(generation_id, 0)) if event.type == "chunk")

@@ -19,10 +19,13 @@ from .conftest import only_real_redis
 
 Inbox = asyncio.Queue[bytes | None]
 
+TIMEOUT_S = 30.0
+"""The hub's own; who waits for less time than that shows that nothing waited for it."""
+
 
 @pytest.fixture
 async def hub(redis_url: str) -> AsyncIterator[LiveHub]:
-    made = LiveHub(redis_url, 5.0)
+    made = LiveHub(redis_url, TIMEOUT_S)
     yield made
     await made.close()
 
@@ -117,7 +120,7 @@ async def test_a_listener_that_gives_up_at_once_is_no_harm_to_the_next(hub: Live
         joining = asyncio.create_task(second.__aenter__())
         await asyncio.sleep(0)
         first.cancel()
-        async with asyncio.timeout(4):  # less than the hub's own
+        async with asyncio.timeout(TIMEOUT_S / 2):
             await joining
         raw.publish("a", "1")
         while await heard(inbox) is None:
@@ -147,7 +150,7 @@ async def test_who_listens_as_a_hub_goes_to_rest_hears_everything(hub: LiveHub, 
         for _ in range(yields):
             await asyncio.sleep(0)
         inbox = Inbox()
-        async with asyncio.timeout(4), hub.listen("a", inbox.put_nowait):  # less than the hub's own
+        async with asyncio.timeout(TIMEOUT_S / 2), hub.listen("a", inbox.put_nowait):
             raw.publish("a", "1")
             while await heard(inbox) is None:
                 pass
@@ -312,7 +315,7 @@ async def test_a_hub_can_be_closed_at_any_moment(redis_url: str):
             pass
         for _ in range(yields):
             await asyncio.sleep(0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await hub.close()
 
 

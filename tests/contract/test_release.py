@@ -64,9 +64,9 @@ def test_readers_hear_of_the_last_flush_at_once(registry):
     generation_id = registry.running()
     with registry.raw.pubsub() as heard:
         heard.subscribe(keys.live(generation_id))
-        assert heard.get_message(timeout=5)["type"] == "subscribe"
+        assert heard.get_message(timeout=30)["type"] == "subscribe"
         registry.release(flush(generation_id, 1, ["a"]))
-        (event,) = json.loads(heard.get_message(timeout=5)["data"])
+        (event,) = json.loads(heard.get_message(timeout=30)["data"])
     assert (event["type"], event["text"]) == ("chunk", "a")
 
 

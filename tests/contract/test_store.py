@@ -152,7 +152,7 @@ async def test_a_task_that_is_cancelled_at_any_moment_ends(redis_url: str):
             await asyncio.sleep(0)
         for task in asking:
             task.cancel()  # once
-        done, going_on = await asyncio.wait(asking, timeout=2)
+        done, going_on = await asyncio.wait(asking, timeout=30)
         for task in going_on:
             task.cancel()
         assert (len(done), yields) == (5, yields)
@@ -222,7 +222,7 @@ def test_a_redis_that_does_not_answer_is_reported_in_time_without_its_password(r
     while cause is not None:
         assert PASSWORD not in str(cause)
         cause = cause.__cause__ or cause.__context__
-    assert took_s < timeout_s + 2.0  # what a busy machine adds
+    assert took_s < timeout_s + 10.0  # what a busy machine adds
 
 
 @pytest.mark.parametrize("how", [ask_sync, ask_async, listen])

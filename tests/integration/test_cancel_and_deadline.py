@@ -79,7 +79,7 @@ def test_cancel_during_prefill_closes_the_call(client, ask, standin, eventually)
     generation = client.submit(prompt)
     eventually(lambda: standin.requests(prompt))
     assert generation.cancel() is True
-    call = eventually(lambda: (entry := standin.only(prompt))["state"] != "running" and entry, within_s=5)
+    call = eventually(lambda: (entry := standin.only(prompt))["state"] != "running" and entry)
     assert (call["state"], call["tokens_sent"]) == ("dropped", 0)
     assert assert_cancelled(generation, prompt) == ""
 
@@ -90,7 +90,7 @@ def test_cancel_while_decoding_closes_the_call_and_keeps_the_text(client, ask, s
     eventually(lambda: generation.status().completion_tokens >= 5)
     cancelled_s = time.time()
     assert generation.cancel() is True
-    call = eventually(lambda: (entry := standin.only(prompt))["state"] != "running" and entry, within_s=5)
+    call = eventually(lambda: (entry := standin.only(prompt))["state"] != "running" and entry)
     assert call["state"] == "dropped"
     assert call["closed_at_s"] - cancelled_s < 5
     text = assert_cancelled(generation, prompt)
@@ -105,7 +105,7 @@ def test_a_one_shot_call_is_cancelled_too(client, ask, standin, eventually):
     generation = client.submit(prompt, generation_kwargs={"decoder_input_details": True})
     eventually(lambda: standin.requests(prompt))
     assert generation.cancel() is True
-    eventually(lambda: standin.only(prompt)["state"] == "dropped", within_s=5)
+    eventually(lambda: standin.only(prompt)["state"] == "dropped")
     assert_cancelled(generation, prompt)
 
 
@@ -123,7 +123,7 @@ def test_a_reader_is_told_at_once(client, ask, eventually):
     reader.start()
     eventually(lambda: generation.status().completion_tokens >= 5)
     client.generation(generation.id).cancel()
-    reader.join(timeout=2)
+    reader.join(timeout=4.5)  # before a silent channel is looked after
     assert not reader.is_alive()
     (error,) = ended
     assert prompt.beginning(5000).startswith(error.partial_text)
@@ -167,7 +167,7 @@ def test_celery_sees_a_cancelled_generation_as_revoked(client, ask, celery_app, 
     eventually(lambda: generation.status().completion_tokens > 0)
     generation.cancel()
     with pytest.raises(TaskRevokedError, match="cancelled"):
-        celery_app.AsyncResult(generation.id).get(timeout=5)
+        celery_app.AsyncResult(generation.id).get(timeout=30)
     assert celery_app.AsyncResult(generation.id).state == "REVOKED"
 
 
@@ -219,14 +219,14 @@ def test_the_deadline_ends_a_running_generation_with_its_text_kept(client, ask, 
     assert len(error.partial_text) >= len(prompt.beginning(5))
     assert error.usage["completion_tokens"] >= 5
     assert error.attempts == 1
-    eventually(lambda: standin.only(prompt)["state"] == "dropped", within_s=5)
+    eventually(lambda: standin.only(prompt)["state"] == "dropped")
 
 
 def test_the_deadline_covers_the_first_token(client, ask, standin, eventually):
     prompt = ask(ttft_s=60)
     error = assert_expired(client.submit(prompt, deadline_s=2.0), prompt)
     assert error.partial_text == ""
-    eventually(lambda: standin.only(prompt)["state"] == "dropped", within_s=5)
+    eventually(lambda: standin.only(prompt)["state"] == "dropped")
 
 
 def test_the_deadline_covers_the_queue(single, held, ask, standin):

@@ -222,7 +222,7 @@ def test_an_empty_generation_is_an_empty_reply(client, ask, celery_app):
     result = generation.result(timeout_s=10)
     assert result.replies == [""]
     assert result.meta[0]["completion_start_time"] is None
-    assert AsyncResult(generation.id, app=celery_app).get(timeout=5)["replies"] == [""]
+    assert AsyncResult(generation.id, app=celery_app).get(timeout=30)["replies"] == [""]
     (chunk,) = generation.stream()
     assert (chunk.text, [token.special for token in chunk.tokens]) == ("", [True])
 

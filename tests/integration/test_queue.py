@@ -84,7 +84,7 @@ def test_lower_numbers_go_first_and_equals_in_order(narrow, busy, ask, standin):
 def test_what_was_cancelled_in_the_queue_holds_up_nothing(narrow, busy, ask, narrow_worker, narrow_db, eventually):
     """No task is made of their doorbells, but of the few that Celery has by then."""
     with plain_celery(as_role(narrow_worker.redis_url, "flower")) as app:
-        (before,) = app.control.inspect(timeout=5).stats().values()
+        (before,) = app.control.inspect(timeout=30, limit=1).stats().values()
     tasks = before["total"]["genqueue.generate"]
     cancelled = [narrow.submit(ask(), generator="narrow") for _ in range(400)]
     for generation in cancelled:
@@ -102,7 +102,7 @@ def test_what_was_cancelled_in_the_queue_holds_up_nothing(narrow, busy, ask, nar
     eventually(lambda: ids <= set(told()))
     assert len(told()) == len(set(told()))
     with plain_celery(as_role(narrow_worker.redis_url, "flower")) as app:
-        (stats,) = app.control.inspect(timeout=5).stats().values()
+        (stats,) = app.control.inspect(timeout=30, limit=1).stats().values()
     assert stats["total"]["genqueue.generate"] - tasks < 100
     assert "Traceback" not in narrow_worker.log
 
@@ -281,7 +281,7 @@ def test_a_second_doorbell_while_it_runs_is_harmless(client, ask, db, standin, w
     eventually(lambda: ignored(worker, generation.id) == 3)
     assert generation.status().state == "running"
     assert "".join(chunk.text for chunk in generation.stream()) == prompt.answer
-    assert AsyncResult(generation.id, app=celery_app).get(timeout=5)["replies"] == [prompt.answer]
+    assert AsyncResult(generation.id, app=celery_app).get(timeout=30)["replies"] == [prompt.answer]
     assert generation.status().attempt == 1
     assert len(standin.requests(prompt)) == 1
 
