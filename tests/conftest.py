@@ -38,7 +38,10 @@ def nothing_left_open() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left_open_by_a_file() -> Iterator[None]:
-    """The same of fixtures that a file shares: its last test fails, and not the first of the next file."""
+    """The same of fixtures that a file shares: its last test fails, and not the first of the next file.
+
+    Whatever outlives the file is shared by all, as what collection left, until the session ends.
+    """
     yield
     gc.collect()
     gc.freeze()  # or each test would look through whatever the files before it imported and remember
