@@ -46,7 +46,7 @@ TOKENS = {
 }
 
 
-def wait_for(condition: Callable[[], Any], within_s: float = 15.0, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], within_s: float = 30.0, what: str = "") -> Any:
     """The condition's first true value; an AssertionError once ``within_s`` have passed."""
     deadline_s = time.monotonic() + within_s
     while True:
@@ -79,7 +79,7 @@ def busy_slots(llama: str) -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
-    """``eventually(condition)``: its first true value, or a failure after 15 s."""
+    """``eventually(condition)``: its first true value, or a failure after 30 s."""
     return wait_for
 
 
@@ -258,7 +258,7 @@ class WorkerProcess:
         """Its generators are announced and Celery consumes."""
         with redis.Redis.from_url(self.redis_url) as client:
             wait_for(
-                lambda: self._is_ready(client), within_s=30, what=f"ready; its log: {self.log[-LOG_TAIL_CHARACTERS:]}"
+                lambda: self._is_ready(client), within_s=60, what=f"ready; its log: {self.log[-LOG_TAIL_CHARACTERS:]}"
             )
 
     def _is_ready(self, client: redis.Redis) -> bool:
@@ -267,7 +267,7 @@ class WorkerProcess:
             client.hkeys("genqueue:generators")
         )
 
-    def end(self, within_s: float = 30.0) -> int:
+    def end(self, within_s: float = 60.0) -> int:
         """Send SIGTERM and wait for the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -586,7 +586,7 @@ def flower_of(
                 command, env=environ, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         try:
-            wait_for(lambda: flower.ask("workers"), within_s=30)
+            wait_for(lambda: flower.ask("workers"), within_s=60)
             yield flower
         except AssertionError as error:
             said = flower.log_path.read_text(errors="replace")[-3000:]

@@ -56,8 +56,8 @@ def serving(launch_worker, generators, url, eventually):
         assert worker.process.poll() is None, worker.log
         return " ready." in worker.log
 
-    eventually(is_ready, within_s=30)
-    eventually(client.workers, within_s=30)
+    eventually(is_ready, within_s=60)
+    eventually(client.workers, within_s=60)
     return worker, client
 
 
