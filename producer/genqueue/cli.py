@@ -7,6 +7,7 @@ producer without those packages' dependencies can use the rest.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -109,6 +110,8 @@ _CONTRIBUTED = {
     "tgi-standin": ("Serve TGI's protocol without a GPU.", "ops"),
 }
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 # The class itself is typer's secret: older ones take it from click, newer ones bring their own.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -197,12 +200,13 @@ def submit(
         else:
             generation = client.submit(prompt, **options)
         _say_if_nobody_serves(client, generator)
-        if detach:
-            output.json_line({"id": generation.id}) if as_json else output.line(generation.id)
-        elif as_json:
-            _print_result(generation)
-        else:
-            _print_text(generation)
+        with _readable_again(generation):
+            if detach:
+                output.json_line({"id": generation.id}) if as_json else output.line(generation.id)
+            elif as_json:
+                _print_result(generation)
+            else:
+                _print_text(generation)
 
 
 @app.command()
@@ -214,10 +218,11 @@ def tail(
     """Print a generation's text from its beginning on: to a terminal as it comes, else when it has ended."""
     with GenerationClient() as client:
         generation = client.generation(generation_id)
-        if as_json:
-            _print_events(generation, from_seq)
-        else:
-            _print_text(generation, from_seq)
+        with _readable_again(generation):
+            if as_json:
+                _print_events(generation, from_seq)
+            else:
+                _print_text(generation, from_seq)
 
 
 @app.command()
@@ -499,6 +504,16 @@ def _not_halfway() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def _readable_again(generation: Generation) -> Iterator[None]:
+    """What stdout does not take is not lost: say how to read it."""
+    try:
+        yield
+    except output.UnwritableError as error:
+        output.say(f"{error}; to read it again: genqueue tail {generation.id}")
+        raise typer.Exit(ExitCode.FAILURE) from None
+
+
 def _print_text(generation: Generation, from_seq: int = 0) -> None:
     """The text on stdout, then one line on stderr: its figures, or why it ended otherwise."""
     printed = _print_live if sys.stdout.isatty() else _print_whole
@@ -722,7 +737,14 @@ def _run() -> int:
         return ExitCode.OK
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
+    except output.UnwritableError as error:
+        output.say(str(error))
+        return ExitCode.FAILURE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:  # --help, which we do not print ourselves
+            output.hush()
+            output.say(str(output.UnwritableError(error)))
+            return ExitCode.FAILURE
         if sys.flags.dev_mode:
             raise
         output.say(f"unexpected {type(error).__name__}: {error} (python -X dev -m genqueue … shows where)")

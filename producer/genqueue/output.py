@@ -23,6 +23,13 @@ PIPED_WIDTH = 200
 """Columns of a table where there is no terminal, which would have a width."""
 
 
+class UnwritableError(Exception):
+    """What was to be printed is lost: a full disk, perhaps."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(f"stdout cannot be written: {cause.strerror or cause}")
+
+
 def text(words: str) -> None:
     """A model's text, or a piece of it, on stdout at once."""
     _put(harmless(words) if sys.stdout.isatty() else words)
@@ -99,8 +106,11 @@ def _put(words: str) -> None:
     except BrokenPipeError:
         hush()
         raise typer.Exit(0) from None
+    except OSError as error:
+        hush()
+        raise UnwritableError(error) from None
 
 
 def hush() -> None:
-    """The reader of stdout has left: Python flushes it once more when it ends, and shall find no closed pipe."""
+    """stdout takes no more: Python flushes it once more when it ends, and shall find no closed pipe, or full disk."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -727,6 +727,41 @@ def test_a_reader_that_leaves_is_no_error(start, ask):
     assert process.stderr.read() == b""
 
 
+@pytest.fixture
+def to_full_disk(start):
+    """Runs a command whose stdout is on a full disk: its exit code and stderr."""
+
+    def run(*arguments):
+        with open("/dev/full", "wb") as full:
+            process = start(*arguments, stdout=full)
+            _, told = process.communicate(timeout=60)
+        return process.returncode, told.decode()
+
+    return run
+
+
+FULL = "genqueue: stdout cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("status", "--json"), ("status", "--workers"), ("doctor",), ("--version",), ("--help",)]
+)
+def test_a_disk_that_is_full_is_named_in_one_line(to_full_disk, command):
+    assert to_full_disk(*command) == (ExitCode.FAILURE, f"{FULL}\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--detach",)], ids=str)
+def test_a_text_that_was_lost_on_a_full_disk_can_be_read_again(to_full_disk, genqueue, ask, options):
+    prompt = ask(tokens=4)
+    code, told = to_full_disk("submit", prompt, *options)
+    said = re.fullmatch(re.escape(FULL) + r"; to read it again: genqueue (tail \S+)\n", told)
+    assert said, told
+    assert code == ExitCode.FAILURE
+    assert to_full_disk(*said[1].split()) == (code, told)
+    assert to_full_disk(*said[1].split(), "--json") == (code, told)
+    assert genqueue(*said[1].split()).stdout == prompt.answer + "\n"
+
+
 @pytest.mark.parametrize("command", [("--help",), ("submit", "--help"), ("dead", "--help"), ("worker", "--help")])
 def test_nor_is_a_reader_of_help_that_leaves(start, command):
     process = start(*command)
