@@ -414,8 +414,36 @@ def test_rings_for_what_is_gone_are_forgotten(registry):
 def test_what_waited_for_longer_than_its_keys_live_takes_no_room(registry):
     generation_id = registry.submit(priority=3, max_queue_depth=1)
     rests(registry, generation_id, KEEP_S + 1)
+    registry.raw.delete(keys.generation(generation_id))  # as its time to live does
     assert registry.sweep() == NOTHING
     assert registry.submit(max_queue_depth=1)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 5.0])
+def test_what_was_given_back_long_after_its_submit_waits_on_and_is_found(registry, delay_s):
+    generation_id = began(registry)
+    registry.raw.hincrbyfloat(keys.generation(generation_id), "submitted_at", -(KEEP_S + 1))
+    registry.release(flush(generation_id, 1), delay_s=delay_s)
+    if delay_s:
+        registry.raw.zadd(keys.DELAYED, {generation_id: registry.now_ms - 1})
+    lose_doorbells(registry)
+    registry.raw.delete(keys.RUNG)  # it was rung for when it was given back
+    found = registry.sweep()
+    assert found.astray == [generation_id]
+    assert registry.claim(generation_id).attempt == 2
+
+
+def test_of_any_number_that_is_gone_none_takes_room_for_ever(registry):
+    waits = began(registry)
+    registry.raw.hincrbyfloat(keys.generation(waits), "submitted_at", -(KEEP_S + 3600))
+    registry.release(flush(waits, 1))
+    registry.raw.zadd(keys.waiting("default"), {f"gone {k}": place(registry, waits) + 1 + k for k in range(1200)})
+    for _ in range(60):
+        registry.raw.hdel(keys.SWEPT, "queue default")  # as if that time had passed
+        assert set(registry.sweep().astray) <= {waits, *(f"gone {k}" for k in range(1200))}
+        if registry.raw.zcard(keys.waiting("default")) == 1:
+            break
+    assert registry.raw.zrange(keys.waiting("default"), 0, -1) == [waits.encode()]
 
 
 @only_real_redis

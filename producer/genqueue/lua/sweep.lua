@@ -210,6 +210,20 @@ local function oldest_wait_s(waiting)
   return time - oldest_s
 end
 
+-- What was submitted more than keep_s ago is gone, unless it was claimed since and given back: that one waits. The
+-- pages follow one another sweep after sweep, so that what waits hides nothing.
+local function forget_gone(waiting, from_place, until_place)
+  local old = redis.call('ZCOUNT', waiting, from_place, until_place)
+  if old == 0 then return end
+  local page = math.floor(time / turn_s) % math.ceil(old / limit)
+  local gone = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, from_place, until_place, 'LIMIT', page * limit, limit)) do
+    if redis.call('EXISTS', generation_prefix .. id) == 0 then gone[#gone + 1] = id end
+  end
+  if #gone > 0 then redis.call('ZREM', waiting, unpack(gone)) end
+  has_more = has_more or #gone == tonumber(limit)
+end
+
 -- Answers how many messages its lists have.
 local function look_for_lost_doorbells(generator, waiting)
   local messages = 0
@@ -235,7 +249,7 @@ local function look_for_lost_doorbells(generator, waiting)
       twice_from = served - grace_s * PLACES_PER_S
     end
     local from_place = place_in_queue(priority, 0)
-    redis.call('ZREMRANGEBYSCORE', waiting, from_place, place_in_queue(priority, time - tonumber(keep_s)))
+    forget_gone(waiting, from_place, place_in_queue(priority, time - tonumber(keep_s)))
     local suspects = redis.call('ZRANGEBYSCORE', waiting, from_place, string.format('%.0f', until_place), 'LIMIT', 0, limit)
     -- And those that were submitted before a clock went back: their places lie ahead.
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, '(' .. place_in_queue(priority, time + grace_s),
