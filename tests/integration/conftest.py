@@ -537,9 +537,12 @@ def start_worker(launch_worker: Callable[..., WorkerProcess]) -> Iterator[Callab
     """``launch_worker`` for one test: what it started is ended with it."""
     started: list[WorkerProcess] = []
 
-    def start(*args: Any, **kwargs: Any) -> WorkerProcess:
-        started.append(launch_worker(*args, **kwargs))
-        return started[-1]
+    def start(*args: Any, wait: bool = True, **kwargs: Any) -> WorkerProcess:
+        worker = launch_worker(*args, wait=False, **kwargs)
+        started.append(worker)  # before it is ready: one that never is ends with its test too
+        if wait:
+            worker.wait_until_ready()
+        return worker
 
     yield start
     for worker in started:
