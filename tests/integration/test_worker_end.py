@@ -14,8 +14,8 @@ from genqueue import GenerationClient, RedisUnavailableError, Settings
 from .conftest import clean_environment, toml_of
 from .roles import as_role
 
-SOON_S = 5.0
-"""How long a hand-over, and what an end needs besides, may take here."""
+SOON_S = 10.0
+"""How long a hand-over, and what an end needs besides, may take here: as docs/deploy.md has it."""
 
 
 @pytest.fixture
