@@ -567,7 +567,7 @@ def test_another_end_keeps_the_text_so_far(genqueue, ask, script, options, code,
 
 
 def test_a_full_queue_is_said_with_its_depth(genqueue, ask, db):
-    db.hset("genqueue:generators", "full", '{"max_queue_depth": 1}')
+    db.hset("genqueue:generators", "full", json.dumps({"announced_at": time.time(), "max_queue_depth": 1}))
     try:
         assert genqueue("submit", "x", "-g", "full", "--detach").returncode == 0
         done = genqueue("submit", "x", "-g", "full", "--detach")
