@@ -1,5 +1,6 @@
 """A worker that cannot work says why in one line, by both ways of starting it."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,17 +12,19 @@ from .roles import as_role, guarded_redis
 
 GOOD = '[generators.default]\napi_type = "text_generation_inference"\napi_params = { url = "http://127.0.0.1:1" }\n'
 
+CELERY = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker"]
+
 BY = {
-    "celery": [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker", "-P", "threads", "-c", "2"],
+    "celery": [*CELERY, "-P", "threads", "-c", "2"],
     "genqueue": [sys.executable, "-c", "from genqueue.cli import main; main()", "worker", "-c", "2"],
 }
 
 
-def start(by, folder, toml, clean, **environ):
+def start(command, folder, toml, clean, **environ):
     if toml is not None:
         (folder / "genqueue.toml").write_text(toml)
     return subprocess.run(
-        BY[by],
+        command,
         cwd=folder,
         env={**clean, **environ},
         stdin=subprocess.DEVNULL,
@@ -87,7 +90,7 @@ CASES = [
     ],
 )
 def test_settings_that_cannot_work_are_named_in_one_line(tmp_path, clean, by, toml, environ, words):
-    ran = start(by, tmp_path, toml, clean, **environ)
+    ran = start(BY[by], tmp_path, toml, clean, **environ)
     said = ran.stdout + ran.stderr
     assert ran.returncode != 0
     assert "Traceback" not in said
@@ -95,6 +98,19 @@ def test_settings_that_cannot_work_are_named_in_one_line(tmp_path, clean, by, to
     assert "secret-pw" not in said
     lines = [line for line in said.splitlines() if line.strip() and "SecurityWarning" not in line]
     assert len(lines) == 1, said
+
+
+@pytest.mark.parametrize("pool", ["prefork", "processes", "solo", "gevent", "eventlet"])
+def test_a_pool_that_is_none_of_threads_is_refused_in_one_line(tmp_path, clean, pool):
+    ran = start([*CELERY, "-P", pool], tmp_path, GOOD, clean)
+    *_, last = ran.stderr.splitlines()
+    assert ran.returncode != 0
+    if pool in ("gevent", "eventlet") and importlib.util.find_spec(pool) is None:
+        assert last == f"ModuleNotFoundError: No module named {pool!r}"  # Celery's: it has not looked at -A yet
+        return
+    known_as = pool.replace("processes", "prefork")
+    assert last == f"genqueue: the pool {known_as!r} does not run generations: leave -P out, or write -P threads"
+    assert "Traceback" not in ran.stderr
 
 
 def test_importing_the_app_reads_no_settings(tmp_path, clean):
@@ -117,7 +133,7 @@ def test_a_user_without_a_workers_rights_ends_the_start(by, clean, tmp_path, rea
     with guarded_redis(tmp_path) as server:
         if as_role(server.url, "producer") == server.url:
             pytest.skip(f"these rules need Redis 7, here is {server.kind}")
-        done = start(by, tmp_path, GOOD, clean, GENQUEUE_REDIS_URL=as_role(server.url, "producer"))
+        done = start(BY[by], tmp_path, GOOD, clean, GENQUEUE_REDIS_URL=as_role(server.url, "producer"))
         with redis.Redis.from_url(server.url) as operator:
             operator.acl_log_reset()  # meant
     assert done.returncode != 0

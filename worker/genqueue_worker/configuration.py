@@ -58,7 +58,8 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         # its user may look at.
         "task_default_queue": keys.queue("default"),
         "worker_consumer": Consumer,  # publishes task events in batches
-        "worker_pool": "threads",  # a task waits for the engine's loop; a process each would be waste
+        # Threads: a task waits for the engine's loop, and a process each would be waste.  By name, as above.
+        "worker_pool": "genqueue_worker.pool:Pool",
         "worker_concurrency": 256,  # generations at once; the model server batches them
         # Acked when received: genqueue's registry, not the broker, knows what is unfinished, and
         # late acks run a task twice after every lost connection (celery/celery#5935 and others).

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import click
 from celery.concurrency import get_implementation
 from celery.concurrency.thread import TaskPool
 from celery.utils.log import get_logger
@@ -105,6 +106,15 @@ def green_pool(modules: Mapping[str, Any]) -> str:
     return ""
 
 
+def _is_chosen_by_command() -> bool:
+    """Whether Celery's command, if that is what starts this worker, was given a pool.
+
+    It takes ``-P prefork`` for no choice, and runs the configured pool, which is ours.
+    """
+    command = click.get_current_context(silent=True)
+    return command is not None and command.get_parameter_source("pool") is click.core.ParameterSource.COMMANDLINE
+
+
 def choose_pool(worker: Any) -> None:
     """Have a Celery worker that begins run our threads, as many as its host grants descriptors for.
 
@@ -115,6 +125,8 @@ def choose_pool(worker: Any) -> None:
     if not issubclass(implementation, TaskPool):
         name = implementation.__module__.rpartition(".")[2]
         raise ConfigError(refusal(name))
+    if implementation is Pool and _is_chosen_by_command():
+        raise ConfigError(refusal("prefork"))
     if worker.options.get("autoscale"):
         raise ConfigError("--autoscale does not go with a pool of threads: write -c for the most generations at once")
     worker.pool_cls = Pool
