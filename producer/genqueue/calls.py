@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from genqueue import keys
-from genqueue.doorbell import doorbell_message
+from genqueue.doorbell import doorbell_message, doorbell_template
 from genqueue.errors import (
     GenerationNotFoundError,
     IdempotencyConflictError,
@@ -787,7 +787,7 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
         State.RUNNING,
         State.QUEUED,
         ",".join(sources(Transition.EXPIRED)),
-        doorbell_message("{id}", "{generator}", 0).replace(b'"priority":0', b'"priority":{priority}'),
+        doorbell_template(),
         keys.generation(""),
         keys.waiting(""),
         keys.newest_claimed(""),

@@ -7,6 +7,8 @@ protocol 2 (docs.celeryq.dev, "Message Protocol") in the envelope of kombu's Red
 transport; ``tests/contract/test_celery.py`` holds it against what Celery itself sends.
 """
 
+from typing import Any
+
 from pydantic_core import to_json
 
 from genqueue.keys import queue
@@ -49,3 +51,9 @@ def doorbell_message(generation_id: str, generator: str, priority: int) -> bytes
             },
         }
     )
+
+
+def doorbell_template() -> bytes:
+    """The message with the places ``{id}``, ``{generator}`` and ``{priority}``, for a script that rings for many."""
+    place: Any = "{priority}"
+    return doorbell_message("{id}", "{generator}", place).replace(b'"{priority}"', b"{priority}")  # it is a number

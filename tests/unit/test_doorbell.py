@@ -3,7 +3,10 @@
 import base64
 import json
 
-from genqueue.doorbell import doorbell_message
+import pytest
+
+from genqueue import keys
+from genqueue.doorbell import doorbell_message, doorbell_template
 
 
 def test_a_doorbell_holds_the_id_and_no_argument():
@@ -15,3 +18,11 @@ def test_a_doorbell_holds_the_id_and_no_argument():
     assert message["headers"]["task"] == "genqueue.generate"
     assert message["properties"]["delivery_info"] == {"exchange": "", "routing_key": "generate.chat"}
     assert message["properties"]["priority"] == 3
+
+
+@pytest.mark.parametrize("priority", keys.PRIORITIES)
+def test_a_template_that_is_filled_in_is_the_message(priority):
+    filled = doorbell_template().decode()
+    for place, value in {"id": "some-id", "generator": "chat", "priority": priority}.items():
+        filled = filled.replace(f"{{{place}}}", str(value))
+    assert filled.encode() == doorbell_message("some-id", "chat", priority)
