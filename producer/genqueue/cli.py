@@ -99,7 +99,9 @@ _CODES: tuple[tuple[type[GenqueueError], ExitCode], ...] = (
     (errors.ResultTimeoutError, ExitCode.TIMED_OUT),
 )
 
-# What --help says of a command that is not imported for that, and the extra that brings what it needs.
+# What --help says of a command that is not imported for that, which takes long and needs what may not be installed,
+# and the extra that brings it.  An entry point has no place for either; it has one here as long as it is of this
+# distribution.
 _CONTRIBUTED = {
     "worker": ("Run generations until told to stop.", "worker"),
     "demo": ("Redis, a model, a worker and a prompt, here and now.", "ops"),

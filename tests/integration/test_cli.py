@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from genqueue import keys
+from genqueue import cli, keys
 from genqueue.cli import ExitCode
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.tgi_standin.chat import render
@@ -847,6 +847,14 @@ def test_a_producer_alone_lists_every_command(producer_only):
     ours = {entry.name for entry in importlib.metadata.entry_points(group="genqueue.commands")}
     assert ours >= {"worker", "demo", "bench", "chaos", "tgi-standin"}
     assert all(f" {name} " in listed for name in ours)
+    assert "From genqueue" not in listed  # each is told of in words
+
+
+def test_no_command_is_told_of_that_is_not_there():
+    entries = importlib.metadata.entry_points(group="genqueue.commands")
+    assert cli._CONTRIBUTED.keys() == {entry.name for entry in entries if entry.dist.name == "genqueue"}
+    extras = importlib.metadata.metadata("genqueue").get_all("Provides-Extra")
+    assert {extra for _, extra in cli._CONTRIBUTED.values()} <= set(extras)
 
 
 @pytest.mark.parametrize(
