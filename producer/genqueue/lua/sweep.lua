@@ -210,18 +210,20 @@ local function oldest_wait_s(waiting)
   return time - oldest_s
 end
 
--- What was submitted more than keep_s ago is gone, unless it was claimed since and given back: that one waits. The
--- pages follow one another sweep after sweep, so that what waits hides nothing.
+-- What was submitted more than keep_s ago is gone, unless it was claimed since and given back: that one waits.
+-- Where those who wait fill a page, another one is looked at too, each turn the next: they hide nothing.
 local function forget_gone(waiting, from_place, until_place)
-  local old = redis.call('ZCOUNT', waiting, from_place, until_place)
-  if old == 0 then return end
-  local page = math.floor(time / turn_s) % math.ceil(old / limit)
-  local gone = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', waiting, from_place, until_place, 'LIMIT', page * limit, limit)) do
-    if redis.call('EXISTS', generation_prefix .. id) == 0 then gone[#gone + 1] = id end
+  local function look_at(page)
+    local old = redis.call('ZRANGEBYSCORE', waiting, from_place, until_place, 'LIMIT', page * limit, limit)
+    local gone = {}
+    for _, id in ipairs(old) do
+      if redis.call('EXISTS', generation_prefix .. id) == 0 then gone[#gone + 1] = id end
+    end
+    if #gone > 0 then redis.call('ZREM', waiting, unpack(gone)) end
+    has_more = has_more or #gone == tonumber(limit)
+    return #gone == 0 and #old == tonumber(limit)
   end
-  if #gone > 0 then redis.call('ZREM', waiting, unpack(gone)) end
-  has_more = has_more or #gone == tonumber(limit)
+  if look_at(0) then look_at(1 + math.floor(time / turn_s) % math.ceil(redis.call('ZCARD', waiting) / limit)) end
 end
 
 -- Answers how many messages its lists have.
