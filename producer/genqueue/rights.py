@@ -47,7 +47,7 @@ OURS: Mapping[Role, Selectors] = {
     "worker": (
         ("eval evalsha", (keys.EVERY, _LIST, _RESULT)),
         ("exists hget hmget hset hdel hincrby expire ttl get append del xadd", (_GENERATION,)),
-        ("zadd zrem zcard zcount zscore zrangebyscore zremrangebyscore expire ttl", (_WAITING,)),
+        ("zadd zrem zcard zscore zrangebyscore zremrangebyscore expire ttl", (_WAITING,)),
         ("zadd zrem zrangebyscore expire ttl", (keys.DEADLINES,)),
         ("zadd zrem zcard zscore zcount zrange zrangebyscore expire ttl", (keys.LEASES,)),
         ("zadd zrem zcard zcount zrangebyscore expire ttl", (keys.DELAYED,)),
