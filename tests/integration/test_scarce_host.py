@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -142,6 +144,83 @@ def test_with_little_memory_as_many_run_as_there_are_threads_for(start_worker, o
     assert texts == [prompt.answer for prompt in prompts]
     assert attempts == {1}
     assert worker.end() == 0
+
+
+@pytest.fixture
+def with_threads():
+    """``with_threads(60)``: what a worker's shell does so that its user may have so many.
+
+    The limit counts the threads of a user and is none for root, so the user is one that has nothing else.
+    """
+    if os.geteuid() != 0 or not all(map(shutil.which, ("setpriv", "prlimit"))):
+        pytest.skip("only root can start a worker as a user that has nothing else, by setpriv and prlimit")
+    uid = 100_000 + os.getpid()
+
+    def before(count):
+        as_user = f"setpriv --reuid {uid} --inh-caps +dac_override --ambient-caps +dac_override"
+        return f'set -- {as_user} prlimit --nproc={count} "$@"'
+
+    return before
+
+
+@pytest.fixture
+def named(standin):
+    """A server by its name, whose lookup needs a thread."""
+    url = standin.url.replace("127.0.0.1", "localhost")
+    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": url}}}
+
+
+@pytest.mark.timeout(180)
+def test_with_few_threads_as_many_run_as_there_are(start_worker, own_redis, named, producer, ask, with_threads):
+    worker = start_worker(named, own_redis.url, "-c", "256", before=with_threads(60))
+    fits = re.search(r"-c 256 does not fit: this host lets .* too few threads: .*; (\d+) generations", worker.log)
+    assert fits, worker.log
+    prompts = [ask(tokens=10, itl_s=0.05) for _ in range(120)]
+    texts, attempts = ends([producer.submit(prompt) for prompt in prompts])
+    assert texts == [prompt.answer for prompt in prompts]
+    assert attempts == {1}
+    assert worker.end() == 0
+    assert "Traceback" not in worker.log
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 6, 7])
+def test_too_few_threads_for_any_generation_end_the_start_in_words(start_worker, own_redis, named, with_threads, count):
+    worker = start_worker(named, own_redis.url, "-c", "256", before=with_threads(count), wait=False)
+    assert worker.process.wait(60) == 1
+    assert "genqueue: " in worker.log
+    assert "can't start new thread" in worker.log
+    assert "Traceback" not in worker.log
+
+
+def limit_threads(pid, count):
+    """As its user: root may not everywhere."""
+    uid = Path(f"/proc/{pid}").stat().st_uid
+    subprocess.run(["setpriv", f"--reuid={uid}", "prlimit", f"--pid={pid}", f"--nproc={count}:200"], check=True)
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_goes_on_when_there_are_threads_again(
+    start_worker, own_redis, named, producer, ask, eventually, with_threads
+):
+    """For a while it can start none, and its connections to Redis are cut meanwhile."""
+    worker = start_worker(named, own_redis.url, "-c", "16", before=with_threads(200))
+    pid = worker.process.pid
+    prompts = [ask(tokens=60, itl_s=0.05) for _ in range(8)]
+    generations = [producer.submit(prompt) for prompt in prompts]
+    for generation in generations:
+        eventually(lambda generation=generation: generation.status().state == "running")
+    limit_threads(pid, 1)
+    with redis.Redis.from_url(own_redis.url) as db:
+        for kind in ("normal", "pubsub"):
+            db.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+    prompts += [ask(tokens=2) for _ in range(16)]
+    generations += [producer.submit(prompt) for prompt in prompts[8:]]
+    texts, attempts = ends(generations)
+    assert texts == [prompt.answer for prompt in prompts]
+    assert attempts == {1}
+    limit_threads(pid, 200)
+    assert worker.end() == 0
+    assert "Traceback" not in worker.log
 
 
 @pytest.mark.parametrize("where", ["exec 2>/dev/full >/dev/full", "exec 2>&- >&-"])

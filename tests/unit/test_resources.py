@@ -23,6 +23,7 @@ def caused(error, cause):
         pytest.param(MemoryError(), True, id="memory"),
         pytest.param(RuntimeError("can't start new thread"), True, id="threads"),
         pytest.param(caused(ValueError("x"), caused(KeyError("y"), MemoryError())), True, id="behind-two-others"),
+        pytest.param(socket.gaierror(socket.EAI_AGAIN, "…"), True, id="names-cannot-be-looked-up"),
         pytest.param(OSError(errno.ECONNREFUSED, "…"), False, id="refused"),
         pytest.param(socket.gaierror(socket.EAI_NONAME, "…"), False, id="no-such-name"),
         pytest.param(RuntimeError("something else"), False, id="another-runtime-error"),

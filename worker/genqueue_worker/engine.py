@@ -67,7 +67,7 @@ from genqueue_worker.policy import (
     is_exhausted,
 )
 from genqueue_worker.report import IGNORED, Report, Show, show_nobody
-from genqueue_worker.resources import lack_of
+from genqueue_worker.resources import lack_of, start_resolver
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream
@@ -819,6 +819,7 @@ class Engine:
 
     async def _live(self) -> None:
         settings = self.settings
+        await start_resolver(self._loop)
         self._stopped = asyncio.Event()
         self._store = AsyncStore(settings.redis_url, settings.redis_timeout_s)
         self._writer = Writer(

@@ -5,10 +5,12 @@ other.  The descriptors with the highest numbers are kept for what an end needs 
 address): no upstream call is given one of them, so a worker that is full can still write what it has.
 """
 
+import asyncio
 import errno
 import mmap
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -22,6 +24,8 @@ KEPT_DESCRIPTORS = 32
 """So many, those with the highest numbers, are never an upstream connection's."""
 _OWN_DESCRIPTORS = 48
 """What a worker opens beside upstream connections: 35 with one generator, under load."""
+_RESOLVER_THREADS = 4
+"""libuv's, if UV_THREADPOOL_SIZE says no other number."""
 _SPARE_BYTES = 128 * 2**20
 """Of memory, beside the threads' stacks: for requests and texts, and for the threads that others start later."""
 _LACKS = {
@@ -147,3 +151,34 @@ def memory_kept() -> Iterator[None]:
         raise MemoryError(str(error)) from None
     with closing(kept):
         yield
+
+
+async def start_resolver(loop: asyncio.AbstractEventLoop) -> None:
+    """Start the threads that look up names, before others take what threads there are.
+
+    libuv starts its own at the first lookup, and ends the process without a word where one of them cannot be.
+
+    Raises:
+        RuntimeError: too few threads can be started.
+    """
+    try_threads(_RESOLVER_THREADS)
+    await loop.getaddrinfo("127.0.0.1", None, flags=socket.AI_NUMERICHOST)  # is none to ask a server for
+
+
+def try_threads(count: int) -> None:
+    """Start so many threads at once, and end them.
+
+    Raises:
+        RuntimeError: there are not as many.
+    """
+    end = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=end.wait)
+            thread.start()
+            started.append(thread)
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
