@@ -116,15 +116,28 @@ class _Connection(_Sends, redis.asyncio.Connection):
     """To a Redis at an address."""
 
 
-class _TlsConnection(_Sends, redis.asyncio.SSLConnection):
-    """The same over TLS."""
+class _SendsTls(_Sends):
+    """One over TLS, which waits for no goodbye of its peer once it is closed: the event loop may end before."""
+
+    async def disconnect(self, *arguments: Any, **options: Any) -> None:
+        """As redis-py's."""
+        writer = self._writer
+        try:
+            await super().disconnect(*arguments, **options)
+        finally:
+            if writer is not None:
+                writer.transport.abort()
+
+
+class _TlsConnection(_SendsTls, redis.asyncio.SSLConnection):
+    """To a Redis at an address, over TLS."""
 
 
 class _MasterConnection(_Sends, redis.asyncio.sentinel.SentinelManagedConnection):
     """To the Sentinels' master."""
 
 
-class _TlsMasterConnection(_Sends, redis.asyncio.sentinel.SentinelManagedSSLConnection):
+class _TlsMasterConnection(_SendsTls, redis.asyncio.sentinel.SentinelManagedSSLConnection):
     """The same over TLS."""
 
 

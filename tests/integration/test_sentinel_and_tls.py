@@ -1,6 +1,7 @@
 """A Redis behind Sentinels, a Redis behind TLS, and both: broker, results, log and live channels alike."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
 from genqueue.errors import RedisUnavailableError, StoreError
+from genqueue.store import LiveHub
 from genqueue_ops.local_redis import find_redis_server
 
 from .redis_servers import PASSWORD, SENTINEL_PASSWORD, USER, Certificates, Family, Server, data_lines, sentinel_family
@@ -200,6 +202,33 @@ async def test_everything_goes_over_tls(tls_redis, certificates, launch_worker, 
         client.close()
         assert worker.end() == 0, worker.log
     assert PASSWORD not in worker.log
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_ends_at_once_leaves_no_connection_over_tls_open(tls_redis, certificates):
+    """A call that is broken off at any step, and a subscription that is closed; each on a loop of its own."""
+    settings = Settings(redis_url=tls_url(tls_redis, certificates.query), generators={})
+
+    async def call(steps: int) -> None:
+        async with AsyncGenerationClient(settings) as client:
+            await client.generators()
+            asking = asyncio.create_task(client.generators())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+
+    async def listen(steps: int) -> None:
+        hub = LiveHub(settings.redis_url, settings.redis_timeout_s)
+        async with hub.listen("a", lambda message: None):
+            for _ in range(steps):
+                await asyncio.sleep(0)
+        await hub.close()
+
+    for steps in range(30):
+        for work in (call, listen):
+            asyncio.run(work(steps))
+            gc.collect()
 
 
 @pytest.fixture
