@@ -85,6 +85,16 @@ def say(writer: Registry, generation_id: str, number: int, text: str) -> None:
     writer.append(flush(generation_id, number, [text]))
 
 
+def begin_anew(writer: Registry, generation_id: str, text: str) -> None:
+    """Another worker has it, and says another text from its beginning on."""
+    writer.lose_lease(generation_id)
+    writer.claim(generation_id, "worker-2")
+    last = flush(generation_id, 1, attempt=2, mark="reset")
+    chunk = b'"v":1,"type":"chunk","text":"%s","tokens":[]}' % text.encode()
+    last.bodies, last.text = [b'"v":1,"type":"reset"}', chunk], text
+    writer.append(last)
+
+
 async def gone(channels: Callable[[], set[str]]) -> None:
     async with asyncio.timeout(10):
         while await asyncio.to_thread(channels):
@@ -141,7 +151,7 @@ async def test_two_waits_at_once_are_refused_and_do_no_harm(async_client, writer
 
 
 PROGRAM = """
-import signal, sys
+import gc, signal, sys
 from genqueue import GenerationClient, Settings
 client = GenerationClient(Settings(redis_url=sys.argv[1], generators={}))
 generation, text, interrupts = client.generation(sys.argv[2]), "", 0
@@ -167,19 +177,30 @@ while text != sys.argv[3] and interrupts < 2000:
         assert "interrupted" in str(error), error
         text = ""
 signal.setitimer(signal.ITIMER_REAL, 0)
-print(text == sys.argv[3], interrupts > 0)
+reading = None
+gc.collect()
+print(text == sys.argv[3], interrupts > 0, flush=True)
+sys.stdin.read()  # until it was looked for what is left
 """
 
 
 @only_real_redis
-def test_ctrl_c_between_any_two_steps_leaves_a_whole_text_or_an_error(redis_url, writer):
+def test_ctrl_c_between_any_two_steps_leaves_a_whole_text_or_an_error_and_no_subscription(redis_url, writer, channels):
     generation_id = begun(writer, *(f"{number} " for number in range(30)))
     text = "".join(f"{number} " for number in range(30))
     writer.finish(writer.finished(generation_id, text))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, redis_url, generation_id, text], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == "True True\n", done.stderr
+    command = [sys.executable, "-c", PROGRAM, redis_url, generation_id, text]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        said = program.stdout.readline()
+        try:
+            if said == "True True\n":
+                assert program.poll() is None
+                until(lambda: not channels())
+        finally:
+            _, trouble = program.communicate(timeout=60)
+    assert said == "True True\n", trouble
 
 
 # --- close() -----------------------------------------------------------------------------------------
@@ -201,13 +222,11 @@ def reading_in_thread(read: Callable[[], Any]) -> tuple[threading.Thread, list[A
 
 @only_real_redis
 @pytest.mark.parametrize("timeout_s", [None, 60.0])
-@pytest.mark.parametrize("whose", ["client", "reading"])
-def test_who_waits_while_it_is_closed_is_told_so_at_once(client, writer, channels, timeout_s, whose):
+@pytest.mark.parametrize(("whose", "what"), [("client", "result"), ("client", "batches"), ("reading", "batches")])
+def test_who_waits_while_it_is_closed_is_told_so_at_once(client, writer, channels, timeout_s, whose, what):
     generation = client.generation(begun(writer))
     reading = generation.batches(timeout_s=timeout_s)
-    thread, ends = reading_in_thread(
-        lambda: generation.result(timeout_s) if whose == "client" and timeout_s else [*reading]
-    )
+    thread, ends = reading_in_thread(lambda: generation.result(timeout_s) if what == "result" else [*reading])
     until(channels)
     time.sleep(0.05)  # until it waits; sooner is right too
     began_s = time.monotonic()
@@ -304,17 +323,14 @@ def test_no_subscription_is_left_behind(client, writer, channels, how):
         with pytest.raises(GenerationNotFoundError):
             until(lambda: next(reading))
     else:
-        writer.lose_lease(generation_id)
-        writer.claim(generation_id, "worker-2")
-        writer.append(flush(generation_id, 1, ["x"], attempt=2, mark="reset"))
-        writer.append(flush(generation_id, 2, [], attempt=2))
-        writer.finish(writer.finished(generation_id, "", attempt=2))
-        reading.close()
+        begin_anew(writer, generation_id, "x")
+        with pytest.raises(StreamRestartedError):
+            next(reading)
     until(lambda: not channels())
 
 
 @only_real_redis
-@pytest.mark.parametrize("how", ["closed", "forgotten", "cancelled", "ended", "failed"])
+@pytest.mark.parametrize("how", ["closed", "forgotten", "cancelled", "ended", "failed", "restarted"])
 async def test_no_asyncio_reader_leaves_a_subscription_behind(async_client, writer, channels, how):
     generation_id = begun(writer, "a")
     reading = async_client.generation(generation_id).stream()
@@ -334,6 +350,10 @@ async def test_no_asyncio_reader_leaves_a_subscription_behind(async_client, writ
     elif how == "ended":
         await asyncio.to_thread(writer.finish, writer.finished(generation_id, "a"))
         assert [chunk async for chunk in reading] == []
+    elif how == "restarted":
+        await asyncio.to_thread(begin_anew, writer, generation_id, "x")
+        with pytest.raises(StreamRestartedError):
+            await asyncio.wait_for(anext(reading), 20)
     else:
         await asyncio.to_thread(writer.raw.delete, keys.log(generation_id), keys.generation(generation_id))
         message = b'[{"seq":9,"attempt":1,"v":1,"type":"resumed"}]'
@@ -372,12 +392,7 @@ def test_a_restart_leads_to_its_generation(client, writer):
     generation = client.generation(generation_id)
     reading = generation.stream()
     assert next(reading).text == "a"
-    writer.lose_lease(generation_id)
-    writer.claim(generation_id, "worker-2")
-    reset, text = b'"v":1,"type":"reset"}', b'"v":1,"type":"chunk","text":"x","tokens":[]}'
-    last = flush(generation_id, 1, attempt=2, mark="reset")
-    last.bodies, last.text = [reset, text], "x"
-    writer.append(last)
+    begin_anew(writer, generation_id, "x")
     with pytest.raises(StreamRestartedError) as raised:
         next(reading)
     assert raised.value.generation is generation
