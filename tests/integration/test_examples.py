@@ -70,12 +70,19 @@ def fastapi_url(environ):
         yield url
 
 
-@pytest.fixture(scope="module")
-def django_url(environ):
+@contextmanager
+def serving_django(environ):
+    """The Django example's address; test_restarts.py has it too."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, EXAMPLES / "django_view.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
     with serving(command, environ, r"server at (http://127\.0\.0\.1:\d+)") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def django_url(environ):
+    with serving_django(environ) as url:
         yield url
 
 

@@ -3,10 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -17,8 +20,10 @@ from genqueue.cli import ExitCode
 from genqueue.haystack import HuggingFaceAPIChatGenerator
 
 from .roles import as_role
+from .test_examples import serving_django
 
 CUT = None
+REFUSED = "no continuation is taken"
 FIRST = ["It", " rains", " in", CUT]
 SAME = ["It rains", " in Paris", "."]
 OTHER = ["The", " sun", " shines", "."]
@@ -26,7 +31,7 @@ SHORTER = ["It"]
 
 
 class Model(ThreadingHTTPServer):
-    """Answers each chat with the next of ``attempts``: pieces of text, or CUT where the connection ends."""
+    """Answers each chat, or prompt, with the next of ``attempts``: pieces of text, CUT where the connection ends."""
 
     daemon_threads = True
 
@@ -51,8 +56,12 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.is_chat = "messages" in asked
         pieces = self.server.attempts.pop(0)
+        if pieces is REFUSED:
+            self.refuse({"error": "`inputs` must have less than 4 tokens. Given: 5", "error_type": "validation"})
+            return
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
@@ -60,15 +69,37 @@ class Answer(BaseHTTPRequestHandler):
             if piece is CUT:
                 self.server.went_on.wait(20)
                 return
-            self.say(delta={"content": piece}, finish_reason=None)
+            if self.is_chat:
+                self.say(delta={"content": piece}, finish_reason=None)
+            else:
+                self.say_token(piece, None)
             time.sleep(self.server.gap_s)  # the pace of the model
-        self.say(delta={}, finish_reason="stop")
-        self.wfile.write(b"data: [DONE]\n\n")
+        if self.is_chat:
+            self.say(delta={}, finish_reason="stop")
+            self.wfile.write(b"data: [DONE]\n\n")
+        else:
+            self.say_token("", "".join(pieces))
 
     def say(self, **choice):
         event = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m"}
-        self.wfile.write(b"data: %s\n\n" % json.dumps({**event, "choices": [{"index": 0, **choice}]}).encode())
+        self.write({**event, "choices": [{"index": 0, **choice}]})
+
+    def say_token(self, text, whole):
+        details = None if whole is None else {"finish_reason": "eos_token", "generated_tokens": 5, "seed": None}
+        token = {"id": 1, "text": text, "logprob": -0.1, "special": whole is not None}
+        self.write({"index": 1, "token": token, "generated_text": whole, "details": details})
+
+    def write(self, event):
+        self.wfile.write(b"data: %s\n\n" % json.dumps(event).encode())
         self.wfile.flush()
+
+    def refuse(self, words):
+        body = json.dumps(words).encode()
+        self.send_response(422)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +208,47 @@ async def test_an_asyncio_stream_keeps_the_promise(begins, model, fleet, again):
         reply = (await generation.result(timeout_s=20)).replies[0]
         assert ("".join(texts) == reply) is (error is None) is (again is SAME)
         assert error is None or error.generation is generation
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("again", [SAME, OTHER], ids=["the-same", "another"])
+async def test_asyncio_batches_keep_the_promise(begins, model, fleet, again, resets):
+    generation_id = (await asyncio.to_thread(begins, FIRST, again)).id
+    async with AsyncGenerationClient(fleet.client.settings) as client:
+        generation, text, error = client.generation(generation_id), "", None
+        try:
+            async for batch in generation.batches(resets=resets):
+                for event in batch:
+                    text += "<anew>" if event.type == "reset" else getattr(event, "text", "")
+                if text == "It rains in":
+                    model.went_on.set()
+        except StreamRestartedError as raised:
+            error = raised
+        reply = (await generation.result(timeout_s=20)).replies[0]
+    assert reply == "".join(again)
+    if resets:
+        assert (text, error) == ("It rains in<anew>" + reply, None)
+    elif again is SAME:
+        assert (text, error) == (reply, None)
+    else:
+        assert text == error.delivered_text == "It rains in"
+        assert error.generation is generation
+
+
+def test_the_django_view_says_that_a_text_began_anew_behind_what_it_sent(begins, model, fleet):
+    """Its server takes no continuation, and says something else when it is asked from the beginning."""
+    begins(OTHER).result(timeout_s=20)
+    model.attempts = [FIRST, REFUSED, OTHER]
+    model.went_on.clear()
+    with serving_django({**os.environ, "GENQUEUE_REDIS_URL": as_role(fleet.redis.url, "producer")}) as url:
+        asked = urllib.parse.urlencode({"prompt": "What is the weather?"}).encode()
+        with urllib.request.urlopen(url, asked, timeout=30) as answer:
+            text = answer.read(len("It rains in")).decode()
+            assert text == "It rains in"
+            model.went_on.set()
+            rest = answer.read().decode()
+    assert re.fullmatch(r"\n\(.*began anew.*\)", rest)
+    assert model.attempts == []
 
 
 @pytest.mark.parametrize("again", [SAME, OTHER], ids=["the-same", "another"])
