@@ -6,12 +6,16 @@ queued in transactions that are discarded, and what may sleep at no cost is not 
 
 import contextlib
 import http.client
+import io
 import os
+import socket
 import ssl
+import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +39,11 @@ from genqueue.settings import (
 )
 from genqueue.store import Store
 
-_CONNECT_S = 3.0
+_STEP_S = 3.0
+_LOOK_S = 5.0
+"""For all of a look: each step has its limit, but a server decides how many there are."""
+_MOST_BYTES = 64 * 1024
+"""Of an answer up to its status, with all interim answers before it."""
 
 T = TypeVar("T")
 
@@ -176,10 +184,28 @@ def _holds_secrets(tables: Mapping[str, Any]) -> bool:
 
 def _endpoints(settings: Settings) -> list[EndpointSeen]:
     return [
-        _see(name, generator, url)
+        _look(name, generator, url)
         for name, generator in settings.generators.items()
         for url in generator.api_params.addresses
     ]
+
+
+def _look(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
+    """As :func:`_see`, within 5 s, however slowly a server or a resolver answers."""
+    answer: Future[EndpointSeen] = Future()
+
+    def see() -> None:
+        try:
+            answer.set_result(_see(name, generator, url))
+        except Exception as error:
+            answer.set_exception(error)
+
+    # A daemon: what still waits for its server does not keep us from ending.
+    threading.Thread(target=see, name="genqueue-look", daemon=True).start()
+    try:
+        return answer.result(_LOOK_S)
+    except TimeoutError:
+        return EndpointSeen(name, without_secrets(url), trouble=f"no answer within {_LOOK_S:g} s")
 
 
 def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
@@ -191,9 +217,9 @@ def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
     if _is_behind_proxy(parts.scheme, host, port):
         return replace(seen, is_behind_proxy=True)
     connection = (
-        http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=ssl.create_default_context())
+        http.client.HTTPSConnection(host, port, timeout=_STEP_S, context=ssl.create_default_context())
         if is_tls
-        else http.client.HTTPConnection(host, port, timeout=_CONNECT_S)
+        else http.client.HTTPConnection(host, port, timeout=_STEP_S)
     )
     with contextlib.closing(connection):
         try:
@@ -204,11 +230,37 @@ def _see(name: str, generator: GeneratorSettings, url: str) -> EndpointSeen:
             return seen
         try:
             connection.request("GET", f"{parts.path.rstrip('/')}/health", headers=_headers(generator))
-            return replace(seen, status=connection.getresponse().status)
+            return replace(seen, status=_status(connection.sock))
         except ValueError:  # its words would hold all of it
             return replace(seen, trouble="its path cannot stand in a request")
         except (http.client.HTTPException, OSError):
             return seen
+
+
+def _status(connection: socket.socket) -> int:
+    """The status of the answer; http.client itself reads over interim answers without a limit."""
+    answer = http.client.HTTPResponse(connection, method="GET")
+    answer.fp.close()
+    answer.fp = io.BufferedReader(_Bounded(connection))
+    answer.begin()
+    return answer.status
+
+
+class _Bounded(io.RawIOBase):
+    """What a connection receives, up to 64 KiB."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._left_bytes = connection, _MOST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left_bytes:
+            raise http.client.HTTPException("no status within 64 KiB")
+        size_bytes = self._connection.recv_into(buffer, min(len(buffer), self._left_bytes))
+        self._left_bytes -= size_bytes
+        return size_bytes
 
 
 def _is_behind_proxy(scheme: str, host: str, port: int | None) -> bool:

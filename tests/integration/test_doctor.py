@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager, suppress
 
 import pytest
 import redis
@@ -213,6 +215,49 @@ def test_model_servers_are_asked_how_they_are(guarded, standin, closed_port, tmp
     assert found[f"endpoint http://127.0.0.1:{closed_port} of 'default'"] == refused
     assert found[f"endpoint {sleeping} of 'paid'"][0] == "ok"
     assert "canary" not in done.stdout + done.stderr
+
+
+@contextmanager
+def speaking(head, piece, gap_s):
+    """The address of a server that says ``head`` and then ``piece`` for ever."""
+    is_over = threading.Event()
+
+    def speak(server):
+        with server, server.accept()[0] as connection, suppress(OSError):
+            connection.recv(1000)
+            connection.sendall(head)
+            while not is_over.wait(gap_s):
+                connection.sendall(piece)
+
+    server = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    thread = threading.Thread(target=speak, args=[server])
+    thread.start()
+    yield url
+    is_over.set()
+    thread.join()
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+ENDLESS = [
+    pytest.param(b"", INTERIM * 1000, 0.0, "no HTTP answer to /health", id="interim-answers"),
+    pytest.param(b"", INTERIM, 0.5, "not reached from here: no answer within 5 s", id="slow-interim-answers"),
+    pytest.param(
+        b"HTTP/1.1 200 OK\r\n", b"x-a: b\r\n", 0.5, "not reached from here: no answer within 5 s", id="slow-headers"
+    ),
+    pytest.param(b"HTTP/1.1 200 OK\r\n", b"x" * 1000, 0.0, "no HTTP answer to /health", id="a-header"),
+]
+
+
+@pytest.mark.parametrize(("head", "piece", "gap_s", "seen"), ENDLESS)
+def test_a_model_server_whose_answer_does_not_end_holds_nobody(guarded, tmp_path, head, piece, gap_s, seen):
+    with speaking(head, piece, gap_s) as url:
+        (tmp_path / "genqueue.toml").write_text(
+            f'[generators.default]\napi_type = "text_generation_inference"\napi_params.url = "{url}"\n'
+        )
+        done = run_doctor(as_role(guarded.url, "worker"), "--json", cwd=tmp_path)
+    found = {one["what"]: (one["level"], one["seen"]) for one in json.loads(done.stdout)["findings"]}
+    assert found[f"endpoint {url} of 'default'"] == ("fail", seen)
 
 
 def test_two_model_servers_of_one_host_are_told_apart_without_what_is_secret(guarded, closed_port, tmp_path):
