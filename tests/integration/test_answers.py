@@ -1,7 +1,9 @@
 """What an endpoint's odd answers become on their way through a worker to the caller, and in the next turn."""
 
 import json
+import re
 import threading
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -50,21 +52,31 @@ class Odd(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def client(start_worker, own_redis):
+def worker(start_worker, own_redis):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
     odd = {"api_type": "text_generation_inference", "api_params": {"url": url}}
-    worker = start_worker({"odd": odd}, own_redis.url)
-    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
-        yield client
+    yield start_worker({"odd": odd}, own_redis.url, environ={"GENQUEUE_MONITOR_PORT": "0"})
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_the_reply_is_what_was_streamed_and_a_contradiction_is_told(client):
+@pytest.fixture
+def client(worker):
+    with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
+        yield client
+
+
+def metrics(worker):
+    address = re.search(r"(http://127\.0\.0\.1:\d+)/metrics", worker.log)[0]
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return answer.read().decode().splitlines()
+
+
+def test_the_reply_is_what_was_streamed_and_a_contradiction_is_told(client, worker):
     for whole, conflict_at in ((" one two", None), ("one two", None), (" two", 1), (" one two three", None)):
         generation = client.submit(whole, generator="odd")
         text = "".join(chunk.text for chunk in generation.stream())
@@ -75,6 +87,8 @@ def test_the_reply_is_what_was_streamed_and_a_contradiction_is_told(client):
         assert (conflict and conflict["differs_at"]) == conflict_at
         if conflict:
             assert (conflict["taken"], conflict["generated_text"]) == ("tokens", whole)
+            assert conflict["why"] == "readers have them; the endpoint's own text at its end is another"
+    assert 'genqueue_text_conflicts_total{generator="odd"} 1.0' in metrics(worker)
 
 
 def test_a_results_message_is_the_next_turns_whatever_was_left_out(client):
