@@ -1,6 +1,7 @@
 """A worker takes from the queue what its model server has room for, and what it refuses burns nothing."""
 
 import signal
+import time
 
 import pytest
 import redis
@@ -12,6 +13,17 @@ from .conftest import running_standin
 
 TGI = "text_generation_inference"
 ENDLESS = {"max_new_tokens": 5000}
+SPENT = {
+    "kind": "status",
+    "status": 429,
+    "body": {
+        "error": {
+            "message": "You exceeded your current quota, please check your plan and billing details.",
+            "type": "insufficient_quota",
+            "code": "insufficient_quota",
+        }
+    },
+}
 PAGE = {"kind": "status", "status": 200, "body": "<html><title>Back soon</title></html>"}
 UNAUTHORIZED = {"kind": "status", "status": 401, "body": {"error": "wrong token"}}
 
@@ -177,6 +189,25 @@ def test_a_server_that_refuses_whatever_comes_burns_no_queue(answers_after_s, la
         result = again.get(generation.id, generation).result(timeout_s=40)
         assert result.replies == [by_id[generation.id].answer]
     eventually(lambda: fleet.health(fleet.workers[0]) == ["up"])
+
+
+def test_a_quota_that_no_waiting_mends_is_told_and_not_asked_for_once_a_second(large, hosts, ask, eventually):
+    """A 429 as of a full server, but for its words: these go to the caller, and the server is left to rest."""
+    large.script(faults=[SPENT])
+    fleet = hosts([[large.url]], places=8)
+    generations = [fleet.client.submit(ask()) for _ in range(12)]
+    eventually(lambda: fleet.health(fleet.workers[0]) == ["refuses"])
+    ended = next(generation for generation in generations if generation.status().state == "failed")
+    assert "You exceeded your current quota" in ended.status().error
+    with pytest.raises(GenerationRejectedError, match="You exceeded your current quota") as refused:
+        ended.result(timeout_s=5)
+    assert refused.value.detail["status"] == 429
+    eventually(lambda: "running" not in states(generations))
+    asked, began_s = len(large.requests()), time.monotonic()
+    eventually(lambda: len(large.requests()) > asked + 1, within_s=30)
+    assert time.monotonic() - began_s > 5  # after rests of 4 and 8 s
+    for generation in generations:
+        generation.cancel()
 
 
 def test_a_proxy_that_shows_a_page_while_it_restarts_costs_no_generation(large, hosts, ask, eventually):
