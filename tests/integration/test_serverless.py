@@ -1,5 +1,6 @@
 """Serverless models: a Hub and a router of this machine answer as Hugging Face's do (serverless_router.py)."""
 
+import json
 import re
 import socket
 import threading
@@ -7,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from genqueue import GenerationClient, GenerationFailedError, GenerationRejectedError, Settings
+from genqueue import GenerationClient, GenerationError, GenerationFailedError, GenerationRejectedError, Settings
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import expected_text
 
@@ -233,6 +234,74 @@ def test_what_answers_in_the_hubs_place_ends_no_worker(launch_worker, queue_redi
         finally:
             strange.shutdown()
             assert worker.end() == 0
+
+
+CANARY = "canary-hubs-words-0011"
+TALK = {
+    "our/model": {"pipeline_tag": CANARY},
+    "our/dated": {"createdAt": CANARY},
+    "our/mapped": {"inferenceProviderMapping": CANARY},
+    "our/chats": {
+        "inferenceProviderMapping": {
+            CANARY: {"status": "live", "providerId": "p", "task": "text-generation"},
+            "together": {"status": "live", "providerId": "p", "task": CANARY},
+        }
+    },
+}
+
+
+class TalkingHub(StrangeHub):
+    """The Hub's answers, with words of its own wherever huggingface_hub's errors repeat one."""
+
+    def do_GET(self):
+        name = self.path.partition("?")[0].removeprefix("/api/models/")
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"id": name, **TALK.get(name, {})}).encode())
+
+
+WORDS_OF_THE_HUB = {
+    "ours": (
+        "hf-inference",
+        "our/model",
+        "task 'text-generation'. Supported tasks: 'an unknown one', got",
+    ),
+    "together": ("together", "our/chats", "provider together. Supported task: an unknown one."),
+    "anybodys": (None, "our/chats", "Provider 'an unknown one' not supported."),
+    "dated": ("hf-inference", "our/dated", "what answers in the Hub's place is not the Hub: ValueError"),
+    "mapped": ("together", "our/mapped", "what answers in the Hub's place is not the Hub: ValueError"),
+}
+
+
+def test_no_word_of_the_hubs_reaches_a_log_a_status_or_an_error(launch_worker, queue_redis, environ, ask, eventually):
+    """But the names of tasks and providers that huggingface_hub knows too."""
+    url = queue_redis.url.removesuffix("/0") + "/8"
+    chosen = {
+        name: {
+            "api_type": "serverless_inference_api",
+            "api_params": {"model": model, **({"provider": provider} if provider else {})},
+            "max_attempts": 1,
+        }
+        for name, (provider, model, _) in WORDS_OF_THE_HUB.items()
+    }
+    with ThreadingHTTPServer(("127.0.0.1", 0), TalkingHub) as hub:
+        threading.Thread(target=hub.serve_forever).start()
+        environ = {**environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+        worker = launch_worker(chosen, url, environ=environ)
+        try:
+            with GenerationClient(Settings(redis_url=worker.producer_url, generators={})) as client:
+                eventually(lambda: all(f"generator {name!r}" in worker.log for name in chosen))
+                eventually(lambda: "an unknown one" in str(client.workers()))
+                assert CANARY not in str(client.workers())
+                for name, (_, _, words) in WORDS_OF_THE_HUB.items():
+                    with pytest.raises(GenerationError, match=re.escape(words)) as failed:
+                        client.submit(ask(), generator=name).result(timeout_s=30)
+                    assert CANARY not in str(failed.value)
+        finally:
+            hub.shutdown()
+            assert worker.end() == 0
+    assert CANARY not in worker.log
+    assert "an unknown one" in worker.log
 
 
 def test_a_hub_that_cannot_be_reached_keeps_nobody_from_starting(

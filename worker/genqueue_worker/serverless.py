@@ -6,6 +6,7 @@ huggingface_hub asks the Hub with blocking calls that have no limit of time: so 
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.inference._providers import PROVIDERS, get_provider_helper
 
 from genqueue.errors import ConfigError
@@ -28,6 +29,26 @@ PROMPTS, CHATS = "text-generation", "conversational"
 """The Hub's words for what a generator can be asked."""
 
 _PATIENCE_S = 60.0
+
+_NAMES = frozenset(PROVIDERS).union(*PROVIDERS.values())
+"""Of providers and tasks, as huggingface_hub knows them."""
+
+_REFUSALS = [
+    re.compile(words, re.DOTALL)
+    for words in (
+        r"Model \S+ is not supported for task \S+ and provider \S+\. Supported task: (?P<hubs>.*)\.",
+        r"Model \S+ is not supported by provider \S+\.",
+        r"Model '\S+' doesn't support task '\S+'\.",
+        r"Model '\S+' doesn't support task '\S+'\. Supported tasks: '(?P<hubs>.*)', got: '\S+'",
+        r"Non-conversational image-text-to-text task is not supported\.",
+        r"No provider mapping found for model \S+",
+        r"Provider '(?P<hubs>.*)' not supported\. Available values: .*",
+        r"Task '\S+' not supported for provider '\S+'\. Available tasks: .*",
+        r"You must provide an api_key to work with \S+ API or .*",
+        r"Cannot select auto-router when using non-Hugging Face API key\.",
+    )
+]
+"""How huggingface_hub refuses a model; ``hubs`` is a word of the Hub's, which may be any."""
 
 T = TypeVar("T")
 
@@ -137,11 +158,26 @@ def _hub_errors(model: str | None) -> Iterator[None]:
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         words = f"Model {model}: the Hub cannot be asked who serves it: {type(error).__name__}"
         raise UpstreamError(UpstreamFacts(words, error_type="transport")) from error
-    except ValueError as error:  # nobody serves it, or not for this
+    except HFValidationError as error:  # our own name of it, which is none
         raise _refused(str(error)) from error
-    except Exception as error:  # whatever huggingface_hub stumbles over in an answer that is none of the Hub's
+    except Exception as error:
+        if isinstance(error, ValueError) and (refusal := _refusal(str(error))):
+            raise _refused(refusal) from error
+        # Whatever huggingface_hub stumbles over in an answer that is none of the Hub's.
         words = f"Model {model}: what answers in the Hub's place is not the Hub: {type(error).__name__}"
         raise UpstreamError(UpstreamFacts(words, error_type="transport")) from error
+
+
+def _refusal(words: str) -> str:
+    """huggingface_hub's refusal of a model, with no word of the Hub's but a known name; "" of other words."""
+    refusal = next((found for shape in _REFUSALS if (found := shape.fullmatch(words))), None)
+    if refusal is None:
+        return ""
+    name = refusal.groupdict().get("hubs")
+    if name is None or name in _NAMES:
+        return words
+    start, end = refusal.span("hubs")
+    return f"{words[:start]}an unknown one{words[end:]}"
 
 
 def _refused(words: str) -> UpstreamError:
