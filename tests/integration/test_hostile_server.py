@@ -399,9 +399,9 @@ async def test_no_flood_keeps_others_from_their_turn(server, call, head, piece):
     async def others():
         nonlocal longest_s
         while not is_over:
-            began_s = time.monotonic()
+            began_s = time.thread_time()  # not what other processes take of the cores
             await turns()
-            longest_s = max(longest_s, time.monotonic() - began_s)
+            longest_s = max(longest_s, time.thread_time() - began_s)
             await asyncio.sleep(0.001)
 
     beside = asyncio.create_task(others())
@@ -412,7 +412,7 @@ async def test_no_flood_keeps_others_from_their_turn(server, call, head, piece):
         is_over = True
         await beside
     assert fault_of(failed.value.facts) is Fault.SERVER
-    assert longest_s < 5
+    assert longest_s < 1.5
     assert server.sent_bytes < 20_000_000
 
 
