@@ -481,7 +481,8 @@ class LiveHub:
             if joined.error is not None:
                 raise _translate(self._address, joined.error) from joined.error
         except BaseException:
-            self.leave(channel, inbox)
+            if joined.inboxes.get(inbox) is woken:  # who was interrupted may have joined again meanwhile
+                self.leave(channel, inbox)
             raise
 
     def leave(self, channel: str, inbox: Inbox) -> None:
