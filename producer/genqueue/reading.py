@@ -80,10 +80,12 @@ class _Place(Generic[ItemT]):
         self._is_busy = False
         self._is_listening = False
         self._leave: Callable[[], object] | None = None
+        self._has_begun = False
         self._open_span: AbstractContextManager[None] | None = None
 
     def _enter_span(self) -> None:
-        if self._open_span is None:
+        if not self._has_begun:
+            self._has_begun = True  # first: a span whose beginning is broken off cannot be entered again
             self._reader.span.__enter__()
             self._open_span = self._reader.span
 

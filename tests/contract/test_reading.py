@@ -154,28 +154,33 @@ PROGRAM = """
 import gc, signal, sys
 from genqueue import GenerationClient, Settings
 client = GenerationClient(Settings(redis_url=sys.argv[1], generators={}))
-generation, text, interrupts = client.generation(sys.argv[2]), "", 0
-signal.setitimer(signal.ITIMER_REAL, 0.001, 0.00317)
+generation, text, interrupts, is_armed = client.generation(sys.argv[2]), "", 0, False
 def interrupt(*_):
-    raise KeyboardInterrupt
+    global is_armed
+    if is_armed:  # once for each time that the program is ready for it
+        is_armed = False
+        raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, interrupt)
-readings = 0
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.00317)
 while text != sys.argv[3] and interrupts < 2000:
     try:
-        readings += 1
-        reading, text = generation.stream(), ""
-        while True:
-            try:
-                for chunk in reading:
-                    text += chunk.text
-                break
-            except KeyboardInterrupt:
-                interrupts += 1
+        is_armed = True
+        try:
+            reading, text = generation.stream(), ""
+            while True:
+                try:
+                    is_armed = True
+                    for chunk in reading:
+                        text += chunk.text
+                    break
+                except KeyboardInterrupt:
+                    interrupts += 1
+        except Exception as error:
+            assert "interrupted" in str(error), error
+            text = ""
+        is_armed = False
     except KeyboardInterrupt:
         interrupts += 1
-    except Exception as error:
-        assert "interrupted" in str(error), error
-        text = ""
 signal.setitimer(signal.ITIMER_REAL, 0)
 reading = None
 gc.collect()
