@@ -132,3 +132,7 @@ def doorbell(generator: str, priority: int) -> str:
 def result(generation_id: str) -> str:
     """Celery's result key and, under the same name, its result channel."""
     return f"celery-task-meta-{generation_id}"
+
+
+GENERATOR_NAME = r"^[A-Za-z0-9._-]{1,64}$"
+"""What a generator may be called: it is part of keys, queues and Celery's ``-Q``."""

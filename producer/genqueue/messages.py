@@ -42,13 +42,11 @@ from genqueue.chat import (
     ToolChoice,
 )
 from genqueue.errors import InvalidRequestError
-from genqueue.keys import PRIORITIES
+from genqueue.keys import GENERATOR_NAME, PRIORITIES
 from genqueue.masking import shown
 
 VERSION: Literal[1] = 1
 TASK_NAME = "genqueue.generate"
-GENERATOR_NAME = r"^[A-Za-z0-9._-]{1,64}$"
-"""What a generator may be called: it is part of keys, queues and Celery's ``-Q``."""
 
 Given = str | list[dict[str, Any]]
 """A prompt, or a chat's messages."""

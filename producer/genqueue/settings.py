@@ -39,8 +39,9 @@ from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
 from genqueue.extra_body import ANY, refused
 from genqueue.json_schemas import REFERENCE, remote_references
+from genqueue.keys import GENERATOR_NAME
 from genqueue.masking import is_token, looks_secret, shown, shown_path
-from genqueue.messages import DEFAULT_BOUNDS, GENERATOR_NAME, Bounds, GenerationKwargs, Given, describe
+from genqueue.messages import DEFAULT_BOUNDS, Bounds, GenerationKwargs, Given, describe
 
 _A_TOKEN = "looks like a token, so it is not repeated here; token_env names the variable that holds it"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

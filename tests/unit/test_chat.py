@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from genqueue.chat import addresses
+from genqueue.chat import ChatKwargs, addresses
 from genqueue.errors import ConfigError, InvalidRequestError
 from genqueue.messages import (
-    ChatKwargs,
     Chunk,
     GenerationKwargs,
     GenerationRequest,
