@@ -27,6 +27,7 @@ from genqueue.errors import (
 )
 from genqueue.lifecycle import FINAL, State, Transition, sources
 from genqueue.messages import (
+    PARTS,
     VERSION,
     Event,
     GenerationRequest,
@@ -1139,7 +1140,7 @@ def read_request(generation_id: str) -> Call[GenerationRequest | None]:
         try:
             return None if answer is None else GenerationRequest.model_validate_json(answer)
         except ValidationError as error:
-            problems = "; ".join(describe(error))
+            problems = "; ".join(describe(error, PARTS))
             raise StoreError(f"the request of generation {generation_id} cannot be read: {problems}") from None
 
     return Call(("HGET", keys.generation(generation_id), "request"), decode)

@@ -10,7 +10,7 @@ holds a connection or a clock.  How events are put in order is :mod:`genqueue.se
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -101,6 +101,10 @@ class GenerationKwargs(BaseModel):
     truncate: int | None = Field(None, ge=1, le=I32)
     typical_p: float | None = Field(None, ge=0, le=1)
     watermark: bool | None = None
+
+
+PARTS: Mapping[str, type[BaseModel]] = {"generation_kwargs": GenerationKwargs, "chat_kwargs": ChatKwargs}
+"""The models within a request, by their keys: for :func:`describe`."""
 
 
 def _no_kwargs(fields: dict[str, Any]) -> "GenerationKwargs | ChatKwargs":
@@ -207,8 +211,8 @@ def read_request(fields: dict[str, Any], bounds: Bounds = DEFAULT_BOUNDS) -> Gen
     try:
         request = GenerationRequest.model_validate(fields)
     except ValidationError as error:
-        kwargs = type(_no_kwargs(fields))
-        raise InvalidRequestError("; ".join(describe(error, kwargs))) from None
+        known = {**PARTS, "generation_kwargs": type(_no_kwargs(fields))}
+        raise InvalidRequestError("; ".join(describe(error, known))) from None
     unsendable = [name for name, value in request if not _is_json(value)]
     if unsendable:
         raise InvalidRequestError(
@@ -253,12 +257,11 @@ _WORDS = {
 """In place of pydantic's, which speak of Python's types."""
 
 
-def describe(error: ValidationError, kwargs: type[BaseModel] = GenerationKwargs) -> list[str]:
+def describe(error: ValidationError, known: Mapping[str, type[BaseModel]] | None = None) -> list[str]:
     """One readable line for each problem, with its place and never with the value (it may be a prompt or a secret).
 
-    ``kwargs`` is what ``generation_kwargs`` should be.
+    ``known`` is for each key the model whose fields are named where another one stands in it.
     """
-    known: dict[str, type[BaseModel]] = {"generation_kwargs": kwargs, "chat_kwargs": ChatKwargs}
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
         if problem["type"] == "default_factory_not_called":  # pydantic's own note on another problem
@@ -267,7 +270,7 @@ def describe(error: ValidationError, kwargs: type[BaseModel] = GenerationKwargs)
         words = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").replace(
             "Tuple should", "List should"
         )
-        if problem["type"] == "extra_forbidden" and (model := known.get(str(problem["loc"][-2:][0]))):
+        if problem["type"] == "extra_forbidden" and (model := (known or {}).get(str(problem["loc"][-2:][0]))):
             lines.append(f"{place}: unknown; known: {', '.join(model.model_fields)}")
         elif problem["loc"] and problem["loc"][-1] == "return_full_text":
             lines.append(f"{place}: only False; a reply never holds the prompt")

@@ -41,7 +41,7 @@ from genqueue.extra_body import ANY, refused
 from genqueue.json_schemas import REFERENCE, remote_references
 from genqueue.keys import GENERATOR_NAME
 from genqueue.masking import is_token, looks_secret, shown, shown_path
-from genqueue.messages import DEFAULT_BOUNDS, Bounds, GenerationKwargs, Given, describe
+from genqueue.messages import DEFAULT_BOUNDS, PARTS, Bounds, GenerationKwargs, Given, describe
 
 _A_TOKEN = "looks like a token, so it is not repeated here; token_env names the variable that holds it"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -119,7 +119,7 @@ def _our_error(kind: type[BaseModel]) -> Iterator[None]:
         yield
     except ValidationError as error:
         what = "settings" if issubclass(kind, Settings) else kind.__name__
-        raise ConfigError(f"{what}: {'; '.join(describe(error))}") from None
+        raise ConfigError(f"{what}: {'; '.join(describe(error, PARTS))}") from None
 
 
 ApiType = Literal["text_generation_inference", "inference_endpoints", "serverless_inference_api"]

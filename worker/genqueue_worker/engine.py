@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from genqueue import calls, keys, outcome
 from genqueue.calls import Claim, End, Flush, NotClaimed
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
-from genqueue.messages import GenerationRequest, GenerationResult, Outcome, describe, read_request
+from genqueue.messages import PARTS, GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T, end_tasks
 from genqueue.timing import Timings, timings
@@ -364,7 +364,7 @@ class Engine:
             unknown = unknown_here(error)
             if unknown is not None:
                 return await self._leave_to_newer(generation_id, generator, claim, unknown)
-            return await self._refuse(generation_id, generator, outcome.rejection("; ".join(describe(error))))
+            return await self._refuse(generation_id, generator, outcome.rejection("; ".join(describe(error, PARTS))))
         configured = self.generators[generator]
         max_attempts = configured.settings.max_attempts
         parameters = configured.parameters(request)
