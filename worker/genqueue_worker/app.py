@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from celery import Celery, signals
@@ -90,10 +90,16 @@ class LastResort:
 
 
 class Runtime:
-    """What a worker process runs beside Celery."""
+    """What a worker process runs beside Celery.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: the worker's.
+        consumable: the names of the queues that Celery consumes once it is ready.
+    """
+
+    def __init__(self, settings: Settings, consumable: Callable[[], Container[str]]) -> None:
         self.settings = settings
+        self._consumable = consumable
         self.consumer: Consumer | None = None
         self.engine = engine = Engine(
             settings,
@@ -146,7 +152,7 @@ class Runtime:
 
     def is_served(self, generator: str) -> bool:
         """Whether Celery consumes its queue, or would if it had a server; any thread may ask."""
-        return keys.queue(generator) in (self.consumer.served if self.consumer else app.amqp.queues.consume_from)
+        return keys.queue(generator) in (self.consumer.served if self.consumer else self._consumable())
 
     def servers(self) -> dict[str, list[dict[str, Any]]]:
         """Those of the generators that are served, as :meth:`Engine.servers` has them; any thread may ask."""
@@ -309,7 +315,7 @@ def _start(sender: Any, **_: Any) -> None:
         settings = worker_settings()
         choose_pool(sender)
         look_for_redis(settings, "worker")
-        _runtime = Runtime(settings)
+        _runtime = Runtime(settings, lambda: app.amqp.queues.consume_from)
         _end_traces = tracing.set_up(_runtime.engine.owner)
     except (ConfigError, StoreError) as error:
         raise SystemExit(one_line(f"genqueue: {error}")) from None
