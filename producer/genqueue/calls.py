@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from importlib.resources import files
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -1254,3 +1255,13 @@ def _heard_if_readable(raw: bytes | None) -> Said:
 def _text(value: Any, errors: str = "backslashreplace") -> str:
     """A word of Redis's; one that is no UTF-8, which nobody of ours wrote, keeps no other from being read."""
     return value.decode(errors=errors) if isinstance(value, bytes) else str(value)
+
+
+class Health(StrEnum):
+    """How a server is to be treated."""
+
+    UP = "up"
+    RESTS = "rests"
+    WAKING = "waking"
+    REFUSES = "refuses"
+    DOWN = "down"

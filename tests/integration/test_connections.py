@@ -17,10 +17,10 @@ import time
 import pytest
 import trustme
 
+from genqueue.calls import Health
 from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
 from genqueue_ops.tgi_standin.server import stop_accepting
-from genqueue_worker.endpoints import Health
 from genqueue_worker.generators import TextGeneration
 from genqueue_worker.metrics import Metrics
 from genqueue_worker.peers import Patience

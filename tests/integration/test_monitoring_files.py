@@ -12,12 +12,10 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from genqueue.calls import Queue, announce, append, claim, renew, sweep
+from genqueue.calls import Health, Queue, announce, append, claim, renew, sweep
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.endpoints import Endpoint, Health
 from genqueue_worker.health import CONSUMER, ENGINE, LEASES
 from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, Metrics, Now
-from genqueue_worker.policy import UpstreamFacts
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS, GRAFANA = ROOT / "ops" / "prometheus", ROOT / "ops" / "grafana"
@@ -48,7 +46,7 @@ def scrape():
         call.ended(0.1)
         call.ended(0.1, "timeout")
         call.used(1, 1)
-        call.failed(Endpoint("http://tgi", "http://tgi"), UpstreamFacts("", status=500))
+        call.failed("http://tgi", "server", "500")
     held = [("id", 1)]
     for done in (
         append([], keep_s=60, owner="me"),

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from genqueue_worker.endpoints import Endpoint, Health, any_up, choose
+from genqueue.calls import Health
+from genqueue_worker.endpoints import Endpoint, any_up, choose
 
 NOW_S = 1000.0
 

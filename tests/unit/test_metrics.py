@@ -9,10 +9,10 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from genqueue import calls
-from genqueue.calls import Claim, Queue
+from genqueue.calls import Claim, Health, Queue
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.endpoints import Endpoint, Health
+from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.metrics import (
     CALL_S,
     CHAT,
@@ -26,7 +26,7 @@ from genqueue_worker.metrics import (
     Metrics,
     Now,
 )
-from genqueue_worker.policy import UpstreamFacts
+from genqueue_worker.policy import UpstreamFacts, error_class, fault_of
 
 GENERATORS = {
     "default": GeneratorSettings.model_validate(
@@ -244,8 +244,10 @@ def test_a_call_counts_under_its_kind_and_its_error(metrics):
 def test_an_error_of_a_server_is_counted_by_words_of_ours(metrics):
     endpoint = Endpoint("http://user:secret@tgi", "http://tgi")
     meter = metrics.of("default").call(TEXT_COMPLETION)
-    meter.failed(endpoint, UpstreamFacts("What's NLP? is too long", status=422, error_type="validation"))
-    meter.failed(endpoint, UpstreamFacts("…", status=429, error_type="the server's own word"))
+    facts = UpstreamFacts("What's NLP? is too long", status=422, error_type="validation")
+    meter.failed(endpoint.address, fault_of(facts), error_class(facts))
+    facts = UpstreamFacts("…", status=429, error_type="the server's own word")
+    meter.failed(endpoint.address, fault_of(facts), error_class(facts))
     counted = {"generator": "default", "endpoint": "http://tgi"}
     shown = Scraped(metrics)
     name = "genqueue_upstream_errors_total"

@@ -13,7 +13,8 @@ One that refuses whatever comes takes none.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+
+from genqueue.calls import Health
 
 _REST_BASE_S = 1.0
 _REST_MOST_S = 30.0
@@ -24,16 +25,6 @@ _FORGET_S = 30.0
 """How long it counts how many calls a server once took."""
 _REFUSALS = 3
 """So many in a row, and it is not the requests that are refused: each of them may have been a bad one."""
-
-
-class Health(StrEnum):
-    """How a server is to be treated."""
-
-    UP = "up"
-    RESTS = "rests"
-    WAKING = "waking"
-    REFUSES = "refuses"
-    DOWN = "down"
 
 
 @dataclass(slots=True, eq=False)

@@ -12,12 +12,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genqueue import calls, outcome
-from genqueue.calls import End, Found, Swept
+from genqueue.calls import End, Found, Health, Swept
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.places import places
 from genqueue.settings import Settings
 from genqueue.store import Store, T
-from genqueue_worker.endpoints import Health
 from genqueue_worker.health import Pulse
 from genqueue_worker.metrics import Metrics
 from genqueue_worker.report import Report

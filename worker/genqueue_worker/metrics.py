@@ -34,11 +34,9 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from genqueue.calls import Call, Claim, Queue
+from genqueue.calls import Call, Claim, Health, Queue
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.endpoints import Endpoint, Health
-from genqueue_worker.policy import UpstreamFacts, error_class, fault_of
 
 CALL_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 """The buckets that OpenTelemetry's GenAI conventions ask for where a client measures time."""
@@ -107,9 +105,9 @@ class CallMeter:
         """A call is over; ``error_type`` says why, if it did not succeed."""
         self._durations.labels(*self._values, error_type).observe(duration_s)
 
-    def failed(self, endpoint: Endpoint, facts: UpstreamFacts) -> None:
-        """A server failed a call."""
-        self._errors.labels(self._values[0], endpoint.address, fault_of(facts), error_class(facts)).inc()
+    def failed(self, address: str, fault: str, error_type: str) -> None:
+        """An endpoint failed a call: whose fault it is, and the error's class."""
+        self._errors.labels(self._values[0], address, fault, error_type).inc()
 
     def used(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """What a call that succeeded took; None if the server did not say."""

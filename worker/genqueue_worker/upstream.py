@@ -274,7 +274,7 @@ class Upstream:
                     raise
                 facts = await self._told_apart(endpoint, without(self._secrets, facts))
                 ended_with = error_class(facts)
-                meter.failed(endpoint, facts)
+                meter.failed(endpoint.address, fault_of(facts), error_class(facts))
                 if may_wake and facts.status == 503 and facts.error_type is None:
                     self._wake_up(endpoint)
                     continue
