@@ -486,3 +486,15 @@ class Consumer(consumer.Consumer):
     def _flush_batch(self) -> None:
         self._events_due_s = 0.0
         self._flush_events()
+
+
+ORDERS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("active_queues", "clock", "ping", "registered", "report", "reserved", "revoked"), frozenset()),
+    **dict.fromkeys(("scheduled", "stats", "dump_reserved", "dump_schedule", "dump_tasks"), frozenset()),
+    **dict.fromkeys(("disable_events", "enable_events", "heartbeat", "shutdown"), frozenset()),
+    **dict.fromkeys(("active", "dump_active"), frozenset({"safe"})),
+    **dict.fromkeys(("conf", "dump_conf"), frozenset({"with_defaults"})),
+    "query_task": frozenset({"ids"}),
+    "cancel_consumer": frozenset({"queue"}),
+}
+"""Celery's own orders that are carried out, and the arguments that each is given."""

@@ -25,6 +25,7 @@ from celery.worker.control import Panel
 from celery.worker.request import Request
 
 from genqueue.keys import names_a_generation
+from genqueue_worker.broker import ORDERS
 
 
 class PrivateRequest(Request):  # type: ignore[misc]  # celery has no types
@@ -39,18 +40,6 @@ class Task(celery.Task):  # type: ignore[misc]  # celery has no types
     """The class of all tasks of a worker, Celery's own among them."""
 
     Request = PrivateRequest
-
-
-_TAKES: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("active_queues", "clock", "ping", "registered", "report", "reserved", "revoked"), frozenset()),
-    **dict.fromkeys(("scheduled", "stats", "dump_reserved", "dump_schedule", "dump_tasks"), frozenset()),
-    **dict.fromkeys(("disable_events", "enable_events", "heartbeat", "shutdown"), frozenset()),
-    **dict.fromkeys(("active", "dump_active"), frozenset({"safe"})),
-    **dict.fromkeys(("conf", "dump_conf"), frozenset({"with_defaults"})),
-    "query_task": frozenset({"ids"}),
-    "cancel_consumer": frozenset({"queue"}),
-}
-"""Celery's own orders that are carried out, and the arguments that each is given."""
 
 
 def _taking(carry_out: Callable[..., Any], names: Collection[str]) -> Callable[..., Any]:
@@ -86,7 +75,7 @@ def limit_orders(cancel: Callable[[Iterable[str]], None], queues: Collection[str
         answer: dict[str, str] = add_any_consumer(state, queue)
         return answer
 
-    known = {name: _taking(Panel.data[name], taken) for name, taken in _TAKES.items()}
+    known = {name: _taking(Panel.data[name], taken) for name, taken in ORDERS.items()}
     Panel.data.clear()
     Panel.data.update(known)
     Panel.data.update(revoke=revoke, terminate=terminate, add_consumer=add_consumer)
