@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from genqueue.calls import Overview, QueueStatus, WorkerStatus
-from genqueue.glance import duration
+from genqueue.durations import duration
 from genqueue.rights import Role, Trial
 from genqueue.settings import Settings
 

@@ -12,6 +12,8 @@ from genqueue.terminal import one_line
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+from genqueue.durations import duration
+
 
 def as_json(found: Overview) -> dict[str, Any]:
     """One object: ``at``, ``queues``, ``workers`` and the counts of :class:`Overview`; durations in seconds."""
@@ -49,18 +51,6 @@ def worker_rows(worker: WorkerStatus, at: float) -> list[tuple[str, ...]]:
         for generator, servers in worker.generators.items()
         for server in servers
     ] or [(worker.name, heard, "", "", "", "", "")]
-
-
-def duration(seconds: float) -> str:
-    """Two figures at most: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 7 min``, ``3 d 4 h``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for unit, size, below, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
-    return f"{whole} s"
 
 
 def as_tables(found: Overview) -> "RenderableType":

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from genqueue import glance
+from genqueue import durations, glance
 from genqueue.calls import Overview, QueueStatus, WorkerStatus
 
 QUEUE = QueueStatus("chat", 3, 100, 65.0, 3, 2, 1, 1, "text_generation_inference")
@@ -31,7 +31,7 @@ FOUND = Overview(1000.0, [QUEUE], [WORKER], 2, 0, 4, 0, 1, {})
     ],
 )
 def test_a_duration_has_two_figures_at_most(seconds, expected):
-    assert glance.duration(seconds) == expected
+    assert durations.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
