@@ -23,8 +23,8 @@ from genqueue import (
     StreamRestartedError,
 )
 from genqueue import calls as registry
-from genqueue.messages import Chunk, Event, Reset, Started
 from genqueue.store import AsyncStore
+from genqueue.wire.messages import Chunk, Event, Reset, Started
 from genqueue_ops.chaos_orders import Order, behind
 from genqueue_ops.chaos_plan import DEEP, Evil, Kind
 from genqueue_ops.chaos_verdict import Clock, Span, Storm, Trace

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from genqueue.lifecycle import State
-from genqueue.messages import Chunk, Reset
+from genqueue.wire.messages import Chunk, Reset
 from genqueue_ops.chaos_verdict import Call, Outages, Span, Trace, attempt_of, covered_s
 
 RECOVERY_S = 3.0

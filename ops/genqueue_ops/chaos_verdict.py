@@ -37,7 +37,7 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 
 from genqueue.lifecycle import State
-from genqueue.messages import Cancelled, Chunk, Event, Failed, Finished, Started
+from genqueue.wire.messages import Cancelled, Chunk, Event, Failed, Finished, Started
 from genqueue_ops.chaos_orders import Order
 
 LATE_S = 10.0

@@ -27,7 +27,7 @@ import typer
 from genqueue import output
 from genqueue.client import Generation, GenerationClient
 from genqueue.errors import GenqueueError
-from genqueue.messages import Chunk, GenerationResult
+from genqueue.wire.messages import Chunk, GenerationResult
 from genqueue_ops.local_redis import Kind, local_redis
 from genqueue_ops.processes import Child, ChildError
 from genqueue_ops.tgi_standin.llama import LlamaEngine, LlamaUnavailableError, model_path

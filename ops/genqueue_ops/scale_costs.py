@@ -22,8 +22,8 @@ import redis
 
 from genqueue import AsyncGenerationClient, Settings, calls, keys, outcome
 from genqueue.calls import Call, End, Flush
-from genqueue.messages import GenerationRequest, GenerationResult, Token, chunk_body, read_request
 from genqueue.store import AsyncStore
+from genqueue.wire.messages import GenerationRequest, GenerationResult, Token, chunk_body, read_request
 from genqueue_ops.scale_model import Costs, Memory, Step
 
 KEEP_S, LOG_TTL_S, RESULT_TTL_S = 7 * 86_400, 3600, 86_400

@@ -27,7 +27,11 @@ try:
         UnknownGeneratorError,
     )
     from genqueue.lifecycle import State
-    from genqueue.messages import (
+    from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
+    from genqueue.reading import AsyncReading, Reading
+    from genqueue.settings import GeneratorSettings, Settings, load_settings
+    from genqueue.timing import Timings
+    from genqueue.wire.messages import (
         Cancelled,
         Chunk,
         Event,
@@ -43,10 +47,6 @@ try:
         ToolCallDelta,
         Waking,
     )
-    from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
-    from genqueue.reading import AsyncReading, Reading
-    from genqueue.settings import GeneratorSettings, Settings, load_settings
-    from genqueue.timing import Timings
 except KeyboardInterrupt:
     # Of the command `genqueue`, whose script can import nothing before this; "-m" while Python looks for __main__.
     if sys.argv[0].rpartition("/")[2] not in {"genqueue", "-m"}:

@@ -27,7 +27,8 @@ from genqueue.errors import (
     UnknownGeneratorError,
 )
 from genqueue.lifecycle import FINAL, State, Transition, sources
-from genqueue.messages import (
+from genqueue.tracing import valid_traceparent
+from genqueue.wire.messages import (
     PARTS,
     VERSION,
     Event,
@@ -39,7 +40,6 @@ from genqueue.messages import (
     join_tool_calls,
     read_event,
 )
-from genqueue.tracing import valid_traceparent
 
 _SWEEP_LIMIT = 500
 """Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""

@@ -30,8 +30,8 @@ from genqueue.calls import Overview
 from genqueue.client import Generation, GenerationClient
 from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError
 from genqueue.lifecycle import State
-from genqueue.messages import GenerationResult
 from genqueue.terminal import one_line
+from genqueue.wire.messages import GenerationResult
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

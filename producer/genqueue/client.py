@@ -18,7 +18,6 @@ from typing import Any, Literal, Self
 from genqueue import calls, keys, plans
 from genqueue.calls import Accepted, Call, Overview, WorkerStatus
 from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
-from genqueue.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
 from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.places import places
 from genqueue.plans import Deadline, ItemT, Patience, Plan, Wait
@@ -26,6 +25,7 @@ from genqueue.reading import AsyncReading, Reader, Reading
 from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 from genqueue.tracing import Origin, receiving, sending
+from genqueue.wire.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
 
 OnFailure = Literal["continue", "restart", "fail"]
 

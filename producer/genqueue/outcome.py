@@ -10,9 +10,10 @@ from typing import Any
 
 from genqueue import errors
 from genqueue.calls import End, Flush, Overdue, Record, Said
-from genqueue.finish_reasons import shown_reason
 from genqueue.lifecycle import State, Transition
-from genqueue.messages import (
+from genqueue.timing import Timings, timings
+from genqueue.wire.finish_reasons import shown_reason
+from genqueue.wire.messages import (
     Chunk,
     GenerationRequest,
     GenerationResult,
@@ -22,7 +23,6 @@ from genqueue.messages import (
     celery_success,
     event_body,
 )
-from genqueue.timing import Timings, timings
 
 ENDINGS: dict[str, type[errors.GenerationError]] = {
     "rejected": errors.GenerationRejectedError,

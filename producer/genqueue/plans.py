@@ -23,7 +23,9 @@ from genqueue.errors import (
     StreamRestartedError,
 )
 from genqueue.lifecycle import State
-from genqueue.messages import (
+from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
+from genqueue.sequence import Follower
+from genqueue.wire.messages import (
     Cancelled,
     Chunk,
     Event,
@@ -34,8 +36,6 @@ from genqueue.messages import (
     Reset,
     read_events,
 )
-from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
-from genqueue.sequence import Follower
 
 ItemT = TypeVar("ItemT")
 

@@ -35,13 +35,13 @@ from pydantic_settings import (
 )
 
 from genqueue.address import TLS_FILES, read_address, without_secrets
-from genqueue.chat import ChatKwargs, StopWord, addresses
 from genqueue.errors import ConfigError
-from genqueue.extra_body import ANY, refused
-from genqueue.json_schemas import REFERENCE, remote_references
 from genqueue.keys import GENERATOR_NAME
 from genqueue.masking import is_token, looks_secret, shown, shown_path
-from genqueue.messages import DEFAULT_BOUNDS, PARTS, Bounds, GenerationKwargs, Given, describe
+from genqueue.wire.chat import ChatKwargs, StopWord, addresses
+from genqueue.wire.extra_body import ANY, refused
+from genqueue.wire.json_schemas import REFERENCE, remote_references
+from genqueue.wire.messages import DEFAULT_BOUNDS, PARTS, Bounds, GenerationKwargs, Given, describe
 
 _A_TOKEN = "looks like a token, so it is not repeated here; token_env names the variable that holds it"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -207,8 +207,8 @@ class GeneratorSettings(_Checked):
     ``fetches_images`` says that the server may be told to fetch images, audio and video from
     wherever a chat says; unset, only Inference Providers may, which do it from their own network.
     ``allowed_extra_body`` names parameters that a chat's ``extra_body`` may hold beside the known ones
-    (:mod:`genqueue.extra_body`), ``*`` all; ``$ref`` allows references that lead out of a JSON schema
-    (:mod:`genqueue.json_schemas`).  Unset, Inference Providers are given all, others none more.
+    (:mod:`genqueue.wire.extra_body`), ``*`` all; ``$ref`` allows references that lead out of a JSON schema
+    (:mod:`genqueue.wire.json_schemas`).  Unset, Inference Providers are given all, others none more.
 
     Raises:
         ConfigError: a value cannot work; names each key, and shows no value.

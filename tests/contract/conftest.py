@@ -13,8 +13,8 @@ import redis
 from genqueue import calls, keys, outcome
 from genqueue.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed, Overdue
 from genqueue.lifecycle import State
-from genqueue.messages import GenerationResult, Outcome, Token, chunk_body, read_request
 from genqueue.store import AsyncStore, LoopThread, Store
+from genqueue.wire.messages import GenerationResult, Outcome, Token, chunk_body, read_request
 from genqueue_ops.local_redis import LocalRedis, local_redis
 
 KEEP_S = 600

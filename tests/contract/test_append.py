@@ -9,7 +9,7 @@ import pytest
 from genqueue import calls, keys, outcome
 from genqueue.calls import Claim, Flush, said
 from genqueue.lifecycle import FINAL
-from genqueue.messages import Outcome, chunk_body, event_body
+from genqueue.wire.messages import Outcome, chunk_body, event_body
 
 from .conftest import KEEP_S, LEASE_S, Registry, flush, only_real_redis
 

@@ -12,8 +12,8 @@ from celery.result import AsyncResult
 
 from genqueue import errors, keys
 from genqueue.doorbell import doorbell_message
-from genqueue.messages import TASK_NAME
 from genqueue.settings import load_settings
+from genqueue.wire.messages import TASK_NAME
 from genqueue_worker.configuration import celery_configuration
 
 GENERATORS = {"default": {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}}

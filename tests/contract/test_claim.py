@@ -8,7 +8,7 @@ import pytest
 from genqueue import calls, keys
 from genqueue.calls import Claim, NotClaimed
 from genqueue.lifecycle import FINAL
-from genqueue.messages import Started
+from genqueue.wire.messages import Started
 
 from .conftest import KEEP_S, LEASE_S, flush
 

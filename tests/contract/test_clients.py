@@ -38,9 +38,9 @@ from genqueue import (
 )
 from genqueue.calls import Flush, said
 from genqueue.lifecycle import State
-from genqueue.messages import chunk_body
 from genqueue.places import places
 from genqueue.store import LoopThread, Store
+from genqueue.wire.messages import chunk_body
 from genqueue_ops.local_redis import local_redis
 
 from .conftest import Registry, flush, only_real_redis, until

@@ -8,7 +8,7 @@ import pytest
 from genqueue import calls, keys
 from genqueue.errors import GenerationNotFoundError
 from genqueue.lifecycle import FINAL, State
-from genqueue.messages import event_body
+from genqueue.wire.messages import event_body
 
 from .conftest import KEEP_S, LOG_TTL_S, RESULT_TTL_S, flush
 

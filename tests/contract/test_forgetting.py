@@ -10,9 +10,9 @@ from genqueue import calls, keys, outcome
 from genqueue.calls import Call, Claim
 from genqueue.errors import RedisUnavailableError
 from genqueue.lifecycle import State
-from genqueue.messages import GenerationResult, Outcome, Token
 from genqueue.settings import GeneratorSettings
 from genqueue.store import AsyncStore, T
+from genqueue.wire.messages import GenerationResult, Outcome, Token
 from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.writer import Outbox, Writer
 

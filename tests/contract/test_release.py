@@ -6,7 +6,7 @@ import pytest
 
 from genqueue import calls, keys
 from genqueue.lifecycle import FINAL, State
-from genqueue.messages import event_body
+from genqueue.wire.messages import event_body
 
 from .conftest import KEEP_S, flush
 

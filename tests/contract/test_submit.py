@@ -6,7 +6,7 @@ import pytest
 
 from genqueue import calls, keys
 from genqueue.errors import IdempotencyConflictError, QueueFullError, UnknownGeneratorError
-from genqueue.messages import GenerationRequest, read_request
+from genqueue.wire.messages import GenerationRequest, read_request
 
 from .conftest import KEEP_S, RESULT_TTL_S, Registry, flush
 

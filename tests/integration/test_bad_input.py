@@ -24,7 +24,7 @@ from genqueue import (
 )
 from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
-from genqueue.messages import GenerationKwargs
+from genqueue.wire.messages import GenerationKwargs
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import expected_text

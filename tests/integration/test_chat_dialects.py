@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from pydantic_core import to_json
 
-from genqueue.messages import GenerationResult, ToolCallDelta, read_request
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.messages import GenerationResult, ToolCallDelta, read_request
 from genqueue_ops.tgi_standin.server import cleanup
 from genqueue_worker.answers import encodable
 from genqueue_worker.generators import TextGeneration

@@ -18,8 +18,8 @@ import pytest
 import trustme
 
 from genqueue.calls import Health
-from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
 from genqueue_worker.generators import TextGeneration
 from genqueue_worker.metrics import Metrics

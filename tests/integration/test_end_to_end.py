@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from celery.result import AsyncResult
 
-from genqueue.messages import Chunk, Finished, Started
+from genqueue.wire.messages import Chunk, Finished, Started
 from genqueue_ops.tgi_standin.prose import EOS, expected_tokens
 
 

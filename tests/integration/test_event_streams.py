@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
 from genqueue_worker.generators import TextGeneration
 from genqueue_worker.metrics import Metrics

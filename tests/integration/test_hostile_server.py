@@ -19,8 +19,8 @@ import redis
 
 from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, GenerationFailedError, Settings
 from genqueue.calls import Claim
-from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
 from genqueue_worker.generators import TextGeneration
 from genqueue_worker.health import turns

@@ -22,7 +22,7 @@ from genqueue import (
 )
 from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
-from genqueue.messages import GenerationRequest
+from genqueue.wire.messages import GenerationRequest
 
 from .conftest import plain_celery
 from .roles import as_role

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from genqueue import Settings, calls, keys
-from genqueue.messages import read_request
+from genqueue.wire.messages import read_request
 from genqueue_worker.lease import LeaseKeeper
 from genqueue_worker.metrics import Metrics
 

@@ -14,7 +14,7 @@ from genqueue import (
     calls,
     keys,
 )
-from genqueue.messages import read_request
+from genqueue.wire.messages import read_request
 
 
 @pytest.fixture

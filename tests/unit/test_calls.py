@@ -19,7 +19,7 @@ from genqueue.errors import (
     UnknownGeneratorError,
 )
 from genqueue.lifecycle import State, Transition
-from genqueue.messages import Outcome, ToolCallDelta, join_tool_calls, read_request
+from genqueue.wire.messages import Outcome, ToolCallDelta, join_tool_calls, read_request
 
 SCRIPTS = [
     "announce",

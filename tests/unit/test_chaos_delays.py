@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from genqueue.lifecycle import State
-from genqueue.messages import Cancelled
+from genqueue.wire.messages import Cancelled
 from genqueue_ops.chaos_delays import cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away
 from genqueue_ops.chaos_verdict import Outages, Span
 

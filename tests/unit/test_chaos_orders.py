@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from genqueue.messages import read_request
+from genqueue.wire.messages import read_request
 from genqueue_ops.chaos_orders import WORKER_HEADER, behind, orders
 from genqueue_ops.chaos_plan import DEEP, GENERATORS
 from genqueue_ops.tgi_standin import chat

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from genqueue.lifecycle import State
-from genqueue.messages import Cancelled, Failed, Reset, Resumed
+from genqueue.wire.messages import Cancelled, Failed, Reset, Resumed
 from genqueue_ops.chaos_orders import LOGIN
 from genqueue_ops.chaos_verdict import (
     LATE_S,

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from genqueue.chat import ChatKwargs, addresses
 from genqueue.errors import ConfigError, InvalidRequestError
-from genqueue.messages import (
+from genqueue.settings import GeneratorSettings
+from genqueue.wire.chat import ChatKwargs, addresses
+from genqueue.wire.messages import (
     Chunk,
     GenerationKwargs,
     GenerationRequest,
@@ -16,7 +17,6 @@ from genqueue.messages import (
     read_event,
     read_request,
 )
-from genqueue.settings import GeneratorSettings
 from genqueue_worker.chats import chat_parameters
 
 USER = {"role": "user", "content": "Hi"}

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from genqueue.chat import ChatKwargs
-from genqueue.extra_body import _HARMLESS, PICKS_TOKENS, is_data_uri, refused
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.chat import ChatKwargs
+from genqueue.wire.extra_body import _HARMLESS, PICKS_TOKENS, is_data_uri, refused
 from genqueue_worker.continuation import _GO_ON
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -45,7 +45,7 @@ def test_what_is_known_to_be_harmless_is_passed_on(body):
 
 
 # Of each engine's and provider's request: the fields that genqueue refuses (of which each is a reason of its own,
-# see genqueue.extra_body), and all others.  Those that submit_chat says itself are in neither.
+# see genqueue.wire.extra_body), and all others.  Those that submit_chat says itself are in neither.
 REQUESTS = {
     "vllm main 2026-11": (
         "chat_template media_io_kwargs mm_processor_kwargs priority request_id session_id ec_transfer_params"

@@ -7,8 +7,8 @@ import pytest
 
 from genqueue.address import without_secrets
 from genqueue.errors import ConfigError
-from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.messages import read_request
 from genqueue_worker.generators import asked_tokens, call_parameters, goes_one_shot
 from genqueue_worker.upstream import Upstream
 

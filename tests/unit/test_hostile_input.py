@@ -11,8 +11,8 @@ from kombu.utils.json import loads
 
 from genqueue.calls import read_log
 from genqueue.errors import InvalidRequestError, StoreError
-from genqueue.messages import GenerationRequest, read_event, read_events, read_request
 from genqueue.sequence import Follower
+from genqueue.wire.messages import GenerationRequest, read_event, read_events, read_request
 from genqueue_worker.broker import ExpiredError, check_call, is_celery_message, is_order
 
 from ..hostile import bodies, entries, events, orders, publications, requests, values

@@ -2,9 +2,9 @@
 
 import pytest
 
-from genqueue.json_schemas import remote_references
-from genqueue.messages import read_request
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.json_schemas import remote_references
+from genqueue.wire.messages import read_request
 from genqueue_worker.generators import call_parameters, chat_parameters, forms_in
 
 USER = {"role": "user", "content": "Hi"}

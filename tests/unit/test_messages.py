@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from genqueue.chat import I32, MAX_STOP_WORDS, U64, ChatKwargs
 from genqueue.errors import InvalidRequestError
-from genqueue.messages import (
+from genqueue.wire.chat import I32, MAX_STOP_WORDS, U64, ChatKwargs
+from genqueue.wire.messages import (
     Bounds,
     Chunk,
     Finished,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from genqueue.messages import Token
+from genqueue.wire.messages import Token
 from genqueue_worker.native import NativeAnswer
 from genqueue_worker.policy import Fault, fault_of
 from genqueue_worker.transport import UpstreamError

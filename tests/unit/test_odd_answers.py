@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from genqueue.messages import Token
+from genqueue.wire.messages import Token
 from genqueue_worker.answers import UNKNOWN_TOKEN, encodable
 from genqueue_worker.chats import ChatAnswer
 from genqueue_worker.completions import CompletionAnswer

@@ -10,7 +10,7 @@ import pytest
 from genqueue import errors, outcome
 from genqueue.calls import Flush, Record, Said
 from genqueue.lifecycle import State
-from genqueue.messages import GenerationResult, Outcome, ToolCallDelta, event_body
+from genqueue.wire.messages import GenerationResult, Outcome, ToolCallDelta, event_body
 
 
 def record(state: State, **facts: Any) -> Record:

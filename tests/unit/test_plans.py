@@ -9,8 +9,8 @@ import pytest
 from genqueue import calls, errors, plans
 from genqueue.calls import Call, Record, Said
 from genqueue.lifecycle import State
-from genqueue.messages import Chunk, Event, GenerationResult, Outcome, read_event
 from genqueue.plans import WAIT, Deadline, Patience, Plan
+from genqueue.wire.messages import Chunk, Event, GenerationResult, Outcome, read_event
 
 ID = "some-id"
 

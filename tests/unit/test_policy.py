@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from genqueue.finish_reasons import shown_reason
-from genqueue.messages import Outcome
+from genqueue.wire.finish_reasons import shown_reason
+from genqueue.wire.messages import Outcome
 from genqueue_worker.policy import (
     AT_ONCE,
     OUTGROWN,

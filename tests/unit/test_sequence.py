@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue.messages import Cancelled, Chunk, Event, Failed, Finished, Started
 from genqueue.sequence import Follower
+from genqueue.wire.messages import Cancelled, Chunk, Event, Failed, Finished, Started
 
 
 def chunk(seq: int, attempt: int = 1) -> Chunk:

@@ -12,8 +12,8 @@ import pytest
 from genqueue import calls, keys, outcome
 from genqueue.calls import Call, Claim, said
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.messages import Outcome, Token, ToolCallDelta
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.messages import Outcome, Token, ToolCallDelta
 from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.writer import _CONGESTION_TOKENS, Outbox, Writer

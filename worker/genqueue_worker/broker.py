@@ -34,9 +34,9 @@ from kombu.utils.json import dumps, loads
 
 from genqueue.address import RedisAddress, read_address
 from genqueue.keys import QUEUE_PREFIX, names_a_generation
-from genqueue.messages import TASK_NAME
 from genqueue.settings import load_settings
 from genqueue.store import refuses_for_now
+from genqueue.wire.messages import TASK_NAME
 from genqueue_worker.health import Pulse
 from genqueue_worker.resources import lack_of
 

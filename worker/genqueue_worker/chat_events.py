@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from genqueue.chat import REASONING_FIELD
+from genqueue.wire.chat import REASONING_FIELD
 from genqueue_worker.answers import (
     content_of,
     encodable,

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from genqueue.chat import REASONING_FIELD
-from genqueue.messages import GenerationRequest, ToolCallDelta
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.chat import REASONING_FIELD
+from genqueue.wire.messages import GenerationRequest, ToolCallDelta
 from genqueue_worker.answers import GIVEN_UP, Halves, counts, encodable, lost
 from genqueue_worker.chat_events import Said, plain_text, read_event
 from genqueue_worker.openai_answers import OpenAIAnswer
@@ -73,7 +73,7 @@ class ChatAnswer(OpenAIAnswer):
         strange: the first event that says something without ``choices``, of an answer that has none at all.
         extra: ``tool_calls`` as OpenAI has them, ``unreadable_tool_calls`` (the places of those whose arguments are
             no JSON object), ``reasoning``, ``reasoning_field`` (the server's word for it, if it is not
-            :data:`~genqueue.chat.REASONING_FIELD`), ``refusal``, which is text too, and ``logprobs``: each only if
+            :data:`~genqueue.wire.chat.REASONING_FIELD`), ``refusal``, which is text too, and ``logprobs``: each only if
             there is any.
     """
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from genqueue.extra_body import PICKS_TOKENS
-from genqueue.messages import Given, Token, ToolCallDelta
+from genqueue.wire.extra_body import PICKS_TOKENS
+from genqueue.wire.messages import Given, Token, ToolCallDelta
 from genqueue_worker.sink import Sink, Stopped
 
 OnFailure = Literal["continue", "restart", "fail"]

@@ -26,11 +26,11 @@ from pydantic import ValidationError
 from genqueue import calls, keys, outcome
 from genqueue.calls import Claim, End, Flush, NotClaimed
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
-from genqueue.messages import PARTS, GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T, end_tasks
 from genqueue.timing import Timings, timings
 from genqueue.tracing import valid_traceparent
+from genqueue.wire.messages import PARTS, GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue_worker import final_text
 from genqueue_worker.continuation import (
     FAILED,

@@ -14,8 +14,8 @@ from typing import Any
 
 from huggingface_hub import AsyncInferenceClient
 
-from genqueue.messages import GenerationRequest, Given
 from genqueue.settings import GeneratorSettings
+from genqueue.wire.messages import GenerationRequest, Given
 from genqueue_worker.answers import GIVEN_UP, integer
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
-from genqueue.chat import U64
-from genqueue.messages import Token
+from genqueue.wire.chat import U64
+from genqueue.wire.messages import Token
 from genqueue_worker.answers import (
     Halves,
     encodable,

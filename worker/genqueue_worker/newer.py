@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from genqueue.messages import VERSION, Outcome
+from genqueue.wire.messages import VERSION, Outcome
 
 _FIRST_S = 0.5
 _MOST_S = 300.0

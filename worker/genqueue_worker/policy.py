@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
 
-from genqueue.messages import Outcome
+from genqueue.wire.messages import Outcome
 
 
 class Fault(StrEnum):

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from genqueue.calls import Claim
-from genqueue.finish_reasons import shown_reason
 from genqueue.keys import queue
-from genqueue.messages import GenerationRequest
 from genqueue.timing import Timings
 from genqueue.tracing import attributes_of, context_of, fail, messaging, open_tracer
+from genqueue.wire.finish_reasons import shown_reason
+from genqueue.wire.messages import GenerationRequest
 from genqueue_worker.logs import where_raised
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from genqueue.messages import Token, ToolCallDelta
+from genqueue.wire.messages import Token, ToolCallDelta
 
 
 class Stopped(Exception):

@@ -6,10 +6,10 @@ from celery import Task
 from celery.exceptions import Ignore
 
 from genqueue.errors import GenerationFailedError
-from genqueue.finish_reasons import shown_reason
 from genqueue.keys import PRIORITIES, QUEUE_PREFIX
-from genqueue.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue.outcome import ENDINGS
+from genqueue.wire.finish_reasons import shown_reason
+from genqueue.wire.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue_worker.app import app, runtime
 from genqueue_worker.engine import Done, Ended
 from genqueue_worker.policy import UpstreamFacts, shown

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from genqueue.finish_reasons import shown_reason
-from genqueue.messages import Given, Token, ToolCallDelta
 from genqueue.settings import GeneratorSettings
 from genqueue.tracing import attributes_of, fail, open_tracer, traceparent_of
+from genqueue.wire.finish_reasons import shown_reason
+from genqueue.wire.messages import Given, Token, ToolCallDelta
 from genqueue_worker.metrics import provider_of
 from genqueue_worker.sink import Sink
 

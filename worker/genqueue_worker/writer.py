@@ -15,8 +15,8 @@ from typing import Protocol
 from genqueue import calls
 from genqueue.calls import Call, Flush, said
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue.store import T
+from genqueue.wire.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue_worker.answers import encodable
 from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.sink import ReplyTooLongError

@@ -10,7 +10,7 @@ from typing import Any
 from haystack.dataclasses import ComponentInfo, FinishReason, ReasoningContent, StreamingChunk, ToolCallDelta
 
 from genqueue.haystack.chunks import Chunks
-from genqueue.messages import Chunk, GenerationResult
+from genqueue.wire.messages import Chunk, GenerationResult
 
 Piece = dict[str, Any]
 """What one streaming chunk says: the fields that not all have."""

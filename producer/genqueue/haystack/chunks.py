@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from haystack.dataclasses import ComponentInfo, StreamingChunk
 
-from genqueue.messages import Chunk, Event, Finished, GenerationResult
+from genqueue.wire.messages import Chunk, Event, Finished, GenerationResult
 
 PieceT = TypeVar("PieceT")
 

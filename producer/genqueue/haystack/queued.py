@@ -18,8 +18,8 @@ from genqueue.client import AsyncGenerationClient, GenerationClient
 from genqueue.errors import GenerationExpiredError, GenqueueError, ResultTimeoutError, StreamRestartedError
 from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.target import Named, Placed
-from genqueue.messages import GenerationResult
 from genqueue.settings import Settings, load_settings
+from genqueue.wire.messages import GenerationResult
 
 Verb = Literal["submit", "submit_chat"]
 

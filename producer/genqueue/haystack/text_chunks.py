@@ -12,7 +12,7 @@ from typing import Any
 from haystack.dataclasses import ComponentInfo, FinishReason, StreamingChunk
 
 from genqueue.haystack.chunks import Chunks
-from genqueue.messages import Chunk, GenerationResult, Token
+from genqueue.wire.messages import Chunk, GenerationResult, Token
 
 _FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 

@@ -28,7 +28,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from genqueue.chat import (
+from genqueue.errors import InvalidRequestError
+from genqueue.keys import GENERATOR_NAME, PRIORITIES
+from genqueue.masking import shown
+from genqueue.wire.chat import (
     I32,
     MAX_STOP_WORDS,
     REASONING_FIELD,
@@ -41,9 +44,6 @@ from genqueue.chat import (
     Tool,
     ToolChoice,
 )
-from genqueue.errors import InvalidRequestError
-from genqueue.keys import GENERATOR_NAME, PRIORITIES
-from genqueue.masking import shown
 
 VERSION: Literal[1] = 1
 TASK_NAME = "genqueue.generate"
@@ -515,8 +515,8 @@ class GenerationResult(BaseModel):
     may also hold ``tool_calls``, as OpenAI has them, functions' and custom tools', each with an id,
     ``unreadable_tool_calls`` (the places among them, from 0, of functions whose arguments are no JSON object),
     ``reasoning``, ``reasoning_field`` (the server's word for it, if it is not
-    :data:`~genqueue.chat.REASONING_FIELD`), ``logprobs``, and ``refusal``: the part of the reply that OpenAI's models
-    say in place of their answer.
+    :data:`~genqueue.wire.chat.REASONING_FIELD`), ``logprobs``, and ``refusal``: the part of the reply that OpenAI's
+    models say in place of their answer.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from genqueue.json_schemas import remote_references
+from genqueue.wire.json_schemas import remote_references
 
 ANY = "*"
 """In ``allowed_extra_body``: every name."""

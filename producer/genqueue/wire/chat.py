@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
-from genqueue.extra_body import is_data_uri
+from genqueue.wire.extra_body import is_data_uri
 
 I32, U64 = 2**31 - 1, 2**64 - 1
 """The largest numbers that the servers' own types hold."""
@@ -260,7 +260,7 @@ class ChatKwargs(BaseModel):
 
     The ranges are what any server can take; where one takes less, its words reach the caller.
     ``extra_body`` holds what only some engines know (``top_k``, ``repetition_penalty`` …); which names go to a
-    server is for its generator's settings to say (:mod:`genqueue.extra_body`).
+    server is for its generator's settings to say (:mod:`genqueue.wire.extra_body`).
     """
 
     # JSON has no NaN and no infinity: they would be sent as null, which means "not given".
