@@ -24,7 +24,7 @@ import redis
 import typer
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings, output
-from genqueue.lifecycle import State
+from genqueue.registry.lifecycle import State
 from genqueue.store import AsyncStore
 from genqueue_ops.chaos_company import Company
 from genqueue_ops.chaos_delays import Delays, cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away

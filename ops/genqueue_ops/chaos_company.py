@@ -22,7 +22,7 @@ from genqueue import (
     StoreError,
     StreamRestartedError,
 )
-from genqueue import calls as registry
+from genqueue.registry import calls as registry
 from genqueue.store import AsyncStore
 from genqueue.wire.messages import Chunk, Event, Reset, Started
 from genqueue_ops.chaos_orders import Order, behind

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from genqueue.lifecycle import State
+from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Chunk, Reset
 from genqueue_ops.chaos_verdict import Call, Outages, Span, Trace, attempt_of, covered_s
 

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import pairwise
 
-from genqueue.lifecycle import State
+from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Cancelled, Chunk, Event, Failed, Finished, Started
 from genqueue_ops.chaos_orders import Order
 

@@ -25,7 +25,8 @@ import typer
 from pydantic import TypeAdapter
 from rich.table import Table
 
-from genqueue import AsyncGenerationClient, Settings, calls, load_settings, output
+from genqueue import AsyncGenerationClient, Settings, load_settings, output
+from genqueue.registry import calls
 from genqueue.store import AsyncStore
 from genqueue_ops import scale_costs
 from genqueue_ops.bench_stack import configured

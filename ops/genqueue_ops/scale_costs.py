@@ -1,6 +1,6 @@
 """Measure what each step of a generation costs Redis: CPU, commands, bytes, memory.
 
-Every step is a call of :mod:`genqueue.calls` carried out by the real store against a real Redis
+Every step is a call of :mod:`genqueue.registry.calls` carried out by the real store against a real Redis
 with the real scripts; what differs between a call with one generation in it and one with many is
 the cost of one more.  Redis itself is asked what it spent (``INFO``).  Here no model server and no
 worker process takes part: :mod:`genqueue_ops.scale` measures those by themselves.
@@ -20,8 +20,9 @@ from typing import Any
 
 import redis
 
-from genqueue import AsyncGenerationClient, Settings, calls, keys, outcome
-from genqueue.calls import Call, End, Flush
+from genqueue import AsyncGenerationClient, Settings, keys
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Call, End, Flush
 from genqueue.store import AsyncStore
 from genqueue.wire.messages import GenerationRequest, GenerationResult, Token, chunk_body, read_request
 from genqueue_ops.scale_model import Costs, Memory, Step
@@ -156,7 +157,7 @@ def finish(generation_id: str, flushes: int, tokens: int, owner: str = WORKER) -
     }
     result = GenerationResult(replies=[WORD * tokens], meta=[meta])
     last = Flush(generation_id, 1, flushes + 1, tokens, "", "", [], tokens)
-    end: End = outcome.finished(generation_id, "default", last, result, date_done=_DONE_AT)
+    end: End = endings.finished(generation_id, "default", last, result, date_done=_DONE_AT)
     end = replace(end, owner=owner, number=flushes + 1)
     return calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S)
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from genqueue import calls
+from genqueue.registry import calls
 from genqueue.store import AsyncStore
 from genqueue_ops import scale_costs
 from genqueue_ops.processes import Child

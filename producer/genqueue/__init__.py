@@ -3,7 +3,6 @@
 import sys
 
 try:
-    from genqueue.calls import Overview, QueueStatus, WorkerStatus
     from genqueue.client import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
     from genqueue.errors import (
         ConfigError,
@@ -26,11 +25,12 @@ try:
         StreamRestartedError,
         UnknownGeneratorError,
     )
-    from genqueue.lifecycle import State
-    from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
     from genqueue.reading import AsyncReading, Reading
+    from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
+    from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
+    from genqueue.registry.lifecycle import State
+    from genqueue.registry.timing import Timings
     from genqueue.settings import GeneratorSettings, Settings, load_settings
-    from genqueue.timing import Timings
     from genqueue.wire.messages import (
         Cancelled,
         Chunk,

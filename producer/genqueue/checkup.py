@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from genqueue import calls, doctor
+from genqueue import doctor
 from genqueue.address import read_address, secrets_of, without_secrets
 from genqueue.doctor import EndpointSeen, Facts, FileSeen, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.masking import shown_path
 from genqueue.no_proxy import proxy_for
+from genqueue.registry import calls
 from genqueue.rights import COMMANDS, Role, trials
 from genqueue.settings import (
     GeneratorSettings,

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from genqueue import errors, glance, output
-from genqueue.calls import Overview
 from genqueue.client import Generation, GenerationClient
 from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError
-from genqueue.lifecycle import State
+from genqueue.registry.calls import Overview
+from genqueue.registry.lifecycle import State
 from genqueue.terminal import one_line
 from genqueue.wire.messages import GenerationResult
 

@@ -15,13 +15,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from genqueue import calls, keys, plans
-from genqueue.calls import Accepted, Call, Overview, WorkerStatus
+from genqueue import keys, plans
 from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
-from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.places import places
 from genqueue.plans import Deadline, ItemT, Patience, Plan, Wait
 from genqueue.reading import AsyncReading, Reader, Reading
+from genqueue.registry import calls
+from genqueue.registry.calls import Accepted, Call, Overview, WorkerStatus
+from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.settings import Settings, load_settings
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 from genqueue.tracing import Origin, receiving, sending

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from genqueue.calls import Overview, QueueStatus, WorkerStatus
 from genqueue.durations import duration
+from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
 from genqueue.rights import Role, Trial
 from genqueue.settings import Settings
 

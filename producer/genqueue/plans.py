@@ -1,6 +1,6 @@
 """What a reader does, step by step, without doing it: shared by both clients.
 
-A plan is a generator.  It yields what it needs - a :class:`~genqueue.calls.Call` to Redis, or
+A plan is a generator.  It yields what it needs - a :class:`~genqueue.registry.calls.Call` to Redis, or
 :data:`WAIT` for the next message on its channel - and is sent the answer; everything else
 it yields is for the caller.  A client carries the steps out, waiting in its own way.
 """
@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from genqueue import calls, outcome
-from genqueue.calls import Accepted, Call, Record, Said
 from genqueue.delivery import Continuing, Delivery, Marking
 from genqueue.errors import (
     GenerationNotFoundError,
@@ -22,8 +20,10 @@ from genqueue.errors import (
     NotDeadError,
     StreamRestartedError,
 )
-from genqueue.lifecycle import State
-from genqueue.outcome import DeadLetter, DeadLetterDetail, GenerationStatus
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Accepted, Call, Record, Said
+from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
+from genqueue.registry.lifecycle import State
 from genqueue.sequence import Follower
 from genqueue.wire.messages import (
     Cancelled,
@@ -298,15 +298,15 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[l
             record = yield calls.read_record(generation_id)
     if record.state is not State.FINISHED:
         said: Said = yield calls.read_said(generation_id)
-        if given.is_empty and (chunks := outcome.whole_text_chunk(record, said)):
+        if given.is_empty and (chunks := endings.whole_text_chunk(record, said)):
             yield chunks
-        raise outcome.error_of(record, said)
+        raise endings.error_of(record, said)
     if given.is_empty or not is_log_whole:
         found: GenerationResult | None = yield calls.read_result(generation_id)
         if found is None:
             raise GenerationNotFoundError(generation_id)
         given.begin_anew(Reset(seq=0, attempt=record.attempt))
-        whole_text = outcome.whole_text_chunk(record, outcome.said_in(found))
+        whole_text = endings.whole_text_chunk(record, endings.said_in(found))
         rest = [chunk for whole in whole_text for chunk in given.take(whole)]
         if rest := rest + given.finish():
             yield rest
@@ -340,7 +340,7 @@ def result(generation_id: str) -> Plan[list[GenerationResult]]:
                 if found is None:
                     raise GenerationNotFoundError(generation_id)
             elif record.state.is_final:
-                raise outcome.error_of(record, (yield calls.read_said(generation_id)))
+                raise endings.error_of(record, (yield calls.read_said(generation_id)))
         if found is not None:
             yield [found]
             return
@@ -351,13 +351,13 @@ def status(generation_id: str) -> Plan[GenerationStatus]:
     """Where it is now."""
     record: Record = yield calls.read_record(generation_id)
     position: int | None = yield calls.queue_position(generation_id, record.generator)
-    yield outcome.status(generation_id, record, position)
+    yield endings.status(generation_id, record, position)
 
 
 def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Plan[bool]:
     """Whether it is cancelled now; False when it had ended otherwise before."""
     generator: str = yield calls.read_home(generation_id)  # a record that cannot be read is cancelled as any
-    end = outcome.cancelled(generation_id, generator, date_done=date_done)
+    end = endings.cancelled(generation_id, generator, date_done=date_done)
     answer: str = yield calls.finish(end, log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s, keep_s=keep_s)
     if answer == "gone":
         raise GenerationNotFoundError(generation_id)
@@ -380,28 +380,28 @@ def dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
                 continue  # it went, or the list moved, since the page was read
             if generator in {None, record.generator}:
                 given.add(generation_id)
-                yield outcome.dead_letter(generation_id, record)
+                yield endings.dead_letter(generation_id, record)
         first += len(page)
 
 
 def dead_letter(generation_id: str) -> Plan[DeadLetterDetail]:
     """All that is kept of one; raises NotDeadError for a generation that is none."""
     record: Record = yield calls.read_record(generation_id)
-    letter = outcome.dead_letter(generation_id, record)
+    letter = endings.dead_letter(generation_id, record)
     text: str = yield calls.read_text(generation_id)
     request: GenerationRequest | None = yield calls.read_request(generation_id)
     if request is None:
         raise NotDeadError(generation_id, "it was dropped")
-    yield outcome.dead_letter_detail(letter, record, text, request)
+    yield endings.dead_letter_detail(letter, record, text, request)
 
 
 def retry(
     generation_id: str, new_id: str, *, max_queue_depths: Mapping[str, int], keep_s: int, result_ttl_s: int
 ) -> Plan[str]:
-    """The id of the generation that a dead letter is tried again as; raises as :func:`genqueue.calls.retry`."""
+    """The id of the generation that a dead letter is tried again as; raises as :func:`calls.retry`."""
     record: Record = yield calls.read_record(generation_id)
     if record.retried_as is None:
-        outcome.dead_letter(generation_id, record)  # or it says why it is none
+        endings.dead_letter(generation_id, record)  # or it says why it is none
     accepted: Accepted = yield calls.retry(
         generation_id,
         new_id,
@@ -416,7 +416,7 @@ def retry(
 
 def drop(generation_id: str, *, result_ttl_s: int) -> Plan[None]:
     """Drop a dead letter, or do nothing if it was dropped before; raises NotDeadError for what never was one."""
-    outcome.dead_letter(generation_id, (yield calls.read_record(generation_id)))
+    endings.dead_letter(generation_id, (yield calls.read_record(generation_id)))
     yield calls.drop(generation_id, result_ttl_s=result_ttl_s)
 
 

@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Self
 
-from genqueue.calls import Call
 from genqueue.errors import GenqueueError, RedisUnavailableError, StreamRestartedError
 from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan, Wait
+from genqueue.registry.calls import Call
 from genqueue.store import ENDED, AsyncStore, Inbox, LiveHub, LoopThread, Store
 
 _RETRY_S = 0.3

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import redis
 
-from genqueue import calls, keys, outcome
-from genqueue.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed, Overdue
-from genqueue.lifecycle import State
+from genqueue import keys
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed, Overdue
+from genqueue.registry.lifecycle import State
 from genqueue.store import AsyncStore, LoopThread, Store
 from genqueue.wire.messages import GenerationResult, Outcome, Token, chunk_body, read_request
 from genqueue_ops.local_redis import LocalRedis, local_redis
@@ -157,20 +158,20 @@ class Registry:
     def finished(self, generation_id: str, text: str = "It is.", attempt: int = 1, last: Flush | None = None) -> End:
         meta = {"finish_reason": "length", "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
         last = last or Flush(generation_id, attempt, 99, 2, "", "", [])
-        return outcome.finished(
+        return endings.finished(
             generation_id, "default", last, GenerationResult(replies=[text], meta=[meta]), date_done=DONE
         )
 
     def failed(self, generation_id: str, attempt: int | None = 1, error: str = "failed", text: str = "") -> End:
         last = None if attempt is None else Flush(generation_id, attempt, 99, 2, text, "", [])
-        return outcome.failed(generation_id, "default", last, Outcome(error=error, message="words"), date_done=DONE)
+        return endings.failed(generation_id, "default", last, Outcome(error=error, message="words"), date_done=DONE)
 
     def expired(self, generation_id: str, attempt: int = 0, holder: str | None = None) -> End:
         """The end that a sweeper gives what passed its deadline while nobody had it."""
-        return outcome.overdue(Overdue(generation_id, "default", attempt, holder, []), date_done=DONE)
+        return endings.overdue(Overdue(generation_id, "default", attempt, holder, []), date_done=DONE)
 
     def cancelled(self, generation_id: str) -> End:
-        return outcome.cancelled(generation_id, "default", date_done=DONE)
+        return endings.cancelled(generation_id, "default", date_done=DONE)
 
     def into(self, state: State) -> str:
         """A generation in that state."""

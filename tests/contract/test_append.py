@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from genqueue import calls, keys, outcome
-from genqueue.calls import Claim, Flush, said
-from genqueue.lifecycle import FINAL
+from genqueue import keys
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Claim, Flush, said
+from genqueue.registry.lifecycle import FINAL
 from genqueue.wire.messages import Outcome, chunk_body, event_body
 
 from .conftest import KEEP_S, LEASE_S, Registry, flush, only_real_redis
@@ -162,7 +163,7 @@ def test_thoughts_are_kept_beside_the_text_by_every_script(registry):
     claim = registry.claim(generation_id, "worker-2")
     assert (claim.text_so_far, claim.reasoning_so_far, claim.solid_tokens) == ("It is", "Hm, é!", 3)
     last = thinking(1, " so", " Well", attempt=2)
-    end = outcome.failed(generation_id, "default", last, Outcome(error="failed", message="words"), date_done="now")
+    end = endings.failed(generation_id, "default", last, Outcome(error="failed", message="words"), date_done="now")
     assert registry.finish(end) == "ok"
     assert (registry.text(generation_id), registry.reasoning(generation_id)) == ("It is so", "Hm, é! Well")
     chunks = [event for event in registry.run(calls.read_log(generation_id, 0)) if event.type == "chunk"]

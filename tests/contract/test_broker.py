@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from genqueue import keys
-from genqueue.doorbell import doorbell_message
+from genqueue.registry.doorbell import doorbell_message
 from genqueue.settings import load_settings
 from genqueue_worker import broker
 from genqueue_worker.configuration import celery_configuration

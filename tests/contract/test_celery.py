@@ -11,7 +11,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from genqueue import errors, keys
-from genqueue.doorbell import doorbell_message
+from genqueue.registry.doorbell import doorbell_message
 from genqueue.settings import load_settings
 from genqueue.wire.messages import TASK_NAME
 from genqueue_worker.configuration import celery_configuration

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from genqueue import calls, keys
-from genqueue.calls import Claim, NotClaimed
-from genqueue.lifecycle import FINAL
+from genqueue import keys
+from genqueue.registry import calls
+from genqueue.registry.calls import Claim, NotClaimed
+from genqueue.registry.lifecycle import FINAL
 from genqueue.wire.messages import Started
 
 from .conftest import KEEP_S, LEASE_S, flush

@@ -33,12 +33,12 @@ from genqueue import (
     Settings,
     ToolCallDelta,
     UnknownGeneratorError,
-    calls,
     keys,
 )
-from genqueue.calls import Flush, said
-from genqueue.lifecycle import State
 from genqueue.places import places
+from genqueue.registry import calls
+from genqueue.registry.calls import Flush, said
+from genqueue.registry.lifecycle import State
 from genqueue.store import LoopThread, Store
 from genqueue.wire.messages import chunk_body
 from genqueue_ops.local_redis import local_redis
@@ -343,7 +343,8 @@ def test_a_silent_redis_does_not_outlast_the_callers_patience(real_redis, loop_t
 
 CALL_UNDER_WAY_AT_EXIT = """
 import contextlib, os, signal, sys
-from genqueue import GenerationClient, ResultTimeoutError, calls
+from genqueue import GenerationClient, ResultTimeoutError
+from genqueue.registry import calls
 
 client = GenerationClient()
 with contextlib.suppress(ResultTimeoutError):

@@ -5,8 +5,9 @@ What a clock that went back leaves is written here: moments that lie ahead by as
 
 import pytest
 
-from genqueue import calls, keys
-from genqueue.calls import Claim, Found, NotClaimed, Swept
+from genqueue import keys
+from genqueue.registry import calls
+from genqueue.registry.calls import Claim, Found, NotClaimed, Swept
 
 from .conftest import KEEP_S, LEASE_S, Registry, flush
 

@@ -13,11 +13,11 @@ from genqueue import (
     QueueFullError,
     Settings,
     UnknownGeneratorError,
-    calls,
     keys,
 )
-from genqueue.calls import Claim
-from genqueue.lifecycle import State
+from genqueue.registry import calls
+from genqueue.registry.calls import Claim
+from genqueue.registry.lifecycle import State
 
 from .conftest import KEEP_S, RESULT_TTL_S, flush, until
 

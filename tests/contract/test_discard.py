@@ -6,10 +6,11 @@ import uuid
 
 import pytest
 
-from genqueue import calls, keys
-from genqueue.calls import NotClaimed
-from genqueue.doorbell import doorbell_message
-from genqueue.lifecycle import FINAL, State
+from genqueue import keys
+from genqueue.registry import calls
+from genqueue.registry.calls import NotClaimed
+from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.lifecycle import FINAL, State
 
 from .conftest import KEEP_S
 

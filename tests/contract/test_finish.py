@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from genqueue import calls, keys
+from genqueue import keys
 from genqueue.errors import GenerationNotFoundError
-from genqueue.lifecycle import FINAL, State
+from genqueue.registry import calls
+from genqueue.registry.lifecycle import FINAL, State
 from genqueue.wire.messages import event_body
 
 from .conftest import KEEP_S, LOG_TTL_S, RESULT_TTL_S, flush

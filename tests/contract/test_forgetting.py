@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from genqueue import calls, keys, outcome
-from genqueue.calls import Call, Claim
+from genqueue import keys
 from genqueue.errors import RedisUnavailableError
-from genqueue.lifecycle import State
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Call, Claim
+from genqueue.registry.lifecycle import State
 from genqueue.settings import GeneratorSettings
 from genqueue.store import AsyncStore, T
 from genqueue.wire.messages import GenerationResult, Outcome, Token
@@ -40,7 +41,7 @@ def ended(registry: Registry, way: str, last: calls.Flush) -> str:
 
 
 def failed(last: calls.Flush) -> calls.End:
-    return outcome.failed(last.generation_id, "default", last, Outcome(error="failed", message="words"), date_done=DONE)
+    return endings.failed(last.generation_id, "default", last, Outcome(error="failed", message="words"), date_done=DONE)
 
 
 def ending(end: calls.End) -> Call[str]:
@@ -199,7 +200,7 @@ async def test_an_attempt_that_ends_while_redis_is_away_leaves_its_text_once(des
     else:
         meta = {"finish_reason": "length", "usage": {"prompt_tokens": 3, "completion_tokens": 8}}
         result = GenerationResult(replies=["".join(words)], meta=[meta])
-        call = ending(outcome.finished(generation_id, "default", last, result, date_done=DONE))
+        call = ending(endings.finished(generation_id, "default", last, result, date_done=DONE))
     ending_it = asyncio.create_task(desk.writer.last(outbox, call))
     async with asyncio.timeout(30):
         await desk.store.refused.wait()

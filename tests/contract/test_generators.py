@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from genqueue import calls, keys
+from genqueue import keys
+from genqueue.registry import calls
 
 from .conftest import KEEP_S, only_real_redis
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from genqueue import GenerationCancelledError, GenerationClient, Settings, calls, keys, outcome
-from genqueue.calls import Claim, NotClaimed
+from genqueue import GenerationCancelledError, GenerationClient, Settings, keys
 from genqueue.errors import NotDeadError
-from genqueue.lifecycle import FINAL, State
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Claim, NotClaimed
+from genqueue.registry.lifecycle import FINAL, State
 
 from .conftest import DONE, KEEP_S, LEASE_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
 
@@ -33,9 +34,9 @@ def end_what_is_found(registry: Registry) -> list[str]:
     """What a sweeper does; which fields it found missing."""
     found = registry.sweep(last_s=LEASE_S / 3)
     ends = [
-        outcome.failed(each.generation_id, each.generator, None, outcome.incomplete(each.missing), date_done=DONE)
+        endings.failed(each.generation_id, each.generator, None, endings.incomplete(each.missing), date_done=DONE)
         for each in found.incomplete
-    ] + [outcome.overdue(each, date_done=DONE) for each in found.expired]
+    ] + [endings.overdue(each, date_done=DONE) for each in found.expired]
     call = calls.finish_all(ends, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S)
     assert registry.run(call) == ["ok"] * len(ends)
     return [each.missing for each in found.incomplete]
@@ -45,7 +46,7 @@ def claim_and_end(registry: Registry, generation_id: str) -> Claim | NotClaimed:
     """What a worker does with a doorbell."""
     claim = registry.claim(generation_id, "worker-2")
     if isinstance(claim, NotClaimed) and claim.reason == "incomplete":
-        end = outcome.failed(generation_id, "default", None, outcome.incomplete(claim.missing), date_done=DONE)
+        end = endings.failed(generation_id, "default", None, endings.incomplete(claim.missing), date_done=DONE)
         assert registry.finish(end) == "ok"
     return claim
 

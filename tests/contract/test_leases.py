@@ -2,8 +2,9 @@
 
 import pytest
 
-from genqueue import calls, keys
-from genqueue.lifecycle import FINAL
+from genqueue import keys
+from genqueue.registry import calls
+from genqueue.registry.lifecycle import FINAL
 
 from .conftest import KEEP_S, flush
 

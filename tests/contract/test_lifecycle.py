@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 
-from genqueue import calls
-from genqueue.calls import Claim
-from genqueue.lifecycle import EDGES, State, Transition
+from genqueue.registry import calls
+from genqueue.registry.calls import Claim
+from genqueue.registry.lifecycle import EDGES, State, Transition
 
 from .conftest import flush
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from genqueue import GenerationClient, ResultTimeoutError, Settings, calls, keys
+from genqueue import GenerationClient, ResultTimeoutError, Settings, keys
 from genqueue.errors import StoreError
+from genqueue.registry import calls
 
 from .conftest import flush
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from genqueue import calls, keys
+from genqueue import keys
+from genqueue.registry import calls
 
 from .conftest import KEEP_S
 

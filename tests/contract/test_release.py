@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from genqueue import calls, keys
-from genqueue.lifecycle import FINAL, State
+from genqueue import keys
+from genqueue.registry import calls
+from genqueue.registry.lifecycle import FINAL, State
 from genqueue.wire.messages import event_body
 
 from .conftest import KEEP_S, flush

@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from genqueue import calls, keys
-from genqueue.calls import Call
+from genqueue import keys
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
+from genqueue.registry import calls
+from genqueue.registry.calls import Call
 from genqueue.store import AsyncStore, LiveHub, LoopThread, Store
 from genqueue_ops.local_redis import LocalRedis, local_redis
 
@@ -86,7 +87,7 @@ async def test_who_sends_much_and_has_not_said_who_it_is_is_told_the_same(locked
 
 KNOCKS = """
 import itertools, signal, sys
-from genqueue import calls
+from genqueue.registry import calls
 from genqueue.store import Store
 
 is_armed = False

@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from genqueue import calls, keys, outcome, plans
-from genqueue.calls import Found, NotClaimed, Overdue
+from genqueue import keys, plans
 from genqueue.errors import GenerationExpiredError
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Found, NotClaimed, Overdue
 
 from .conftest import DONE, KEEP_S, LEASE_S, flush, only_real_redis
 
@@ -317,7 +318,7 @@ def test_a_deadline_that_passes_after_its_server_could_not_be_reached_says_so(re
         return
     (found,) = registry.sweep().expired
     assert found.met == met
-    assert registry.finish(outcome.overdue(found, date_done=DONE)) == "ok"
+    assert registry.finish(endings.overdue(found, date_done=DONE)) == "ok"
     error = end_of(registry, generation_id)
     assert str(error) == "the deadline passed in the queue; last error: no server can be reached"
     assert error.detail["errors"] == met

@@ -22,8 +22,8 @@ from genqueue import (
     RedisUnavailableError,
     Settings,
 )
-from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
+from genqueue.registry.doorbell import doorbell_message
 from genqueue.wire.messages import GenerationKwargs
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.tgi_standin.chat import render

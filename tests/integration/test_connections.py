@@ -17,7 +17,7 @@ import time
 import pytest
 import trustme
 
-from genqueue.calls import Health
+from genqueue.registry.calls import Health
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting

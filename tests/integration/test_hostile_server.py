@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, GenerationFailedError, Settings
-from genqueue.calls import Claim
+from genqueue.registry.calls import Claim
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 import redis
 
-from genqueue import GenerationClient, Settings, calls
+from genqueue import GenerationClient, Settings
+from genqueue.registry import calls
 from genqueue_worker.lease import LeaseKeeper
 from genqueue_worker.metrics import Metrics
 

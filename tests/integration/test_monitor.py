@@ -14,8 +14,8 @@ from celery import Celery
 from prometheus_client.parser import text_string_to_metric_families
 
 from genqueue import GenerationClient, GenerationError, Settings
-from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
+from genqueue.registry.doorbell import doorbell_message
 
 from .conftest import running_standin
 from .roles import as_role, guarded_redis

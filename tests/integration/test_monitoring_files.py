@@ -12,7 +12,7 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from genqueue.calls import Health, Queue, announce, append, claim, renew, sweep
+from genqueue.registry.calls import Health, Queue, announce, append, claim, renew, sweep
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.health import CONSUMER, ENGINE, LEASES
 from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, Metrics, Now

@@ -14,9 +14,9 @@ import pytest
 from celery import Celery
 
 from genqueue import GenerationClient, GenerationError, Settings
-from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
 from genqueue.keys import generation as generation_key
+from genqueue.registry.doorbell import doorbell_message
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import tag_of
 

@@ -18,10 +18,10 @@ from genqueue import (
     QueueFullError,
     Settings,
     UnknownGeneratorError,
-    calls,
 )
-from genqueue.doorbell import doorbell_message
 from genqueue.keys import doorbell
+from genqueue.registry import calls
+from genqueue.registry.doorbell import doorbell_message
 from genqueue.wire.messages import GenerationRequest
 
 from .conftest import plain_celery

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import uvloop
 
-from genqueue import RedisUnavailableError, calls
+from genqueue import RedisUnavailableError
+from genqueue.registry import calls
 from genqueue.store import AsyncStore
 
 _AT_ONCE, _ROUNDS = 40, 5

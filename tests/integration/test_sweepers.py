@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 import redis
 
-from genqueue import Settings, calls, keys
+from genqueue import Settings, keys
+from genqueue.registry import calls
 from genqueue.wire.messages import read_request
 from genqueue_worker.lease import LeaseKeeper
 from genqueue_worker.metrics import Metrics

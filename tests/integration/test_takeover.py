@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from genqueue import GenerationExpiredError, Settings, outcome
+from genqueue import GenerationExpiredError, Settings
 from genqueue.keys import doorbell
 from genqueue.keys import generation as generation_key
 from genqueue.keys import text as text_key
+from genqueue.registry import endings
 from genqueue_ops.tgi_standin.prose import expected_tokens
 from genqueue_worker.engine import Ended, Engine, NotOurs
 from genqueue_worker.generators import TextGeneration
@@ -419,7 +420,7 @@ def test_what_is_cancelled_while_its_claim_is_on_its_way_is_asked_of_no_server(f
         engine._loop.call_soon_threadsafe(engine._lose, generation.id, None, "cancelled")
         eventually(lambda: engine._noticed)
         fleet.redis.resume()
-        assert running.result(timeout=10) == Ended(outcome.CANCELLED)
+        assert running.result(timeout=10) == Ended(endings.CANCELLED)
         assert standin.requests(prompt) == []
         assert engine._noticed == {}
         engine.stop()

@@ -11,9 +11,9 @@ from genqueue import (
     GenerationFailedError,
     GenerationRejectedError,
     Settings,
-    calls,
     keys,
 )
+from genqueue.registry import calls
 from genqueue.wire.messages import read_request
 
 

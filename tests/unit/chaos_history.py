@@ -1,6 +1,6 @@
 """Histories of one generation, as a chaos run would have seen them, to be broken by its tests."""
 
-from genqueue.lifecycle import State
+from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Chunk, Finished, Reset, Resumed, Started
 from genqueue_ops.chaos_orders import Order
 from genqueue_ops.chaos_verdict import Call, Outages, Trace

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue import calls, glance, keys
-from genqueue.calls import Accepted, Claim, End, Flush, NotClaimed
+from genqueue import glance, keys
 from genqueue.errors import (
     GenerationNotFoundError,
     IdempotencyConflictError,
@@ -18,7 +17,9 @@ from genqueue.errors import (
     StoreError,
     UnknownGeneratorError,
 )
-from genqueue.lifecycle import State, Transition
+from genqueue.registry import calls
+from genqueue.registry.calls import Accepted, Claim, End, Flush, NotClaimed
+from genqueue.registry.lifecycle import State, Transition
 from genqueue.wire.messages import Outcome, ToolCallDelta, join_tool_calls, read_request
 
 SCRIPTS = [

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from genqueue.lifecycle import State
+from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Cancelled
 from genqueue_ops.chaos_delays import cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away
 from genqueue_ops.chaos_verdict import Outages, Span

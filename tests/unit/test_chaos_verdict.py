@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from genqueue.lifecycle import State
+from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Cancelled, Failed, Reset, Resumed
 from genqueue_ops.chaos_orders import LOGIN
 from genqueue_ops.chaos_verdict import (

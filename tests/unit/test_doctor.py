@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from genqueue import doctor
-from genqueue.calls import Overview, QueueStatus, WorkerStatus
 from genqueue.doctor import EndpointSeen, Facts, FileSeen
+from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
 from genqueue.rights import Trial
 from genqueue.settings import Settings
 

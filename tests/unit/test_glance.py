@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from genqueue import durations, glance
-from genqueue.calls import Overview, QueueStatus, WorkerStatus
+from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
 
 QUEUE = QueueStatus("chat", 3, 100, 65.0, 3, 2, 1, 1, "text_generation_inference")
 SERVER = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}

@@ -3,6 +3,7 @@
 import inspect
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_every_function_of_the_module_is_in_the_table():
 def test_no_other_module_spells_a_key(package):
     spelled = re.compile(r"genqueue:(?=\w)|celery-task-meta-")
     folder = files(package)
-    sources = [*folder.iterdir(), *(folder / "lua").iterdir()] if package == "genqueue" else list(folder.iterdir())
+    sources = [path for path in Path(str(folder)).rglob("*") if path.is_file()]
     offenders = {
         source.name: line
         for source in sources

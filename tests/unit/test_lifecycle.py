@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from genqueue.lifecycle import EDGES, FINAL, State, Transition, sources
+from genqueue.registry.lifecycle import EDGES, FINAL, State, Transition, sources
 
 Q, R = State.QUEUED, State.RUNNING
 

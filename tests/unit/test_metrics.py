@@ -8,9 +8,9 @@ from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from genqueue import calls
-from genqueue.calls import Claim, Health, Queue
 from genqueue.errors import RedisUnavailableError, StoreError
+from genqueue.registry import calls
+from genqueue.registry.calls import Claim, Health, Queue
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.metrics import (

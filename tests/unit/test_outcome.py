@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from genqueue import errors, outcome
-from genqueue.calls import Flush, Record, Said
-from genqueue.lifecycle import State
+from genqueue import errors
+from genqueue.registry import endings
+from genqueue.registry.calls import Flush, Record, Said
+from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import GenerationResult, Outcome, ToolCallDelta, event_body
 
 
@@ -44,7 +45,7 @@ def record(state: State, **facts: Any) -> Record:
 )
 def test_an_ending_becomes_its_typed_error(error, expected):
     ended = Outcome(error=error, message="the server's words", detail={"status": 422, "prompt_tokens": 3})
-    found = outcome.error_of(record(State.FAILED, outcome=ended), Said("partial é"))
+    found = endings.error_of(record(State.FAILED, outcome=ended), Said("partial é"))
     assert type(found) is expected
     assert str(found) == "the server's words"
     assert found.partial_text == "partial é"
@@ -58,10 +59,10 @@ def test_an_ending_becomes_its_typed_error(error, expected):
     [(State.FAILED, errors.GenerationFailedError), (State.CANCELLED, errors.GenerationCancelledError)],
 )
 def test_an_ending_without_an_outcome_still_has_its_error(state, expected):
-    assert type(outcome.error_of(record(state), Said())) is expected
+    assert type(endings.error_of(record(state), Said())) is expected
 
 
-@pytest.mark.parametrize("kind", [*outcome.ENDINGS.values(), errors.GenerationError])
+@pytest.mark.parametrize("kind", [*endings.ENDINGS.values(), errors.GenerationError])
 def test_celery_can_rebuild_an_error_from_its_message_alone(kind):
     rebuilt = kind("words")
     assert str(rebuilt) == "words"
@@ -72,27 +73,27 @@ def test_celery_can_rebuild_an_error_from_its_message_alone(kind):
 
 
 def test_every_ending_can_be_found_under_the_name_that_celery_stores():
-    for kind in outcome.ENDINGS.values():
+    for kind in endings.ENDINGS.values():
         assert getattr(errors, kind.__name__) is kind
         assert kind.__module__ == "genqueue.errors"
 
 
 def test_status_is_the_record_as_a_caller_sees_it():
     ended = Outcome(error="failed", message="words")
-    seen = outcome.status("id", record(State.FAILED, outcome=ended), None)
+    seen = endings.status("id", record(State.FAILED, outcome=ended), None)
     assert (seen.id, seen.state, seen.attempt, seen.position, seen.error) == ("id", State.FAILED, 2, None, "words")
     phases = {"queue_wait_s": 1.0, "waking_s": None, "first_text_s": 1.0, "decode_s": 3.0}
     assert seen.timings == {**phases, "total_s": 5.0}
 
 
 def test_a_stillborn_record_has_a_status_too():
-    seen = outcome.status("id", record(State.FAILED, submitted_at=math.nan, started_at=None, first_text_at=None), None)
+    seen = endings.status("id", record(State.FAILED, submitted_at=math.nan, started_at=None, first_text_at=None), None)
     assert seen.timings["queue_wait_s"] is None
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", []), (" ", [" "]), ("all of it", ["all of it"])])
 def test_the_whole_text_is_one_chunk_and_none_if_it_is_empty(text, expected):
-    chunks = outcome.whole_text_chunk(record(State.FINISHED), Said(text))
+    chunks = endings.whole_text_chunk(record(State.FINISHED), Said(text))
     assert [(chunk.text, chunk.seq, chunk.attempt) for chunk in chunks] == [(part, 9, 2) for part in expected]
 
 
@@ -100,7 +101,7 @@ def test_whoever_got_none_gets_thoughts_and_calls_in_the_one_chunk_too():
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     calls.append({"id": "2", "type": "custom", "custom": {"name": "sql", "input": "select 1"}})
     result = GenerationResult(replies=[""], meta=[{"reasoning": "Hm", "tool_calls": calls}])
-    (chunk,) = outcome.whole_text_chunk(record(State.FINISHED), outcome.said_in(result))
+    (chunk,) = endings.whole_text_chunk(record(State.FINISHED), endings.said_in(result))
     pieces = (ToolCallDelta(0, "1", "f", "{}"), ToolCallDelta(1, "2", "sql", "select 1"))
     assert (chunk.text, chunk.reasoning, chunk.tool_calls) == ("", "Hm", pieces)
 
@@ -110,7 +111,7 @@ LAST = Flush("id", 2, 5, 7, "tail", "", [event_body("chunk", {"text": "tail"})])
 
 def test_a_finished_end_carries_the_last_flush_then_the_event_then_the_result():
     meta = {"finish_reason": "length", "usage": {"prompt_tokens": 1, "completion_tokens": 8}}
-    end = outcome.finished("id", "chat", LAST, GenerationResult(replies=["tail"], meta=[meta]), date_done="now")
+    end = endings.finished("id", "chat", LAST, GenerationResult(replies=["tail"], meta=[meta]), date_done="now")
     assert end.attempt == 2
     assert end.bodies[0] == LAST.bodies[0]
     assert json.loads(b"{" + end.bodies[1]) == {
@@ -131,12 +132,12 @@ def test_a_finished_end_carries_the_last_flush_then_the_event_then_the_result():
 def test_a_finished_end_says_when_it_brings_the_first_text(mark, text, expected):
     meta = {"finish_reason": "length", "usage": {"prompt_tokens": 1, "completion_tokens": 8}}
     last = Flush("id", 2, 1, 8, text, mark, [])
-    end = outcome.finished("id", "chat", last, GenerationResult(replies=[text], meta=[meta]), date_done="now")
+    end = endings.finished("id", "chat", last, GenerationResult(replies=[text], meta=[meta]), date_done="now")
     assert end.mark == expected
 
 
 def test_a_failed_end_keeps_the_text_and_names_a_class_that_celery_can_find():
-    end = outcome.failed("id", "chat", LAST, outcome.rejection("too long", status=422), date_done="now")
+    end = endings.failed("id", "chat", LAST, endings.rejection("too long", status=422), date_done="now")
     assert (end.text, end.completion_tokens, end.attempt) == ("tail", 7, 2)
     assert json.loads(end.celery_result)["result"] == {
         "exc_type": "GenerationRejectedError",
@@ -147,17 +148,17 @@ def test_a_failed_end_keeps_the_text_and_names_a_class_that_celery_can_find():
 
 
 def test_a_failure_without_an_attempt_claims_none():
-    end = outcome.failed("id", "chat", None, Outcome(error="expired", message="late"), date_done="now")
+    end = endings.failed("id", "chat", None, Outcome(error="expired", message="late"), date_done="now")
     assert (end.attempt, end.text, end.completion_tokens, len(end.bodies)) == (None, "", None, 1)
 
 
 def test_a_cancelled_end_is_celerys_revoked():
-    end = outcome.cancelled("id", "chat", date_done="now")
+    end = endings.cancelled("id", "chat", date_done="now")
     assert end.attempt is None
     stored = json.loads(end.celery_result)
     assert stored["status"] == "REVOKED"
     assert stored["result"]["exc_type"] == "TaskRevokedError"
-    assert end.outcome == outcome.CANCELLED
+    assert end.outcome == endings.CANCELLED
 
 
 def test_the_tree_of_errors_is_the_one_in_its_docstring():
@@ -175,7 +176,7 @@ def test_the_tree_of_errors_is_the_one_in_its_docstring():
 def test_the_event_of_the_end_has_no_word_of_an_endpoint_but_a_known_one(word, shown):
     meta = {"finish_reason": word, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
     result = GenerationResult(replies=["a"], meta=[meta])
-    end = outcome.finished("id", "g", Flush("id", 1, 1, 2, "a", "", []), result, date_done="")
+    end = endings.finished("id", "g", Flush("id", 1, 1, 2, "a", "", []), result, date_done="")
     assert json.loads(b"{" + end.bodies[-1])["finish_reason"] == shown
     assert json.loads(end.celery_result)["result"]["meta"][0]["finish_reason"] == word
 
@@ -193,4 +194,4 @@ CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{
     ],
 )
 def test_of_a_result_is_said_what_is_text(meta, said):
-    assert outcome.said_in(GenerationResult(replies=["It"], meta=[meta])) == said
+    assert endings.said_in(GenerationResult(replies=["It"], meta=[meta])) == said

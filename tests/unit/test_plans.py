@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from genqueue import calls, errors, plans
-from genqueue.calls import Call, Record, Said
-from genqueue.lifecycle import State
+from genqueue import errors, plans
 from genqueue.plans import WAIT, Deadline, Patience, Plan
+from genqueue.registry import calls
+from genqueue.registry.calls import Call, Record, Said
+from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Chunk, Event, GenerationResult, Outcome, read_event
 
 ID = "some-id"

@@ -13,8 +13,8 @@ from genqueue import keys
 from genqueue.rights import CELERYS, CHANNELS, COMMANDS, OURS, users_acl
 
 ROOT = Path(__file__).parents[2]
-LUA = ROOT / "producer/genqueue/lua"
-CALLS = (ROOT / "producer/genqueue/calls.py").read_text()
+LUA = ROOT / "producer/genqueue/registry/lua"
+CALLS = (ROOT / "producer/genqueue/registry/calls.py").read_text()
 GENERATION, QUEUE, RESULT = keys.generation("*"), keys.queue("*"), keys.result("*")
 
 # What a word of a script, or a function of keys.py, stands for.

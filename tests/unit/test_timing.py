@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue.timing import timings
+from genqueue.registry.timing import timings
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from genqueue import calls, keys, outcome
-from genqueue.calls import Call, Claim, said
+from genqueue import keys
 from genqueue.errors import RedisUnavailableError, StoreError
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Call, Claim, said
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import Outcome, Token, ToolCallDelta
 from genqueue_worker.metrics import AttemptMeter, Metrics
@@ -353,7 +354,7 @@ async def test_an_end_waits_for_what_is_in_flight_and_takes_what_is_not(desk: De
     push(outbox, "a")
     await desk.until(lambda: desk.shelf.in_flight)
     push(outbox, "b")
-    end = outcome.failed("g", "default", outbox.take(), Outcome(error="failed", message="m"), date_done="now")
+    end = endings.failed("g", "default", outbox.take(), Outcome(error="failed", message="m"), date_done="now")
     ending = asyncio.create_task(desk.writer.last(outbox, calls.finish(end, log_ttl_s=1, result_ttl_s=1, keep_s=60)))
     await desk.settle()
     assert desk.shelf.others == []
@@ -368,7 +369,7 @@ async def test_an_end_waits_for_what_is_in_flight_and_takes_what_is_not(desk: De
 
 async def test_an_end_outlasts_a_redis_that_is_away(desk: Desk):
     desk.shelf.failures = [RedisUnavailableError("h", 1, "gone")]
-    end = outcome.cancelled("g", "default", date_done="now")
+    end = endings.cancelled("g", "default", date_done="now")
     async with asyncio.timeout(5):
         assert await desk.writer.last(None, calls.finish(end, log_ttl_s=1, result_ttl_s=1, keep_s=60)) == "ok"
     assert len(desk.shelf.tried) == 2

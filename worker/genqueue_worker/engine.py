@@ -23,12 +23,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from genqueue import calls, keys, outcome
-from genqueue.calls import Claim, End, Flush, NotClaimed
+from genqueue import keys
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import Claim, End, Flush, NotClaimed
+from genqueue.registry.timing import Timings, timings
 from genqueue.settings import Settings
 from genqueue.store import AsyncStore, LiveHub, T, end_tasks
-from genqueue.timing import Timings, timings
 from genqueue.tracing import valid_traceparent
 from genqueue.wire.messages import PARTS, GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue_worker import final_text
@@ -332,7 +333,7 @@ class Engine:
         if generator not in self.generators:
             if foreign is None:
                 return NotOurs("elsewhere")
-            rejected = outcome.rejection(f"generator {generator!r} is not served by the worker that got the message")
+            rejected = endings.rejection(f"generator {generator!r} is not served by the worker that got the message")
             return await self._answered(generation_id, generator, rejected)
         if foreign is not None:
             adopted = await self._adopt(generation_id, generator, foreign, traceparent)
@@ -356,7 +357,7 @@ class Engine:
             if claim.reason == "expired":
                 return await self._refuse(generation_id, generator, _expired("before an attempt could begin", claim))
             if claim.reason == "incomplete":
-                return await self._refuse(generation_id, generator, outcome.incomplete(claim.missing))
+                return await self._refuse(generation_id, generator, endings.incomplete(claim.missing))
             return self._not_claimed(generation_id, generator, claim)
         try:
             request = GenerationRequest.model_validate_json(claim.request)
@@ -364,7 +365,7 @@ class Engine:
             unknown = unknown_here(error)
             if unknown is not None:
                 return await self._leave_to_newer(generation_id, generator, claim, unknown)
-            return await self._refuse(generation_id, generator, outcome.rejection("; ".join(describe(error, PARTS))))
+            return await self._refuse(generation_id, generator, endings.rejection("; ".join(describe(error, PARTS))))
         configured = self.generators[generator]
         max_attempts = configured.settings.max_attempts
         parameters = configured.parameters(request)
@@ -456,14 +457,14 @@ class Engine:
         except UpstreamError as error:
             return await self._failed(work, error.facts, is_continued=isinstance(start, Continue))
         except ReplyTooLongError as error:
-            return await self._fail(work, outcome.rejection(str(error)))
+            return await self._fail(work, endings.rejection(str(error)))
         except TimeoutError:
             lost = self._running[work.generation_id].lost
             if lost is None:
                 # What brought text was slow, whatever earlier attempts met.
                 met = claim.met if outbox.completion_tokens == outbox.earlier_tokens else ()
                 unreached = "" if configured.upstream.is_available else configured.upstream.unreached
-                return await self._fail(work, outcome.expired("while it ran", met, unreached))
+                return await self._fail(work, endings.expired("while it ran", met, unreached))
             if lost == HANDED_OVER:
                 return await self._release(work, AT_ONCE, None)
             # Nothing is left on its way: to a Redis that forgot, this worker's next attempt may have the same number.
@@ -503,7 +504,7 @@ class Engine:
             if request.generator != generator:
                 raise InvalidRequestError(f"generator {request.generator!r} is not served from queue {generator!r}")
         except InvalidRequestError as error:
-            rejected = outcome.rejection(str(error))
+            rejected = endings.rejection(str(error))
             return await self._answered(generation_id, generator, rejected)
         if await self._writer.insist(calls.has_result(generation_id)):
             return NotOurs("known")  # another Celery task's id, or it ended before
@@ -521,11 +522,11 @@ class Engine:
         return None
 
     async def _refuse_message(self, generation_id: str, generator: str, reason: str) -> None:
-        answer = await self._answer(generation_id, generator, outcome.rejection(reason))
+        answer = await self._answer(generation_id, generator, endings.rejection(reason))
         self._tell_stillborn(generation_id, generator, "rejected", answer)
 
     async def _expire_message(self, generation_id: str, generator: str) -> None:
-        expired = outcome.expired("before a worker had the message (expires)")
+        expired = endings.expired("before a worker had the message (expires)")
         answer = await self._answer(generation_id, generator, expired)
         self._tell_stillborn(generation_id, generator, "expired", answer)
 
@@ -538,7 +539,7 @@ class Engine:
 
     async def _answer(self, generation_id: str, generator: str, reason: Outcome) -> str:
         """Register what is no request, or one too late, only to end it; what has that id already is left alone."""
-        end = outcome.failed(generation_id, generator, None, reason, date_done=_now_iso())
+        end = endings.failed(generation_id, generator, None, reason, date_done=_now_iso())
         return await self._end(None, replace(end, stillborn=True))
 
     async def _answered(self, generation_id: str, generator: str, rejected: Outcome) -> Ended | NotOurs:
@@ -603,7 +604,7 @@ class Engine:
             return NotOurs(found.reason)
         self._told.add(generation_id)
         self.metrics.ended(generator, found.reason)
-        return Ended(outcome.CANCELLED)
+        return Ended(endings.CANCELLED)
 
     def _discard_soon(self, generator: str) -> None:
         if generator not in self._discarding:
@@ -672,7 +673,7 @@ class Engine:
             timings=self._timings(work),
         )
         result = GenerationResult(replies=[text], meta=[meta])
-        end = outcome.finished(work.generation_id, work.generator, outbox.take(), result, date_done=_now_iso())
+        end = endings.finished(work.generation_id, work.generator, outbox.take(), result, date_done=_now_iso())
         answer = await self._end(outbox, end)
         return Done(result) if answer == "ok" else _not_ours(answer)
 
@@ -734,13 +735,13 @@ class Engine:
         }
         reason = reason.model_copy(update={"detail": detail | reason.detail})
         last = work.outbox.take()
-        end = outcome.failed(work.generation_id, work.generator, last, reason, date_done=_now_iso())
+        end = endings.failed(work.generation_id, work.generator, last, reason, date_done=_now_iso())
         answer = await self._end(work.outbox, end)
         return Ended(reason) if answer == "ok" else _not_ours(answer)
 
     async def _refuse(self, generation_id: str, generator: str, reason: Outcome) -> Ended | NotOurs:
         """End a generation without an attempt."""
-        answer = await self._end(None, outcome.failed(generation_id, generator, None, reason, date_done=_now_iso()))
+        answer = await self._end(None, endings.failed(generation_id, generator, None, reason, date_done=_now_iso()))
         return Ended(reason) if answer == "ok" else _not_ours(answer)
 
     async def _end(self, outbox: Outbox | None, end: End) -> str:
@@ -751,7 +752,7 @@ class Engine:
             end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
         )
         answer = await self._writer.last(outbox, call)
-        if answer == "ok" and end.outcome != outcome.CANCELLED:  # that is counted where it ran, or was to
+        if answer == "ok" and end.outcome != endings.CANCELLED:  # that is counted where it ran, or was to
             self.metrics.ended(end.generator, end.outcome.error if end.outcome else "finished")
         return answer
 
@@ -764,7 +765,7 @@ class Engine:
         generator = "default"
         with contextlib.suppress(StoreError):  # its key is of another type: what can be done of the end will be
             generator = await self._writer.insist(calls.read_home(generation_id))
-        end = outcome.cancelled(generation_id, generator, date_done=_now_iso())
+        end = endings.cancelled(generation_id, generator, date_done=_now_iso())
         if await self._end(None, end) == "gone":
             # Its message, which may bring the request itself, is still to come: it shall find it cancelled.
             await self._end(None, replace(end, stillborn=True))
@@ -898,7 +899,7 @@ def _gave_up(claim: Claim) -> Outcome:
 
 def _expired(where: str, found: NotClaimed) -> Outcome:
     """The end of a generation that was too late for another attempt."""
-    reason = outcome.expired(where, found.met)
+    reason = endings.expired(where, found.met)
     return reason.model_copy(update={"detail": {"errors": found.met, **reason.detail}})
 
 
@@ -933,7 +934,7 @@ def _way(ended: Done | Ended | NotOurs) -> str:
 
 def _not_ours(reason: str) -> Ended | NotOurs:
     """What a task says whose generation somebody else ended or has taken over."""
-    return Ended(outcome.CANCELLED) if reason == "cancelled" else NotOurs(reason)
+    return Ended(endings.CANCELLED) if reason == "cancelled" else NotOurs(reason)
 
 
 def _log_failure(done: "Future[Any] | asyncio.Future[Any]") -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Set
 from datetime import UTC, datetime
 from typing import Any
 
-from genqueue import calls, outcome
-from genqueue.calls import End, Found, Health, Swept
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.places import places
+from genqueue.registry import calls, endings
+from genqueue.registry.calls import End, Found, Health, Swept
 from genqueue.settings import Settings
 from genqueue.store import Store, T
 from genqueue_worker.health import Pulse
@@ -225,10 +225,10 @@ class LeaseKeeper:
         """End what was found that nobody can run, or that is too late."""
         settings, now = self._settings, datetime.now(UTC).isoformat()
         why = self._unreached({each.generator for each in found.expired if not each.met})
-        ends = [outcome.overdue(each, date_done=now, trouble=why.get(each.generator, "")) for each in found.expired]
+        ends = [endings.overdue(each, date_done=now, trouble=why.get(each.generator, "")) for each in found.expired]
         for each in found.incomplete:
-            reason = outcome.incomplete(each.missing)
-            ends.append(outcome.failed(each.generation_id, each.generator, None, reason, date_done=now))
+            reason = endings.incomplete(each.missing)
+            ends.append(endings.failed(each.generation_id, each.generator, None, reason, date_done=now))
         # What was ended and not answered is asked for again, or nobody would tell of it: to end it twice does no harm.
         ends = self._unanswered = list({end.generation_id: end for end in (*self._unanswered, *ends)}.values())
         if not ends:

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from genqueue.calls import Claim
 from genqueue.keys import queue
-from genqueue.timing import Timings
+from genqueue.registry.calls import Claim
+from genqueue.registry.timing import Timings
 from genqueue.tracing import attributes_of, context_of, fail, messaging, open_tracer
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.messages import GenerationRequest

@@ -7,7 +7,7 @@ from celery.exceptions import Ignore
 
 from genqueue.errors import GenerationFailedError
 from genqueue.keys import PRIORITIES, QUEUE_PREFIX
-from genqueue.outcome import ENDINGS
+from genqueue.registry.endings import ENDINGS
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue_worker.app import app, runtime

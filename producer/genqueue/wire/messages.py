@@ -510,7 +510,7 @@ class GenerationResult(BaseModel):
     (``prompt_tokens`` and ``completion_tokens``, each None where nobody knows: the server does not say, or the text
     was continued by deltas that are no tokens),
     ``completion_start_time`` (ISO 8601, UTC; None for an empty text), ``generator``,
-    ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.timing.timings`).  It has ``lost_characters``
+    ``endpoint``, ``attempts`` and ``timings`` (:func:`genqueue.registry.timing.timings`).  It has ``lost_characters``
     (``count`` and ``why``) if the endpoint's bytes spelt no UTF-8, or it declared another charset.  A chat's
     may also hold ``tool_calls``, as OpenAI has them, functions' and custom tools', each with an id,
     ``unreadable_tool_calls`` (the places among them, from 0, of functions whose arguments are no JSON object),

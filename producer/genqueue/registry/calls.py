@@ -17,7 +17,6 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from genqueue import keys
-from genqueue.doorbell import doorbell_message, doorbell_template
 from genqueue.errors import (
     GenerationNotFoundError,
     IdempotencyConflictError,
@@ -26,7 +25,8 @@ from genqueue.errors import (
     StoreError,
     UnknownGeneratorError,
 )
-from genqueue.lifecycle import FINAL, State, Transition, sources
+from genqueue.registry.doorbell import doorbell_message, doorbell_template
+from genqueue.registry.lifecycle import FINAL, State, Transition, sources
 from genqueue.tracing import valid_traceparent
 from genqueue.wire.messages import (
     PARTS,
@@ -78,7 +78,7 @@ class Script:
 
 def _read_scripts() -> dict[str, Script]:
     """All scripts of ``lua/`` by name, each behind the functions that all share."""
-    folder = files("genqueue") / "lua"
+    folder = files("genqueue.registry") / "lua"
     common = (folder / "common.lua").read_text("utf-8")
     sources = {
         file.name.removesuffix(".lua"): common + file.read_text("utf-8")
@@ -723,8 +723,8 @@ class Found:
     """What one sweep found, and only this sweeper did.
 
     ``astray`` are the ids that were rung for, in the order in which they are to be taken;
-    ``expired`` must be ended (:func:`genqueue.outcome.overdue`), and so must ``incomplete``, whose records lack what it
-    takes to run them (:func:`genqueue.outcome.incomplete`).
+    ``expired`` must be ended (:func:`genqueue.registry.endings.overdue`), and so must ``incomplete``, whose records
+    lack what it takes to run them (:func:`genqueue.registry.endings.incomplete`).
     """
 
     astray: list[str]

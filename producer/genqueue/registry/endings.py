@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genqueue import errors
-from genqueue.calls import End, Flush, Overdue, Record, Said
-from genqueue.lifecycle import State, Transition
-from genqueue.timing import Timings, timings
+from genqueue.registry.calls import End, Flush, Overdue, Record, Said
+from genqueue.registry.lifecycle import State, Transition
+from genqueue.registry.timing import Timings, timings
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.messages import (
     Chunk,

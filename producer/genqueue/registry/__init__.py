@@ -1,0 +1,1 @@
+"""Every conversation with Redis, as values; the scripts are in ``lua/``."""
