@@ -24,8 +24,8 @@ import redis
 import typer
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings, output
+from genqueue.connection.store import AsyncStore
 from genqueue.registry.lifecycle import State
-from genqueue.store import AsyncStore
 from genqueue_ops.chaos_company import Company
 from genqueue_ops.chaos_delays import Delays, cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away
 from genqueue_ops.chaos_leftovers import grown, left_over, look, sockets_of, usage_of

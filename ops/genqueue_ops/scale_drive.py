@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from genqueue.connection.store import AsyncStore
 from genqueue.registry import calls
-from genqueue.store import AsyncStore
 from genqueue_ops import scale_costs
 from genqueue_ops.processes import Child
 from genqueue_ops.scale_costs import Gauge

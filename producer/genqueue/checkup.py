@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from genqueue import doctor
-from genqueue.address import read_address, secrets_of, without_secrets
+from genqueue.connection.address import read_address, secrets_of, without_secrets
+from genqueue.connection.store import Store
 from genqueue.doctor import EndpointSeen, Facts, FileSeen, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.masking import shown_path
@@ -38,7 +39,6 @@ from genqueue.settings import (
     read_settings_file,
     settings_file,
 )
-from genqueue.store import Store
 
 _STEP_S = 3.0
 _LOOK_S = 5.0

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 from genqueue import keys, plans
+from genqueue.connection.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
 from genqueue.places import places
 from genqueue.plans import Deadline, ItemT, Patience, Plan, Wait
@@ -24,7 +25,6 @@ from genqueue.registry import calls
 from genqueue.registry.calls import Accepted, Call, Overview, WorkerStatus
 from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.settings import Settings, load_settings
-from genqueue.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 from genqueue.tracing import Origin, receiving, sending
 from genqueue.wire.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from genqueue.address import without_secrets
+from genqueue.connection.address import without_secrets
 from genqueue.settings import GeneratorSettings
 
 _PORTS = {"http": 80, "https": 443}

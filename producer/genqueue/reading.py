@@ -17,10 +17,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Self
 
+from genqueue.connection.store import ENDED, AsyncStore, Inbox, LiveHub, LoopThread, Store
 from genqueue.errors import GenqueueError, RedisUnavailableError, StreamRestartedError
 from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan, Wait
 from genqueue.registry.calls import Call
-from genqueue.store import ENDED, AsyncStore, Inbox, LiveHub, LoopThread, Store
 
 _RETRY_S = 0.3
 _POLL_S = 5.0

@@ -34,7 +34,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from genqueue.address import TLS_FILES, read_address, without_secrets
+from genqueue.connection.address import TLS_FILES, read_address, without_secrets
 from genqueue.errors import ConfigError
 from genqueue.keys import GENERATOR_NAME
 from genqueue.masking import is_token, looks_secret, shown, shown_path

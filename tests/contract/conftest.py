@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from genqueue import keys
+from genqueue.connection.store import AsyncStore, LoopThread, Store
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed, Overdue
 from genqueue.registry.lifecycle import State
-from genqueue.store import AsyncStore, LoopThread, Store
 from genqueue.wire.messages import GenerationResult, Outcome, Token, chunk_body, read_request
 from genqueue_ops.local_redis import LocalRedis, local_redis
 

@@ -35,11 +35,11 @@ from genqueue import (
     UnknownGeneratorError,
     keys,
 )
+from genqueue.connection.store import LoopThread, Store
 from genqueue.places import places
 from genqueue.registry import calls
 from genqueue.registry.calls import Flush, said
 from genqueue.registry.lifecycle import State
-from genqueue.store import LoopThread, Store
 from genqueue.wire.messages import chunk_body
 from genqueue_ops.local_redis import local_redis
 

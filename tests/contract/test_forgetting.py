@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from genqueue import keys
+from genqueue.connection.store import AsyncStore, T
 from genqueue.errors import RedisUnavailableError
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Call, Claim
 from genqueue.registry.lifecycle import State
 from genqueue.settings import GeneratorSettings
-from genqueue.store import AsyncStore, T
 from genqueue.wire.messages import GenerationResult, Outcome, Token
 from genqueue_worker.metrics import AttemptMeter, Metrics
 from genqueue_worker.writer import Outbox, Writer

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from genqueue.connection.store import LiveHub, shared_hub
 from genqueue.errors import RedisUnavailableError
-from genqueue.store import LiveHub, shared_hub
 from genqueue_ops.local_redis import local_redis
 
 from .conftest import only_real_redis

@@ -15,10 +15,10 @@ import pytest
 import redis
 
 from genqueue import keys
+from genqueue.connection.store import AsyncStore, LiveHub, LoopThread, Store
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
 from genqueue.registry import calls
 from genqueue.registry.calls import Call
-from genqueue.store import AsyncStore, LiveHub, LoopThread, Store
 from genqueue_ops.local_redis import LocalRedis, local_redis
 
 from .conftest import until
@@ -88,7 +88,7 @@ async def test_who_sends_much_and_has_not_said_who_it_is_is_told_the_same(locked
 KNOCKS = """
 import itertools, signal, sys
 from genqueue.registry import calls
-from genqueue.store import Store
+from genqueue.connection.store import Store
 
 is_armed = False
 

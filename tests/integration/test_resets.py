@@ -10,8 +10,8 @@ import pytest
 import uvloop
 
 from genqueue import RedisUnavailableError
+from genqueue.connection.store import AsyncStore
 from genqueue.registry import calls
-from genqueue.store import AsyncStore
 
 _AT_ONCE, _ROUNDS = 40, 5
 

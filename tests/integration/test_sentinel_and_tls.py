@@ -14,8 +14,8 @@ import pytest
 from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
+from genqueue.connection.store import LiveHub
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.store import LiveHub
 from genqueue_ops.local_redis import find_redis_server
 
 from .redis_servers import PASSWORD, SENTINEL_PASSWORD, USER, Certificates, Family, Server, data_lines, sentinel_family

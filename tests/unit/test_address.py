@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue.address import RedisAddress, read_address
+from genqueue.connection.address import RedisAddress, read_address
 
 SECRET = "canary-0007"
 

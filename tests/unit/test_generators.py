@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from genqueue.address import without_secrets
+from genqueue.connection.address import without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request

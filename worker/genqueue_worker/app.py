@@ -19,11 +19,11 @@ from typing import Any
 from celery import Celery, signals
 
 from genqueue import keys
-from genqueue.address import read_address
+from genqueue.connection.address import read_address
+from genqueue.connection.store import Store
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.rights import Role, trials
 from genqueue.settings import Settings, load_settings, mistyped
-from genqueue.store import Store
 from genqueue.terminal import one_line
 from genqueue_worker import broker, logs, tracing
 from genqueue_worker.broker import Consumer

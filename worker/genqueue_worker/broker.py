@@ -32,10 +32,10 @@ from kombu.transport import redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
-from genqueue.address import RedisAddress, read_address
+from genqueue.connection.address import RedisAddress, read_address
+from genqueue.connection.store import refuses_for_now
 from genqueue.keys import QUEUE_PREFIX, names_a_generation
 from genqueue.settings import load_settings
-from genqueue.store import refuses_for_now
 from genqueue.wire.messages import TASK_NAME
 from genqueue_worker.health import Pulse
 from genqueue_worker.resources import lack_of

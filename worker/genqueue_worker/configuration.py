@@ -5,7 +5,7 @@ from typing import Any
 from kombu import Exchange, Queue
 
 from genqueue import keys
-from genqueue.address import read_address
+from genqueue.connection.address import read_address
 from genqueue.settings import Settings
 from genqueue_worker.broker import Consumer
 

@@ -24,12 +24,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from genqueue import keys
+from genqueue.connection.store import AsyncStore, LiveHub, T, end_tasks
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Claim, End, Flush, NotClaimed
 from genqueue.registry.timing import Timings, timings
 from genqueue.settings import Settings
-from genqueue.store import AsyncStore, LiveHub, T, end_tasks
 from genqueue.tracing import valid_traceparent
 from genqueue.wire.messages import PARTS, GenerationRequest, GenerationResult, Outcome, describe, read_request
 from genqueue_worker import final_text

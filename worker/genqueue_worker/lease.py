@@ -11,12 +11,12 @@ from collections.abc import Callable, Set
 from datetime import UTC, datetime
 from typing import Any
 
+from genqueue.connection.store import Store, T
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.places import places
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import End, Found, Health, Swept
 from genqueue.settings import Settings
-from genqueue.store import Store, T
 from genqueue_worker.health import Pulse
 from genqueue_worker.metrics import Metrics
 from genqueue_worker.report import Report

@@ -29,7 +29,7 @@ import yarl
 from huggingface_hub import set_async_client_factory
 from pydantic_core import from_json, to_json
 
-from genqueue.address import without_secrets
+from genqueue.connection.address import without_secrets
 from genqueue.no_proxy import proxy_for
 from genqueue_worker.connections import FloodError, open_session, sending, tls_context
 from genqueue_worker.error_words import read_error

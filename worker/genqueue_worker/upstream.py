@@ -18,7 +18,7 @@ import httpx2
 from huggingface_hub import AsyncInferenceClient, get_async_session
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
-from genqueue.address import secrets_of, without_secrets
+from genqueue.connection.address import secrets_of, without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.admission import Admission

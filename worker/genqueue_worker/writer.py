@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from genqueue.connection.store import T
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.registry import calls
 from genqueue.registry.calls import Call, Flush, said
-from genqueue.store import T
 from genqueue.wire.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue_worker.answers import encodable
 from genqueue_worker.metrics import AttemptMeter, Metrics

@@ -10,7 +10,7 @@ from haystack.utils import Secret
 from haystack.utils.auth import SecretType
 from haystack.utils.url_validation import is_valid_http_url
 
-from genqueue.address import without_secrets
+from genqueue.connection.address import without_secrets
 from genqueue.errors import ConfigError, UnknownGeneratorError
 from genqueue.masking import MASK, is_token
 from genqueue.places import at_place, place, toml_for

@@ -23,7 +23,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError
 
 from genqueue import keys
-from genqueue.address import RedisAddress, read_address
+from genqueue.connection.address import RedisAddress, read_address
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
 from genqueue.registry.calls import Call
 
