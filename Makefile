@@ -43,8 +43,8 @@ chaos: $(INSTALLED) ## break every part and the network under load, and check ev
 scale: $(INSTALLED) ## measure what a generation costs Redis, and say for how many GPU hosts that suffices
 	$(BIN)/genqueue scale
 
-acl: $(INSTALLED) ## renew ops/redis/users.acl from producer/genqueue/rights.py
-	$(BIN)/python -m genqueue.rights > ops/redis/users.acl
+acl: $(INSTALLED) ## renew ops/redis/users.acl from producer/genqueue/acl.py
+	$(BIN)/python -m genqueue.acl > ops/redis/users.acl
 
 pins: $(MADE) ## renew ops/*requirements.txt from pyproject.toml; versions that still fit stay
 	$(BIN)/python -m venv --clear $(VENV)/pins

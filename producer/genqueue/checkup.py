@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from genqueue import doctor
+from genqueue.acl import COMMANDS, Role, trials
 from genqueue.connection.address import read_address, secrets_of, without_secrets
 from genqueue.connection.store import Store
 from genqueue.doctor import EndpointSeen, Facts, FileSeen, Finding
@@ -29,7 +30,6 @@ from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.masking import shown_path
 from genqueue.no_proxy import proxy_for
 from genqueue.registry import calls
-from genqueue.rights import COMMANDS, Role, trials
 from genqueue.settings import (
     GeneratorSettings,
     Settings,

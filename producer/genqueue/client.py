@@ -17,8 +17,8 @@ from typing import Any, Literal, Self
 
 from genqueue import keys, plans
 from genqueue.connection.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
+from genqueue.discovery import places
 from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
-from genqueue.places import places
 from genqueue.plans import Deadline, ItemT, Patience, Plan, Wait
 from genqueue.reading import AsyncReading, Reader, Reading
 from genqueue.registry import calls
@@ -411,7 +411,7 @@ class GenerationClient:
         return self.settings.generators.keys() | self._store.run(calls.known_generators())
 
     def places(self) -> dict[str, set[str]]:
-        """For each generator where its model is (:mod:`genqueue.places`), as workers and the own settings say."""
+        """For each generator where its model is (:mod:`genqueue.discovery`), as workers and the own settings say."""
         return _places_of(self.settings, self._store.run(calls.known_places()))
 
     def close(self) -> None:

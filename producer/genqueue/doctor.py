@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from genqueue.acl import Role, Trial
 from genqueue.durations import duration
 from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
-from genqueue.rights import Role, Trial
 from genqueue.settings import Settings
 
 Level = Literal["ok", "warn", "fail"]

@@ -36,7 +36,7 @@ from genqueue import (
     keys,
 )
 from genqueue.connection.store import LoopThread, Store
-from genqueue.places import places
+from genqueue.discovery import places
 from genqueue.registry import calls
 from genqueue.registry.calls import Flush, said
 from genqueue.registry.lifecycle import State

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 
+from genqueue.acl import CELERYS, CHANNELS, COMMANDS, OURS, trials
 from genqueue.connection.store import Store
-from genqueue.rights import CELERYS, CHANNELS, COMMANDS, OURS, trials
 from genqueue_ops.local_redis import find_redis_server, free_port, local_redis
 from genqueue_ops.processes import Child
 

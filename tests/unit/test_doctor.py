@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from genqueue import doctor
+from genqueue.acl import Trial
 from genqueue.doctor import EndpointSeen, Facts, FileSeen
 from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
-from genqueue.rights import Trial
 from genqueue.settings import Settings
 
 QUEUE = QueueStatus("chat", 0, 100, None, 0, 0, 0, 1, "text_generation_inference")

@@ -7,8 +7,8 @@ import pytest
 from haystack.utils import Secret
 
 from genqueue import ConfigError, GeneratorSettings
+from genqueue.discovery import place, places
 from genqueue.haystack.target import target_of
-from genqueue.places import place, places
 
 TGI, ENDPOINT, FREE = "text_generation_inference", "inference_endpoints", "serverless_inference_api"
 DEFAULT_TOKEN = Secret.from_env_var(["HF_API_TOKEN", "HF_TOKEN"], strict=False)

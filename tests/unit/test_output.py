@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(path for part in ("producer", "worker", "ops") for path in (ROOT / part).rglob("*.py"))
 ITSELF = {"producer/genqueue/output.py"}
 NO_COMMAND = {
-    "producer/genqueue/rights.py": "make acl, of constants",
+    "producer/genqueue/acl.py": "make acl, of constants",
     "ops/genqueue_ops/haystack_calls.py": "JSON for the program that started it",
     "ops/genqueue_ops/local_redis.py": "one fixed word for the program that started it",
     "ops/genqueue_ops/scale_drive.py": "a word and ASCII JSON for the program that started it",

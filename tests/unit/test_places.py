@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from genqueue.places import at_place, place, places, toml_for
+from genqueue.discovery import at_place, place, places, toml_for
 from genqueue.settings import GeneratorSettings, Settings
 
 TGI, ENDPOINT, FREE = "text_generation_inference", "inference_endpoints", "serverless_inference_api"

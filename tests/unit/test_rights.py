@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from genqueue import keys
-from genqueue.rights import CELERYS, CHANNELS, COMMANDS, OURS, users_acl
+from genqueue.acl import CELERYS, CHANNELS, COMMANDS, OURS, users_acl
 
 ROOT = Path(__file__).parents[2]
 LUA = ROOT / "producer/genqueue/registry/lua"

@@ -19,10 +19,10 @@ from typing import Any
 from celery import Celery, signals
 
 from genqueue import keys
+from genqueue.acl import Role, trials
 from genqueue.connection.address import read_address
 from genqueue.connection.store import Store
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
-from genqueue.rights import Role, trials
 from genqueue.settings import Settings, load_settings, mistyped
 from genqueue.terminal import one_line
 from genqueue_worker import broker, logs, tracing

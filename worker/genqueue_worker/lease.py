@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genqueue.connection.store import Store, T
+from genqueue.discovery import places
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.places import places
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import End, Found, Health, Swept
 from genqueue.settings import Settings

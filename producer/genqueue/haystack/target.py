@@ -11,9 +11,9 @@ from haystack.utils.auth import SecretType
 from haystack.utils.url_validation import is_valid_http_url
 
 from genqueue.connection.address import without_secrets
+from genqueue.discovery import at_place, place, toml_for
 from genqueue.errors import ConfigError, UnknownGeneratorError
 from genqueue.masking import MASK, is_token
-from genqueue.places import at_place, place, toml_for
 from genqueue.settings import GeneratorSettings
 
 

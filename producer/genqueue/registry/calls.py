@@ -873,7 +873,7 @@ def announce(
 
     ``facts`` are a generator's, the same whoever serves it, and need ``max_queue_depth``;
     ``servers`` as in :class:`WorkerStatus`, which lives ``worker_s``; ``places`` are those that
-    this worker calls (:mod:`genqueue.places`), by generator: of several workers they add up.
+    this worker calls (:mod:`genqueue.discovery`), by generator: of several workers they add up.
     """
     calls_at = [f"{name} {place}" for name, found in (places or {}).items() for place in found]
     arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:], to_json(calls_at)]

@@ -219,7 +219,7 @@ def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], lis
 _HEAD = """\
 # Who may do what in genqueue's Redis (7 or newer); SECURITY.md says what that keeps whom from.
 #
-# `make acl` makes this file from producer/genqueue/rights.py.  No password is in here: start.sh puts each behind its
+# `make acl` makes this file from producer/genqueue/acl.py.  No password is in here: start.sh puts each behind its
 # user, and makes one line of each user's.  A script needs the right to name its keys, which the selector with eval
 # gives; each command inside it is checked again, against the selectors that hold the command.
 # /0. in the names of Celery's channels is the number of the database: change it with that of the url.
