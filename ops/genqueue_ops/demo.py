@@ -25,7 +25,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from genqueue import output
-from genqueue.client import Generation, GenerationClient
+from genqueue.client.sync import Generation, GenerationClient
 from genqueue.errors import GenqueueError
 from genqueue.wire.messages import Chunk, GenerationResult
 from genqueue_ops.local_redis import Kind, local_redis

@@ -3,7 +3,8 @@
 import sys
 
 try:
-    from genqueue.client import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
+    from genqueue.client.reading import AsyncReading, Reading
+    from genqueue.client.sync import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
     from genqueue.errors import (
         ConfigError,
         GenerationCancelledError,
@@ -25,7 +26,6 @@ try:
         StreamRestartedError,
         UnknownGeneratorError,
     )
-    from genqueue.reading import AsyncReading, Reading
     from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
     from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
     from genqueue.registry.lifecycle import State

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from genqueue import errors, glance, output
-from genqueue.client import Generation, GenerationClient
+from genqueue.client.sync import Generation, GenerationClient
 from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError
 from genqueue.registry.calls import Overview
 from genqueue.registry.lifecycle import State

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from genqueue import keys, plans
+from genqueue import keys
+from genqueue.client import flows
 from genqueue.errors import GenerationExpiredError
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Found, NotClaimed, Overdue
@@ -259,7 +260,7 @@ def waited(generation_id):
 
 def end_of(registry, generation_id):
     """The error that whoever asks for its result is given."""
-    plan = plans.result(generation_id)
+    plan = flows.result(generation_id)
     answer = None
     with pytest.raises(GenerationExpiredError) as ended:
         while True:

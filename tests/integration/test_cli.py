@@ -909,9 +909,9 @@ def test_the_worker_starts_by_our_command_too(
 
 def test_an_unexpected_error_is_one_line_unless_asked_for_more(genqueue, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import genqueue.client\n"
+        "import genqueue.client.sync\n"
         "def broken(*args, **kwargs): raise KeyError('gone')\n"
-        "genqueue.client.GenerationClient.submit = broken\n"
+        "genqueue.client.sync.GenerationClient.submit = broken\n"
     )
     done = genqueue("submit", "x", PYTHONPATH=str(tmp_path))
     assert (done.returncode, "unexpected KeyError: 'gone'" in only_line(done)) == (ExitCode.FAILURE, True)

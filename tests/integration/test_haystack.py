@@ -495,7 +495,7 @@ def test_a_pipeline_is_written_down_and_read_again_and_runs(standin, ask):
 
 def test_only_our_components_are_allowed_into_pipelines():
     with pytest.raises(DeserializationError, match="genqueue"):
-        Pipeline.loads("components: {x: {type: genqueue.client.GenerationClient, init_parameters: {}}}")
+        Pipeline.loads("components: {x: {type: genqueue.client.sync.GenerationClient, init_parameters: {}}}")
 
 
 def test_a_chat_reaches_the_server_as_it_was_meant(made, ask, standin):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from genqueue.delivery import Continuing, Marking
+from genqueue.client.delivery import Continuing, Marking
 from genqueue.errors import StreamRestartedError
 from genqueue.wire.messages import Chunk, Reset, Token, ToolCallDelta, join_tool_calls
 

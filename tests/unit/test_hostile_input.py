@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu.utils.json import loads
 
+from genqueue.client.follower import Follower
 from genqueue.errors import InvalidRequestError, StoreError
 from genqueue.registry.calls import read_log
-from genqueue.sequence import Follower
 from genqueue.wire.messages import GenerationRequest, read_event, read_events, read_request
 from genqueue_worker.broker import ExpiredError, check_call, is_celery_message, is_order
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from genqueue import errors, plans
-from genqueue.plans import WAIT, Deadline, Patience, Plan
+from genqueue import errors
+from genqueue.client import flows
+from genqueue.client.flows import WAIT, Deadline, Patience, Plan
 from genqueue.registry import calls
 from genqueue.registry.calls import Call, Record, Said
 from genqueue.registry.lifecycle import State
@@ -115,27 +116,27 @@ def registry() -> Registry:
 
 def test_a_reader_from_the_beginning_hears_each_message_and_asks_no_more_than_needed(registry):
     registry.on_wait = [lambda: registry.add("a"), lambda: registry.add("b", "c"), registry.finish]
-    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b", "c"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["a", "b", "c"]
     assert registry.asked == ["log", "record", "wait", "wait", "wait", "record"]
 
 
 def test_a_late_reader_gets_the_log_and_then_the_messages(registry):
     registry.add("a", "b")
     registry.on_wait = [lambda: registry.add("c"), registry.finish]
-    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b", "c"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["a", "b", "c"]
 
 
 def test_a_reader_after_the_end_gets_all_of_it_and_never_waits(registry):
     registry.add("a", "b")
     registry.finish()
-    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["a", "b"]
     assert "wait" not in registry.asked
 
 
 def test_a_log_of_many_pages_is_read_to_its_end(registry):
     registry.add(*(f"{number} " for number in range(2500)))
     registry.finish()
-    assert "".join(texts(registry.read(plans.stream(ID, 0)))) == registry.text
+    assert "".join(texts(registry.read(flows.stream(ID, 0)))) == registry.text
     assert registry.asked.count("log") == 3
 
 
@@ -143,7 +144,7 @@ def test_a_log_of_many_pages_is_read_to_its_end(registry):
 def test_from_seq_resumes_behind_what_was_read(registry, from_seq):
     registry.add("a", "b", "c")
     registry.finish()
-    assert texts(registry.read(plans.stream(ID, from_seq))) == ["a", "b", "c"][from_seq:]
+    assert texts(registry.read(flows.stream(ID, from_seq))) == ["a", "b", "c"][from_seq:]
 
 
 def test_a_lost_message_is_made_good_from_the_log(registry):
@@ -152,7 +153,7 @@ def test_a_lost_message_is_made_good_from_the_log(registry):
         return registry.add("b")
 
     registry.on_wait = [lambda: registry.add("a"), lose_one, registry.finish]
-    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "lost", "b"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["a", "lost", "b"]
 
 
 @pytest.mark.parametrize("swallowed", [1, 3])
@@ -162,7 +163,7 @@ def test_a_silence_makes_the_reader_look_for_itself(registry, swallowed):
         registry.finish()
 
     registry.on_wait = [None] * swallowed + [happen_unheard]
-    assert texts(registry.read(plans.stream(ID, 0))) == ["a"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["a"]
 
 
 def test_a_lost_connection_in_the_middle_repeats_nothing(registry):
@@ -170,7 +171,7 @@ def test_a_lost_connection_in_the_middle_repeats_nothing(registry):
         registry.add("b")
 
     registry.on_wait = [lambda: registry.add("a"), reconnect, lambda: registry.add("c"), registry.finish]
-    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b", "c"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_a_lost_connection_in_the_middle_repeats_nothing(registry):
 )
 def test_an_alien_message_on_the_channel_is_passed_over(registry, alien):
     registry.on_wait = [alien, lambda: registry.add("a"), alien, registry.finish]
-    assert texts(registry.read(plans.stream(ID, 0))) == ["a"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["a"]
 
 
 def test_a_generation_that_ends_between_two_looks_is_read_to_its_end(registry):
@@ -189,27 +190,27 @@ def test_a_generation_that_ends_between_two_looks_is_read_to_its_end(registry):
 
     registry.add("a")
     registry.before_record = [end]
-    assert [event.type for event in registry.read(plans.follow(ID, 0))] == ["chunk", "chunk", "finished"]
+    assert [event.type for event in registry.read(flows.follow(ID, 0))] == ["chunk", "chunk", "finished"]
     assert "wait" not in registry.asked
 
 
 def test_a_generation_without_chunks_gives_its_text_as_one(registry):
     registry.text = "all of it"
     registry.on_wait = [registry.finish]
-    (only,) = registry.read(plans.stream(ID, 0))
+    (only,) = registry.read(flows.stream(ID, 0))
     assert (only.text, only.seq, only.tokens) == ("all of it", 1, ())
 
 
 def test_an_empty_text_is_no_chunk(registry):
     registry.on_wait = [registry.finish]
-    assert registry.read(plans.stream(ID, 0)) == []
+    assert registry.read(flows.stream(ID, 0)) == []
 
 
 def test_who_comes_after_the_log_is_gone_gets_the_text_as_one_chunk(registry):
     registry.add("a", "b")
     registry.finish()
     registry.forget_log()
-    assert texts(registry.read(plans.stream(ID, 0))) == ["ab"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["ab"]
 
 
 def test_who_resumes_in_a_log_that_is_gone_is_told_so(registry):
@@ -217,7 +218,7 @@ def test_who_resumes_in_a_log_that_is_gone_is_told_so(registry):
     registry.finish()
     registry.forget_log()
     with pytest.raises(errors.LogExpiredError, match="cannot resume from seq 1") as told:
-        registry.read(plans.stream(ID, 1))
+        registry.read(flows.stream(ID, 1))
     assert told.value.from_seq == 1
 
 
@@ -225,8 +226,8 @@ def test_who_had_the_last_event_already_needs_no_log(registry):
     registry.add("a")
     registry.finish()
     registry.forget_log()
-    assert registry.read(plans.stream(ID, 2)) == []
-    assert registry.read(plans.follow(ID, 2)) == []
+    assert registry.read(flows.stream(ID, 2)) == []
+    assert registry.read(flows.follow(ID, 2)) == []
 
 
 def test_who_read_half_of_a_log_that_then_goes_gets_the_rest_of_the_result(registry):
@@ -236,31 +237,31 @@ def test_who_read_half_of_a_log_that_then_goes_gets_the_rest_of_the_result(regis
         registry.forget_log()
 
     registry.on_wait = [lambda: registry.add("a"), end_unheard_and_long_ago]
-    assert texts(registry.read(plans.stream(ID, 0))) == ["a", "b"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["a", "b"]
 
 
 def test_a_log_that_lost_its_beginning_is_not_asked_for_ever(registry):
     registry.add("a", "b")
     registry.log = registry.log[1:]
     with pytest.raises(errors.LogExpiredError):
-        registry.read(plans.follow(ID, 0))
+        registry.read(flows.follow(ID, 0))
 
 
 def test_who_got_nothing_of_a_log_that_lost_its_beginning_gets_the_text_at_the_end(registry):
     registry.add("a", "b")
     registry.log = registry.log[1:]
     registry.on_wait = [lambda: registry.add("c"), registry.finish]
-    assert texts(registry.read(plans.stream(ID, 0))) == ["abc"]
+    assert texts(registry.read(flows.stream(ID, 0))) == ["abc"]
 
 
 def test_events_include_what_a_stream_leaves_out(registry):
     registry.emit({"type": "started", "at": 1.0, "worker": "w"}, {"type": "resumed"}, {"type": "reset"})
     registry.finish()
-    seen = registry.read(plans.follow(ID, 0))
+    seen = registry.read(flows.follow(ID, 0))
     assert [event.type for event in seen] == ["started", "resumed", "reset", "finished"]
 
 
-@pytest.mark.parametrize("plan", [plans.stream(ID, 0), plans.follow(ID, 0), plans.result(ID), plans.status(ID)])
+@pytest.mark.parametrize("plan", [flows.stream(ID, 0), flows.follow(ID, 0), flows.result(ID), flows.status(ID)])
 def test_an_id_that_was_never_submitted_is_not_found(registry, plan):
     registry.state = None
     with pytest.raises(errors.GenerationNotFoundError, match=ID):
@@ -286,7 +287,7 @@ def test_a_stream_that_ends_badly_gives_its_chunks_and_then_the_error(registry, 
         registry.on_wait = [lambda: registry.finish(state)]
     seen: list[Chunk] = []
     with pytest.raises(expected) as raised:
-        registry.read(plans.stream(ID, 0), seen)
+        registry.read(flows.stream(ID, 0), seen)
     assert texts(seen) == ["par", "tial"]
     assert raised.value.partial_text == "partial"
     assert raised.value.usage["completion_tokens"] == 4
@@ -298,19 +299,19 @@ def test_a_result_that_will_not_come_is_the_error_with_the_partial_text(registry
     registry.add("partial")
     registry.on_wait = [b"whatever is published", lambda: registry.finish(state)]
     with pytest.raises(expected, match="words") as raised:
-        registry.read(plans.result(ID))
+        registry.read(flows.result(ID))
     assert raised.value.partial_text == "partial"
 
 
 def test_a_result_is_waited_for_and_then_read(registry):
     registry.add("a")
     registry.on_wait = [None, b"alien", registry.finish]
-    assert registry.read(plans.result(ID)) == [GenerationResult(replies=["a"], meta=[{}])]
+    assert registry.read(flows.result(ID)) == [GenerationResult(replies=["a"], meta=[{}])]
 
 
 def test_a_result_that_is_there_needs_one_look(registry):
     registry.finish()
-    assert len(registry.read(plans.result(ID))) == 1
+    assert len(registry.read(flows.result(ID))) == 1
     assert registry.asked == ["result"]
 
 
@@ -318,12 +319,12 @@ def test_a_result_that_expired_before_its_record_is_not_found(registry):
     registry.finish()
     registry.result = None
     with pytest.raises(errors.GenerationNotFoundError):
-        registry.read(plans.result(ID))
+        registry.read(flows.result(ID))
 
 
 def test_a_negative_from_seq_is_refused(registry):
     with pytest.raises(ValueError, match="from_seq is -1"):
-        registry.read(plans.stream(ID, -1))
+        registry.read(flows.stream(ID, -1))
 
 
 # --- how long a reader bears that Redis is away ----------------------------------------------
@@ -393,7 +394,7 @@ def test_what_comes_together_stays_together():
         yield WAIT
         yield ["d"]
 
-    steps, answer, batches = plans.in_batches(plan()), None, []
+    steps, answer, batches = flows.in_batches(plan()), None, []
     while True:
         try:
             step = steps.send(answer)
@@ -447,7 +448,7 @@ def begun(registry: Registry) -> Registry:
 def test_a_stream_goes_on_behind_what_was_delivered(begun, again, delivered):
     begun.on_wait = [lambda: restarted(begun), *(lambda text=text: more(begun, text) for text in again)]
     begun.on_wait.append(lambda: finished(begun))
-    chunks = begun.read(plans.stream(ID, 0))
+    chunks = begun.read(flows.stream(ID, 0))
     assert [chunk.text for chunk in chunks] == delivered
     assert "".join(delivered) == begun.result.replies[0]
     assert not any(chunk.restarts for chunk in chunks)
@@ -471,7 +472,7 @@ def test_a_stream_whose_text_becomes_another_one_says_so(begun, again, heard):
     begun.on_wait.append(lambda: finished(begun))
     left, seen = len(begun.on_wait) - 1 - heard, []
     with pytest.raises(errors.StreamRestartedError) as raised:
-        begun.read(plans.stream(ID, 0), seen)
+        begun.read(flows.stream(ID, 0), seen)
     assert texts(seen) == ["a", "b", "c"]
     assert (raised.value.delivered_text, raised.value.generation_id, raised.value.restart_seq) == ("abc", ID, 6)
     assert len(begun.on_wait) == left
@@ -480,7 +481,7 @@ def test_a_stream_whose_text_becomes_another_one_says_so(begun, again, heard):
 def test_the_new_text_is_read_from_where_the_error_says(begun):
     restarted(begun, "x", "y")
     finished(begun)
-    assert texts(begun.read(plans.stream(ID, 6))) == ["x", "y"]
+    assert texts(begun.read(flows.stream(ID, 6))) == ["x", "y"]
 
 
 def test_a_text_that_begins_anew_twice_while_the_reader_is_silent(begun):
@@ -490,7 +491,7 @@ def test_a_text_that_begins_anew_twice_while_the_reader_is_silent(begun):
         lambda: more(begun, "bcd"),
         lambda: finished(begun),
     ]
-    begun.read(plans.stream(ID, 0), seen := [])
+    begun.read(flows.stream(ID, 0), seen := [])
     assert "".join(texts(seen)) == "abcd"
 
 
@@ -498,7 +499,7 @@ def test_who_comes_after_a_restart_never_sees_what_it_made_void(begun):
     restarted(begun, "x", "y")
     finished(begun)
     for resets in (False, True):
-        assert texts(begun.read(plans.stream(ID, 0, resets=resets))) == ["x", "y"]
+        assert texts(begun.read(flows.stream(ID, 0, resets=resets))) == ["x", "y"]
 
 
 def test_who_comes_after_a_restart_far_down_a_long_log_never_sees_what_it_made_void(registry):
@@ -506,14 +507,14 @@ def test_who_comes_after_a_restart_far_down_a_long_log_never_sees_what_it_made_v
     registry.add(*(f"{number} " for number in range(2500)))
     restarted(registry, *(f"x{number} " for number in range(2500)))
     finished(registry)
-    assert "".join(texts(registry.read(plans.stream(ID, 0)))) == registry.text
+    assert "".join(texts(registry.read(flows.stream(ID, 0)))) == registry.text
 
 
 def test_the_last_chunk_of_a_long_log_comes_with_the_end(registry):
     registry.emit({"type": "started", "at": 1.0, "worker": "a"})
     registry.add(*(f"{number} " for number in range(2998)))
     registry.finish()
-    (*_, last) = registry.read(plans.batches(ID, 0))
+    (*_, last) = registry.read(flows.batches(ID, 0))
     assert [event.type for event in last[-2:]] == ["chunk", "finished"]
 
 
@@ -524,20 +525,20 @@ def test_who_resumes_before_a_restart_is_compared_with_what_an_earlier_reader_go
     seen: list[Chunk] = []
     if expected is None:
         with pytest.raises(errors.StreamRestartedError):
-            begun.read(plans.stream(ID, 3), seen)
+            begun.read(flows.stream(ID, 3), seen)
     else:
-        begun.read(plans.stream(ID, 3), seen)
+        begun.read(flows.stream(ID, 3), seen)
     assert "".join(texts(seen)) == (expected or "")
 
 
 def test_who_resumes_in_a_history_that_redis_has_forgotten_is_told_so(begun):
     with pytest.raises(errors.StreamRestartedError):
-        begun.read(plans.stream(ID, 9))
+        begun.read(flows.stream(ID, 9))
 
 
 def test_a_stream_that_asked_for_it_is_told_where_the_text_begins_anew(begun):
     begun.on_wait = [lambda: restarted(begun, "c", "d"), lambda: finished(begun)]
-    chunks = begun.read(plans.stream(ID, 0, resets=True))
+    chunks = begun.read(flows.stream(ID, 0, resets=True))
     assert [(chunk.text, chunk.restarts) for chunk in chunks] == [
         *((text, False) for text in "abc"),
         ("c", True),
@@ -550,21 +551,21 @@ def test_a_stream_that_ends_before_the_new_text_gives_the_error_it_ended_with(be
     begun.on_wait = [lambda: restarted(begun), lambda: begun.finish(State.CANCELLED)]
     seen: list[Chunk] = []
     with pytest.raises(errors.GenerationCancelledError):
-        begun.read(plans.stream(ID, 0, resets=resets), seen)
+        begun.read(flows.stream(ID, 0, resets=resets), seen)
     told = [(chunk.text, chunk.restarts) for chunk in seen]
     assert told == [("a", False), ("b", False), ("c", False), *([("", True)] if resets else [])]
 
 
 def test_batches_join_to_one_text_unless_asked_for_resets(begun):
     begun.on_wait = [lambda: restarted(begun, "ab"), lambda: more(begun, "cd"), lambda: finished(begun)]
-    batches = begun.read(plans.batches(ID, 0))
+    batches = begun.read(flows.batches(ID, 0))
     assert [[getattr(event, "text", event.type) for event in batch] for batch in batches] == [
         ["started", "a", "b", "c"],
         ["started"],
         ["d"],
         ["finished"],
     ]
-    assert [event.type for batch in begun.read(plans.batches(ID, 0, resets=True)) for event in batch] == [
+    assert [event.type for batch in begun.read(flows.batches(ID, 0, resets=True)) for event in batch] == [
         event.type for event in begun.log
     ]
 
@@ -573,7 +574,7 @@ def test_batches_of_another_text_end_with_the_error(begun):
     begun.on_wait = [lambda: restarted(begun, "x")]
     seen: list[list[Event]] = []
     with pytest.raises(errors.StreamRestartedError):
-        begun.read(plans.batches(ID, 0), seen)
+        begun.read(flows.batches(ID, 0), seen)
     assert [event.type for event in seen[-1]] == ["started"]
 
 
@@ -584,8 +585,8 @@ def test_an_event_of_a_kind_that_came_later_is_told_by_events_and_passed_over_by
         return message if is_heard else None
 
     for plan, seen in (
-        (plans.stream(ID, 0), ["a", "b"]),
-        (plans.follow(ID, 0), ["chunk", "paused", "chunk", "finished"]),
+        (flows.stream(ID, 0), ["a", "b"]),
+        (flows.follow(ID, 0), ["chunk", "paused", "chunk", "finished"]),
     ):
         registry.__init__()
         registry.on_wait = [happen, lambda: registry.add("b"), registry.finish]
@@ -605,7 +606,7 @@ def contradictory(registry: Registry) -> Registry:
 
 
 def test_the_second_time_that_a_log_is_no_one_history_is_an_error(contradictory):
-    for plan in (plans.follow(ID, 0), plans.batches(ID, 0)):
+    for plan in (flows.follow(ID, 0), flows.batches(ID, 0)):
         contradictory.asked = []
         with pytest.raises(errors.LogBrokenError, match=ID):
             contradictory.read(plan)
@@ -615,32 +616,32 @@ def test_the_second_time_that_a_log_is_no_one_history_is_an_error(contradictory)
 @pytest.mark.parametrize("resets", [False, True])
 def test_a_stream_of_a_log_that_is_no_one_history_gives_the_text_of_the_result(contradictory, resets):
     contradictory.on_wait = [None, lambda: more(contradictory, "c"), contradictory.finish]
-    assert texts(contradictory.read(plans.stream(ID, 0, resets=resets))) == ["abc"]
+    assert texts(contradictory.read(flows.stream(ID, 0, resets=resets))) == ["abc"]
     assert contradictory.asked.count("log") <= 4
     assert contradictory.asked.count("record") == 3  # at first, after a silence, and at the end
 
 
 def test_a_stream_that_has_read_on_is_told_that_the_log_is_no_one_history(contradictory):
     with pytest.raises(errors.LogBrokenError):
-        contradictory.read(plans.stream(ID, 1))
+        contradictory.read(flows.stream(ID, 1))
 
 
 def test_a_log_that_ends_without_an_end_is_no_whole_one(registry):
     registry.emit({"type": "started", "at": 1.0, "worker": "a"}, {"type": "chunk", "text": "a"})
     registry.finish()
     registry.log, registry.seq = registry.log[:-1], registry.seq - 1
-    for plan in (plans.follow(ID, 0), plans.batches(ID, 0)):
+    for plan in (flows.follow(ID, 0), flows.batches(ID, 0)):
         with pytest.raises(errors.LogBrokenError):
             registry.read(plan)
     registry.result = GenerationResult(replies=["abc"], meta=[{}])
-    assert texts(registry.read(plans.stream(ID, 0))) == ["abc"]
-    assert registry.read(plans.follow(ID, 2)) == []
+    assert texts(registry.read(flows.stream(ID, 0))) == ["abc"]
+    assert registry.read(flows.follow(ID, 2)) == []
 
 
 def test_an_end_of_a_kind_that_came_later_is_one(registry):
     registry.emit({"type": "chunk", "text": "a"}, {"type": "concluded"})
     registry.state = State.FINISHED
-    assert [event.type for event in registry.read(plans.follow(ID, 0))] == ["chunk", "concluded"]
+    assert [event.type for event in registry.read(flows.follow(ID, 0))] == ["chunk", "concluded"]
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["while-listening", "by-the-log-only"])
@@ -661,7 +662,7 @@ def test_a_reader_of_a_history_that_redis_forgot_begins_anew(registry, is_told):
         return came if is_told else None
 
     registry.on_wait = [message, forget]
-    chunks = registry.read(plans.stream(ID, 0, resets=True))
+    chunks = registry.read(flows.stream(ID, 0, resets=True))
     assert texts(chunks) == ["a", "b", "c", "d", "e", "f", "a", "b", "CD"]
     assert [chunk.restarts for chunk in chunks] == [False] * 6 + [True, False, False]
 
@@ -684,10 +685,10 @@ def test_a_reader_of_a_history_that_redis_forgot_goes_on_behind_it_or_is_told(re
     registry.on_wait = [message, forget, lambda: finished(registry)]
     if expected is None:
         with pytest.raises(errors.StreamRestartedError) as raised:
-            registry.read(plans.stream(ID, 0), seen)
+            registry.read(flows.stream(ID, 0), seen)
         assert (raised.value.delivered_text, raised.value.restart_seq) == ("abcdef", 0)
     else:
-        registry.read(plans.stream(ID, 0), seen)
+        registry.read(flows.stream(ID, 0), seen)
         assert "".join(texts(seen)) == expected
 
 
@@ -711,4 +712,4 @@ def test_a_reader_that_missed_the_beginning_of_another_history_joins_no_part_of_
         *(lambda text=text: registry.add(text) for text in ("cd", "e", "f")),
         lambda: finished(registry),
     ]
-    assert "".join(texts(registry.read(plans.stream(ID, 0)))) == "abcdef"
+    assert "".join(texts(registry.read(flows.stream(ID, 0)))) == "abcdef"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue.sequence import Follower
+from genqueue.client.follower import Follower
 from genqueue.wire.messages import Cancelled, Chunk, Event, Failed, Finished, Started
 
 

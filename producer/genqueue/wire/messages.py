@@ -5,7 +5,7 @@ than misread it.  Within a version an event or an outcome may hold fields that a
 not know, and ignores; there may be kinds of events that it does not know (:class:`OtherEvent`).
 A request may not: what a worker does not know it would leave undone,
 so it rejects it, and workers are upgraded before producers (``docs/deploy.md``).  Nothing here
-holds a connection or a clock.  How events are put in order is :mod:`genqueue.sequence`'s.
+holds a connection or a clock.  How events are put in order is :mod:`genqueue.client.follower`'s.
 """
 
 import hashlib

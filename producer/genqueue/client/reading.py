@@ -3,7 +3,7 @@
 It keeps its place.  A caller whose wait for the next item was broken off (a time-out, a cancelled task, Ctrl-C) may
 ask again and misses nothing.  After an error every further item is that error, never a silent end.  A reader listens
 to its channel from its first item on, until it ends, fails, is closed or is forgotten.  What it does there is decided
-in :mod:`genqueue.plans`.
+in :mod:`genqueue.client.flows`.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Self
 
+from genqueue.client.flows import WAIT, Deadline, ItemT, Patience, Plan, Wait
 from genqueue.connection.store import ENDED, AsyncStore, Inbox, LiveHub, LoopThread, Store
 from genqueue.errors import GenqueueError, RedisUnavailableError, StreamRestartedError
-from genqueue.plans import WAIT, Deadline, ItemT, Patience, Plan, Wait
 from genqueue.registry.calls import Call
 
 _RETRY_S = 0.3

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from genqueue.delivery import Continuing, Delivery, Marking
+from genqueue.client.delivery import Continuing, Delivery, Marking
+from genqueue.client.follower import Follower
 from genqueue.errors import (
     GenerationNotFoundError,
     LogBrokenError,
@@ -24,7 +25,6 @@ from genqueue.registry import calls, endings
 from genqueue.registry.calls import Accepted, Call, Record, Said
 from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.registry.lifecycle import State
-from genqueue.sequence import Follower
 from genqueue.wire.messages import (
     Cancelled,
     Chunk,

@@ -3,7 +3,7 @@
 A reader subscribes first, reads the log, then follows the channel.  So it sees some events
 twice, and after a lost connection it misses some.  This module decides which events reach
 the caller and when the log must be read (again).  It holds no connection and no clock;
-:mod:`genqueue.plans` feeds it.
+:mod:`genqueue.client.flows` feeds it.
 
 A Redis that crashed, or gave way to its replica, may have forgotten its last writes; then
 another attempt writes other events under numbers that this reader has seen.  An attempt

@@ -3,7 +3,7 @@
 An attempt that begins anew makes void what was delivered of the one before it.  :class:`Continuing` never lets a
 reader join the two: it is silent until the new text is past what was delivered, and goes on behind it; where the
 new text is another one, it raises.  :class:`Marking` hands out everything, and marks where the text begins anew.
-Pure: :mod:`genqueue.plans` feeds them.
+Pure: :mod:`genqueue.client.flows` feeds them.
 """
 
 from collections.abc import Iterable, Sequence

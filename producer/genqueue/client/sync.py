@@ -1,6 +1,6 @@
 """What a backend service uses: submit a generation, read it live, take its result, cancel it.
 
-Two clients with the same verbs.  What they do is in :mod:`genqueue.plans`; here is only who
+Two clients with the same verbs.  What they do is in :mod:`genqueue.client.flows`; here is only who
 waits for whom.
 """
 
@@ -15,12 +15,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from genqueue import keys, plans
+from genqueue import keys
+from genqueue.client import flows
+from genqueue.client.flows import Deadline, ItemT, Patience, Plan, Wait
+from genqueue.client.reading import AsyncReading, Reader, Reading
 from genqueue.connection.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 from genqueue.discovery import places
 from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
-from genqueue.plans import Deadline, ItemT, Patience, Plan, Wait
-from genqueue.reading import AsyncReading, Reader, Reading
 from genqueue.registry import calls
 from genqueue.registry.calls import Accepted, Call, Overview, WorkerStatus
 from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
@@ -119,7 +120,7 @@ def _is_time(number: float) -> bool:
 
 
 def _cancel(generation_id: str, settings: Settings) -> Plan[bool]:
-    return plans.cancel(
+    return flows.cancel(
         generation_id,
         date_done=datetime.now(UTC).isoformat(),
         log_ttl_s=settings.log_ttl_s,
@@ -131,11 +132,11 @@ def _cancel(generation_id: str, settings: Settings) -> Plan[bool]:
 def _dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
     if limit is not None:
         _check_count("limit", limit)
-    return plans.dead_letters(generator, limit)
+    return flows.dead_letters(generator, limit)
 
 
 def _retry(generation_id: str, settings: Settings) -> Plan[str]:
-    return plans.retry(
+    return flows.retry(
         generation_id,
         str(uuid.uuid4()),
         max_queue_depths={name: own.max_queue_depth for name, own in settings.generators.items()},
@@ -182,7 +183,7 @@ class Generation:
             LogBrokenError: Redis lost a part of them.
         """
         _check_count("from_seq", from_seq)
-        return self._client._listen(_reader(self, keys.live(self.id), plans.follow(self.id, from_seq)))
+        return self._client._listen(_reader(self, keys.live(self.id), flows.follow(self.id, from_seq)))
 
     def batches(
         self, from_seq: int = 0, timeout_s: float | None = None, *, resets: bool = False
@@ -197,7 +198,7 @@ class Generation:
             LogExpiredError, LogBrokenError: as :meth:`events`.
         """
         _check_count("from_seq", from_seq)
-        plan = plans.batches(self.id, from_seq, resets=resets)
+        plan = flows.batches(self.id, from_seq, resets=resets)
         return self._client._listen(_reader(self, keys.live(self.id), plan, timeout_s))
 
     def stream(self, from_seq: int = 0, *, resets: bool = False) -> Reading[Chunk]:
@@ -220,7 +221,7 @@ class Generation:
             LogExpiredError, LogBrokenError: ``from_seq`` is not 0, and the log is gone, or Redis lost a part of it.
         """
         _check_count("from_seq", from_seq)
-        plan = plans.stream(self.id, from_seq, resets=resets)
+        plan = flows.stream(self.id, from_seq, resets=resets)
         return self._client._listen(_reader(self, keys.live(self.id), plan))
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
@@ -231,14 +232,14 @@ class Generation:
                 already); it goes on.
             GenerationError: how it ended, if not with a result; carries the partial text.
         """
-        with self._client._listen(_reader(self, keys.result(self.id), plans.result(self.id), timeout_s)) as results:
+        with self._client._listen(_reader(self, keys.result(self.id), flows.result(self.id), timeout_s)) as results:
             for found in results:
                 return found
         raise ResultTimeoutError(self.id, timeout_s or 0.0)
 
     def status(self) -> GenerationStatus:
         """Where it is now."""
-        (found,) = self._client._steps(plans.status(self.id))
+        (found,) = self._client._steps(flows.status(self.id))
         return found
 
     def cancel(self) -> bool:
@@ -373,7 +374,7 @@ class GenerationClient:
             NotDeadError: it ended otherwise or not yet, or was retried or dropped.
             GenerationNotFoundError: nothing is known of it.
         """
-        (found,) = self._steps(plans.dead_letter(self.generation(generation_id).id))
+        (found,) = self._steps(flows.dead_letter(self.generation(generation_id).id))
         return found
 
     def retry(self, generation_id: str) -> Generation:
@@ -395,7 +396,7 @@ class GenerationClient:
         Raises:
             NotDeadError, GenerationNotFoundError: as :meth:`dead_letter`; dropping it twice is no error.
         """
-        for _ in self._steps(plans.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)):
+        for _ in self._steps(flows.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)):
             pass
 
     def workers(self) -> list[WorkerStatus]:
@@ -474,25 +475,25 @@ class AsyncGeneration:
     def events(self, from_seq: int = 0) -> AsyncReading[Event]:
         """As :meth:`Generation.events`."""
         _check_count("from_seq", from_seq)
-        return self._client._listen(_reader(self, keys.live(self.id), plans.follow(self.id, from_seq)))
+        return self._client._listen(_reader(self, keys.live(self.id), flows.follow(self.id, from_seq)))
 
     def batches(
         self, from_seq: int = 0, timeout_s: float | None = None, *, resets: bool = False
     ) -> AsyncReading[list[Event]]:
         """As :meth:`Generation.batches`."""
         _check_count("from_seq", from_seq)
-        plan = plans.batches(self.id, from_seq, resets=resets)
+        plan = flows.batches(self.id, from_seq, resets=resets)
         return self._client._listen(_reader(self, keys.live(self.id), plan, timeout_s))
 
     def stream(self, from_seq: int = 0, *, resets: bool = False) -> AsyncReading[Chunk]:
         """As :meth:`Generation.stream`."""
         _check_count("from_seq", from_seq)
-        plan = plans.stream(self.id, from_seq, resets=resets)
+        plan = flows.stream(self.id, from_seq, resets=resets)
         return self._client._listen(_reader(self, keys.live(self.id), plan))
 
     async def result(self, timeout_s: float | None = None) -> GenerationResult:
         """As :meth:`Generation.result`."""
-        reader = _reader(self, keys.result(self.id), plans.result(self.id), timeout_s)
+        reader = _reader(self, keys.result(self.id), flows.result(self.id), timeout_s)
         async with self._client._listen(reader) as results:
             async for found in results:
                 return found
@@ -500,7 +501,7 @@ class AsyncGeneration:
 
     async def status(self) -> GenerationStatus:
         """As :meth:`Generation.status`."""
-        (found,) = [item async for item in self._client._steps(plans.status(self.id))]
+        (found,) = [item async for item in self._client._steps(flows.status(self.id))]
         return found
 
     async def cancel(self) -> bool:
@@ -592,7 +593,7 @@ class AsyncGenerationClient:
 
     async def dead_letter(self, generation_id: str) -> DeadLetterDetail:
         """As :meth:`GenerationClient.dead_letter`."""
-        (found,) = [item async for item in self._steps(plans.dead_letter(self.generation(generation_id).id))]
+        (found,) = [item async for item in self._steps(flows.dead_letter(self.generation(generation_id).id))]
         return found
 
     async def retry(self, generation_id: str) -> AsyncGeneration:
@@ -603,7 +604,7 @@ class AsyncGenerationClient:
     async def drop(self, generation_id: str) -> None:
         """As :meth:`GenerationClient.drop`."""
         async for _ in self._steps(
-            plans.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)
+            flows.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)
         ):
             pass
 
