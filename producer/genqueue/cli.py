@@ -296,10 +296,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
 ) -> None:
     """Check settings, Redis, queues, workers and endpoints, and say what to do; exit code 1 if something has failed."""
-    from genqueue import checkup  # submit need not wait for it
-    from genqueue.doctor import has_failed
+    from genqueue.doctor import gather  # submit need not wait for it
+    from genqueue.doctor.judge import has_failed
 
-    findings = checkup.examine(role.value if role else None)
+    findings = gather.examine(role.value if role else None)
     failed = has_failed(findings)
     if as_json:
         output.json_line({"ok": not failed, "findings": [asdict(one) for one in findings]})

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from genqueue import doctor
 from genqueue.acl import Trial
-from genqueue.doctor import EndpointSeen, Facts, FileSeen
+from genqueue.doctor import judge
+from genqueue.doctor.judge import EndpointSeen, Facts, FileSeen
 from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
 from genqueue.settings import Settings
 
@@ -21,7 +21,7 @@ WELL = Facts(HELLO, INFO, "", (), 0.01, 0.001, OVERVIEW)
 
 def judged(**changed):
     settings = Settings(redis_url="redis://127.0.0.1/0", generators=changed.pop("generators", {}))
-    return doctor.judge(settings, changed.pop("role", "producer"), dataclasses.replace(WELL, **changed), "someone")
+    return judge.judge(settings, changed.pop("role", "producer"), dataclasses.replace(WELL, **changed), "someone")
 
 
 def trouble(**changed):
@@ -51,7 +51,7 @@ def test_an_old_redis_is_told_what_is_needed():
 def test_where_all_is_well_nothing_is_to_be_done():
     assert trouble() == []
     assert [one.do for one in judged()] == [""] * len(judged())
-    assert not doctor.has_failed(judged())
+    assert not judge.has_failed(judged())
 
 
 def test_lines_that_an_older_redis_logs_because_of_us_are_named():
@@ -102,7 +102,7 @@ WRITE, READ, REPLACE = "others may write", "others may read", "others may put an
     ],
 )
 def test_who_can_change_or_read_the_settings_file(changed, expected):
-    found = doctor.judge_file(dataclasses.replace(OWN, **changed))
+    found = judge.judge_file(dataclasses.replace(OWN, **changed))
     assert [one.level for one in found] == ["warn"] * len(expected)
     for one, words in zip(found, expected, strict=True):
         assert one.seen.startswith(words)
@@ -183,7 +183,7 @@ def test_each_trouble_is_one_finding_that_says_what_to_do(changed, expected):
     assert trouble(**changed) == expected
     found = judged(**changed)
     assert all(one.do for one in found if one.level != "ok")
-    assert doctor.has_failed(found) == any(level == "fail" for level, _ in expected)
+    assert judge.has_failed(found) == any(level == "fail" for level, _ in expected)
 
 
 KEYS = [

@@ -1,6 +1,6 @@
 """Gather what ``genqueue doctor`` judges: ask Redis, ask the model servers, look for tokens.
 
-The thin shell of :mod:`genqueue.doctor`, which decides.  Changes nothing: what would write is
+The thin shell of :mod:`genqueue.doctor.judge`, which decides.  Changes nothing: what would write is
 queued in transactions that are discarded, and what may sleep at no cost is not woken.
 """
 
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from genqueue import doctor
 from genqueue.acl import COMMANDS, Role, trials
 from genqueue.connection.address import read_address, secrets_of, without_secrets
 from genqueue.connection.store import Store
-from genqueue.doctor import EndpointSeen, Facts, FileSeen, Finding
+from genqueue.doctor import judge
+from genqueue.doctor.judge import EndpointSeen, Facts, FileSeen, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.masking import shown_path
 from genqueue.no_proxy import proxy_for
@@ -77,7 +77,7 @@ def examine(role: Role | None) -> list[Finding]:
     finally:
         store.close()
     known.append(Finding("ok", "redis", f"answers at {address.name}"))
-    return known + doctor.judge(settings, chosen, facts, address.username or "default")
+    return known + judge.judge(settings, chosen, facts, address.username or "default")
 
 
 def _role_of(user: str | None) -> Role | None:
@@ -134,7 +134,7 @@ def _look_at_file() -> list[Finding]:
     try:
         if path is None or os.name != "posix":  # elsewhere rights are no mode
             return []
-        return doctor.judge_file(_file(path))
+        return judge.judge_file(_file(path))
     except (OSError, ConfigError):
         return []  # that it cannot be read is said by whoever reads it
 

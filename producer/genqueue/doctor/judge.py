@@ -1,6 +1,6 @@
 """What is wrong, out of what was gathered, and what to do about it.
 
-Pure: :mod:`genqueue.checkup` gathers the facts.  No finding shows a password, a token, or an
+Pure: :mod:`genqueue.doctor.gather` gathers the facts.  No finding shows a password, a token, or an
 address with one.
 """
 

@@ -1,0 +1,1 @@
+"""What ``genqueue doctor`` finds: facts are gathered, then judged."""
