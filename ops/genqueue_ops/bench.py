@@ -32,7 +32,8 @@ import redis
 import typer
 from rich.table import Table
 
-from genqueue import ConfigError, GenerationResult, output
+from genqueue import ConfigError, GenerationResult
+from genqueue.cli import output
 from genqueue_ops.bench_client import Load
 from genqueue_ops.bench_stack import (
     Contestant,

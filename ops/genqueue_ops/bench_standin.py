@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from genqueue import output
+from genqueue.cli import output
 from genqueue_ops.bench_wire import INSTANT, LAST_CHUNK, Route, Templates, http_chunk, token_text
 
 _NATIVE = Templates(Route(is_chat=False))

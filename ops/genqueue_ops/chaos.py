@@ -23,7 +23,8 @@ import celery  # noqa: F401
 import redis
 import typer
 
-from genqueue import AsyncGenerationClient, GenerationClient, Settings, output
+from genqueue import AsyncGenerationClient, GenerationClient, Settings
+from genqueue.cli import output
 from genqueue.connection.store import AsyncStore
 from genqueue.registry.lifecycle import State
 from genqueue_ops.chaos_company import Company

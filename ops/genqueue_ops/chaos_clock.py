@@ -11,6 +11,6 @@ if __name__ == "__main__":
     real, ahead_s = time.time, float(sys.argv[1])
     time.time = lambda: real() + ahead_s
     sys.argv = ["genqueue", *sys.argv[2:]]
-    from genqueue.cli import main
+    from genqueue.cli.app import main
 
     main()

@@ -24,7 +24,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from genqueue import output
+from genqueue.cli import output
 from genqueue.client.sync import Generation, GenerationClient
 from genqueue.errors import GenqueueError
 from genqueue.wire.messages import Chunk, GenerationResult

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from genqueue import output
+from genqueue.cli import output
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_unix_socket
 from tornado.web import RequestHandler
 
-from genqueue import output
-from genqueue.cli import ExitCode
+from genqueue.cli import output
+from genqueue.cli.app import ExitCode
 from genqueue.errors import ConfigError
 from genqueue.settings import load_settings
 from genqueue_ops.flower_gate import GATED, PREFIX, Caller, keep_private, refusal, shut

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from genqueue import output
+from genqueue.cli import output
 from genqueue_ops.haystack_calls import SHORT
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.processes import started

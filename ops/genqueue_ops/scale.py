@@ -25,7 +25,8 @@ import typer
 from pydantic import TypeAdapter
 from rich.table import Table
 
-from genqueue import AsyncGenerationClient, Settings, load_settings, output
+from genqueue import AsyncGenerationClient, Settings, load_settings
+from genqueue.cli import output
 from genqueue.connection.store import AsyncStore
 from genqueue.registry import calls
 from genqueue_ops import scale_costs

@@ -5,9 +5,9 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line; exits as :func:`genqueue.cli.main` does."""
+    """Run the command line; exits as :func:`genqueue.cli.app.main` does."""
     try:
-        from genqueue.cli import main as run
+        from genqueue.cli.app import main as run
 
         run()
     except KeyboardInterrupt:

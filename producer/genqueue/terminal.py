@@ -3,7 +3,7 @@
 A model's text, a server's error, a worker's name: all of them come from somewhere else, and a terminal
 cannot tell them from what the command itself says.  An escape sequence moves the cursor or sets the
 window's title, a line break forges a line, a bidirectional mark shows ``a-evil`` as ``live-a``.
-Each character is judged alone, so a text may be cut anywhere.  Pure; :mod:`genqueue.output` prints.
+Each character is judged alone, so a text may be cut anywhere.  Pure; :mod:`genqueue.cli.output` prints.
 """
 
 import json

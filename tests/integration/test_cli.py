@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from genqueue import cli, keys
-from genqueue.cli import ExitCode
+from genqueue import keys
+from genqueue.cli import app
+from genqueue.cli.app import ExitCode
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.tgi_standin.chat import render
 from genqueue_ops.tgi_standin.prose import expected_text
@@ -814,7 +815,7 @@ class NotInstalled:
 
 sys.meta_path.insert(0, NotInstalled())
 sys.argv[0] = "genqueue"
-from genqueue.cli import main
+from genqueue.cli.app import main
 main()
 """
 
@@ -852,9 +853,9 @@ def test_a_producer_alone_lists_every_command(producer_only):
 
 def test_no_command_is_told_of_that_is_not_there():
     entries = importlib.metadata.entry_points(group="genqueue.commands")
-    assert cli._CONTRIBUTED.keys() == {entry.name for entry in entries if entry.dist.name == "genqueue"}
+    assert app._CONTRIBUTED.keys() == {entry.name for entry in entries if entry.dist.name == "genqueue"}
     extras = importlib.metadata.metadata("genqueue").get_all("Provides-Extra")
-    assert {extra for _, extra in cli._CONTRIBUTED.values()} <= set(extras)
+    assert {extra for _, extra in app._CONTRIBUTED.values()} <= set(extras)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genqueue.cli import ExitCode
+from genqueue.cli.app import ExitCode
 from genqueue_ops.processes import Child, ChildError
 from genqueue_ops.tgi_standin.prose import expected_text
 

@@ -377,7 +377,7 @@ def test_with_a_worker_all_is_well(worker, queue_redis, tmp_path):
 def test_a_producer_alone_can_run_it(tmp_path, closed_port):
     code = (
         "import sys\nfor name in ('celery', 'huggingface_hub', 'kombu', 'genqueue_worker'): sys.modules[name] = None\n"
-        "sys.argv = ['genqueue', 'doctor']\nfrom genqueue.cli import main\nmain()"
+        "sys.argv = ['genqueue', 'doctor']\nfrom genqueue.cli.app import main\nmain()"
     )
     kept = {**os.environ, "GENQUEUE_REDIS_URL": f"redis://127.0.0.1:{closed_port}/0"}
     done = subprocess.run(

@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from genqueue.cli import ExitCode
+from genqueue.cli.app import ExitCode
 from genqueue_ops.tgi_standin.prose import expected_text
 
 

@@ -16,7 +16,7 @@ CELERY = [sys.executable, "-m", "celery", "-A", "genqueue_worker.app", "worker"]
 
 BY = {
     "celery": [*CELERY, "-P", "threads", "-c", "2"],
-    "genqueue": [sys.executable, "-c", "from genqueue.cli import main; main()", "worker", "-c", "2"],
+    "genqueue": [sys.executable, "-c", "from genqueue.cli.app import main; main()", "worker", "-c", "2"],
 }
 
 

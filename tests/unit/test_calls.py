@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue import glance, keys
+from genqueue import keys
+from genqueue.cli import tables
 from genqueue.errors import (
     GenerationNotFoundError,
     IdempotencyConflictError,
@@ -327,7 +328,7 @@ def test_what_a_worker_of_another_version_announces_is_read_as_far_as_it_is_know
     workers = {worker.name: worker.generators for worker in calls.read_workers().decode(raw)}
     assert workers == {"ours": NEWER["generators"], **({} if generators is None else {"other": generators})}
     for worker in calls.read_workers().decode(raw):
-        assert all(glance.worker_rows(worker, 6.0))
+        assert all(tables.worker_rows(worker, 6.0))
 
 
 def test_an_announcement_that_is_no_json_hides_no_other():

@@ -6,7 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from genqueue import durations, glance
+from genqueue import durations
+from genqueue.cli import tables
 from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
 
 QUEUE = QueueStatus("chat", 3, 100, 65.0, 3, 2, 1, 1, "text_generation_inference")
@@ -46,25 +47,25 @@ def test_a_duration_has_two_figures_at_most(seconds, expected):
     ],
 )
 def test_a_queue_is_one_row(changed, expected):
-    assert glance.queue_row(dataclasses.replace(QUEUE, **changed)) == expected
+    assert tables.queue_row(dataclasses.replace(QUEUE, **changed)) == expected
 
 
 def test_a_worker_has_a_row_for_each_server():
-    first, second = glance.worker_rows(WORKER, 1000.0)
+    first, second = tables.worker_rows(WORKER, 1000.0)
     assert first == ("host:1:a", "10 s ago", "chat", "up", "2", "http://a", "")
     assert second[3] == "down"
-    assert glance.worker_rows(WorkerStatus("w", 1001.0, {}), 1000.0) == [("w", "0 s ago", "", "", "", "", "")]
+    assert tables.worker_rows(WorkerStatus("w", 1001.0, {}), 1000.0) == [("w", "0 s ago", "", "", "", "", "")]
 
 
 def test_the_totals_say_what_nobody_looks_after():
-    assert glance.totals(FOUND) == "waiting 3, running 2, delayed 4, dead 1, workers 1"
+    assert tables.totals(FOUND) == "waiting 3, running 2, delayed 4, dead 1, workers 1"
     overdue = dataclasses.replace(FOUND, running_overdue=1, delayed_overdue=1)
-    assert "overdue 2: no worker looks after them" in glance.totals(overdue)
+    assert "overdue 2: no worker looks after them" in tables.totals(overdue)
 
 
 def printed(found):
     out = io.StringIO()
-    Console(file=out, width=160).print(glance.as_tables(found))
+    Console(file=out, width=160).print(tables.as_tables(found))
     return out.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""All that commands print goes through genqueue.output, and what that lets through."""
+"""All that commands print goes through genqueue.cli.output, and what that lets through."""
 
 import ast
 import contextlib
@@ -11,11 +11,11 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from genqueue import output
+from genqueue.cli import output
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for part in ("producer", "worker", "ops") for path in (ROOT / part).rglob("*.py"))
-ITSELF = {"producer/genqueue/output.py"}
+ITSELF = {"producer/genqueue/cli/output.py"}
 NO_COMMAND = {
     "producer/genqueue/acl.py": "make acl, of constants",
     "ops/genqueue_ops/haystack_calls.py": "JSON for the program that started it",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from genqueue import output
+from genqueue.cli import output
 from genqueue_ops.tgi_standin.engine import Engine
 from genqueue_ops.tgi_standin.llama import LlamaEngine, LlamaUnavailableError
 from genqueue_ops.tgi_standin.protocol import Limits

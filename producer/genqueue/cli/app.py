@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from genqueue import errors, glance, output
+from genqueue import errors
+from genqueue.cli import output, tables
 from genqueue.client.sync import Generation, GenerationClient
 from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError
 from genqueue.registry.calls import Overview
@@ -447,9 +448,9 @@ def _print_overview(as_json: bool, every_s: float | None) -> None:
 
     def show(found: Overview) -> None:
         if as_json:
-            output.json_line(glance.as_json(found))
+            output.json_line(tables.as_json(found))
         else:
-            output.table(glance.as_tables(found))
+            output.table(tables.as_tables(found))
 
     with GenerationClient() as client:
         found = client.overview()
@@ -469,11 +470,11 @@ def _watch_live(client: GenerationClient, found: Overview, every_s: float) -> No
     from rich.live import Live
     from rich.text import Text
 
-    with Live(output.guarded(glance.as_tables(found)), console=output.console(), auto_refresh=False) as screen:
+    with Live(output.guarded(tables.as_tables(found)), console=output.console(), auto_refresh=False) as screen:
         while True:
             time.sleep(every_s)
             try:
-                shown: RenderableType = glance.as_tables(client.overview())
+                shown: RenderableType = tables.as_tables(client.overview())
             except errors.RedisUnavailableError as error:
                 shown = Text(one_line(str(error)))
             screen.update(output.guarded(shown), refresh=True)
