@@ -30,8 +30,8 @@ from genqueue.cli.app import ExitCode
 from genqueue.errors import ConfigError
 from genqueue.settings import load_settings
 from genqueue_ops.flower_gate import GATED, PREFIX, Caller, keep_private, refusal, shut
-from genqueue_worker import logs
 from genqueue_worker.app import app, look_for_redis
+from genqueue_worker.observe import logs
 
 COLUMNS = {
     "generator": "Generator",

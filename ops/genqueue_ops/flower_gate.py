@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from flower.utils.authentication import validate_auth_option
 
 from genqueue.errors import ConfigError
-from genqueue_worker.loopback import is_loopback, is_own_name
+from genqueue_worker.observe.loopback import is_loopback, is_own_name
 
 PREFIX = "FLOWER_"
 GATED = frozenset(

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from genqueue.errors import ConfigError
-from genqueue_worker.health import Verdict
-from genqueue_worker.monitor import Monitor, _Handler
+from genqueue_worker.observe.health import Verdict
+from genqueue_worker.observe.monitor import Monitor, _Handler
 
 
 @contextmanager

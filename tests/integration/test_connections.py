@@ -22,7 +22,7 @@ from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
 from genqueue_worker.generators import TextGeneration
-from genqueue_worker.metrics import Metrics
+from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.peers import Patience
 from genqueue_worker.policy import LACK, Fault, fault_of
 from genqueue_worker.transport import Exchange, UpstreamError, exchange, exchanging, open_transport

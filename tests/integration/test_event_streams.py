@@ -12,7 +12,7 @@ from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
 from genqueue_worker.generators import TextGeneration
-from genqueue_worker.metrics import Metrics
+from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.policy import Fault, fault_of
 from genqueue_worker.transport import UpstreamError, open_transport
 from genqueue_worker.upstream import Upstream

@@ -23,8 +23,8 @@ from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
 from genqueue_worker.generators import TextGeneration
-from genqueue_worker.health import turns
-from genqueue_worker.metrics import AttemptMeter, Metrics
+from genqueue_worker.observe.health import turns
+from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.policy import Fault, fault_of
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport

@@ -48,7 +48,7 @@ def test_a_finished_generation_is_one_line_of_json(client, ask, logging_worker, 
     timings = {name: value for name, value in meta["timings"].items() if value is not None}
     assert line == {
         "level": "info",
-        "logger": "genqueue_worker.report",
+        "logger": "genqueue_worker.observe.report",
         "message": "finished",
         "outcome": "finished",
         "generation_id": generation.id,

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from genqueue.registry.calls import Health, Queue, announce, append, claim, renew, sweep
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.health import CONSUMER, ENGINE, LEASES
-from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, Metrics, Now
+from genqueue_worker.observe.health import CONSUMER, ENGINE, LEASES
+from genqueue_worker.observe.metrics import CHAT, TEXT_COMPLETION, Metrics, Now
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS, GRAFANA = ROOT / "ops" / "prometheus", ROOT / "ops" / "grafana"

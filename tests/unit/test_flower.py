@@ -6,7 +6,7 @@ import pytest
 from celery.events.state import State
 
 from genqueue_ops.flower import GenerationTask
-from genqueue_worker.report import FACTS
+from genqueue_worker.observe.report import FACTS
 
 
 def told(**facts):

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from genqueue_worker.logs import JsonFormatter, Seldom, TextFormatter, is_json, where_raised
+from genqueue_worker.observe.logs import JsonFormatter, Seldom, TextFormatter, is_json, where_raised
 
 JSON, TEXT = JsonFormatter(), TextFormatter()
 
 
-def record(message="finished", name="genqueue_worker.report", **given):
+def record(message="finished", name="genqueue_worker.observe.report", **given):
     made = logging.makeLogRecord({"name": name, "msg": message, "levelno": 20, "levelname": "INFO", "created": 0.5})
     made.__dict__.update(given)
     return made
@@ -42,7 +42,7 @@ def test_a_line_of_json_has_its_fields_beside_its_words():
     assert json.loads(line) == {
         "time": "1970-01-01T00:00:00.500+00:00",
         "level": "info",
-        "logger": "genqueue_worker.report",
+        "logger": "genqueue_worker.observe.report",
         "message": "5 tokens",
         "generation_id": "an id",
         "attempt": 2,

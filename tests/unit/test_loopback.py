@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue_worker.loopback import host_named, is_loopback, is_own_name
+from genqueue_worker.observe.loopback import host_named, is_loopback, is_own_name
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from genqueue.registry import calls
 from genqueue.registry.calls import Claim, Health, Queue
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.endpoints import Endpoint
-from genqueue_worker.metrics import (
+from genqueue_worker.observe.metrics import (
     CALL_S,
     CHAT,
     DEFERRED,

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from genqueue.tracing import valid_traceparent
-from genqueue_worker.tracing import captures_content, exporters
+from genqueue_worker.observe.tracing import captures_content, exporters
 
 VALID = f"00-{'0af7651916cd43dd8448eb211c80319c'}-{'b7ad6b7169203331'}-01"
 HTTP = "otlp_proto_http"
@@ -118,8 +118,8 @@ provider.add_span_processor(SimpleSpanProcessor(exporter))
 trace.set_tracer_provider(provider)
 
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.metrics import Metrics
-from genqueue_worker.tracing import open_call
+from genqueue_worker.observe.metrics import Metrics
+from genqueue_worker.observe.tracing import open_call
 given = {
     "own": {"api_type": "text_generation_inference", "api_params": {"url": "http://tgi"}},
     "hub": {"api_type": "serverless_inference_api", "api_params": {"model": "m", "provider": "cerebras"}},

@@ -15,7 +15,7 @@ from genqueue.registry import calls, endings
 from genqueue.registry.calls import Call, Claim, said
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import Outcome, Token, ToolCallDelta
-from genqueue_worker.metrics import AttemptMeter, Metrics
+from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.writer import _CONGESTION_TOKENS, Outbox, Writer
 

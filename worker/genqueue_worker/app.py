@@ -25,16 +25,17 @@ from genqueue.connection.store import Store
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.settings import Settings, load_settings, mistyped
 from genqueue.terminal import one_line
-from genqueue_worker import broker, logs, tracing
+from genqueue_worker import broker
 from genqueue_worker.broker import Consumer
 from genqueue_worker.configuration import celery_configuration
 from genqueue_worker.control import Task, limit_orders
-from genqueue_worker.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.lease import LeaseKeeper
-from genqueue_worker.metrics import Now
-from genqueue_worker.monitor import Monitor
+from genqueue_worker.observe import logs, tracing
+from genqueue_worker.observe.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
+from genqueue_worker.observe.metrics import Now
+from genqueue_worker.observe.monitor import Monitor
+from genqueue_worker.observe.report import FACTS
 from genqueue_worker.pool import choose_pool, green_pool, refusal
-from genqueue_worker.report import FACTS
 from genqueue_worker.resources import open_standard_streams
 
 try:
@@ -294,7 +295,7 @@ def _begin(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> Non
 @signals.setup_logging.connect
 def _log(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
     logs.set_up(load_settings().log_format, loglevel, logfile)
-    # One line for each outcome, by genqueue_worker.report: not one for each HTTP call, nor Celery's own.
+    # One line for each outcome, by genqueue_worker.observe.report: not one for each HTTP call, nor Celery's own.
     for chatty, level in (
         ("httpx2", logging.WARNING),
         ("celery.worker.strategy", logging.WARNING),

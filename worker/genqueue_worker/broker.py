@@ -37,7 +37,7 @@ from genqueue.connection.store import refuses_for_now
 from genqueue.keys import QUEUE_PREFIX, names_a_generation
 from genqueue.settings import load_settings
 from genqueue.wire.messages import TASK_NAME
-from genqueue_worker.health import Pulse
+from genqueue_worker.observe.health import Pulse
 from genqueue_worker.resources import lack_of
 
 logger = logging.getLogger(__name__)

@@ -47,17 +47,10 @@ from genqueue_worker.continuation import (
     next_attempt,
 )
 from genqueue_worker.generators import Ending, TextGeneration
-from genqueue_worker.health import Pulse, turns
-from genqueue_worker.metrics import (
-    DEFERRED,
-    HANDED_OVER,
-    RETRIED,
-    SUPERSEDED,
-    AttemptMeter,
-    Metrics,
-    Now,
-)
 from genqueue_worker.newer import after_unknown, unknown_here
+from genqueue_worker.observe.health import Pulse, turns
+from genqueue_worker.observe.metrics import DEFERRED, HANDED_OVER, RETRIED, SUPERSEDED, AttemptMeter, Metrics, Now
+from genqueue_worker.observe.report import IGNORED, Report, Show, show_nobody
 from genqueue_worker.policy import (
     AT_ONCE,
     Again,
@@ -67,7 +60,6 @@ from genqueue_worker.policy import (
     error_class,
     is_exhausted,
 )
-from genqueue_worker.report import IGNORED, Report, Show, show_nobody
 from genqueue_worker.resources import lack_of, start_resolver
 from genqueue_worker.sink import ReplyTooLongError
 from genqueue_worker.transport import UpstreamError, open_transport
@@ -922,7 +914,7 @@ def _now_iso() -> str:
 
 
 def _way(ended: Done | Ended | NotOurs) -> str:
-    """How an attempt ended, in the words of :mod:`genqueue_worker.metrics`."""
+    """How an attempt ended, in the words of :mod:`genqueue_worker.observe.metrics`."""
     match ended:
         case Done():
             return "finished"

@@ -20,14 +20,14 @@ from genqueue_worker.answers import GIVEN_UP, integer
 from genqueue_worker.chats import ChatAnswer, chat_parameters
 from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.endpoints import Endpoint
-from genqueue_worker.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
 from genqueue_worker.native import NativeAnswer
+from genqueue_worker.observe.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
+from genqueue_worker.observe.tracing import ended, open_call
 from genqueue_worker.policy import OUTGROWN, UpstreamFacts, error_class
 from genqueue_worker.resources import lack_of
 from genqueue_worker.server_errors import damage, unreadable
 from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.sink import Sink, Stopped
-from genqueue_worker.tracing import ended, open_call
 from genqueue_worker.transport import Answered, Exchange, UpstreamError, exchange, exchanging
 from genqueue_worker.upstream import Silence, Upstream, facts_of
 

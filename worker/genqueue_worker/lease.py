@@ -17,9 +17,9 @@ from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import End, Found, Health, Swept
 from genqueue.settings import Settings
-from genqueue_worker.health import Pulse
-from genqueue_worker.metrics import Metrics
-from genqueue_worker.report import Report
+from genqueue_worker.observe.health import Pulse
+from genqueue_worker.observe.metrics import Metrics
+from genqueue_worker.observe.report import Report
 from genqueue_worker.unreachable import no_server
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from celery.worker import state
 from genqueue.errors import ConfigError
 from genqueue.terminal import one_line
 from genqueue_worker import resources
-from genqueue_worker.logs import where_raised
+from genqueue_worker.observe.logs import where_raised
 
 logger = get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """What a server says of an error, and what is said of an answer that nobody can read.
 
 Pure.  An error comes with an HTTP status, or in an answer that HTTP calls a success: as an event of a stream, or
-in place of one.  The words go to whoever asked, and to nobody else (:mod:`genqueue_worker.report`).
+in place of one.  The words go to whoever asked, and to nobody else (:mod:`genqueue_worker.observe.report`).
 """
 
 import json

@@ -23,7 +23,7 @@ from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.admission import Admission
 from genqueue_worker.endpoints import Endpoint, any_up, choose
-from genqueue_worker.metrics import CallMeter
+from genqueue_worker.observe.metrics import CallMeter
 from genqueue_worker.policy import LACK, OF_THE_ADDRESS, OUTGROWN, Fault, UpstreamFacts, error_class, fault_of, shown
 from genqueue_worker.resources import lack_of
 from genqueue_worker.serverless import check_provider, examine

@@ -18,7 +18,7 @@ from genqueue.registry import calls
 from genqueue.registry.calls import Call, Flush, said
 from genqueue.wire.messages import Token, ToolCallDelta, chunk_body, event_body
 from genqueue_worker.answers import encodable
-from genqueue_worker.metrics import AttemptMeter, Metrics
+from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.sink import ReplyTooLongError
 
 logger = logging.getLogger(__name__)

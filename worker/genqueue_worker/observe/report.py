@@ -15,7 +15,7 @@ from genqueue.registry.timing import Timings
 from genqueue.tracing import attributes_of, context_of, fail, messaging, open_tracer
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.messages import GenerationRequest
-from genqueue_worker.logs import where_raised
+from genqueue_worker.observe.logs import where_raised
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -133,7 +133,7 @@ class Report:
         """It is over.
 
         Args:
-            way: as :mod:`genqueue_worker.metrics` has it, or :data:`IGNORED`.
+            way: as :mod:`genqueue_worker.observe.metrics` has it, or :data:`IGNORED`.
             reason: why it was ignored, or let go.
         """
         facts = attributes_of(

@@ -2,7 +2,7 @@
 
 Threads of its own: it must answer, and say so, when a loop of the worker is stuck.  What it
 answers is decided in ``metrics.py`` and ``health.py``.  Where it listens on this host alone, it answers by this
-host's own names only, so that no web page reads it (:mod:`genqueue_worker.loopback`).
+host's own names only, so that no web page reads it (:mod:`genqueue_worker.observe.loopback`).
 """
 
 import json
@@ -18,8 +18,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from genqueue.errors import ConfigError
-from genqueue_worker.health import Verdict
-from genqueue_worker.loopback import is_loopback, is_own_name
+from genqueue_worker.observe.health import Verdict
+from genqueue_worker.observe.loopback import is_loopback, is_own_name
 
 logger = logging.getLogger(__name__)
 

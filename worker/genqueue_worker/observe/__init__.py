@@ -1,0 +1,1 @@
+"""What a worker shows of itself: metrics, probes, logs and traces."""
