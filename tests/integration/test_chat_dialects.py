@@ -16,12 +16,12 @@ from pydantic_core import to_json
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import GenerationResult, ToolCallDelta, read_request
 from genqueue_ops.tgi_standin.server import cleanup
-from genqueue_worker.answers import encodable
-from genqueue_worker.generators import TextGeneration
 from genqueue_worker.observe.metrics import Metrics
-from genqueue_worker.policy import Fault, fault_of
-from genqueue_worker.transport import UpstreamError, open_transport
-from genqueue_worker.upstream import Upstream
+from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.upstream.faults import Fault, fault_of
+from genqueue_worker.upstream.fields import encodable
+from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.transport import UpstreamError, open_transport
 
 DONE = "[DONE]"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}

@@ -21,12 +21,12 @@ from genqueue.registry.calls import Health
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
-from genqueue_worker.generators import TextGeneration
 from genqueue_worker.observe.metrics import Metrics
-from genqueue_worker.peers import Patience
-from genqueue_worker.policy import LACK, Fault, fault_of
-from genqueue_worker.transport import Exchange, UpstreamError, exchange, exchanging, open_transport
-from genqueue_worker.upstream import Upstream
+from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.upstream.faults import LACK, Fault, fault_of
+from genqueue_worker.upstream.peers import Patience
+from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.transport import Exchange, UpstreamError, exchange, exchanging, open_transport
 
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 EARLY = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"

@@ -11,11 +11,11 @@ import pytest
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
-from genqueue_worker.generators import TextGeneration
 from genqueue_worker.observe.metrics import Metrics
-from genqueue_worker.policy import Fault, fault_of
-from genqueue_worker.transport import UpstreamError, open_transport
-from genqueue_worker.upstream import Upstream
+from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.upstream.faults import Fault, fault_of
+from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.transport import UpstreamError, open_transport
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 QUIET = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"

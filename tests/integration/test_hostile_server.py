@@ -22,13 +22,13 @@ from genqueue.registry.calls import Claim
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
-from genqueue_worker.generators import TextGeneration
 from genqueue_worker.observe.health import turns
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
-from genqueue_worker.policy import Fault, fault_of
-from genqueue_worker.sink import ReplyTooLongError
-from genqueue_worker.transport import UpstreamError, open_transport
-from genqueue_worker.upstream import Upstream
+from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.upstream.faults import Fault, fault_of
+from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.sink import ReplyTooLongError
+from genqueue_worker.upstream.transport import UpstreamError, open_transport
 from genqueue_worker.writer import Outbox
 
 from ..hostile import answers, drawn

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from genqueue_worker.admission import Admission
-from genqueue_worker.endpoints import Endpoint
+from genqueue_worker.upstream.admission import Admission
+from genqueue_worker.upstream.endpoint import Endpoint
 
 LONG_S = 60.0
 

@@ -17,7 +17,7 @@ from genqueue.wire.messages import (
     read_event,
     read_request,
 )
-from genqueue_worker.chats import chat_parameters
+from genqueue_worker.upstream.engines.chats import chat_parameters
 
 USER = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": None}}}

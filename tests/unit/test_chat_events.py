@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue_worker.chat_events import Said, plain_text, read_event
+from genqueue_worker.upstream.engines.chat_events import Said, plain_text, read_event
 
 VALUES = st.sampled_from([None, True, False, "", "a", "null", 0, 1, -1, [], {}, ["a"], {"a": 1}])
 NAMES = [

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from genqueue_worker.chats import ChatAnswer
-from genqueue_worker.server_errors import error_in
+from genqueue_worker.upstream.engines.chats import ChatAnswer
+from genqueue_worker.upstream.server_errors import error_in
 
 from .heard import Heard
 

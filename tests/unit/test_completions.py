@@ -6,8 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields, plain_text
-from genqueue_worker.transport import UpstreamError
+from genqueue_worker.upstream.engines.completions import (
+    CompletionAnswer,
+    completion_parameters,
+    more_fields,
+    plain_text,
+)
+from genqueue_worker.upstream.transport import UpstreamError
 
 from .heard import Heard
 

@@ -18,7 +18,7 @@ from genqueue_worker.continuation import (
     begins_anew,
     next_attempt,
 )
-from genqueue_worker.sink import Stopped
+from genqueue_worker.upstream.sink import Stopped
 
 FREE = {"max_new_tokens": 10}
 

@@ -9,8 +9,8 @@ from genqueue.connection.address import without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
-from genqueue_worker.generators import asked_tokens, call_parameters, goes_one_shot
-from genqueue_worker.upstream import Upstream
+from genqueue_worker.upstream.client import asked_tokens, call_parameters, goes_one_shot
+from genqueue_worker.upstream.pool import Upstream
 
 
 def upstream(settings, environ=()):

@@ -12,7 +12,6 @@ from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.registry import calls
 from genqueue.registry.calls import Claim, Health, Queue
 from genqueue.settings import GeneratorSettings
-from genqueue_worker.endpoints import Endpoint
 from genqueue_worker.observe.metrics import (
     CALL_S,
     CHAT,
@@ -26,7 +25,8 @@ from genqueue_worker.observe.metrics import (
     Metrics,
     Now,
 )
-from genqueue_worker.policy import UpstreamFacts, error_class, fault_of
+from genqueue_worker.upstream.endpoint import Endpoint
+from genqueue_worker.upstream.faults import UpstreamFacts, error_class, fault_of
 
 GENERATORS = {
     "default": GeneratorSettings.model_validate(

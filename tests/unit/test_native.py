@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from genqueue.wire.messages import Token
-from genqueue_worker.native import NativeAnswer
-from genqueue_worker.policy import Fault, fault_of
-from genqueue_worker.transport import UpstreamError
+from genqueue_worker.upstream.engines.native import NativeAnswer
+from genqueue_worker.upstream.faults import Fault, fault_of
+from genqueue_worker.upstream.transport import UpstreamError
 
 from .heard import Heard
 

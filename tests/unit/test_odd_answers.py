@@ -6,12 +6,12 @@ import math
 import pytest
 
 from genqueue.wire.messages import Token
-from genqueue_worker.answers import UNKNOWN_TOKEN, encodable
-from genqueue_worker.chats import ChatAnswer
-from genqueue_worker.completions import CompletionAnswer
-from genqueue_worker.native import NativeAnswer
-from genqueue_worker.server_errors import damage, foreign_charset
-from genqueue_worker.transport import UpstreamError
+from genqueue_worker.upstream.engines.chats import ChatAnswer
+from genqueue_worker.upstream.engines.completions import CompletionAnswer
+from genqueue_worker.upstream.engines.native import NativeAnswer
+from genqueue_worker.upstream.fields import UNKNOWN_TOKEN, encodable
+from genqueue_worker.upstream.server_errors import damage, foreign_charset
+from genqueue_worker.upstream.transport import UpstreamError
 
 from .heard import Heard
 

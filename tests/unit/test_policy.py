@@ -6,7 +6,7 @@ import pytest
 
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.messages import Outcome
-from genqueue_worker.policy import (
+from genqueue_worker.upstream.faults import (
     AT_ONCE,
     OUTGROWN,
     Again,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genqueue.wire.messages import join_tool_calls
-from genqueue_worker.tool_calls import ToolCalls, made_up_id, read_piece
+from genqueue_worker.upstream.engines.tool_calls import ToolCalls, made_up_id, read_piece
 
 F, G = ("f", '{"x":1}'), ("g", '{"x":2}')
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from genqueue.wire.extra_body import PICKS_TOKENS
 from genqueue.wire.messages import Given, Token, ToolCallDelta
-from genqueue_worker.sink import Sink, Stopped
+from genqueue_worker.upstream.sink import Sink, Stopped
 
 OnFailure = Literal["continue", "restart", "fail"]
 

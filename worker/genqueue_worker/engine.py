@@ -46,12 +46,13 @@ from genqueue_worker.continuation import (
     begins_anew,
     next_attempt,
 )
-from genqueue_worker.generators import Ending, TextGeneration
 from genqueue_worker.newer import after_unknown, unknown_here
 from genqueue_worker.observe.health import Pulse, turns
 from genqueue_worker.observe.metrics import DEFERRED, HANDED_OVER, RETRIED, SUPERSEDED, AttemptMeter, Metrics, Now
 from genqueue_worker.observe.report import IGNORED, Report, Show, show_nobody
-from genqueue_worker.policy import (
+from genqueue_worker.resources import lack_of, start_resolver
+from genqueue_worker.upstream.client import Ending, TextGeneration
+from genqueue_worker.upstream.faults import (
     AT_ONCE,
     Again,
     UpstreamFacts,
@@ -60,10 +61,9 @@ from genqueue_worker.policy import (
     error_class,
     is_exhausted,
 )
-from genqueue_worker.resources import lack_of, start_resolver
-from genqueue_worker.sink import ReplyTooLongError
-from genqueue_worker.transport import UpstreamError, open_transport
-from genqueue_worker.upstream import Upstream
+from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.sink import ReplyTooLongError
+from genqueue_worker.upstream.transport import UpstreamError, open_transport
 from genqueue_worker.usage import Counts, uncounted, usage
 from genqueue_worker.writer import Outbox, Writer
 

@@ -12,7 +12,7 @@ from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue_worker.app import app, runtime
 from genqueue_worker.engine import Done, Ended
-from genqueue_worker.policy import UpstreamFacts, shown
+from genqueue_worker.upstream.faults import UpstreamFacts, shown
 
 
 class Receipt:

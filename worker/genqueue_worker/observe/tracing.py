@@ -19,7 +19,7 @@ from genqueue.tracing import attributes_of, fail, open_tracer, traceparent_of
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.messages import Given, Token, ToolCallDelta
 from genqueue_worker.observe.metrics import provider_of
-from genqueue_worker.sink import Sink
+from genqueue_worker.upstream.sink import Sink
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -1,15 +1,16 @@
 """An answer in OpenAI's dialect, chat or text: which of its bytes are events, and which are its last word.
 
-Pure.  What an event says is for :mod:`genqueue_worker.chats` and :mod:`genqueue_worker.completions`.
+Pure.  What an event says is for :mod:`genqueue_worker.upstream.engines.chats` and
+:mod:`genqueue_worker.upstream.engines.completions`.
 """
 
 from abc import ABC, abstractmethod
 from typing import Any
 
-from genqueue_worker.answers import read_json
-from genqueue_worker.event_stream import DONE
-from genqueue_worker.server_errors import events_of, is_streamed, no_json
-from genqueue_worker.transport import UpstreamError
+from genqueue_worker.upstream.event_stream import DONE
+from genqueue_worker.upstream.fields import read_json
+from genqueue_worker.upstream.server_errors import events_of, is_streamed, no_json
+from genqueue_worker.upstream.transport import UpstreamError
 
 _DONE_SPELT = DONE.decode()
 """The last word, as those say it who make JSON of all that they send."""

@@ -1,7 +1,8 @@
 """What the Hub says of a serverless model: whether it is there, whether we may use it, and for what.
 
 huggingface_hub asks the Hub with blocking calls that have no limit of time: so are these, for
-:func:`asked`.  What they find is an :class:`~genqueue_worker.transport.UpstreamError` in words that name the model.
+:func:`asked`.  What they find is an :class:`~genqueue_worker.upstream.transport.UpstreamError` in words that name the
+model.
 """
 
 import asyncio
@@ -20,8 +21,8 @@ from huggingface_hub.inference._providers import PROVIDERS, get_provider_helper
 
 from genqueue.errors import ConfigError
 from genqueue.settings import ApiParams
-from genqueue_worker.policy import UpstreamFacts
-from genqueue_worker.transport import UpstreamError
+from genqueue_worker.upstream.faults import UpstreamFacts
+from genqueue_worker.upstream.transport import UpstreamError
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from genqueue_worker.answers import encodable, integer, word
-from genqueue_worker.policy import SPENT_TYPES
+from genqueue_worker.upstream.faults import SPENT_TYPES
+from genqueue_worker.upstream.fields import encodable, integer, word
 
 _MOST_CHARACTERS = 2000
 _MOST_DEPTH = 6

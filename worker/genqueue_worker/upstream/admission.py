@@ -3,14 +3,14 @@
 What is taken from the queue and cannot run is kept from hosts that could run it.  So while all
 endpoints are full a worker leaves the queue; but where everybody's are, a few attempts wait at hand,
 that an endpoint with room again need not wait for the broker.  What an endpoint has room for is
-:mod:`genqueue_worker.endpoints`'.
+:mod:`genqueue_worker.upstream.endpoint`'.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from genqueue_worker.endpoints import Endpoint
+from genqueue_worker.upstream.endpoint import Endpoint
 
 _LOOK_AGAIN_S = 0.1
 """While all are full: whether more may be tried by now, or others wait."""

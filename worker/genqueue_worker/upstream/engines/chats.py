@@ -1,7 +1,8 @@
 """A chat on the wire: what ``chat_completion`` is called with, and what becomes of its answer.
 
-Pure but for the sink.  What one event says is :mod:`genqueue_worker.chat_events`', which call a piece of one
-belongs to :mod:`genqueue_worker.tool_calls`'.  How the call is made is :mod:`genqueue_worker.generators`'.
+Pure but for the sink.  What one event says is :mod:`genqueue_worker.upstream.engines.chat_events`', which call a piece
+of one belongs to :mod:`genqueue_worker.upstream.engines.tool_calls`'.  How the call is made is
+:mod:`genqueue_worker.upstream.client`'.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -12,14 +13,14 @@ from pydantic_core import from_json, to_json
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.chat import REASONING_FIELD
 from genqueue.wire.messages import GenerationRequest, ToolCallDelta
-from genqueue_worker.answers import GIVEN_UP, Halves, counts, encodable, lost
-from genqueue_worker.chat_events import Said, plain_text, read_event
-from genqueue_worker.openai_answers import OpenAIAnswer
-from genqueue_worker.policy import UpstreamFacts
-from genqueue_worker.server_errors import UNREADABLE, error_in, trouble, unreadable
-from genqueue_worker.sink import Sink
-from genqueue_worker.tool_calls import ToolCalls, made_up_id
-from genqueue_worker.transport import UpstreamError
+from genqueue_worker.upstream.engines.chat_events import Said, plain_text, read_event
+from genqueue_worker.upstream.engines.openai_answers import OpenAIAnswer
+from genqueue_worker.upstream.engines.tool_calls import ToolCalls, made_up_id
+from genqueue_worker.upstream.faults import UpstreamFacts
+from genqueue_worker.upstream.fields import GIVEN_UP, Halves, counts, encodable, lost
+from genqueue_worker.upstream.server_errors import UNREADABLE, error_in, trouble, unreadable
+from genqueue_worker.upstream.sink import Sink
+from genqueue_worker.upstream.transport import UpstreamError
 
 _DEFAULT_MAX_TOKENS = 512
 
@@ -98,7 +99,7 @@ class ChatAnswer(OpenAIAnswer):
         self._strange: bytes | None = None
 
     def take(self, data: bytes) -> bool:
-        """As :meth:`~genqueue_worker.openai_answers.OpenAIAnswer.take`; most events are one plain text."""
+        """As :meth:`OpenAIAnswer.take`; most events are one plain text."""
         try:
             event = from_json(data)
         except ValueError:

@@ -1,8 +1,8 @@
 """A generator's configuration turned into calls of ``huggingface_hub``.
 
 What goes on the wire is in the pure functions; :class:`TextGeneration` makes the call, on the servers of
-:mod:`genqueue_worker.upstream`.  What comes back is read by :mod:`genqueue_worker.native`,
-:mod:`genqueue_worker.chats` and :mod:`genqueue_worker.completions`.
+:mod:`genqueue_worker.upstream.pool`.  What comes back is read by :mod:`genqueue_worker.upstream.engines.native`,
+:mod:`genqueue_worker.upstream.engines.chats` and :mod:`genqueue_worker.upstream.engines.completions`.
 """
 
 import asyncio
@@ -16,20 +16,20 @@ from huggingface_hub import AsyncInferenceClient
 
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import GenerationRequest, Given
-from genqueue_worker.answers import GIVEN_UP, integer
-from genqueue_worker.chats import ChatAnswer, chat_parameters
-from genqueue_worker.completions import CompletionAnswer, completion_parameters, more_fields
-from genqueue_worker.endpoints import Endpoint
-from genqueue_worker.native import NativeAnswer
 from genqueue_worker.observe.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
 from genqueue_worker.observe.tracing import ended, open_call
-from genqueue_worker.policy import OUTGROWN, UpstreamFacts, error_class
 from genqueue_worker.resources import lack_of
-from genqueue_worker.server_errors import damage, unreadable
-from genqueue_worker.serverless import CHATS, PROMPTS, asked, find_provider
-from genqueue_worker.sink import Sink, Stopped
-from genqueue_worker.transport import Answered, Exchange, UpstreamError, exchange, exchanging
-from genqueue_worker.upstream import Silence, Upstream, facts_of
+from genqueue_worker.upstream.endpoint import Endpoint
+from genqueue_worker.upstream.engines.chats import ChatAnswer, chat_parameters
+from genqueue_worker.upstream.engines.completions import CompletionAnswer, completion_parameters, more_fields
+from genqueue_worker.upstream.engines.native import NativeAnswer
+from genqueue_worker.upstream.faults import OUTGROWN, UpstreamFacts, error_class
+from genqueue_worker.upstream.fields import GIVEN_UP, integer
+from genqueue_worker.upstream.pool import Silence, Upstream, facts_of
+from genqueue_worker.upstream.server_errors import damage, unreadable
+from genqueue_worker.upstream.serverless import CHATS, PROMPTS, asked, find_provider
+from genqueue_worker.upstream.sink import Sink, Stopped
+from genqueue_worker.upstream.transport import Answered, Exchange, UpstreamError, exchange, exchanging
 
 Answer = NativeAnswer | ChatAnswer | CompletionAnswer
 _DEFAULT_MAX_NEW_TOKENS = 512

@@ -31,14 +31,14 @@ from pydantic_core import from_json, to_json
 
 from genqueue.connection.address import without_secrets
 from genqueue.no_proxy import proxy_for
-from genqueue_worker.connections import FloodError, open_session, sending, tls_context
-from genqueue_worker.error_words import read_error
-from genqueue_worker.event_stream import DONE, EventStream, FieldError, StreamTooLongError
-from genqueue_worker.peers import PATIENCE, Patience
-from genqueue_worker.policy import LACK, UpstreamFacts
 from genqueue_worker.resources import lack_of
-from genqueue_worker.retry_after import retry_after_s
-from genqueue_worker.server_errors import Form, foreign_charset, form_of, no_events, unreadable
+from genqueue_worker.upstream.connections import FloodError, open_session, sending, tls_context
+from genqueue_worker.upstream.error_words import read_error
+from genqueue_worker.upstream.event_stream import DONE, EventStream, FieldError, StreamTooLongError
+from genqueue_worker.upstream.faults import LACK, UpstreamFacts
+from genqueue_worker.upstream.peers import PATIENCE, Patience
+from genqueue_worker.upstream.retry_after import retry_after_s
+from genqueue_worker.upstream.server_errors import Form, foreign_charset, form_of, no_events, unreadable
 
 _ERROR_BODY_LIMIT_CHARACTERS = 2000
 _ERROR_BODY_LIMIT_BYTES = 64 * 1024

@@ -1,7 +1,7 @@
 """One generator's servers: how they are called, how long they may be silent, and which are down.
 
 Every error of the client or of a server leaves here as
-:class:`~genqueue_worker.transport.UpstreamError`.
+:class:`~genqueue_worker.upstream.transport.UpstreamError`.
 """
 
 import asyncio
@@ -21,15 +21,24 @@ from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 from genqueue.connection.address import secrets_of, without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings, is_sendable
-from genqueue_worker.admission import Admission
-from genqueue_worker.endpoints import Endpoint, any_up, choose
 from genqueue_worker.observe.metrics import CallMeter
-from genqueue_worker.policy import LACK, OF_THE_ADDRESS, OUTGROWN, Fault, UpstreamFacts, error_class, fault_of, shown
 from genqueue_worker.resources import lack_of
-from genqueue_worker.serverless import check_provider, examine
-from genqueue_worker.sink import Sink
-from genqueue_worker.transport import UpstreamError
-from genqueue_worker.unreachable import no_server, words_of
+from genqueue_worker.upstream.admission import Admission
+from genqueue_worker.upstream.endpoint import Endpoint, any_up, choose
+from genqueue_worker.upstream.faults import (
+    LACK,
+    OF_THE_ADDRESS,
+    OUTGROWN,
+    Fault,
+    UpstreamFacts,
+    error_class,
+    fault_of,
+    shown,
+)
+from genqueue_worker.upstream.serverless import check_provider, examine
+from genqueue_worker.upstream.sink import Sink
+from genqueue_worker.upstream.transport import UpstreamError
+from genqueue_worker.upstream.unreachable import no_server, words_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -533,8 +542,9 @@ def _without_beginning(words: str, secret: str) -> str:
 def facts_of(error: BaseException) -> UpstreamFacts | None:
     """The facts of an exception of huggingface_hub or its transport; None of one that is a defect.
 
-    What an answer says is read by :mod:`genqueue_worker.native`, :mod:`genqueue_worker.chats` and
-    :mod:`genqueue_worker.completions`, which know what they cannot read: any other TypeError is ours.
+    What an answer says is read by :mod:`genqueue_worker.upstream.engines.native`,
+    :mod:`genqueue_worker.upstream.engines.chats` and :mod:`genqueue_worker.upstream.engines.completions`, which know
+    what they cannot read: any other TypeError is ours.
     """
     if lack := lack_of(error):  # huggingface_hub looks for a token of its own in a file, at each call
         return UpstreamFacts(lack, error_type=LACK)

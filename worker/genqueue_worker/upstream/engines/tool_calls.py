@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from genqueue.wire.messages import ToolCallDelta, join_tool_calls
-from genqueue_worker.answers import Halves, count, encodable
+from genqueue_worker.upstream.fields import Halves, count, encodable
 
 _MOST_CALLS = 10_000
 _MARKS = re.compile(r'[{}\[\]"\\]')

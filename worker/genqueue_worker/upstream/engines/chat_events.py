@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from genqueue.wire.chat import REASONING_FIELD
-from genqueue_worker.answers import (
+from genqueue_worker.upstream.engines.tool_calls import Piece, read_piece
+from genqueue_worker.upstream.faults import UpstreamFacts
+from genqueue_worker.upstream.fields import (
     content_of,
     encodable,
     first_choice,
@@ -23,9 +25,7 @@ from genqueue_worker.answers import (
     usage_in,
     whole_beside,
 )
-from genqueue_worker.policy import UpstreamFacts
-from genqueue_worker.server_errors import error_in_choice
-from genqueue_worker.tool_calls import Piece, read_piece
+from genqueue_worker.upstream.server_errors import error_in_choice
 
 _REASONING = {
     REASONING_FIELD: REASONING_FIELD,
@@ -113,7 +113,8 @@ def read_event(event: Mapping[str, Any]) -> Said:
     """What one event, or a whole answer, says.
 
     Raises:
-        TypeError, KeyError, AttributeError: it is none of a chat (:data:`genqueue_worker.server_errors.UNREADABLE`).
+        TypeError, KeyError, AttributeError: it is none of a chat
+        (:data:`genqueue_worker.upstream.server_errors.UNREADABLE`).
     """
     choice = first_choice(event.get("choices"))
     usage = usage_in(event, choice)

@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 
 from genqueue.wire.chat import U64
 from genqueue.wire.messages import Token
-from genqueue_worker.answers import (
+from genqueue_worker.upstream.fields import (
     Halves,
     encodable,
     integer,
@@ -23,9 +23,9 @@ from genqueue_worker.answers import (
     token,
     tokens,
 )
-from genqueue_worker.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
-from genqueue_worker.sink import Sink
-from genqueue_worker.transport import UpstreamError
+from genqueue_worker.upstream.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
+from genqueue_worker.upstream.sink import Sink
+from genqueue_worker.upstream.transport import UpstreamError
 
 
 class NativeAnswer:

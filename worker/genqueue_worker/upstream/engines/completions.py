@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from genqueue_worker.answers import Halves, content_of, counts, first_choice, lost, reason, said_in, usage_in
-from genqueue_worker.openai_answers import OpenAIAnswer
-from genqueue_worker.server_errors import UNREADABLE, error_in, error_in_choice, trouble, unreadable
-from genqueue_worker.sink import Sink
-from genqueue_worker.transport import UpstreamError
+from genqueue_worker.upstream.engines.openai_answers import OpenAIAnswer
+from genqueue_worker.upstream.fields import Halves, content_of, counts, first_choice, lost, reason, said_in, usage_in
+from genqueue_worker.upstream.server_errors import UNREADABLE, error_in, error_in_choice, trouble, unreadable
+from genqueue_worker.upstream.sink import Sink
+from genqueue_worker.upstream.transport import UpstreamError
 
 _OF_TGI = ("details", "return_full_text", "decoder_input_details")
 """Parameters that only shape TGI's answer."""
@@ -75,7 +75,7 @@ class CompletionAnswer(OpenAIAnswer):
         self._came = self._is_whole = False
 
     def take(self, data: bytes) -> bool:
-        """As :meth:`~genqueue_worker.openai_answers.OpenAIAnswer.take`; most events are one plain text."""
+        """As :meth:`OpenAIAnswer.take`; most events are one plain text."""
         try:
             event = from_json(data)
         except ValueError:

@@ -1,0 +1,1 @@
+"""Calls of model endpoints: which is asked, how, and what it answers."""

@@ -1,0 +1,1 @@
+"""What engines say on the wire, and how it is read."""
