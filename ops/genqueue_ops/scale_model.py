@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 ANNOUNCE_EVERY_S = 10.0
-"""How often a worker says what it serves (:mod:`genqueue_worker.lease`)."""
+"""How often a worker says what it serves (:mod:`genqueue_worker.engine.leases`)."""
 BEATS_A_S = 0.5
 """Celery's heartbeat events of one worker."""
 EVENT_BATCHES_A_S = 10.0

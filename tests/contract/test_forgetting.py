@@ -14,8 +14,8 @@ from genqueue.registry.calls import Call, Claim
 from genqueue.registry.lifecycle import State
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import GenerationResult, Outcome, Token
+from genqueue_worker.engine.writer import Outbox, Writer
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
-from genqueue_worker.writer import Outbox, Writer
 
 from .conftest import DONE, KEEP_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
 

@@ -22,6 +22,7 @@ from genqueue.registry.calls import Claim
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
 from genqueue_ops.tgi_standin.server import stop_accepting
+from genqueue_worker.engine.writer import Outbox
 from genqueue_worker.observe.health import turns
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.upstream.client import TextGeneration
@@ -29,7 +30,6 @@ from genqueue_worker.upstream.faults import Fault, fault_of
 from genqueue_worker.upstream.pool import Upstream
 from genqueue_worker.upstream.sink import ReplyTooLongError
 from genqueue_worker.upstream.transport import UpstreamError, open_transport
-from genqueue_worker.writer import Outbox
 
 from ..hostile import answers, drawn
 from .roles import as_role, guarded_redis

@@ -10,7 +10,7 @@ import redis
 
 from genqueue import GenerationClient, Settings
 from genqueue.registry import calls
-from genqueue_worker.lease import LeaseKeeper
+from genqueue_worker.engine.leases import LeaseKeeper
 from genqueue_worker.observe.metrics import Metrics
 
 from .roles import as_role

@@ -11,7 +11,7 @@ import redis
 from genqueue import Settings, keys
 from genqueue.registry import calls
 from genqueue.wire.messages import read_request
-from genqueue_worker.lease import LeaseKeeper
+from genqueue_worker.engine.leases import LeaseKeeper
 from genqueue_worker.observe.metrics import Metrics
 
 WAITING, LOST, SWEEPERS = 100_000, 500, 10

@@ -14,7 +14,7 @@ from genqueue.keys import generation as generation_key
 from genqueue.keys import text as text_key
 from genqueue.registry import endings
 from genqueue_ops.tgi_standin.prose import expected_tokens
-from genqueue_worker.engine import Ended, Engine, NotOurs
+from genqueue_worker.engine.loop import Ended, Engine, NotOurs
 from genqueue_worker.upstream.client import TextGeneration
 
 from .roles import as_role

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genqueue.wire.messages import Token, ToolCallDelta
-from genqueue_worker.continuation import (
+from genqueue_worker.engine.continuation import (
     Begin,
     Complete,
     Continue,

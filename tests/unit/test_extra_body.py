@@ -7,7 +7,7 @@ import pytest
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.chat import ChatKwargs
 from genqueue.wire.extra_body import _HARMLESS, PICKS_TOKENS, is_data_uri, refused
-from genqueue_worker.continuation import _GO_ON
+from genqueue_worker.engine.continuation import _GO_ON
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue_worker.final_text import AGREED, Check, check, told
+from genqueue_worker.engine.final_text import AGREED, Check, check, told
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from genqueue.wire.messages import GenerationRequest
-from genqueue_worker.newer import after_unknown, unknown_here
+from genqueue_worker.engine.newer import after_unknown, unknown_here
 
 
 @pytest.mark.parametrize(

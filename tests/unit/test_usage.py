@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue_worker.usage import Counts, uncounted, usage
+from genqueue_worker.engine.usage import Counts, uncounted, usage
 
 
 def counts(prompt=None, completion=None, pushed=0, earlier=0, are_deltas=False):

@@ -15,9 +15,9 @@ from genqueue.registry import calls, endings
 from genqueue.registry.calls import Call, Claim, said
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import Outcome, Token, ToolCallDelta
+from genqueue_worker.engine.writer import _CONGESTION_TOKENS, Outbox, Writer
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.upstream.sink import ReplyTooLongError
-from genqueue_worker.writer import _CONGESTION_TOKENS, Outbox, Writer
 
 A_LONG_GAP_S = 60.0
 GENERATORS = {

@@ -29,7 +29,7 @@ from genqueue_worker import broker
 from genqueue_worker.broker import Consumer
 from genqueue_worker.configuration import celery_configuration
 from genqueue_worker.control import Task, limit_orders
-from genqueue_worker.lease import LeaseKeeper
+from genqueue_worker.engine.leases import LeaseKeeper
 from genqueue_worker.observe import logs, tracing
 from genqueue_worker.observe.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.observe.metrics import Now
@@ -39,7 +39,7 @@ from genqueue_worker.pool import choose_pool, green_pool, refusal
 from genqueue_worker.resources import open_standard_streams
 
 try:
-    from genqueue_worker.engine import Engine
+    from genqueue_worker.engine.loop import Engine
 except ImportError as error:
     # By -P Celery has green threads stand in before it imports anything, and not every library can be imported then.
     if "celery.bin.worker" in sys.modules and (name := green_pool(sys.modules)):

@@ -11,7 +11,7 @@ from genqueue.registry.endings import ENDINGS
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.messages import TASK_NAME, GenerationResult, Outcome
 from genqueue_worker.app import app, runtime
-from genqueue_worker.engine import Done, Ended
+from genqueue_worker.engine.loop import Done, Ended
 from genqueue_worker.upstream.faults import UpstreamFacts, shown
 
 

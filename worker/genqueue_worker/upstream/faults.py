@@ -201,7 +201,7 @@ class Again:
 
     ``is_failure``: whether this one failed, and its error is kept; ``is_charged``: whether it
     counts against ``max_attempts``; ``anew``: whether the text so far may be what was refused,
-    so that it is not sent again (:func:`genqueue_worker.continuation.begins_anew`).
+    so that it is not sent again (:func:`genqueue_worker.engine.continuation.begins_anew`).
     """
 
     delay_s: float

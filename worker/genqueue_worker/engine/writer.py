@@ -53,7 +53,7 @@ class Outbox:
         completion_tokens: tokens pushed, special ones included, on top of earlier attempts'; a
             delta of a chat counts as one.
         solid_tokens: those up to the last character that is not white space: where a later
-            attempt would go on (:mod:`genqueue_worker.continuation`).
+            attempt would go on (:mod:`genqueue_worker.engine.continuation`).
         first_text_s: loop time of the first text; None before.
         is_congested: whether the producer of tokens should wait (:meth:`relief`).
         number: of the last flush that was taken.

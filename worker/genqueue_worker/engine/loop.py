@@ -32,8 +32,8 @@ from genqueue.registry.timing import Timings, timings
 from genqueue.settings import Settings
 from genqueue.tracing import valid_traceparent
 from genqueue.wire.messages import PARTS, GenerationRequest, GenerationResult, Outcome, describe, read_request
-from genqueue_worker import final_text
-from genqueue_worker.continuation import (
+from genqueue_worker.engine import final_text
+from genqueue_worker.engine.continuation import (
     FAILED,
     REFUSED,
     Begin,
@@ -46,7 +46,9 @@ from genqueue_worker.continuation import (
     begins_anew,
     next_attempt,
 )
-from genqueue_worker.newer import after_unknown, unknown_here
+from genqueue_worker.engine.newer import after_unknown, unknown_here
+from genqueue_worker.engine.usage import Counts, uncounted, usage
+from genqueue_worker.engine.writer import Outbox, Writer
 from genqueue_worker.observe.health import Pulse, turns
 from genqueue_worker.observe.metrics import DEFERRED, HANDED_OVER, RETRIED, SUPERSEDED, AttemptMeter, Metrics, Now
 from genqueue_worker.observe.report import IGNORED, Report, Show, show_nobody
@@ -64,8 +66,6 @@ from genqueue_worker.upstream.faults import (
 from genqueue_worker.upstream.pool import Upstream
 from genqueue_worker.upstream.sink import ReplyTooLongError
 from genqueue_worker.upstream.transport import UpstreamError, open_transport
-from genqueue_worker.usage import Counts, uncounted, usage
-from genqueue_worker.writer import Outbox, Writer
 
 try:
     from uvloop import new_event_loop
