@@ -129,7 +129,7 @@ def _start_http_server(self: Flower) -> Any:
     """Listen, on this host alone if nothing is said; or end in one line, whichever command began it."""
     try:
         _check(self.options)
-        if self.capp.conf.broker_transport == "genqueue_worker.broker:Transport":
+        if self.capp.conf.broker_transport == "genqueue_worker.broker.transport:Transport":
             self.capp.conf.broker_transport = None  # the Broker tab knows Redis by the scheme of its address only
         if not self.options.unix_socket:
             return _START_HTTP_SERVER(self)

@@ -17,7 +17,7 @@ ANNOUNCE_EVERY_S = 10.0
 BEATS_A_S = 0.5
 """Celery's heartbeat events of one worker."""
 EVENT_BATCHES_A_S = 10.0
-"""Batches of task events that one worker sends at most (:mod:`genqueue_worker.broker`)."""
+"""Batches of task events that one worker sends at most (:mod:`genqueue_worker.broker.transport`)."""
 IDLE_BRPOPS_A_S = 1.0
 """Of a worker with room that is given nothing: kombu asks again each second."""
 _LOOKS_IN_A_LEASE = 12.0

@@ -11,8 +11,8 @@ from celery import Celery
 from genqueue import keys
 from genqueue.registry.doorbell import doorbell_message
 from genqueue.settings import load_settings
-from genqueue_worker import broker
-from genqueue_worker.configuration import celery_configuration
+from genqueue_worker.broker import transport
+from genqueue_worker.broker.config import celery_configuration
 
 GENERATORS = {"default": {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}}
 
@@ -79,7 +79,7 @@ def test_an_alien_entry_is_dropped_and_the_next_message_delivered(app, raw, capl
     raw.lpush(doorbell, entry)
     raw.lpush(doorbell, doorbell_message("next", "default", 0))
     delivered: list[str] = []
-    before = broker.dropped
+    before = transport.dropped
     with app.connection_for_read() as connection:
         consumer = app.amqp.TaskConsumer(
             connection.default_channel,
@@ -90,8 +90,8 @@ def test_an_alien_entry_is_dropped_and_the_next_message_delivered(app, raw, capl
             while not delivered:
                 connection.drain_events(timeout=10)
     assert delivered == ["next"]
-    assert broker.dropped == before + 1
-    (line,) = [record.getMessage() for record in caplog.records if record.name == broker.logger.name]
+    assert transport.dropped == before + 1
+    (line,) = [record.getMessage() for record in caplog.records if record.name == transport.logger.name]
     assert "dropped an entry of" in line
 
 

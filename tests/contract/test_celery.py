@@ -14,7 +14,7 @@ from genqueue import errors, keys
 from genqueue.registry.doorbell import doorbell_message
 from genqueue.settings import load_settings
 from genqueue.wire.messages import TASK_NAME
-from genqueue_worker.configuration import celery_configuration
+from genqueue_worker.broker.config import celery_configuration
 
 GENERATORS = {"default": {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}}
 

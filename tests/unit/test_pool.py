@@ -8,7 +8,7 @@ from celery.concurrency.solo import TaskPool as Solo
 from celery.worker import state
 
 from genqueue.errors import ConfigError
-from genqueue_worker.pool import Pool, choose_pool, green_pool
+from genqueue_worker.broker.pool import Pool, choose_pool, green_pool
 
 
 class Request:

@@ -25,17 +25,17 @@ from genqueue.connection.store import Store
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.settings import Settings, load_settings, mistyped
 from genqueue.terminal import one_line
-from genqueue_worker import broker
-from genqueue_worker.broker import Consumer
-from genqueue_worker.configuration import celery_configuration
-from genqueue_worker.control import Task, limit_orders
+from genqueue_worker.broker import transport
+from genqueue_worker.broker.config import celery_configuration
+from genqueue_worker.broker.pool import choose_pool, green_pool, refusal
+from genqueue_worker.broker.remote_control import Task, limit_orders
+from genqueue_worker.broker.transport import Consumer
 from genqueue_worker.engine.leases import LeaseKeeper
 from genqueue_worker.observe import logs, tracing
 from genqueue_worker.observe.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.observe.metrics import Now
 from genqueue_worker.observe.monitor import Monitor
 from genqueue_worker.observe.report import FACTS
-from genqueue_worker.pool import choose_pool, green_pool, refusal
 from genqueue_worker.resources import open_standard_streams
 
 try:
@@ -202,11 +202,11 @@ class Runtime:
             silent_s=self._silent_s(),
             is_redis_up=not self._leases.redis_trouble,
             concurrency=self.consumer.pool.limit if self.consumer else None,
-            dropped=broker.dropped,
+            dropped=transport.dropped,
         )
 
     def _silent_s(self) -> dict[str, float]:
-        return {ENGINE: self.engine.pulse.age_s, CONSUMER: broker.pulse.age_s, LEASES: self._leases.pulse.age_s}
+        return {ENGINE: self.engine.pulse.age_s, CONSUMER: transport.pulse.age_s, LEASES: self._leases.pulse.age_s}
 
     def take(self) -> None:
         """Have Celery consume the queues of those generators that can be asked."""
@@ -396,8 +396,8 @@ def _answer_unwanted(message: Any, exc: Exception, **_: Any) -> None:
     generation_id = message.headers["id"]
     queue = str(message.delivery_info["routing_key"])
     generator = queue.removeprefix(keys.QUEUE_PREFIX) or "default"
-    if isinstance(exc, broker.ExpiredError):
+    if isinstance(exc, transport.ExpiredError):
         _runtime.engine.expire(generation_id, generator)
     else:
-        reason = str(exc) if isinstance(exc, broker.Refusal) else type(exc).__name__
+        reason = str(exc) if isinstance(exc, transport.Refusal) else type(exc).__name__
         _runtime.engine.refuse(generation_id, generator, f"the message is no task: {reason}")

@@ -7,18 +7,18 @@ from kombu import Exchange, Queue
 from genqueue import keys
 from genqueue.connection.address import read_address
 from genqueue.settings import Settings
-from genqueue_worker.broker import Consumer
+from genqueue_worker.broker.transport import Consumer
 
 
 def celery_addresses(redis_url: str) -> dict[str, Any]:
     """Where Celery finds its broker and its results, in its words."""
     address = read_address(redis_url)
     # Survives garbage in a queue.  By name: a class is not JSON, which `inspect stats` must be.
-    transport, results = "genqueue_worker.broker:Transport", ""
+    transport, results = "genqueue_worker.broker.transport:Transport", ""
     scheme = "rediss" if address.tls else "redis"
     if address.master is not None:
-        transport, scheme = "genqueue_worker.broker:SentinelTransport", "sentinel"
-        results = "genqueue_worker.broker:SentinelBackend+"
+        transport, scheme = "genqueue_worker.broker.transport:SentinelTransport", "sentinel"
+        results = "genqueue_worker.broker.transport:SentinelBackend+"
     return {
         "broker_url": address.url(scheme),
         "result_backend": results + address.url(scheme),
@@ -59,7 +59,7 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "task_default_queue": keys.queue("default"),
         "worker_consumer": Consumer,  # publishes task events in batches
         # Threads: a task waits for the engine's loop, and a process each would be waste.  By name, as above.
-        "worker_pool": "genqueue_worker.pool:Pool",
+        "worker_pool": "genqueue_worker.broker.pool:Pool",
         "worker_concurrency": 256,  # generations at once; the model server batches them
         # Acked when received: genqueue's registry, not the broker, knows what is unfinished, and
         # late acks run a task twice after every lost connection (celery/celery#5935 and others).

@@ -1,0 +1,1 @@
+"""The doorbell: what a worker makes of Celery and kombu."""
