@@ -5,7 +5,7 @@ import pickle
 import pytest
 from celery.events.state import State
 
-from genqueue_ops.flower import GenerationTask
+from genqueue_worker.flower import GenerationTask
 from genqueue_worker.observe.report import FACTS
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from genqueue import ConfigError
-from genqueue_ops.flower_gate import Caller, keep_private, refusal, shut
+from genqueue_worker.flower_gate import Caller, keep_private, refusal, shut
 
 OAUTH = {
     "FLOWER_AUTH": "one@example.com|two@example.com",

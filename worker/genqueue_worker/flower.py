@@ -2,7 +2,7 @@
 
 The same gate is before every other Flower of our Celery app (:func:`gate`): ``celery -A genqueue_worker.app flower``.
 
-What is shown of a generation comes with Celery's events (:meth:`genqueue_worker.app.Runtime.show`): its
+What is shown of a generation comes with Celery's events (:meth:`genqueue_worker.runtime.Runtime.show`): its
 generator, how long it took, how many tokens it has, and of its prompt the length and a hash.  Flower
 is used as it is: a task class with more fields, a list of columns, its own authentication.
 """
@@ -29,8 +29,8 @@ from genqueue.cli import output
 from genqueue.cli.app import ExitCode
 from genqueue.errors import ConfigError
 from genqueue.settings import load_settings
-from genqueue_ops.flower_gate import GATED, PREFIX, Caller, keep_private, refusal, shut
 from genqueue_worker.app import app, look_for_redis
+from genqueue_worker.flower_gate import GATED, PREFIX, Caller, keep_private, refusal, shut
 from genqueue_worker.observe import logs
 
 COLUMNS = {
@@ -107,7 +107,7 @@ class _Shut(RequestHandler):
 
 
 def _find_handler(self: Flower, request: HTTPServerRequest, **kwargs: Any) -> Any:
-    """Of each request: :func:`genqueue_ops.flower_gate.shut` comes first."""
+    """Of each request: :func:`genqueue_worker.flower_gate.shut` comes first."""
     headers = request.headers
     caller = Caller(
         method=request.method or "",
