@@ -32,16 +32,16 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(INSTALLED) ## measure what the queue adds, and print a table (four minutes)
-	$(BIN)/genqueue bench
+	$(BIN)/python -m genqueue_lab bench
 
 compare-haystack: $(INSTALLED) ## hold the Haystack components beside the originals, which need an environment of their own
-	$(BIN)/python -m genqueue_ops.haystack_compare
+	$(BIN)/python -m genqueue_lab.haystack.compare
 
 chaos: $(INSTALLED) ## break every part and the network under load, and check every text (N=200 generations, SEED=random)
-	$(BIN)/genqueue chaos $(or $(N),200) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m genqueue_lab chaos $(or $(N),200) $(if $(SEED),--seed $(SEED))
 
 scale: $(INSTALLED) ## measure what a generation costs Redis, and say for how many GPU hosts that suffices
-	$(BIN)/genqueue scale
+	$(BIN)/python -m genqueue_lab scale
 
 acl: $(INSTALLED) ## renew ops/redis/users.acl from producer/genqueue/acl.py
 	$(BIN)/python -m genqueue.acl > ops/redis/users.acl

@@ -30,7 +30,7 @@ from genqueue.errors import GenqueueError
 from genqueue.wire.messages import Chunk, GenerationResult
 from genqueue_ops.local_redis import Kind, local_redis
 from genqueue_ops.processes import Child, ChildError
-from genqueue_ops.tgi_standin.llama import LlamaEngine, LlamaUnavailableError, model_path
+from genqueue_ops.standin.llama import LlamaEngine, LlamaUnavailableError, model_path
 
 QUESTION = "What's Natural Language Processing?"
 # TGI's native route takes the prompt as it is, so a chat model's turns are ours to mark.  Without

@@ -30,8 +30,8 @@ from huggingface_hub.utils._http import default_async_client_factory
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
 from genqueue_ops.local_redis import LocalRedis
-from genqueue_ops.tgi_standin.llama import start_llama
-from genqueue_ops.tgi_standin.prose import expected_text
+from genqueue_ops.standin.llama import start_llama
+from genqueue_ops.standin.prose import expected_text
 
 from .roles import as_role, guarded_redis
 
@@ -170,7 +170,7 @@ class StandinProcess:
 @contextlib.contextmanager
 def running_standin(*arguments: str) -> Iterator[StandinProcess]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "genqueue_ops.tgi_standin", *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "genqueue_ops.standin", *arguments], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:

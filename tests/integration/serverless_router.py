@@ -16,7 +16,7 @@ import aiohttp
 import trustme
 from aiohttp import web
 
-from genqueue_ops.tgi_standin.server import cleanup, stop_accepting
+from genqueue_ops.standin.server import cleanup, stop_accepting
 
 TOKEN = "hf_canaryServerless0005"
 

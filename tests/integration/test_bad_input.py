@@ -26,8 +26,8 @@ from genqueue.keys import doorbell
 from genqueue.registry.doorbell import doorbell_message
 from genqueue.wire.messages import GenerationKwargs
 from genqueue_ops.local_redis import local_redis
-from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import expected_text
+from genqueue_ops.standin.chat import render
+from genqueue_ops.standin.prose import expected_text
 
 from .conftest import plain_celery
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from genqueue_ops.bench_verdict import MEASURES, STANDIN, Part
+from genqueue_lab.bench.verdict import MEASURES, STANDIN, Part
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 import pytest
 import redis
 
-from genqueue_ops.chaos_leftovers import sockets_of, usage_of
-from genqueue_ops.chaos_network import FAIR, Weather, network
-from genqueue_ops.chaos_redis import RedisPair, find_faketime
+from genqueue_lab.chaos.leftovers import sockets_of, usage_of
+from genqueue_lab.chaos.network import FAIR, Weather, network
+from genqueue_lab.chaos.redis_pair import RedisPair, find_faketime
 
 pytestmark = pytest.mark.usefixtures("real_redis")  # or skipped where there is none
 

@@ -20,8 +20,8 @@ from genqueue import (
     InvalidRequestError,
     ToolCallDelta,
 )
-from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import expected_text, expected_tokens, pieces, tag_of
+from genqueue_ops.standin.chat import render
+from genqueue_ops.standin.prose import expected_text, expected_tokens, pieces, tag_of
 
 WEATHER = {
     "type": "function",

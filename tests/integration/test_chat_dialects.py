@@ -15,7 +15,7 @@ from pydantic_core import to_json
 
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import GenerationResult, ToolCallDelta, read_request
-from genqueue_ops.tgi_standin.server import cleanup
+from genqueue_ops.standin.server import cleanup
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.upstream.client import TextGeneration
 from genqueue_worker.upstream.faults import Fault, fault_of

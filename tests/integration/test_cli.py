@@ -20,9 +20,10 @@ import redis
 from genqueue import keys
 from genqueue.cli import app
 from genqueue.cli.app import ExitCode
+from genqueue_lab import COMMANDS
 from genqueue_ops.local_redis import local_redis
-from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import expected_text
+from genqueue_ops.standin.chat import render
+from genqueue_ops.standin.prose import expected_text
 
 from .roles import as_role
 
@@ -845,7 +846,7 @@ def test_a_producer_alone_submits_and_reads(producer_only, ask):
 
 def test_a_producer_alone_lists_every_command(producer_only):
     listed = producer_only("--help").stdout
-    ours = {entry.name for entry in importlib.metadata.entry_points(group="genqueue.commands")}
+    ours = {entry.name for entry in importlib.metadata.entry_points(group="genqueue.commands")} | set(COMMANDS)
     assert ours >= {"worker", "demo", "bench", "chaos", "tgi-standin"}
     assert all(f" {name} " in listed for name in ours)
     assert "From genqueue" not in listed  # each is told of in words

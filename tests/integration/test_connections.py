@@ -20,7 +20,7 @@ import trustme
 from genqueue.registry.calls import Health
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
-from genqueue_ops.tgi_standin.server import stop_accepting
+from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.upstream.client import TextGeneration
 from genqueue_worker.upstream.faults import LACK, Fault, fault_of

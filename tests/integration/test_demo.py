@@ -12,7 +12,7 @@ import pytest
 
 from genqueue.cli.app import ExitCode
 from genqueue_ops.processes import Child, ChildError
-from genqueue_ops.tgi_standin.prose import expected_text
+from genqueue_ops.standin.prose import expected_text
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 

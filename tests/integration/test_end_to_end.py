@@ -11,7 +11,7 @@ import pytest
 from celery.result import AsyncResult
 
 from genqueue.wire.messages import Chunk, Finished, Started
-from genqueue_ops.tgi_standin.prose import EOS, expected_tokens
+from genqueue_ops.standin.prose import EOS, expected_tokens
 
 
 def texts(chunks):

@@ -30,8 +30,8 @@ from genqueue import GenerationCancelledError, GenerationError, State
 from genqueue.cli.app import ExitCode
 from genqueue_ops.local_redis import free_port
 from genqueue_ops.processes import Child
-from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import tag_of
+from genqueue_ops.standin.chat import render
+from genqueue_ops.standin.prose import tag_of
 
 from ..conftest import not_here
 from .conftest import TOKENS, clean_environment, plain_celery, toml_of

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from genqueue_ops.haystack_calls import CHAT, CONSTRUCTORS, TEXT, WRITTEN
-from genqueue_ops.haystack_compare import calls, compare
+from genqueue_lab.haystack.calls import CHAT, CONSTRUCTORS, TEXT, WRITTEN
+from genqueue_lab.haystack.compare import calls, compare
 
 ORIGINAL = json.loads((Path(__file__).parents[1] / "fixtures/haystack/original.json").read_text(encoding="utf-8"))
 CASES = [

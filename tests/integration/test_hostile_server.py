@@ -21,7 +21,7 @@ from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, G
 from genqueue.registry.calls import Claim
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.messages import read_request
-from genqueue_ops.tgi_standin.server import stop_accepting
+from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.engine.writer import Outbox
 from genqueue_worker.observe.health import turns
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics

@@ -17,8 +17,8 @@ from genqueue import GenerationClient, GenerationError, Settings
 from genqueue.keys import doorbell
 from genqueue.keys import generation as generation_key
 from genqueue.registry.doorbell import doorbell_message
-from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import tag_of
+from genqueue_ops.standin.chat import render
+from genqueue_ops.standin.prose import tag_of
 
 from .roles import as_role
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from genqueue_ops.scale import Ran, fixed_and_marginal, measured
-from genqueue_ops.scale_model import Fleet, Step, rates
+from genqueue_lab.scale.command import Ran, fixed_and_marginal, measured
+from genqueue_lab.scale.model import Fleet, Step, rates
 
 PAGE = (Path(__file__).parents[2] / "docs/scaling.md").read_text("utf-8")
 COUNTED = ("commands", "trips", "in_bytes", "out_bytes")

@@ -14,8 +14,8 @@ import pytest
 import redis
 
 from genqueue import AsyncGenerationClient, GenerationClient, GenerationFailedError, Settings
-from genqueue_ops.tgi_standin.protocol import Limits
-from genqueue_ops.tgi_standin.server import serve, stop_accepting
+from genqueue_ops.standin.protocol import Limits
+from genqueue_ops.standin.server import serve, stop_accepting
 
 from .roles import as_role
 

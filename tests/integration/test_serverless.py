@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from genqueue import GenerationClient, GenerationError, GenerationFailedError, GenerationRejectedError, Settings
-from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import expected_text
+from genqueue_ops.standin.chat import render
+from genqueue_ops.standin.prose import expected_text
 
 from .serverless_router import TOKEN, hugging_face_beside
 

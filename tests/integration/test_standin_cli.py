@@ -11,12 +11,12 @@ import urllib.request
 import pytest
 
 from genqueue.cli.app import ExitCode
-from genqueue_ops.tgi_standin.prose import expected_text
+from genqueue_ops.standin.prose import expected_text
 
 
 def start(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "genqueue_ops.tgi_standin", *arguments],
+        [sys.executable, "-m", "genqueue_ops.standin", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

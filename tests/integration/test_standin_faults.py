@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from genqueue_ops.tgi_standin.prose import expected_text, variant
-from genqueue_ops.tgi_standin.script import Fault, Script
-from genqueue_ops.tgi_standin.server import serve
+from genqueue_ops.standin.prose import expected_text, variant
+from genqueue_ops.standin.script import Fault, Script
+from genqueue_ops.standin.server import serve
 
 
 @asynccontextmanager

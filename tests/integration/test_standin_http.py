@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
-from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import expected_text, pieces
-from genqueue_ops.tgi_standin.protocol import Limits
-from genqueue_ops.tgi_standin.script import Script
-from genqueue_ops.tgi_standin.server import serve
+from genqueue_ops.standin.chat import render
+from genqueue_ops.standin.prose import expected_text, pieces
+from genqueue_ops.standin.protocol import Limits
+from genqueue_ops.standin.script import Script
+from genqueue_ops.standin.server import serve
 
 ENDLESS = Script(itl_s=0.005)
 

@@ -15,11 +15,11 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from genqueue_ops.tgi_standin.chat import render
-from genqueue_ops.tgi_standin.prose import expected_text, expected_tokens, pieces
-from genqueue_ops.tgi_standin.protocol import Limits
-from genqueue_ops.tgi_standin.script import Fault, Script
-from genqueue_ops.tgi_standin.server import serve
+from genqueue_ops.standin.chat import render
+from genqueue_ops.standin.prose import expected_text, expected_tokens, pieces
+from genqueue_ops.standin.protocol import Limits
+from genqueue_ops.standin.script import Fault, Script
+from genqueue_ops.standin.server import serve
 
 PROMPT = "What's Natural Language Processing?"
 MESSAGES = [{"role": "user", "content": PROMPT}]

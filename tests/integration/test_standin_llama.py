@@ -7,9 +7,9 @@ import pytest
 from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import ValidationError
 
-from genqueue_ops.tgi_standin.llama import LlamaEngine
-from genqueue_ops.tgi_standin.protocol import Limits
-from genqueue_ops.tgi_standin.server import serve
+from genqueue_ops.standin.llama import LlamaEngine
+from genqueue_ops.standin.protocol import Limits
+from genqueue_ops.standin.server import serve
 
 pytestmark = pytest.mark.usefixtures("real_model")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from genqueue_ops.tgi_standin.protocol import Limits
-from genqueue_ops.tgi_standin.script import Script
-from genqueue_ops.tgi_standin.server import serve
+from genqueue_ops.standin.protocol import Limits
+from genqueue_ops.standin.script import Script
+from genqueue_ops.standin.server import serve
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tgi"
 SCHEMAS = json.loads((FIXTURES / "openapi.json").read_text())["components"]["schemas"]

@@ -13,7 +13,7 @@ from genqueue.keys import doorbell
 from genqueue.keys import generation as generation_key
 from genqueue.keys import text as text_key
 from genqueue.registry import endings
-from genqueue_ops.tgi_standin.prose import expected_tokens
+from genqueue_ops.standin.prose import expected_tokens
 from genqueue_worker.engine.loop import Ended, Engine, NotOurs
 from genqueue_worker.upstream.client import TextGeneration
 

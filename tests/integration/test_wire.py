@@ -6,7 +6,7 @@ Looked up in the stand-in's list of what came over the wire.
 import pytest
 
 from genqueue import GenerationRejectedError
-from genqueue_ops.tgi_standin.prose import expected_text
+from genqueue_ops.standin.prose import expected_text
 
 # conftest.TOKENS: all of these are set in the worker's environment.
 HF_API_TOKEN = "hf_canaryApiToken0001"

@@ -11,9 +11,9 @@ import redis
 from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, Settings
-from genqueue_ops.tgi_standin.protocol import Limits
-from genqueue_ops.tgi_standin.scripted import ScriptedEngine
-from genqueue_ops.tgi_standin.server import serve
+from genqueue_ops.standin.protocol import Limits
+from genqueue_ops.standin.scripted import ScriptedEngine
+from genqueue_ops.standin.server import serve
 
 from .roles import as_role
 

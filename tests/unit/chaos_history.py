@@ -2,8 +2,8 @@
 
 from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Chunk, Finished, Reset, Resumed, Started
-from genqueue_ops.chaos_orders import Order
-from genqueue_ops.chaos_verdict import Call, Outages, Trace
+from genqueue_lab.chaos.orders import Order
+from genqueue_lab.chaos.verdict import Call, Outages, Trace
 
 ORDER = Order(
     number=1,

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from genqueue_ops.bench_standin import Connection, Pace
-from genqueue_ops.bench_wire import INSTANT, clocks_us, fault
+from genqueue_lab.bench.standin import Connection, Pace
+from genqueue_lab.bench.wire import INSTANT, clocks_us, fault
 
 
 class Clock:

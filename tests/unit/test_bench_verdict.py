@@ -2,8 +2,8 @@
 
 import pytest
 
-from genqueue_ops.bench_client import Caller, Load
-from genqueue_ops.bench_verdict import (
+from genqueue_lab.bench.client import Caller, Load
+from genqueue_lab.bench.verdict import (
     ITSELF,
     MEASURES,
     STANDIN,
@@ -15,7 +15,7 @@ from genqueue_ops.bench_verdict import (
     ratios,
     warnings,
 )
-from genqueue_ops.bench_wire import token_text
+from genqueue_lab.bench.wire import token_text
 
 EVERY = [measure for measures in MEASURES.values() for measure in measures] + [STANDIN]
 LIMITED = Measure("wall", "wall_s", "direct", "wall_s", 1.5)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from genqueue_ops.bench_wire import Route, Templates, clocks_us, fault, http_chunk, token_text
+from genqueue_lab.bench.wire import Route, Templates, clocks_us, fault, http_chunk, token_text
 
 WHOLE = token_text(0, 7) + token_text(1, 8) + token_text(2, 9)
 

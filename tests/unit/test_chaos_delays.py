@@ -6,8 +6,8 @@ import pytest
 
 from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Cancelled
-from genqueue_ops.chaos_delays import cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away
-from genqueue_ops.chaos_verdict import Outages, Span
+from genqueue_lab.chaos.delays import cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away
+from genqueue_lab.chaos.verdict import Outages, Span
 
 from .chaos_history import (
     NOTHING,

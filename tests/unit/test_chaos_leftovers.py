@@ -3,7 +3,7 @@
 import pytest
 
 from genqueue import keys
-from genqueue_ops.chaos_leftovers import Left, Usage, grown, left_over
+from genqueue_lab.chaos.leftovers import Left, Usage, grown, left_over
 
 MB = 1 << 20
 ID = "5bf3dba4-9238-46a1-9568-8fe247a1db47"

@@ -6,13 +6,13 @@ from itertools import pairwise
 import pytest
 
 from genqueue.wire.messages import read_request
-from genqueue_ops.chaos_orders import WORKER_HEADER, behind, orders
-from genqueue_ops.chaos_plan import DEEP, GENERATORS
-from genqueue_ops.tgi_standin import chat
-from genqueue_ops.tgi_standin.decoding import Decoded
-from genqueue_ops.tgi_standin.engine import Step
-from genqueue_ops.tgi_standin.prose import EOS, next_tokens, variant
-from genqueue_ops.tgi_standin.script import Script, directed
+from genqueue_lab.chaos.orders import WORKER_HEADER, behind, orders
+from genqueue_lab.chaos.plan import DEEP, GENERATORS
+from genqueue_ops.standin import chat
+from genqueue_ops.standin.decoding import Decoded
+from genqueue_ops.standin.engine import Step
+from genqueue_ops.standin.prose import EOS, next_tokens, variant
+from genqueue_ops.standin.script import Script, directed
 
 ORDERED = orders(3, 400, 100.0)
 

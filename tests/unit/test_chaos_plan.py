@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue_ops.chaos_plan import (
+from genqueue_lab.chaos.plan import (
     CLOCK_EVILS,
     ENDPOINT_EVILS,
     REDIS_EVILS,

@@ -7,18 +7,8 @@ import pytest
 
 from genqueue.registry.lifecycle import State
 from genqueue.wire.messages import Cancelled, Failed, Reset, Resumed
-from genqueue_ops.chaos_orders import LOGIN
-from genqueue_ops.chaos_verdict import (
-    LATE_S,
-    Clock,
-    Outages,
-    Span,
-    Storm,
-    attempt_of,
-    differences,
-    judge,
-    judge_storm,
-)
+from genqueue_lab.chaos.orders import LOGIN
+from genqueue_lab.chaos.verdict import LATE_S, Clock, Outages, Span, Storm, attempt_of, differences, judge, judge_storm
 
 from .chaos_history import (
     NAMES,

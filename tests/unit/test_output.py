@@ -18,9 +18,9 @@ FILES = sorted(path for part in ("producer", "worker", "ops") for path in (ROOT 
 ITSELF = {"producer/genqueue/cli/output.py"}
 NO_COMMAND = {
     "producer/genqueue/acl.py": "make acl, of constants",
-    "ops/genqueue_ops/haystack_calls.py": "JSON for the program that started it",
+    "ops/genqueue_lab/haystack/calls.py": "JSON for the program that started it",
     "ops/genqueue_ops/local_redis.py": "one fixed word for the program that started it",
-    "ops/genqueue_ops/scale_drive.py": "a word and ASCII JSON for the program that started it",
+    "ops/genqueue_lab/scale/drive.py": "a word and ASCII JSON for the program that started it",
 }
 PRINTS = {"print", "pprint", "echo", "secho", "echo_via_pager", "Console", "print_exc", "print_exception", "input"}
 HOSTILE = "a\x1b]0;PWN\a\x1b[31m\nforged: line\x9b2J\u202e\u2028b"

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from genqueue_ops.scale import measured
-from genqueue_ops.scale_drive import _Stream
-from genqueue_ops.scale_model import Costs, Fleet, Limits, Memory, Step, breaks_at, load, rates, spent
+from genqueue_lab.scale.command import measured
+from genqueue_lab.scale.drive import _Stream
+from genqueue_lab.scale.model import Costs, Fleet, Limits, Memory, Step, breaks_at, load, rates, spent
 
 ONE = Step(1.0, 1.0, 1.0, 1.0, 1.0)
 NAMES = list(rates(Fleet(1)))

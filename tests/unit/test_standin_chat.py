@@ -2,8 +2,8 @@
 
 import pytest
 
-from genqueue_ops.tgi_standin.chat import continue_last, parse_chat, render
-from genqueue_ops.tgi_standin.protocol import Rejection, TgiError, is_sampling
+from genqueue_ops.standin.chat import continue_last, parse_chat, render
+from genqueue_ops.standin.protocol import Rejection, TgiError, is_sampling
 
 USER = {"role": "user", "content": "Hi"}
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from genqueue_ops.tgi_standin.decoding import Decoded
-from genqueue_ops.tgi_standin.engine import Step, Token
+from genqueue_ops.standin.decoding import Decoded
+from genqueue_ops.standin.engine import Step, Token
 
 EOS = Token(2, "</s>", 0.0, True)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue_ops.tgi_standin.prose import (
+from genqueue_ops.standin.prose import (
     alternatives,
     expected_text,
     expected_tokens,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from genqueue_ops.tgi_standin.protocol import (
+from genqueue_ops.standin.protocol import (
     Limits,
     Rejection,
     TgiError,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue_ops.tgi_standin.script import DirectiveError, Fault, Script, changed, choose_fault, directed
+from genqueue_ops.standin.script import DirectiveError, Fault, Script, changed, choose_fault, directed
 
 BASE = Script(itl_s=0.02, tokens=100)
 

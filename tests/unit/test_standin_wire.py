@@ -2,13 +2,13 @@
 
 import json
 
-from genqueue_ops.tgi_standin import wire
-from genqueue_ops.tgi_standin.answers import ChatAnswer, NativeAnswer, Run, Timings
-from genqueue_ops.tgi_standin.chat import parse_chat
-from genqueue_ops.tgi_standin.decoding import Decoded
-from genqueue_ops.tgi_standin.engine import Step, Token
-from genqueue_ops.tgi_standin.protocol import ValidRequest, overloaded, parse_generate
-from genqueue_ops.tgi_standin.script import Script
+from genqueue_ops.standin import wire
+from genqueue_ops.standin.answers import ChatAnswer, NativeAnswer, Run, Timings
+from genqueue_ops.standin.chat import parse_chat
+from genqueue_ops.standin.decoding import Decoded
+from genqueue_ops.standin.engine import Step, Token
+from genqueue_ops.standin.protocol import ValidRequest, overloaded, parse_generate
+from genqueue_ops.standin.script import Script
 
 HELLO = Token(5, ' "h\\é😀\n', -0.25, False)
 EOS = Token(2, "</s>", 0.0, True)

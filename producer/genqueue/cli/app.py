@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import IntEnum, StrEnum
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.metadata import version as package_version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -106,9 +108,6 @@ _CODES: tuple[tuple[type[GenqueueError], ExitCode], ...] = (
 _CONTRIBUTED = {
     "worker": ("Run generations until told to stop.", "worker"),
     "demo": ("Redis, a model, a worker and a prompt, here and now.", "ops"),
-    "bench": ("Measure what the queue adds.", "ops"),
-    "scale": ("Measure what a generation costs Redis, and compute for how many hosts one suffices.", "ops"),
-    "chaos": ("Break every part under load, and check every text.", "ops"),
     "flower": ("Watch workers and generations in a browser.", "monitor"),
     "tgi-standin": ("Serve TGI's protocol without a GPU.", "ops"),
 }
@@ -701,7 +700,15 @@ def _add(entry: EntryPoint) -> None:
         return command.main(context.args, prog_name=context.command_path, standalone_mode=False)
 
 
-for _entry in sorted(entry_points(group="genqueue.commands")):
+def _of_the_lab() -> Iterator[EntryPoint]:
+    """Its commands, where there is a checkout: no wheel has them."""
+    if find_spec("genqueue_lab") is not None:
+        for name, (place, about) in import_module("genqueue_lab").COMMANDS.items():
+            _CONTRIBUTED[name] = (about, "ops")
+            yield EntryPoint(name, place, "genqueue.commands")
+
+
+for _entry in sorted([*entry_points(group="genqueue.commands"), *_of_the_lab()]):
     _add(_entry)
 
 

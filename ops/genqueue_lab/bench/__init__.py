@@ -1,0 +1,1 @@
+"""What the queue costs, against calling the endpoint directly."""

@@ -1,0 +1,1 @@
+"""Everything breaks under load, and nobody notices."""

@@ -1,0 +1,1 @@
+"""What a generation costs Redis, and for how many GPU hosts that suffices."""

@@ -1,0 +1,480 @@
+"""``python -m genqueue_lab scale``: what a generation costs Redis, for how many GPU hosts that suffices, and whether
+that is so.
+
+Measures, in this order and each by itself: the steps of the protocol (``costs``), a real worker
+beside a stand-in (``worker``), sweeps beside many that wait (``sweep``).  Then the model says what
+gives out first (``fleet``), and ``check`` drives one Redis until it does.  What is not measured in a
+run is taken from ``measured.json``, or from the file that an earlier run wrote.
+"""
+
+import asyncio
+import json
+import math
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter
+from rich.table import Table
+
+from genqueue import AsyncGenerationClient, Settings, load_settings
+from genqueue.cli import output
+from genqueue.connection.store import AsyncStore
+from genqueue.registry import calls
+from genqueue_lab.bench.stack import configured
+from genqueue_lab.scale import costs as scale_costs
+from genqueue_lab.scale.costs import Gauge
+from genqueue_lab.scale.drive import Driven, drive
+from genqueue_lab.scale.model import Costs, Fleet, Limits, Step, breaks_at, load, spent
+from genqueue_ops.local_redis import local_redis
+from genqueue_ops.processes import started
+
+SIZES = (20, 200)
+_WORDS = {"cpu_us": "Redis CPU, us", "commands": "commands", "trips": "round trips", "in_bytes": "bytes in"}
+_WORDS |= {"out_bytes": "bytes out"}
+
+
+class Part(StrEnum):
+    """What can be had by itself."""
+
+    COSTS = "costs"
+    WORKER = "worker"
+    SWEEP = "sweep"
+    FLEET = "fleet"
+    CHECK = "check"
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Generations through a real worker, with one reader each, of one size and so many at once.
+
+    Attributes:
+        each: what one cost Redis, what the worker costs at rest taken off.
+        flushes: of each.
+        predicted_cpu_us: of each, by the model, for the same steps.
+    """
+
+    tokens: int
+    at_once: int
+    count: int
+    each: Step
+    flushes: float
+    predicted_cpu_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """A real worker.
+
+    Attributes:
+        at_rest: what it costs Redis each second while it has nothing to do.
+        at_rest_commands: round trips and what scripts do inside, each second, by name.
+        worker_connections: after it was busy; ``producer_connections`` those of one process of readers.
+    """
+
+    at_rest: Step
+    at_rest_commands: dict[str, float]
+    worker_connections: int
+    producer_connections: int
+    runs: list[Ran]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Sweeps beside so many that wait and that run."""
+
+    waiting: int
+    running: int
+    generators: int
+    each: Step
+    look: Step
+
+
+def measured(path: Path | None) -> Costs:
+    """The costs in a file that ``--json`` wrote; of None those that come with this package."""
+    source = files("genqueue_lab.scale") / "measured.json" if path is None else path
+    return TypeAdapter(Costs).validate_python(json.loads(source.read_text("utf-8"))["costs"])
+
+
+async def _run(client: AsyncGenerationClient, tokens: int, at_once: int, count: int) -> None:
+    left = iter(range(count))
+
+    async def some() -> None:
+        for number in left:
+            generation = await client.submit(
+                f"{number} {'x' * scale_costs.PROMPT_BYTES}"[: scale_costs.PROMPT_BYTES],
+                generation_kwargs={"max_new_tokens": tokens},
+            )
+            async for _ in generation.stream():
+                pass
+
+    await asyncio.gather(*(some() for _ in range(at_once)))
+
+
+@contextmanager
+def _running_worker() -> Iterator[Settings]:
+    """A Redis, a stand-in of TGI and a worker, each a process, for the length of a ``with`` block.
+
+    Sets ``GENQUEUE_CONFIG`` of this process and removes the other ``GENQUEUE_*`` variables.
+    """
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-scale-")))
+        server = opened.enter_context(local_redis())
+        limits = ["--max-concurrent-requests", "2000", "--max-batch", "2000"]
+        standin = started(opened, folder, ["tgi-standin", "--itl-s", "0.02", *limits], "listening on ")
+        url = standin.logged().partition("listening on ")[2].split()[0]
+        environ = configured(folder, server.url, url)
+        started(opened, folder, ["worker", "--concurrency", "256"], " ready.", environ)
+        os.environ.clear()
+        os.environ.update(environ)
+        yield load_settings()
+
+
+async def worker(settings: Settings, costs: Costs, shapes: Sequence[tuple[int, int]], rest_s: float) -> Worked:
+    """Have a real worker do nothing, and then so many generations of each size: (at once, in all)."""
+    gauge = Gauge(settings.redis_url)
+    async with AsyncGenerationClient(settings) as client:
+        await _run(client, 5, max(at_once for at_once, _ in shapes), 2 * max(at_once for at_once, _ in shapes))
+    await asyncio.sleep(1.0)
+    before = gauge.read()
+    await asyncio.sleep(rest_s)
+    at_rest, after = gauge.since(before) * (1 / rest_s), gauge.read()
+    commands = {
+        name: (called - before.commands.get(name, 0)) / rest_s
+        for name, called in after.commands.items()
+        if name != "info" and called > before.commands.get(name, 0)
+    }
+    runs, producer = [], 0
+    for at_once, count in shapes:
+        for tokens in SIZES:
+            async with AsyncGenerationClient(settings) as client:
+                await _run(client, 5, at_once, at_once)  # connects
+                before, began_s = gauge.read(), time.monotonic()
+                await _run(client, tokens, at_once, count)
+                cost, took_s, after = gauge.since(before), time.monotonic() - began_s, gauge.read()
+                producer = max(producer, after.connections)
+                did = {name: after.commands.get(name, 0) - before.commands.get(name, 0) for name in after.commands}
+                each = (cost - at_rest * took_s) * (1 / count)
+                flushes = did["xadd"] / count - 2
+                scripts = (did["evalsha"] - commands.get("evalsha", 0) * took_s) / count
+                steps = {"submit": 1, "brpop": 1, "claim": 1, "finish": 1, "reader": 1, "delivery": flushes + 2}
+                steps |= {"flush": flushes, "token": tokens - flushes, "append": scripts - 3}
+                runs.append(Ran(tokens, at_once, count, each, flushes, spent(costs, steps).cpu_us))
+    connections = gauge.read().connections
+    gauge.close()
+    return Worked(at_rest, commands, connections - 1, producer - connections, runs)
+
+
+async def sweeps(url: str, crowds: Sequence[tuple[int, int]], repeats: int) -> list[Swept]:
+    """What a sweep costs beside (waiting, running) generations of one generator, and where it serves ten."""
+    gauge, store, found = Gauge(url), AsyncStore(url, 30.0), []
+    lease_s = {"out of turn": 600.0, "in turn": 0.001}  # of a lease that short it is always somebody's turn
+    for waiting, running in crowds:
+        gauge.redis.flushall()
+        ids = scale_costs.new_ids(running)
+        await scale_costs.all_of(store, (scale_costs.submit(each, scale_costs.request()) for each in ids))
+        await scale_costs.all_of(store, (scale_costs.claim(each) for each in ids))
+        others = scale_costs.new_ids(waiting)
+        await scale_costs.all_of(store, (scale_costs.submit(each, scale_costs.request()) for each in others))
+        for generators in (1, 10):
+            names = ["default", *(f"other-{number}" for number in range(1, generators))]
+            each = {}
+            for which, lasts_s in lease_s.items():
+                call = calls.sweep(names, lease_s=lasts_s, keep_s=scale_costs.KEEP_S)
+                await scale_costs.all_of(store, [call] * 8)
+                before = gauge.read()
+                await scale_costs.all_of(store, [call] * repeats)
+                each[which] = gauge.since(before) * (1 / repeats)
+            found.append(Swept(waiting, running, generators, each["out of turn"], each["in turn"]))
+    await store.close()
+    gauge.close()
+    return found
+
+
+def check(costs: Costs, fleet: Fleet, ladder: Sequence[int], processes: int, lasts_s: float) -> list[Driven]:
+    """Drive one Redis with more and more workers, until it or they have no time left."""
+    found = []
+    with local_redis() as server, tempfile.TemporaryDirectory(prefix="genqueue-scale-") as folder:
+        gauge = Gauge(server.url)
+        for workers in ladder:
+            driven = drive(
+                server.url,
+                gauge,
+                Path(folder),
+                costs,
+                replace(fleet, hosts=workers),
+                processes=processes,
+                lasts_s=lasts_s,
+            )
+            found.append(driven)
+            if driven.gave_out in {"Redis", "the drivers"}:
+                break
+        gauge.close()
+    return found
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(each if isinstance(each, str) else _plain(each) for each in row))
+    output.table(table)
+
+
+def _show_steps(title: str, steps: dict[str, Step]) -> None:
+    rows = [(name, *(getattr(step, field) for field in _WORDS)) for name, step in steps.items()]
+    _table(title, ("", *_WORDS.values()), rows)
+
+
+def show_costs(costs: Costs) -> None:
+    """What each step costs, and what a generation holds."""
+    _show_steps(f"One step, at Redis ({costs.machine})", dict(costs.steps))
+    _table("Memory of one generation, bytes", ("", *asdict(costs.memory)), [("", *asdict(costs.memory).values())])
+
+
+def fixed_and_marginal(runs: Sequence[Ran]) -> dict[int, tuple[Step, Step]]:
+    """For each number at once what a generation costs without its tokens, and what each token adds."""
+    found = {}
+    for at_once in sorted({run.at_once for run in runs}):
+        short, long = sorted((run for run in runs if run.at_once == at_once), key=lambda run: run.tokens)
+        token = (long.each - short.each) * (1 / (long.tokens - short.tokens))
+        found[at_once] = (short.each - token * short.tokens, token)
+    return found
+
+
+def show_worker(worked: Worked) -> None:
+    """What a real worker cost."""
+    steps = {"a worker at rest, each second": worked.at_rest}
+    for run in worked.runs:
+        steps[f"a generation of {run.tokens} tokens, {run.at_once} at once"] = run.each
+    for at_once, (generation, token) in fixed_and_marginal(worked.runs).items():
+        steps[f"fixed, of each generation, {at_once} at once"] = generation
+        steps[f"each token, {at_once} at once"] = token
+    _show_steps("A real worker, and one reader of each generation", steps)
+    _table(
+        "Flushes, and the model beside it",
+        ("tokens", "at once", "flushes a token", "CPU, us", "the model says", "measured / model"),
+        [
+            (
+                str(run.tokens),
+                run.at_once,
+                run.flushes / run.tokens,
+                run.each.cpu_us,
+                run.predicted_cpu_us,
+                run.each.cpu_us / run.predicted_cpu_us,
+            )
+            for run in worked.runs
+        ],
+    )
+    at_rest = ", ".join(f"{name} {rate:.1f}" for name, rate in sorted(worked.at_rest_commands.items()))
+    told = f"connections: {worked.worker_connections} of a worker, {worked.producer_connections} of a producer"
+    output.line(told)
+    output.line(f"at rest, each second: {at_rest}")
+
+
+def show_sweeps(found: Sequence[Swept]) -> None:
+    """What sweeps cost."""
+    _table(
+        "One sweep",
+        ("waiting", "running", "generators", "CPU, us", "commands", "CPU when it looks, us", "commands when it looks"),
+        [
+            (
+                f"{each.waiting:,}",
+                each.running,
+                each.generators,
+                each.each.cpu_us,
+                each.each.commands,
+                each.look.cpu_us,
+                each.look.commands,
+            )
+            for each in found
+        ],
+    )
+
+
+CHANGES: Sequence[tuple[str, dict[str, Any]]] = (
+    ("as it comes", {}),
+    ("log_ttl_s 300, result_ttl_s 3600", {"log_ttl_s": 300.0, "result_ttl_s": 3600.0}),
+    ("and flush_gap_s 0.1", {"flush_gap_s": 0.1}),
+    ("and flush_gap_s 0.25", {"flush_gap_s": 0.25}),
+)
+
+
+def changed(fleet: Fleet) -> list[tuple[str, Fleet]]:
+    """The fleet as it is, and with one change after the other."""
+    found = []
+    for words, change in CHANGES:
+        fleet = replace(fleet, **change)
+        found.append((words, fleet))
+    return found
+
+
+def show_fleet(costs: Costs, fleet: Fleet, limits: Limits, hosts: Sequence[int]) -> None:
+    """What one Redis has to do, what gives out first, and what changes that."""
+    rows: list[tuple[str | float, ...]] = []
+    for number in hosts:
+        asked = load(costs, replace(fleet, hosts=number))
+        shares = asked.shares(limits)
+        over = sorted(((name, share) for name, share in shares.items() if share > 1), key=lambda each: -each[1])
+        heaviest = sorted(asked.cpu_of, key=lambda name: -asked.cpu_of[name])[:3]
+        rows.append(
+            (
+                f"{number:,}",
+                replace(fleet, hosts=number).generations_per_s,
+                asked.commands_per_s,
+                f"{asked.cpu:.0%}",
+                asked.in_bytes_per_s / 1e6,
+                asked.out_bytes_per_s / 1e6,
+                asked.memory_bytes / 1e9,
+                asked.connections,
+                ", ".join(f"{name} {share:.0%}" for name, share in over),
+                ", ".join(f"{name} {asked.cpu_of[name] / asked.cpu:.0%}" for name in heaviest),
+            )
+        )
+    told = f"{fleet.streams} streams of {fleet.tokens_per_s:g} tokens/s a host, {fleet.tokens} tokens a generation"
+    asked_for = ("hosts", "generations/s", "commands/s", "one thread", "MB/s in", "MB/s out", "GB", "connections")
+    _table(f"One Redis, {told}", (*asked_for, "over", "of the CPU"), rows)
+    helped: list[tuple[str | float, ...]] = []
+    for words, other in changed(fleet):
+        broken = breaks_at(costs, other, limits)
+        first, at = next(iter(broken.items()), ("nothing", max(hosts) + 1))
+        redises = (math.ceil(number / max(1, at - 1)) for number in hosts)
+        each = (broken.get(name, "") for name in ("memory", "CPU", "connections", "network"))
+        helped.append((words, first, *each, *redises))
+    headings = ("", "breaks first", "memory", "CPU", "connections", "network")
+    _table(
+        "At how many hosts one Redis has too much of what, and how many Redises each fleet needs",
+        (*headings, *(f"{number:,} hosts" for number in hosts)),
+        helped,
+    )
+
+
+def show_check(driven: Sequence[Driven]) -> None:
+    """The model beside a real Redis."""
+    _table(
+        "Synthetic workers at one real Redis",
+        (
+            "workers",
+            "tokens/s",
+            "flushes/s",
+            "expected",
+            "flush p50, ms",
+            "p95",
+            "Redis",
+            "the model says",
+            "measured / model",
+            "drivers",
+            "flushes/s of a core",
+            "gave out",
+        ),
+        [
+            (
+                str(each.workers),
+                each.tokens_per_s,
+                each.flushes_per_s,
+                each.expected_per_s,
+                *each.flush_ms,
+                f"{each.redis_cpu:.0%}",
+                f"{each.predicted_cpu:.0%}",
+                each.ratio,
+                f"{each.drivers_cpu:.0%}",
+                each.flushes_of_a_core,
+                each.gave_out or "",
+            )
+            for each in driven
+        ],
+    )
+
+
+def scale(
+    parts: Annotated[list[Part] | None, typer.Argument(help="What to do; everything if not said.")] = None,
+    hosts: Annotated[list[int] | None, typer.Option(min=1, help="GPU hosts; may be repeated. 10, 100, 1000.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Generations at once on a host.")] = 32,
+    tokens_per_s: Annotated[float, typer.Option(min=0.1, help="Of one stream.")] = 40.0,
+    tokens: Annotated[int, typer.Option(min=1, help="Of one generation.")] = 200,
+    readers: Annotated[float, typer.Option(min=0, help="Of one generation.")] = 1.0,
+    producers: Annotated[float, typer.Option(min=0, help="Producer processes for each host.")] = 1.0,
+    generators: Annotated[int, typer.Option(min=1, help="That each worker serves.")] = 1,
+    flush_gap_s: Annotated[float, typer.Option(min=0.001, help="The workers' setting.")] = 0.02,
+    log_ttl_s: Annotated[float, typer.Option(min=1, help="The setting.")] = 3600.0,
+    result_ttl_s: Annotated[float, typer.Option(min=1, help="The setting.")] = 86_400.0,
+    memory_gb: Annotated[float, typer.Option(min=0.1, help="What one Redis may hold.")] = 64.0,
+    network_gbit_s: Annotated[float, typer.Option(min=0.1, help="What its network carries.")] = 10.0,
+    max_connections: Annotated[int, typer.Option(min=1, help="Redis's maxclients.")] = 10_000,
+    costs_file: Annotated[
+        Path | None, typer.Option("--costs", exists=True, help="Take costs from a file that --json wrote.")
+    ] = None,
+    thoroughness: Annotated[float, typer.Option(min=0.01, max=10, help="1: two minutes of measuring.")] = 1.0,
+    workers: Annotated[
+        list[int] | None, typer.Option(min=1, help="Synthetic workers of check; may be repeated, ascending.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that they are in.")] = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything there, too.")] = None,
+) -> None:
+    """Measure what a generation costs Redis, say for how many GPU hosts that suffices, and try it.
+
+    Nothing leaves this machine: servers, workers and readers are started here, on 127.0.0.1.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    wanted = set(parts or Part)
+    fleet = Fleet(
+        1, streams, tokens_per_s, tokens, readers, producers, generators, 1, flush_gap_s, 3.0, log_ttl_s, result_ttl_s
+    )
+    limits = Limits(0.8, network_gbit_s / 8 * 1e9, memory_gb * 1e9, max_connections)
+    costs = measured(costs_file)
+    document: dict[str, Any] = {}
+    if Part.COSTS in wanted:
+        with local_redis() as server:
+            connections = costs.worker_connections, costs.producer_connections
+            costs = asyncio.run(scale_costs.measure(server.url, 5, thoroughness, *connections))
+    if Part.WORKER in wanted:
+        with _running_worker() as settings:
+            shapes = [(1, max(2, round(10 * thoroughness))), (64, max(64, round(256 * thoroughness)))]
+            worked = asyncio.run(worker(settings, costs, shapes, max(2.0, 10 * thoroughness)))
+        costs = replace(
+            costs, worker_connections=worked.worker_connections, producer_connections=worked.producer_connections
+        )
+        document["worker"] = asdict(worked)
+    if Part.COSTS in wanted:
+        show_costs(costs)
+    if Part.WORKER in wanted:
+        show_worker(worked)
+    if Part.SWEEP in wanted:
+        many = max(100, round(100_000 * thoroughness))
+        crowds = [(0, 0), (many // 100, many // 100), (many, many // 100)]
+        with local_redis() as server:
+            swept = asyncio.run(sweeps(server.url, crowds, max(50, round(500 * thoroughness))))
+        document["sweep"] = [asdict(each) for each in swept]
+        show_sweeps(swept)
+    if Part.FLEET in wanted:
+        numbers = hosts or [10, 100, 1000]
+        show_fleet(costs, fleet, limits, numbers)
+        document["fleet"] = {
+            "of": asdict(fleet),
+            "loads": {number: asdict(load(costs, replace(fleet, hosts=number))) for number in numbers},
+            "breaks_at": {words: breaks_at(costs, other, limits) for words, other in changed(fleet)},
+        }
+    if Part.CHECK in wanted:
+        ladder = workers or [5, 20, 40, 80, 120]
+        lasts_s = min(6.0, max(1.0, 5.0 * thoroughness))
+        driven = check(costs, fleet, ladder, processes, lasts_s)
+        extra = [{"ratio": each.ratio, "gave_out": each.gave_out} for each in driven]
+        document["check"] = [asdict(each) | more for each, more in zip(driven, extra, strict=True)]
+        show_check(driven)
+    if json_file is not None:
+        document = {"machine": costs.machine, "costs": asdict(costs), **document}
+        json_file.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,8 +1,0 @@
-"""``python -m genqueue_ops.tgi_standin``, the same as ``genqueue tgi-standin``."""
-
-import typer
-
-from genqueue_ops.tgi_standin.cli import tgi_standin
-
-if __name__ == "__main__":
-    typer.run(tgi_standin)
