@@ -27,7 +27,8 @@ import typer
 from genqueue.cli import output
 from genqueue.client.sync import Generation, GenerationClient
 from genqueue.errors import GenqueueError
-from genqueue.wire.messages import Chunk, GenerationResult
+from genqueue.wire.events import Chunk
+from genqueue.wire.result import GenerationResult
 from genqueue_ops.local_redis import Kind, local_redis
 from genqueue_ops.processes import Child, ChildError
 from genqueue_ops.standin.llama import LlamaEngine, LlamaUnavailableError, model_path

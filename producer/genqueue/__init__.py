@@ -31,14 +31,12 @@ try:
     from genqueue.registry.lifecycle import State
     from genqueue.registry.timing import Timings
     from genqueue.settings import GeneratorSettings, Settings, load_settings
-    from genqueue.wire.messages import (
+    from genqueue.wire.events import (
         Cancelled,
         Chunk,
         Event,
         Failed,
         Finished,
-        GenerationRequest,
-        GenerationResult,
         OtherEvent,
         Reset,
         Resumed,
@@ -47,6 +45,8 @@ try:
         ToolCallDelta,
         Waking,
     )
+    from genqueue.wire.request import GenerationRequest
+    from genqueue.wire.result import GenerationResult
 except KeyboardInterrupt:
     # Of the command `genqueue`, whose script can import nothing before this; "-m" while Python looks for __main__.
     if sys.argv[0].rpartition("/")[2] not in {"genqueue", "-m"}:

@@ -41,7 +41,8 @@ from genqueue.masking import is_token, looks_secret, shown, shown_path
 from genqueue.wire.chat import ChatKwargs, StopWord, addresses
 from genqueue.wire.extra_body import ANY, refused
 from genqueue.wire.json_schemas import REFERENCE, remote_references
-from genqueue.wire.messages import DEFAULT_BOUNDS, PARTS, Bounds, GenerationKwargs, Given, describe
+from genqueue.wire.problems import describe
+from genqueue.wire.request import DEFAULT_BOUNDS, PARTS, Bounds, GenerationKwargs, Given
 
 _A_TOKEN = "looks like a token, so it is not repeated here; token_env names the variable that holds it"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

@@ -15,7 +15,9 @@ from genqueue.connection.store import AsyncStore, LoopThread, Store
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed, Overdue
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import GenerationResult, Outcome, Token, chunk_body, read_request
+from genqueue.wire.events import Token, chunk_body
+from genqueue.wire.request import read_request
+from genqueue.wire.result import GenerationResult, Outcome
 from genqueue_ops.local_redis import LocalRedis, local_redis
 
 KEEP_S = 600

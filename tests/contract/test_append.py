@@ -10,7 +10,8 @@ from genqueue import keys
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Claim, Flush, said
 from genqueue.registry.lifecycle import FINAL
-from genqueue.wire.messages import Outcome, chunk_body, event_body
+from genqueue.wire.events import chunk_body, event_body
+from genqueue.wire.result import Outcome
 
 from .conftest import KEEP_S, LEASE_S, Registry, flush, only_real_redis
 

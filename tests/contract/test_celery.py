@@ -13,7 +13,7 @@ from celery.result import AsyncResult
 from genqueue import errors, keys
 from genqueue.registry.doorbell import doorbell_message
 from genqueue.settings import load_settings
-from genqueue.wire.messages import TASK_NAME
+from genqueue.wire.request import TASK_NAME
 from genqueue_worker.broker.config import celery_configuration
 
 GENERATORS = {"default": {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}}

@@ -9,7 +9,7 @@ from genqueue import keys
 from genqueue.registry import calls
 from genqueue.registry.calls import Claim, NotClaimed
 from genqueue.registry.lifecycle import FINAL
-from genqueue.wire.messages import Started
+from genqueue.wire.events import Started
 
 from .conftest import KEEP_S, LEASE_S, flush
 

@@ -40,7 +40,7 @@ from genqueue.discovery import places
 from genqueue.registry import calls
 from genqueue.registry.calls import Flush, said
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import chunk_body
+from genqueue.wire.events import chunk_body
 from genqueue_ops.local_redis import local_redis
 
 from .conftest import Registry, flush, only_real_redis, until

@@ -9,7 +9,7 @@ from genqueue import keys
 from genqueue.errors import GenerationNotFoundError
 from genqueue.registry import calls
 from genqueue.registry.lifecycle import FINAL, State
-from genqueue.wire.messages import event_body
+from genqueue.wire.events import event_body
 
 from .conftest import KEEP_S, LOG_TTL_S, RESULT_TTL_S, flush
 

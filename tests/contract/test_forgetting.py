@@ -13,7 +13,8 @@ from genqueue.registry import calls, endings
 from genqueue.registry.calls import Call, Claim
 from genqueue.registry.lifecycle import State
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.messages import GenerationResult, Outcome, Token
+from genqueue.wire.events import Token
+from genqueue.wire.result import GenerationResult, Outcome
 from genqueue_worker.engine.writer import Outbox, Writer
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 

@@ -7,7 +7,7 @@ import pytest
 from genqueue import keys
 from genqueue.registry import calls
 from genqueue.registry.lifecycle import FINAL, State
-from genqueue.wire.messages import event_body
+from genqueue.wire.events import event_body
 
 from .conftest import KEEP_S, flush
 

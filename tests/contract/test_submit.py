@@ -7,7 +7,7 @@ import pytest
 from genqueue import keys
 from genqueue.errors import IdempotencyConflictError, QueueFullError, UnknownGeneratorError
 from genqueue.registry import calls
-from genqueue.wire.messages import GenerationRequest, read_request
+from genqueue.wire.request import GenerationRequest, read_request
 
 from .conftest import KEEP_S, RESULT_TTL_S, Registry, flush
 

@@ -24,7 +24,7 @@ from genqueue import (
 )
 from genqueue.keys import doorbell
 from genqueue.registry.doorbell import doorbell_message
-from genqueue.wire.messages import GenerationKwargs
+from genqueue.wire.request import GenerationKwargs
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.standin.chat import render
 from genqueue_ops.standin.prose import expected_text

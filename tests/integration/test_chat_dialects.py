@@ -14,7 +14,9 @@ from aiohttp import web
 from pydantic_core import to_json
 
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.messages import GenerationResult, ToolCallDelta, read_request
+from genqueue.wire.events import ToolCallDelta
+from genqueue.wire.request import read_request
+from genqueue.wire.result import GenerationResult
 from genqueue_ops.standin.server import cleanup
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.upstream.client import TextGeneration

@@ -690,7 +690,7 @@ sys.exit(main())
 """.format(*SCRIPT.split(":"))
 
 
-@pytest.mark.parametrize("imported", ["genqueue.wire.messages", "typer._click.core"])
+@pytest.mark.parametrize("imported", ["genqueue.wire.request", "typer._click.core"])
 @pytest.mark.parametrize("way", [("-c", AS_SCRIPT), ("-m", "genqueue")], ids=["script", "module"])
 def test_ctrl_c_while_it_still_imports_leaves_without_a_traceback(environ, way, imported):
     process = subprocess.Popen(
@@ -715,7 +715,7 @@ def test_a_program_that_imports_us_has_its_ctrl_c(environ):
         [sys.executable, "-X", "importtime", "-c", code], env=environ, stderr=subprocess.PIPE, text=True
     )
     with process:
-        next(line for line in process.stderr if line.split()[-1] == "genqueue.wire.messages")
+        next(line for line in process.stderr if line.split()[-1] == "genqueue.wire.request")
         process.send_signal(signal.SIGINT)
         told = process.stderr.read()
     assert "KeyboardInterrupt" in told

@@ -19,7 +19,7 @@ import trustme
 
 from genqueue.registry.calls import Health
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.messages import read_request
+from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.upstream.client import TextGeneration

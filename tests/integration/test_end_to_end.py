@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from celery.result import AsyncResult
 
-from genqueue.wire.messages import Chunk, Finished, Started
+from genqueue.wire.events import Chunk, Finished, Started
 from genqueue_ops.standin.prose import EOS, expected_tokens
 
 

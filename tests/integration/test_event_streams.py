@@ -9,7 +9,7 @@ import json
 import pytest
 
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.messages import read_request
+from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.upstream.client import TextGeneration

@@ -20,7 +20,7 @@ import redis
 from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, GenerationFailedError, Settings
 from genqueue.registry.calls import Claim
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.messages import read_request
+from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.engine.writer import Outbox
 from genqueue_worker.observe.health import turns

@@ -22,7 +22,7 @@ from genqueue import (
 from genqueue.keys import doorbell
 from genqueue.registry import calls
 from genqueue.registry.doorbell import doorbell_message
-from genqueue.wire.messages import GenerationRequest
+from genqueue.wire.request import GenerationRequest
 
 from .conftest import plain_celery
 from .roles import as_role

@@ -10,7 +10,7 @@ import redis
 
 from genqueue import Settings, keys
 from genqueue.registry import calls
-from genqueue.wire.messages import read_request
+from genqueue.wire.request import read_request
 from genqueue_worker.engine.leases import LeaseKeeper
 from genqueue_worker.observe.metrics import Metrics
 

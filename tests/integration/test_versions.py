@@ -14,7 +14,7 @@ from genqueue import (
     keys,
 )
 from genqueue.registry import calls
-from genqueue.wire.messages import read_request
+from genqueue.wire.request import read_request
 
 
 @pytest.fixture

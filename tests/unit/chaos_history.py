@@ -1,7 +1,7 @@
 """Histories of one generation, as a chaos run would have seen them, to be broken by its tests."""
 
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import Chunk, Finished, Reset, Resumed, Started
+from genqueue.wire.events import Chunk, Finished, Reset, Resumed, Started
 from genqueue_lab.chaos.orders import Order
 from genqueue_lab.chaos.verdict import Call, Outages, Trace
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from genqueue.wire.messages import Token, ToolCallDelta
+from genqueue.wire.events import Token, ToolCallDelta
 
 
 class Heard:

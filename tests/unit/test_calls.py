@@ -21,7 +21,9 @@ from genqueue.errors import (
 from genqueue.registry import calls
 from genqueue.registry.calls import Accepted, Claim, End, Flush, NotClaimed
 from genqueue.registry.lifecycle import State, Transition
-from genqueue.wire.messages import Outcome, ToolCallDelta, join_tool_calls, read_request
+from genqueue.wire.events import ToolCallDelta, join_tool_calls
+from genqueue.wire.request import read_request
+from genqueue.wire.result import Outcome
 
 SCRIPTS = [
     "announce",

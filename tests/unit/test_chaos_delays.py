@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import Cancelled
+from genqueue.wire.events import Cancelled
 from genqueue_lab.chaos.delays import cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away
 from genqueue_lab.chaos.verdict import Outages, Span
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from genqueue.wire.messages import read_request
+from genqueue.wire.request import read_request
 from genqueue_lab.chaos.orders import WORKER_HEADER, behind, orders
 from genqueue_lab.chaos.plan import DEEP, GENERATORS
 from genqueue_ops.standin import chat

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import Cancelled, Failed, Reset, Resumed
+from genqueue.wire.events import Cancelled, Failed, Reset, Resumed
 from genqueue_lab.chaos.orders import LOGIN
 from genqueue_lab.chaos.verdict import LATE_S, Clock, Outages, Span, Storm, attempt_of, differences, judge, judge_storm
 

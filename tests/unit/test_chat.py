@@ -7,16 +7,9 @@ import pytest
 from genqueue.errors import ConfigError, InvalidRequestError
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.chat import ChatKwargs, addresses
-from genqueue.wire.messages import (
-    Chunk,
-    GenerationKwargs,
-    GenerationRequest,
-    GenerationResult,
-    ToolCallDelta,
-    chunk_body,
-    read_event,
-    read_request,
-)
+from genqueue.wire.events import Chunk, ToolCallDelta, chunk_body, read_event
+from genqueue.wire.request import GenerationKwargs, GenerationRequest, read_request
+from genqueue.wire.result import GenerationResult
 from genqueue_worker.upstream.engines.chats import chat_parameters
 
 USER = {"role": "user", "content": "Hi"}

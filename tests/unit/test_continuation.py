@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue.wire.messages import Token, ToolCallDelta
+from genqueue.wire.events import Token, ToolCallDelta
 from genqueue_worker.engine.continuation import (
     Begin,
     Complete,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from genqueue.client.delivery import Continuing, Marking
 from genqueue.errors import StreamRestartedError
-from genqueue.wire.messages import Chunk, Reset, Token, ToolCallDelta, join_tool_calls
+from genqueue.wire.events import Chunk, Reset, Token, ToolCallDelta, join_tool_calls
 
 RESET = Reset(seq=7, attempt=2)
 

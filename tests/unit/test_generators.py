@@ -8,7 +8,7 @@ import pytest
 from genqueue.connection.address import without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.messages import read_request
+from genqueue.wire.request import read_request
 from genqueue_worker.upstream.client import asked_tokens, call_parameters, goes_one_shot
 from genqueue_worker.upstream.pool import Upstream
 

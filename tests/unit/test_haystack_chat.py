@@ -15,7 +15,9 @@ from haystack.tools.tool import Tool
 
 from genqueue.haystack.chat_chunks import ChatChunks
 from genqueue.haystack.chat_format import inlined, message_from, messages_for, tools_for
-from genqueue.wire.messages import Chunk, Finished, GenerationResult, ToolCallDelta, read_request
+from genqueue.wire.events import Chunk, Finished, ToolCallDelta
+from genqueue.wire.request import read_request
+from genqueue.wire.result import GenerationResult
 
 INFO = ComponentInfo("a.component")
 CALLS = [

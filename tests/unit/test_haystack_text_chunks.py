@@ -3,7 +3,8 @@
 from haystack.dataclasses import ComponentInfo
 
 from genqueue.haystack.text_chunks import TextChunks
-from genqueue.wire.messages import Chunk, Finished, GenerationResult, Resumed, Token
+from genqueue.wire.events import Chunk, Finished, Resumed, Token
+from genqueue.wire.result import GenerationResult
 
 INFO = ComponentInfo("a.component")
 A, B = Token(1, " a", -0.5, False), Token(2, " b", -0.25, False)

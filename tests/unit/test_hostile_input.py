@@ -12,7 +12,8 @@ from kombu.utils.json import loads
 from genqueue.client.follower import Follower
 from genqueue.errors import InvalidRequestError, StoreError
 from genqueue.registry.calls import read_log
-from genqueue.wire.messages import GenerationRequest, read_event, read_events, read_request
+from genqueue.wire.events import read_event, read_events
+from genqueue.wire.request import GenerationRequest, read_request
 from genqueue_worker.broker.transport import ExpiredError, check_call, is_celery_message, is_order
 
 from ..hostile import bodies, entries, events, orders, publications, requests, values

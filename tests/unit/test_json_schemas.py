@@ -4,7 +4,7 @@ import pytest
 
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.json_schemas import remote_references
-from genqueue.wire.messages import read_request
+from genqueue.wire.request import read_request
 from genqueue_worker.upstream.client import call_parameters, chat_parameters, forms_in
 
 USER = {"role": "user", "content": "Hi"}

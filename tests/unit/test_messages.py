@@ -11,22 +11,9 @@ from pydantic import ValidationError
 
 from genqueue.errors import InvalidRequestError
 from genqueue.wire.chat import I32, MAX_STOP_WORDS, U64, ChatKwargs
-from genqueue.wire.messages import (
-    Bounds,
-    Chunk,
-    Finished,
-    GenerationKwargs,
-    GenerationRequest,
-    GenerationResult,
-    Token,
-    celery_failure,
-    celery_success,
-    chunk_body,
-    event_body,
-    read_event,
-    read_events,
-    read_request,
-)
+from genqueue.wire.events import Chunk, Finished, Token, chunk_body, event_body, read_event, read_events
+from genqueue.wire.request import Bounds, GenerationKwargs, GenerationRequest, read_request
+from genqueue.wire.result import GenerationResult, celery_failure, celery_success
 
 SECRET = "s3cret-do-not-show"
 

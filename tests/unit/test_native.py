@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from genqueue.wire.messages import Token
+from genqueue.wire.events import Token
 from genqueue_worker.upstream.engines.native import NativeAnswer
 from genqueue_worker.upstream.faults import Fault, fault_of
 from genqueue_worker.upstream.transport import UpstreamError

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from genqueue.wire.messages import GenerationRequest
+from genqueue.wire.request import GenerationRequest
 from genqueue_worker.engine.newer import after_unknown, unknown_here
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from genqueue.wire.messages import Token
+from genqueue.wire.events import Token
 from genqueue_worker.upstream.engines.chats import ChatAnswer
 from genqueue_worker.upstream.engines.completions import CompletionAnswer
 from genqueue_worker.upstream.engines.native import NativeAnswer

@@ -11,7 +11,8 @@ from genqueue import errors
 from genqueue.registry import endings
 from genqueue.registry.calls import Flush, Record, Said
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import GenerationResult, Outcome, ToolCallDelta, event_body
+from genqueue.wire.events import ToolCallDelta, event_body
+from genqueue.wire.result import GenerationResult, Outcome
 
 
 def record(state: State, **facts: Any) -> Record:

@@ -12,7 +12,8 @@ from genqueue.client.flows import WAIT, Deadline, Patience, Plan
 from genqueue.registry import calls
 from genqueue.registry.calls import Call, Record, Said
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import Chunk, Event, GenerationResult, Outcome, read_event
+from genqueue.wire.events import Chunk, Event, read_event
+from genqueue.wire.result import GenerationResult, Outcome
 
 ID = "some-id"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from genqueue.wire.finish_reasons import shown_reason
-from genqueue.wire.messages import Outcome
+from genqueue.wire.result import Outcome
 from genqueue_worker.upstream.faults import (
     AT_ONCE,
     OUTGROWN,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genqueue.client.follower import Follower
-from genqueue.wire.messages import Cancelled, Chunk, Event, Failed, Finished, Started
+from genqueue.wire.events import Cancelled, Chunk, Event, Failed, Finished, Started
 
 
 def chunk(seq: int, attempt: int = 1) -> Chunk:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue.wire.messages import join_tool_calls
+from genqueue.wire.events import join_tool_calls
 from genqueue_worker.upstream.engines.tool_calls import ToolCalls, made_up_id, read_piece
 
 F, G = ("f", '{"x":1}'), ("g", '{"x":2}')

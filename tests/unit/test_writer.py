@@ -14,7 +14,8 @@ from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Call, Claim, said
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.messages import Outcome, Token, ToolCallDelta
+from genqueue.wire.events import Token, ToolCallDelta
+from genqueue.wire.result import Outcome
 from genqueue_worker.engine.writer import _CONGESTION_TOKENS, Outbox, Writer
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.upstream.sink import ReplyTooLongError

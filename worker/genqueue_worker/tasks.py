@@ -9,7 +9,8 @@ from genqueue.errors import GenerationFailedError
 from genqueue.keys import PRIORITIES, QUEUE_PREFIX
 from genqueue.registry.endings import ENDINGS
 from genqueue.wire.finish_reasons import shown_reason
-from genqueue.wire.messages import TASK_NAME, GenerationResult, Outcome
+from genqueue.wire.request import TASK_NAME
+from genqueue.wire.result import GenerationResult, Outcome
 from genqueue_worker.app import app, runtime
 from genqueue_worker.engine.loop import Done, Ended
 from genqueue_worker.upstream.faults import UpstreamFacts, shown

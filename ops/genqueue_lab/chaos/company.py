@@ -24,7 +24,7 @@ from genqueue import (
 )
 from genqueue.connection.store import AsyncStore
 from genqueue.registry import calls as registry
-from genqueue.wire.messages import Chunk, Event, Reset, Started
+from genqueue.wire.events import Chunk, Event, Reset, Started
 from genqueue_lab.chaos.orders import Order, behind
 from genqueue_lab.chaos.plan import DEEP, Evil, Kind
 from genqueue_lab.chaos.verdict import Clock, Span, Storm, Trace

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import Chunk, Reset
+from genqueue.wire.events import Chunk, Reset
 from genqueue_lab.chaos.verdict import Call, Outages, Span, Trace, attempt_of, covered_s
 
 RECOVERY_S = 3.0

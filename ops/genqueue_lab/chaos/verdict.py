@@ -38,7 +38,7 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import Cancelled, Chunk, Event, Failed, Finished, Started
+from genqueue.wire.events import Cancelled, Chunk, Event, Failed, Finished, Started
 from genqueue_lab.chaos.orders import Order
 
 LATE_S = 10.0

@@ -24,7 +24,9 @@ from genqueue import AsyncGenerationClient, Settings, keys
 from genqueue.connection.store import AsyncStore
 from genqueue.registry import calls, endings
 from genqueue.registry.calls import Call, End, Flush
-from genqueue.wire.messages import GenerationRequest, GenerationResult, Token, chunk_body, read_request
+from genqueue.wire.events import Token, chunk_body
+from genqueue.wire.request import GenerationRequest, read_request
+from genqueue.wire.result import GenerationResult
 from genqueue_lab.scale.model import Costs, Memory, Step
 
 KEEP_S, LOG_TTL_S, RESULT_TTL_S = 7 * 86_400, 3600, 86_400

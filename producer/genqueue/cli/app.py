@@ -34,7 +34,7 @@ from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError
 from genqueue.registry.calls import Overview
 from genqueue.registry.lifecycle import State
 from genqueue.terminal import one_line
-from genqueue.wire.messages import GenerationResult
+from genqueue.wire.result import GenerationResult
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

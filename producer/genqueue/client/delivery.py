@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from genqueue.errors import StreamRestartedError
-from genqueue.wire.messages import Chunk, Reset, Token, ToolCallDelta
+from genqueue.wire.events import Chunk, Reset, Token, ToolCallDelta
 
 
 class Delivery(Protocol):

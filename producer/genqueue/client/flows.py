@@ -25,17 +25,9 @@ from genqueue.registry import calls, endings
 from genqueue.registry.calls import Accepted, Call, Record, Said
 from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.registry.lifecycle import State
-from genqueue.wire.messages import (
-    Cancelled,
-    Chunk,
-    Event,
-    Failed,
-    Finished,
-    GenerationRequest,
-    GenerationResult,
-    Reset,
-    read_events,
-)
+from genqueue.wire.events import Cancelled, Chunk, Event, Failed, Finished, Reset, read_events
+from genqueue.wire.request import GenerationRequest
+from genqueue.wire.result import GenerationResult
 
 ItemT = TypeVar("ItemT")
 

@@ -16,7 +16,7 @@ is passed over unread.
 
 from collections.abc import Iterable
 
-from genqueue.wire.messages import Cancelled, Event, Failed, Finished, OtherEvent, Started, Terminal
+from genqueue.wire.events import Cancelled, Event, Failed, Finished, OtherEvent, Started, Terminal
 
 _MOST_PASSED_OVER = 1024
 _ENDS = (Finished, Failed, Cancelled)

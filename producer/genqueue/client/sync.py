@@ -27,7 +27,9 @@ from genqueue.registry.calls import Accepted, Call, Overview, WorkerStatus
 from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.settings import Settings, load_settings
 from genqueue.tracing import Origin, receiving, sending
-from genqueue.wire.messages import Chunk, Event, GenerationRequest, GenerationResult, read_request
+from genqueue.wire.events import Chunk, Event
+from genqueue.wire.request import GenerationRequest, read_request
+from genqueue.wire.result import GenerationResult
 
 OnFailure = Literal["continue", "restart", "fail"]
 

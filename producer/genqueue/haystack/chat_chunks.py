@@ -10,7 +10,8 @@ from typing import Any
 from haystack.dataclasses import ComponentInfo, FinishReason, ReasoningContent, StreamingChunk, ToolCallDelta
 
 from genqueue.haystack.chunks import Chunks
-from genqueue.wire.messages import Chunk, GenerationResult
+from genqueue.wire.events import Chunk
+from genqueue.wire.result import GenerationResult
 
 Piece = dict[str, Any]
 """What one streaming chunk says: the fields that not all have."""

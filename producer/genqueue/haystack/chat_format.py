@@ -11,7 +11,7 @@ from haystack.tools.tool import Tool
 from haystack.utils.hf import convert_message_to_hf_format
 
 from genqueue.haystack.chat_chunks import haystacks_word, usage_of
-from genqueue.wire.messages import GenerationResult
+from genqueue.wire.result import GenerationResult
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from genqueue.haystack.chat_chunks import ChatChunks
 from genqueue.haystack.chat_format import message_from, messages_for, tools_for
 from genqueue.haystack.queued import Shown
 from genqueue.haystack.target import HFGenerationAPIType
-from genqueue.wire.messages import GenerationResult
+from genqueue.wire.result import GenerationResult
 
 
 @component

@@ -6,7 +6,8 @@ from typing import Generic, TypeVar
 
 from haystack.dataclasses import ComponentInfo, StreamingChunk
 
-from genqueue.wire.messages import Chunk, Event, Finished, GenerationResult
+from genqueue.wire.events import Chunk, Event, Finished
+from genqueue.wire.result import GenerationResult
 
 PieceT = TypeVar("PieceT")
 

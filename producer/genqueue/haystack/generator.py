@@ -11,7 +11,7 @@ from genqueue.haystack.base import HuggingFaceAPI, with_stop_words
 from genqueue.haystack.queued import Shown
 from genqueue.haystack.target import HFGenerationAPIType
 from genqueue.haystack.text_chunks import TextChunks
-from genqueue.wire.messages import GenerationResult
+from genqueue.wire.result import GenerationResult
 
 logger = logging.getLogger(__name__)
 

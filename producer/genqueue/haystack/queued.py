@@ -19,7 +19,7 @@ from genqueue.errors import GenerationExpiredError, GenqueueError, ResultTimeout
 from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.target import Named, Placed
 from genqueue.settings import Settings, load_settings
-from genqueue.wire.messages import GenerationResult
+from genqueue.wire.result import GenerationResult
 
 Verb = Literal["submit", "submit_chat"]
 

@@ -12,7 +12,8 @@ from typing import Any
 from haystack.dataclasses import ComponentInfo, FinishReason, StreamingChunk
 
 from genqueue.haystack.chunks import Chunks
-from genqueue.wire.messages import Chunk, GenerationResult, Token
+from genqueue.wire.events import Chunk, Token
+from genqueue.wire.result import GenerationResult
 
 _FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 

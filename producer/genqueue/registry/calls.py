@@ -28,18 +28,10 @@ from genqueue.errors import (
 from genqueue.registry.doorbell import doorbell_message, doorbell_template
 from genqueue.registry.lifecycle import FINAL, State, Transition, sources
 from genqueue.tracing import valid_traceparent
-from genqueue.wire.messages import (
-    PARTS,
-    VERSION,
-    Event,
-    GenerationRequest,
-    GenerationResult,
-    Outcome,
-    ToolCallDelta,
-    describe,
-    join_tool_calls,
-    read_event,
-)
+from genqueue.wire.events import Event, ToolCallDelta, join_tool_calls, read_event
+from genqueue.wire.problems import describe
+from genqueue.wire.request import PARTS, VERSION, GenerationRequest
+from genqueue.wire.result import GenerationResult, Outcome
 
 _SWEEP_LIMIT = 500
 """Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from genqueue.keys import queue
-from genqueue.wire.messages import TASK_NAME
+from genqueue.wire.request import TASK_NAME
 
 # base64 of [[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]
 _BODY = "W1tdLCB7fSwgeyJjYWxsYmFja3MiOiBudWxsLCAiZXJyYmFja3MiOiBudWxsLCAiY2hhaW4iOiBudWxsLCAiY2hvcmQiOiBudWxsfV0="

@@ -12,17 +12,10 @@ from genqueue import errors
 from genqueue.registry.calls import End, Flush, Overdue, Record, Said
 from genqueue.registry.lifecycle import State, Transition
 from genqueue.registry.timing import Timings, timings
+from genqueue.wire.events import Chunk, ToolCallDelta, event_body
 from genqueue.wire.finish_reasons import shown_reason
-from genqueue.wire.messages import (
-    Chunk,
-    GenerationRequest,
-    GenerationResult,
-    Outcome,
-    ToolCallDelta,
-    celery_failure,
-    celery_success,
-    event_body,
-)
+from genqueue.wire.request import GenerationRequest
+from genqueue.wire.result import GenerationResult, Outcome, celery_failure, celery_success
 
 ENDINGS: dict[str, type[errors.GenerationError]] = {
     "rejected": errors.GenerationRejectedError,

@@ -36,7 +36,7 @@ from genqueue.connection.address import RedisAddress, read_address
 from genqueue.connection.store import refuses_for_now
 from genqueue.keys import QUEUE_PREFIX, names_a_generation
 from genqueue.settings import load_settings
-from genqueue.wire.messages import TASK_NAME
+from genqueue.wire.request import TASK_NAME
 from genqueue_worker.observe.health import Pulse
 from genqueue_worker.resources import lack_of
 

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from genqueue.wire.events import Token, ToolCallDelta
 from genqueue.wire.extra_body import PICKS_TOKENS
-from genqueue.wire.messages import Given, Token, ToolCallDelta
+from genqueue.wire.request import Given
 from genqueue_worker.upstream.sink import Sink, Stopped
 
 OnFailure = Literal["continue", "restart", "fail"]

@@ -31,7 +31,9 @@ from genqueue.registry.calls import Claim, End, Flush, NotClaimed
 from genqueue.registry.timing import Timings, timings
 from genqueue.settings import Settings
 from genqueue.tracing import valid_traceparent
-from genqueue.wire.messages import PARTS, GenerationRequest, GenerationResult, Outcome, describe, read_request
+from genqueue.wire.problems import describe
+from genqueue.wire.request import PARTS, GenerationRequest, read_request
+from genqueue.wire.result import GenerationResult, Outcome
 from genqueue_worker.engine import final_text
 from genqueue_worker.engine.continuation import (
     FAILED,

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from genqueue.wire.messages import VERSION, Outcome
+from genqueue.wire.request import VERSION
+from genqueue.wire.result import Outcome
 
 _FIRST_S = 0.5
 _MOST_S = 300.0

@@ -16,7 +16,7 @@ from genqueue.connection.store import T
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.registry import calls
 from genqueue.registry.calls import Call, Flush, said
-from genqueue.wire.messages import Token, ToolCallDelta, chunk_body, event_body
+from genqueue.wire.events import Token, ToolCallDelta, chunk_body, event_body
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.upstream.fields import encodable
 from genqueue_worker.upstream.sink import ReplyTooLongError

@@ -14,7 +14,7 @@ from genqueue.registry.calls import Claim
 from genqueue.registry.timing import Timings
 from genqueue.tracing import attributes_of, context_of, fail, messaging, open_tracer
 from genqueue.wire.finish_reasons import shown_reason
-from genqueue.wire.messages import GenerationRequest
+from genqueue.wire.request import GenerationRequest
 from genqueue_worker.observe.logs import where_raised
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from genqueue.settings import GeneratorSettings
 from genqueue.tracing import attributes_of, fail, open_tracer, traceparent_of
+from genqueue.wire.events import Token, ToolCallDelta
 from genqueue.wire.finish_reasons import shown_reason
-from genqueue.wire.messages import Given, Token, ToolCallDelta
+from genqueue.wire.request import Given
 from genqueue_worker.observe.metrics import provider_of
 from genqueue_worker.upstream.sink import Sink
 

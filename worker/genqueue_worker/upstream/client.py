@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import AsyncInferenceClient
 
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.messages import GenerationRequest, Given
+from genqueue.wire.request import GenerationRequest, Given
 from genqueue_worker.observe.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
 from genqueue_worker.observe.tracing import ended, open_call
 from genqueue_worker.resources import lack_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
 
-from genqueue.wire.messages import Outcome
+from genqueue.wire.result import Outcome
 
 
 class Fault(StrEnum):

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from genqueue.wire.messages import Token
+from genqueue.wire.events import Token
 
 GIVEN_UP = frozenset({"error", "abort", "network_error", "insufficient_system_resource"})
 """Each a ``finish_reason`` of vLLM, SGLang and providers (Zhipu, DeepSeek) that is no end: the server failed, or

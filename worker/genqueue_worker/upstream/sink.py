@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from genqueue.wire.messages import Token, ToolCallDelta
+from genqueue.wire.events import Token, ToolCallDelta
 
 
 class Stopped(Exception):

@@ -12,7 +12,8 @@ from pydantic_core import from_json, to_json
 
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.chat import REASONING_FIELD
-from genqueue.wire.messages import GenerationRequest, ToolCallDelta
+from genqueue.wire.events import ToolCallDelta
+from genqueue.wire.request import GenerationRequest
 from genqueue_worker.upstream.engines.chat_events import Said, plain_text, read_event
 from genqueue_worker.upstream.engines.openai_answers import OpenAIAnswer
 from genqueue_worker.upstream.engines.tool_calls import ToolCalls, made_up_id

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json, to_json
 
 from genqueue.wire.chat import U64
-from genqueue.wire.messages import Token
+from genqueue.wire.events import Token
 from genqueue_worker.upstream.fields import (
     Halves,
     encodable,

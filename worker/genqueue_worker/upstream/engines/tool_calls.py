@@ -7,7 +7,7 @@ apart is weighed: id, index, name, whether the name is that of a tool which was 
 far are whole.
 
 The decision is made here, once: each piece goes on with an index of ours, by which
-:func:`genqueue.wire.messages.join_tool_calls` joins them, here and at every reader.
+:func:`genqueue.wire.events.join_tool_calls` joins them, here and at every reader.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from genqueue.wire.messages import ToolCallDelta, join_tool_calls
+from genqueue.wire.events import ToolCallDelta, join_tool_calls
 from genqueue_worker.upstream.fields import Halves, count, encodable
 
 _MOST_CALLS = 10_000
