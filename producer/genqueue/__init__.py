@@ -26,8 +26,8 @@ try:
         StreamRestartedError,
         UnknownGeneratorError,
     )
-    from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
     from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
+    from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
     from genqueue.registry.lifecycle import State
     from genqueue.registry.timing import Timings
     from genqueue.settings import GeneratorSettings, Settings, load_settings

@@ -12,9 +12,12 @@ import redis
 
 from genqueue import keys
 from genqueue.connection.store import AsyncStore, LoopThread, Store
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Accepted, Call, Claim, End, Flush, Found, NotClaimed, Overdue
+from genqueue.registry import attempts, endings, partial, reading, submitting, sweeping
+from genqueue.registry.attempts import Claim, End, Flush, NotClaimed
 from genqueue.registry.lifecycle import State
+from genqueue.registry.script import Call
+from genqueue.registry.submitting import Accepted
+from genqueue.registry.sweeping import Found, Overdue
 from genqueue.wire.events import Token, chunk_body
 from genqueue.wire.request import read_request
 from genqueue.wire.result import GenerationResult, Outcome
@@ -85,7 +88,7 @@ class Registry:
     ) -> str:
         """Submit; the id that was accepted."""
         accepted: Accepted = self.run(
-            calls.submit(
+            submitting.submit(
                 generation_id or str(uuid.uuid4()),
                 read_request({"prompt": "What's NLP?", **fields}),
                 keep_s=self.keep_s,
@@ -101,7 +104,7 @@ class Registry:
         self, generation_id: str, owner: str = "worker-1", *, generator: str = "default", lease_s: float = LEASE_S
     ) -> Claim | NotClaimed:
         answer: Claim | NotClaimed = self.run(
-            calls.claim(generation_id, generator, owner=owner, lease_s=lease_s, keep_s=self.keep_s)
+            attempts.claim(generation_id, generator, owner=owner, lease_s=lease_s, keep_s=self.keep_s)
         )
         return answer
 
@@ -116,11 +119,11 @@ class Registry:
         self.raw.zadd(keys.LEASES, {generation_id: self.now_ms - 1})
 
     def append(self, *flushes: Flush) -> list[str]:
-        answers: list[str] = self.run(calls.append(flushes, keep_s=self.keep_s))
+        answers: list[str] = self.run(attempts.append(flushes, keep_s=self.keep_s))
         return answers
 
     def finish(self, end: End) -> str:
-        answer: str = self.run(calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=self.keep_s))
+        answer: str = self.run(attempts.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=self.keep_s))
         return answer
 
     def release(
@@ -128,7 +131,7 @@ class Registry:
     ) -> str:
         """Give a running generation back, as its worker does after an error (``failure``) or at its end."""
         answer: str = self.run(
-            calls.release(
+            attempts.release(
                 last,
                 "default",
                 5,
@@ -144,7 +147,7 @@ class Registry:
         """What a sweeper that serves ``default`` (or ``generators``) finds, ``last_s`` after the one before it."""
         then_s = self.now_ms / 1e3 - last_s
         self.raw.hset(keys.SWEPT, mapping={field: then_s for field in ("at", *self.turns())})
-        call = calls.sweep(generators or ("default",), lease_s=LEASE_S, keep_s=self.keep_s)
+        call = sweeping.sweep(generators or ("default",), lease_s=LEASE_S, keep_s=self.keep_s)
         found: Found = self.run(call).found
         return found
 
@@ -191,15 +194,15 @@ class Registry:
 
     def events(self, generation_id: str) -> list[str]:
         """The log in short: ``seq.attempt type text``."""
-        log = self.run(calls.read_log(generation_id, 0))
+        log = self.run(reading.read_log(generation_id, 0))
         return [f"{event.seq}.{event.attempt} {event.type} {getattr(event, 'text', '')}".strip() for event in log]
 
     def text(self, generation_id: str) -> str:
-        found: str = self.run(calls.read_text(generation_id))
+        found: str = self.run(reading.read_text(generation_id))
         return found
 
     def reasoning(self, generation_id: str) -> str:
-        found: calls.Said = self.run(calls.read_said(generation_id))
+        found: partial.PartialOutput = self.run(reading.read_said(generation_id))
         return found.reasoning
 
     def everything(self) -> dict[bytes, bytes]:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Claim, Flush, said
+from genqueue.registry import attempts, endings, reading
+from genqueue.registry.attempts import Claim, Flush
 from genqueue.registry.lifecycle import FINAL
+from genqueue.registry.partial import encode_partial
 from genqueue.wire.events import chunk_body, event_body
 from genqueue.wire.result import Outcome
 
@@ -25,10 +26,11 @@ def test_a_flush_is_logged_published_and_kept_as_text(registry):
         published = json.loads(heard.get_message(timeout=30)["data"])
     assert registry.events(generation_id) == ["1.1 started", "2.1 chunk It", "3.1 chunk é🦜"]
     assert published == [
-        json.loads(event.model_dump_json(exclude_none=True)) for event in registry.run(calls.read_log(generation_id, 2))
+        json.loads(event.model_dump_json(exclude_none=True))
+        for event in registry.run(reading.read_log(generation_id, 2))
     ]
     assert registry.text(generation_id) == "It é🦜"
-    record = registry.run(calls.read_record(generation_id))
+    record = registry.run(reading.read_record(generation_id))
     assert (record.seq, record.completion_tokens) == (3, 5)
     assert record.started_at <= record.first_text_at
     for key in (keys.log(generation_id), keys.text(generation_id)):
@@ -103,7 +105,7 @@ def test_any_text_is_kept_as_it_is(registry, text):
     generation_id = registry.running()
     registry.append(flush(generation_id, 1, [text, "."]))
     assert registry.text(generation_id) == text + "."
-    (_, chunk, _) = registry.run(calls.read_log(generation_id, 0))
+    (_, chunk, _) = registry.run(reading.read_log(generation_id, 0))
     assert chunk.text == text
 
 
@@ -132,15 +134,15 @@ def test_a_reset_forgets_the_text_and_then_takes_the_new(registry):
 def test_the_first_text_after_a_reset_is_stamped(registry, text, has_text):
     generation_id = registry.running()
     registry.append(flush(generation_id, 1, text, mark="reset"))
-    assert (registry.run(calls.read_record(generation_id)).first_text_at is not None) is has_text
+    assert (registry.run(reading.read_record(generation_id)).first_text_at is not None) is has_text
 
 
 def test_only_the_first_text_is_stamped_as_first(registry: Registry):
     generation_id = registry.running()
     registry.append(flush(generation_id, 1, ["a"], mark="first"))
-    first = registry.run(calls.read_record(generation_id)).first_text_at
+    first = registry.run(reading.read_record(generation_id)).first_text_at
     registry.append(flush(generation_id, 2, ["b"]))
-    assert registry.run(calls.read_record(generation_id)).first_text_at == first
+    assert registry.run(reading.read_record(generation_id)).first_text_at == first
 
 
 def test_a_large_flush_of_many_generations_goes_through(registry):
@@ -154,7 +156,9 @@ def test_thoughts_are_kept_beside_the_text_by_every_script(registry):
 
     def thinking(number, text, thought, attempt=1):
         body = chunk_body(text, [], reasoning=thought)
-        return Flush(generation_id, attempt, number, number, said(text, thought), "", [body], solid_tokens=number)
+        return Flush(
+            generation_id, attempt, number, number, encode_partial(text, thought), "", [body], solid_tokens=number
+        )
 
     generation_id = registry.running()
     registry.append(thinking(1, "", "Hm, é"))
@@ -167,7 +171,7 @@ def test_thoughts_are_kept_beside_the_text_by_every_script(registry):
     end = endings.failed(generation_id, "default", last, Outcome(error="failed", message="words"), date_done="now")
     assert registry.finish(end) == "ok"
     assert (registry.text(generation_id), registry.reasoning(generation_id)) == ("It is so", "Hm, é! Well")
-    chunks = [event for event in registry.run(calls.read_log(generation_id, 0)) if event.type == "chunk"]
+    chunks = [event for event in registry.run(reading.read_log(generation_id, 0)) if event.type == "chunk"]
     assert [(chunk.text, chunk.reasoning) for chunk in chunks] == [
         ("", "Hm, é"),
         ("It", "!"),
@@ -188,7 +192,7 @@ def forget(registry: Registry, generation_id: str, do: Callable[[], object]) -> 
 
 
 def append(registry: Registry, *flushes: Flush, owner: str = "worker-1") -> list[str]:
-    answers: list[str] = registry.run(calls.append(flushes, keep_s=KEEP_S, owner=owner))
+    answers: list[str] = registry.run(attempts.append(flushes, keep_s=KEEP_S, owner=owner))
     return answers
 
 
@@ -223,7 +227,7 @@ def test_an_end_does_not_come_before_what_redis_forgot(registry: Registry):
     end = dataclasses.replace(registry.finished(generation_id, "ab", last=last), owner="worker-1", number=2)
     again = {"delay_s": 0.0, "failure": None, "is_charged": False, "keep_s": KEEP_S, "owner": "worker-1"}
     assert registry.finish(end) == "behind 0"
-    assert registry.run(calls.release(last, "default", 5, **again)) == "behind 0"
+    assert registry.run(attempts.release(last, "default", 5, **again)) == "behind 0"
     assert append(registry, flush(generation_id, 1, ["a"])) == ["ok"]
     assert registry.finish(end) == "ok"
     assert registry.events(generation_id) == ["1.1 started", "2.1 chunk a", "3.1 chunk b", "4.1 finished"]
@@ -242,7 +246,7 @@ def test_of_two_workers_with_the_same_attempt_only_the_one_that_redis_knows_may_
     end = dataclasses.replace(registry.finished(generation_id), owner="worker-1")
     assert registry.finish(end) == "superseded"
     held = [(generation_id, 1)]
-    renewal = calls.renew(held, lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")
+    renewal = attempts.renew(held, lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")
     assert registry.run(renewal) == {generation_id: "superseded"}
     assert append(registry, first, owner="worker-2") == ["ok"]
 

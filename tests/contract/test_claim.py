@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls
-from genqueue.registry.calls import Claim, NotClaimed
+from genqueue.registry import reading
+from genqueue.registry.attempts import Claim, NotClaimed
 from genqueue.registry.lifecycle import FINAL
 from genqueue.wire.events import Started
 
@@ -28,12 +28,12 @@ def test_a_claim_is_the_next_attempt_with_a_lease_and_an_event(registry):
     assert claim.deadline_at == pytest.approx(claim.submitted_at + 50, abs=1e-5)
     assert (claim.text_so_far, claim.solid_tokens, claim.failures, claim.errors) == ("", 0, 0, [])
     started = Started(seq=1, attempt=1, at=claim.started_at, worker='host "1":7:ab')
-    assert registry.run(calls.read_log(generation_id, 1)) == [started]
+    assert registry.run(reading.read_log(generation_id, 1)) == [started]
     assert json.loads(published) == [started.model_dump()]
     assert registry.raw.zscore(keys.LEASES, generation_id) == pytest.approx(
         claim.started_at * 1e3 + LEASE_S * 1e3, abs=1
     )
-    assert registry.run(calls.queue_position(generation_id, "default")) is None
+    assert registry.run(reading.queue_position(generation_id, "default")) is None
     assert registry.hash(generation_id)["state"] == "running"
 
 
@@ -75,10 +75,10 @@ def test_a_running_generation_without_any_lease_can_be_claimed(registry):
 def test_a_new_attempt_has_timings_of_its_own(registry):
     generation_id = registry.running()
     registry.append(flush(generation_id, 1, ["a"], mark="first"))
-    assert registry.run(calls.read_record(generation_id)).first_text_at is not None
+    assert registry.run(reading.read_record(generation_id)).first_text_at is not None
     registry.lose_lease(generation_id)
     registry.claim(generation_id, "worker-2")
-    assert registry.run(calls.read_record(generation_id)).first_text_at is None
+    assert registry.run(reading.read_record(generation_id)).first_text_at is None
 
 
 def test_what_was_never_submitted_is_gone(registry):

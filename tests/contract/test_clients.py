@@ -37,9 +37,10 @@ from genqueue import (
 )
 from genqueue.connection.store import LoopThread, Store
 from genqueue.discovery import places
-from genqueue.registry import calls
-from genqueue.registry.calls import Flush, said
+from genqueue.registry import fleet
+from genqueue.registry.attempts import Flush
 from genqueue.registry.lifecycle import State
+from genqueue.registry.partial import encode_partial
 from genqueue.wire.events import chunk_body
 from genqueue_ops.local_redis import local_redis
 
@@ -204,13 +205,13 @@ def test_batches_are_the_events_that_came_together(reader, writer):
 
 def test_the_generators_are_those_that_workers_announced_and_the_own_ones(reader, writer):
     facts = {"other": {"max_queue_depth": 1}}
-    writer.run(calls.announce(facts, "host:1:a", {}, worker_s=30.0, keep_s=60))
+    writer.run(fleet.announce(facts, "host:1:a", {}, worker_s=30.0, keep_s=60))
     assert reader.generators() == {"default", "other"}
 
 
 def test_where_a_model_is_is_known_of_workers_and_of_the_own_settings(reader, writer):
     announced = {"default": ["theirs"], "other": ["elsewhere"]}
-    writer.run(calls.announce({}, "host:1:a", {}, worker_s=30.0, keep_s=60, places=announced))
+    writer.run(fleet.announce({}, "host:1:a", {}, worker_s=30.0, keep_s=60, places=announced))
     (own,) = places(reader.settings.generators["default"])
     assert reader.places() == {"default": {own, "theirs"}, "other": {"elsewhere"}}
 
@@ -344,14 +345,14 @@ def test_a_silent_redis_does_not_outlast_the_callers_patience(real_redis, loop_t
 CALL_UNDER_WAY_AT_EXIT = """
 import contextlib, os, signal, sys
 from genqueue import GenerationClient, ResultTimeoutError
-from genqueue.registry import calls
+from genqueue.registry import reading
 
 client = GenerationClient()
 with contextlib.suppress(ResultTimeoutError):
     client.generation(sys.argv[1]).result(timeout_s=0.01)
 os.kill(int(sys.argv[2]), signal.SIGSTOP)
 hub, thread = client._hub
-thread.post(hub.store.run(calls.read_record(sys.argv[1])))
+thread.post(hub.store.run(reading.read_record(sys.argv[1])))
 """
 
 
@@ -456,7 +457,7 @@ def test_a_chat_is_registered_as_it_was_asked_and_read_back_whole(reader, writer
     }
     call = ToolCallDelta(0, "1", "f", "{}")
     body = chunk_body("", [], reasoning="Hm", tool_calls=[call])
-    writer.append(Flush(generation_id, 1, 1, 2, said("", "Hm", [call]), "first", [body], 2))
+    writer.append(Flush(generation_id, 1, 1, 2, encode_partial("", "Hm", [call]), "first", [body], 2))
     assert writer.finish(writer.failed(generation_id, text="par")) == "ok"
     seen = []
     with pytest.raises(GenerationFailedError, match="words") as raised:

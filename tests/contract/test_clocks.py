@@ -6,8 +6,9 @@ What a clock that went back leaves is written here: moments that lie ahead by as
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls
-from genqueue.registry.calls import Claim, Found, NotClaimed, Swept
+from genqueue.registry import attempts, fleet, sweeping
+from genqueue.registry.attempts import Claim, NotClaimed
+from genqueue.registry.sweeping import Found, Swept
 
 from .conftest import KEEP_S, LEASE_S, Registry, flush
 
@@ -48,7 +49,7 @@ def turn_back(registry: Registry, seconds: float = BACK_S) -> None:
 
 def sweep(registry: Registry, lease_s: float = LEASE_S) -> Swept:
     """A sweep that comes when it comes: what was swept before is as it is stored."""
-    answer: Swept = registry.run(calls.sweep(["default"], lease_s=lease_s, keep_s=KEEP_S))
+    answer: Swept = registry.run(sweeping.sweep(["default"], lease_s=lease_s, keep_s=KEEP_S))
     return answer
 
 
@@ -142,7 +143,7 @@ def test_whoever_lives_renews_what_was_not_believed(registry):
     generation_id = registry.running()
     turn_back(registry)
     swept(registry)
-    assert registry.run(calls.renew([(generation_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")) == {}
+    assert registry.run(attempts.renew([(generation_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")) == {}
     assert swept(registry).astray == []
 
 
@@ -342,13 +343,13 @@ def test_the_grace_after_an_outage_is_not_longer_for_it(registry):
 
 def test_a_worker_that_died_is_forgotten_as_soon_as_any(registry):
     facts, field = {"default": {"max_queue_depth": -1}}, "default 127.0.0.1"
-    call = calls.announce(facts, "gone", {}, worker_s=30.0, keep_s=KEEP_S, places={"default": ["127.0.0.1"]})
+    call = fleet.announce(facts, "gone", {}, worker_s=30.0, keep_s=KEEP_S, places={"default": ["127.0.0.1"]})
     registry.run(call)
     ahead = registry.now_ms / 1e3 + BACK_S
     registry.raw.hset(keys.WORKERS, "gone", f'{{"announced_at":{ahead:.6f},"generators":{{}}}}')
     registry.raw.hset(keys.PLACES, "other 127.0.0.1", f"{ahead:.6f}")
-    registry.run(calls.announce(facts, "me", {}, worker_s=30.0, keep_s=KEEP_S, places={}))
-    told = {worker.name: worker.announced_at for worker in registry.run(calls.read_workers())}
+    registry.run(fleet.announce(facts, "me", {}, worker_s=30.0, keep_s=KEEP_S, places={}))
+    told = {worker.name: worker.announced_at for worker in registry.run(fleet.read_workers())}
     assert told["gone"] == pytest.approx(registry.now_ms / 1e3, abs=2)
     assert float(registry.raw.hget(keys.PLACES, "other 127.0.0.1")) == pytest.approx(registry.now_ms / 1e3, abs=2)
     assert registry.raw.hexists(keys.PLACES, field)

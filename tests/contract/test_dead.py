@@ -15,8 +15,8 @@ from genqueue import (
     UnknownGeneratorError,
     keys,
 )
-from genqueue.registry import calls
-from genqueue.registry.calls import Claim
+from genqueue.registry import dead_letters, fleet, reading
+from genqueue.registry.attempts import Claim
 from genqueue.registry.lifecycle import State
 
 from .conftest import KEEP_S, RESULT_TTL_S, flush, until
@@ -69,7 +69,7 @@ def failed(writer, *texts, error="failed", generator="default", **fields):
 
 def announce(writer, limit):
     facts = {"theirs": {"max_queue_depth": limit}}
-    writer.run(calls.announce(facts, "host:1:a", {"theirs": []}, worker_s=30.0, keep_s=KEEP_S))
+    writer.run(fleet.announce(facts, "host:1:a", {"theirs": []}, worker_s=30.0, keep_s=KEEP_S))
 
 
 def has_request(writer, generation_id):
@@ -171,7 +171,7 @@ def test_a_retry_is_a_new_generation_of_the_same_request(operator, writer):
     assert claim.attempt == 1
     assert claim.text_so_far == ""
     assert claim.deadline_at == pytest.approx(claim.submitted_at + 90, abs=1e-3)
-    request = writer.run(calls.read_request(new_id))
+    request = writer.run(reading.read_request(new_id))
     assert request.model_dump(exclude_unset=True, exclude_none=True) == {
         "prompt": PROMPT,
         "generator": "default",
@@ -210,7 +210,9 @@ def test_who_retries_twice_gets_the_same_generation_whatever_became_of_it(operat
 def test_a_retry_that_is_sent_twice_is_carried_out_once(registry):
     """As a connection that breaks after the answer has it."""
     old_id = failed(registry)
-    again = calls.retry(old_id, "new", "default", 5, max_queue_depth=-1, keep_s=KEEP_S, result_ttl_s=RESULT_TTL_S)
+    again = dead_letters.retry(
+        old_id, "new", "default", 5, max_queue_depth=-1, keep_s=KEEP_S, result_ttl_s=RESULT_TTL_S
+    )
     assert registry.run(again).generation_id == "new"
     stored = registry.everything()
     assert registry.run(again).generation_id == "new"

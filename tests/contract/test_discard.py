@@ -7,8 +7,8 @@ import uuid
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls
-from genqueue.registry.calls import NotClaimed
+from genqueue.registry import sweeping
+from genqueue.registry.attempts import NotClaimed
 from genqueue.registry.doorbell import doorbell_message
 from genqueue.registry.lifecycle import FINAL, State
 
@@ -16,7 +16,7 @@ from .conftest import KEEP_S
 
 
 def discard(registry, *told, owner="worker-1", generator="default"):
-    return registry.run(calls.discard(generator, owner=owner, told=told, keep_s=KEEP_S))
+    return registry.run(sweeping.discard(generator, owner=owner, told=told, keep_s=KEEP_S))
 
 
 def plain_message(generation_id, prompt="What's NLP?"):

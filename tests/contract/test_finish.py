@@ -7,7 +7,7 @@ import pytest
 
 from genqueue import keys
 from genqueue.errors import GenerationNotFoundError
-from genqueue.registry import calls
+from genqueue.registry import reading
 from genqueue.registry.lifecycle import FINAL, State
 from genqueue.wire.events import event_body
 
@@ -57,10 +57,10 @@ def test_an_end_is_published_to_readers_and_to_who_awaits_the_result(registry, e
 def test_a_result_is_read_back(registry):
     generation_id = registry.running()
     registry.finish(registry.finished(generation_id, "é🦜"))
-    found = registry.run(calls.read_result(generation_id))
+    found = registry.run(reading.read_result(generation_id))
     assert found.replies == ["é🦜"]
     assert found.meta[0]["finish_reason"] == "length"
-    record = registry.run(calls.read_record(generation_id))
+    record = registry.run(reading.read_record(generation_id))
     assert (record.state, record.completion_tokens, record.outcome) == (State.FINISHED, 2, None)
     assert record.ended_at >= record.started_at
 
@@ -71,8 +71,8 @@ def test_another_end_has_no_result_but_a_reason_and_the_text(registry, ending):
     registry.append(flush(generation_id, 1, ["par"], mark="first"))
     end = getattr(registry, ending)(generation_id)
     registry.finish(replace(end, text="tial") if ending == "failed" else end)
-    assert registry.run(calls.read_result(generation_id)) is None
-    record = registry.run(calls.read_record(generation_id))
+    assert registry.run(reading.read_result(generation_id)) is None
+    record = registry.run(reading.read_record(generation_id))
     assert record.outcome is not None
     assert record.outcome.error == ending
     assert registry.text(generation_id) == ("partial" if ending == "failed" else "par")
@@ -83,7 +83,7 @@ def test_the_last_flush_travels_with_the_end(registry):
     last = flush(generation_id, 1, ["all of it"], mark="first")
     registry.finish(registry.finished(generation_id, "all of it", last=last))
     assert registry.events(generation_id) == ["1.1 started", "2.1 chunk all of it", "3.1 finished"]
-    assert registry.run(calls.read_record(generation_id)).first_text_at is not None
+    assert registry.run(reading.read_record(generation_id)).first_text_at is not None
 
 
 def test_a_failed_attempt_that_began_anew_keeps_only_its_own_text(registry):
@@ -94,7 +94,7 @@ def test_a_failed_attempt_that_began_anew_keeps_only_its_own_text(registry):
     end = replace(registry.failed(generation_id, 2, text="new"), mark="reset")
     assert registry.finish(end) == "ok"
     assert registry.text(generation_id) == "new"
-    assert registry.run(calls.read_record(generation_id)).first_text_at is not None
+    assert registry.run(reading.read_record(generation_id)).first_text_at is not None
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -162,13 +162,13 @@ def test_a_deadline_that_passed_in_the_queue_fails_it_without_an_attempt(registr
     generation_id = registry.submit(deadline_s=1e-6)
     assert registry.finish(registry.failed(generation_id, None, "expired")) == "ok"
     assert registry.events(generation_id) == ["1.0 failed"]
-    assert registry.run(calls.read_record(generation_id)).outcome.error == "expired"
+    assert registry.run(reading.read_record(generation_id)).outcome.error == "expired"
 
 
 def test_a_message_that_is_no_request_is_answered_all_the_same(registry):
     end = replace(registry.failed("alien", None, "rejected"), stillborn=True)
     assert registry.finish(end) == "ok"
-    record = registry.run(calls.read_record("alien"))
+    record = registry.run(reading.read_record("alien"))
     assert (record.state, record.attempt, record.outcome.error) == (State.FAILED, 0, "rejected")
     assert registry.events("alien") == ["1.0 failed"]
     stored = registry.everything()
@@ -190,15 +190,15 @@ def test_an_end_of_thousands_of_events_goes_through(registry):
     end = registry.finished(generation_id)
     bodies = [event_body("chunk", {"text": str(number)}) for number in range(3000)]
     assert registry.finish(replace(end, bodies=[*bodies, *end.bodies])) == "ok"
-    assert registry.run(calls.read_record(generation_id)).seq == 3002
+    assert registry.run(reading.read_record(generation_id)).seq == 3002
 
 
 def test_a_record_that_is_gone_is_not_found(registry):
     with pytest.raises(GenerationNotFoundError, match="nobody's"):
-        registry.run(calls.read_record("nobody's"))
-    assert registry.run(calls.read_result("nobody's")) is None
+        registry.run(reading.read_record("nobody's"))
+    assert registry.run(reading.read_result("nobody's")) is None
     assert registry.text("nobody's") == ""
-    assert registry.run(calls.queue_position("nobody's", "default")) is None
+    assert registry.run(reading.queue_position("nobody's", "default")) is None
 
 
 def test_an_answer_to_what_is_no_request_leaves_another_tasks_result_alone(registry):

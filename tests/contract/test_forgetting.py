@@ -9,9 +9,10 @@ import pytest
 from genqueue import keys
 from genqueue.connection.store import AsyncStore, T
 from genqueue.errors import RedisUnavailableError
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Call, Claim
+from genqueue.registry import attempts, endings, reading
+from genqueue.registry.attempts import Claim
 from genqueue.registry.lifecycle import State
+from genqueue.registry.script import Call
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.events import Token
 from genqueue.wire.result import GenerationResult, Outcome
@@ -28,10 +29,10 @@ GENERATORS = {
 }
 
 
-def ended(registry: Registry, way: str, last: calls.Flush) -> str:
+def ended(registry: Registry, way: str, last: attempts.Flush) -> str:
     """What the registry answers to an attempt's last word, sent by the worker that holds it."""
     if way == "released":
-        call = calls.release(
+        call = attempts.release(
             last, "default", 5, delay_s=0.0, failure=None, is_charged=False, keep_s=KEEP_S, owner=OWNER
         )
     else:
@@ -41,12 +42,12 @@ def ended(registry: Registry, way: str, last: calls.Flush) -> str:
     return answer
 
 
-def failed(last: calls.Flush) -> calls.End:
+def failed(last: attempts.Flush) -> attempts.End:
     return endings.failed(last.generation_id, "default", last, Outcome(error="failed", message="words"), date_done=DONE)
 
 
-def ending(end: calls.End) -> Call[str]:
-    return calls.finish(
+def ending(end: attempts.End) -> Call[str]:
+    return attempts.finish(
         dataclasses.replace(end, owner=OWNER), log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S
     )
 
@@ -193,7 +194,7 @@ async def test_an_attempt_that_ends_while_redis_is_away_leaves_its_text_once(des
     push(words[7])
     last = outbox.take()
     if way == "released":
-        call = calls.release(
+        call = attempts.release(
             last, "default", 5, delay_s=0.0, failure=None, is_charged=False, keep_s=KEEP_S, owner=OWNER
         )
     elif way == "failed":
@@ -210,14 +211,14 @@ async def test_an_attempt_that_ends_while_redis_is_away_leaves_its_text_once(des
     async with asyncio.timeout(30):
         assert await ending_it == "ok"
     assert desk.lost == []
-    logged = "".join(event.text for event in writer.run(calls.read_log(generation_id, 0)) if event.type == "chunk")
+    logged = "".join(event.text for event in writer.run(reading.read_log(generation_id, 0)) if event.type == "chunk")
     assert logged == "".join(words)
-    record = writer.run(calls.read_record(generation_id))
+    record = writer.run(reading.read_record(generation_id))
     assert record.state == (State.QUEUED if way == "released" else way)
     assert record.completion_tokens == 8
     if way != "finished":
         assert writer.text(generation_id) == "".join(words)
-    seqs = [event.seq for event in writer.run(calls.read_log(generation_id, 0))]
+    seqs = [event.seq for event in writer.run(reading.read_log(generation_id, 0))]
     assert seqs == list(range(1, record.seq + 1))
     assert writer.raw.exists(keys.text(generation_id)) == (way != "finished")
 

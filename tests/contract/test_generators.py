@@ -5,7 +5,7 @@ import json
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls
+from genqueue.registry import fleet, reading
 
 from .conftest import KEEP_S, only_real_redis
 
@@ -15,7 +15,7 @@ UP = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}
 
 def announce(registry, keep_s=KEEP_S, **limits):
     facts = {name: {"api_type": "inference_endpoints", "max_queue_depth": limit} for name, limit in limits.items()}
-    registry.run(calls.announce(facts, "host:1:a", {name: [UP] for name in limits}, worker_s=WORKER_S, keep_s=keep_s))
+    registry.run(fleet.announce(facts, "host:1:a", {name: [UP] for name in limits}, worker_s=WORKER_S, keep_s=keep_s))
 
 
 def known_generators(registry):
@@ -48,8 +48,8 @@ def test_a_generator_that_nobody_announced_for_long_is_forgotten(registry):
 
 def test_workers_are_known_with_their_servers_until_they_are_silent_or_say_goodbye(registry):
     announce(registry, chat=1)
-    registry.run(calls.announce({}, "host:2:b", {"chat": [UP, UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
-    first, second = registry.run(calls.read_workers())
+    registry.run(fleet.announce({}, "host:2:b", {"chat": [UP, UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
+    first, second = registry.run(fleet.read_workers())
     assert (first.name, first.generators) == ("host:1:a", {"chat": [UP]})
     assert (second.name, second.generators) == ("host:2:b", {"chat": [UP, UP]})
     assert second.announced_at == pytest.approx(registry.now_ms / 1e3, abs=5)
@@ -57,20 +57,20 @@ def test_workers_are_known_with_their_servers_until_they_are_silent_or_say_goodb
 
     long_ago = {"announced_at": registry.now_ms / 1e3 - WORKER_S - 1, "generators": {}}
     registry.raw.hset(keys.WORKERS, "host:1:a", json.dumps(long_ago))
-    registry.run(calls.announce({}, "host:2:b", {"chat": [UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
-    assert [worker.name for worker in registry.run(calls.read_workers())] == ["host:2:b"]
-    registry.run(calls.retire("host:2:b"))
-    assert registry.run(calls.read_workers()) == []
+    registry.run(fleet.announce({}, "host:2:b", {"chat": [UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
+    assert [worker.name for worker in registry.run(fleet.read_workers())] == ["host:2:b"]
+    registry.run(fleet.retire("host:2:b"))
+    assert registry.run(fleet.read_workers()) == []
 
 
 def announce_places(registry, **places):
-    registry.run(calls.announce({}, "host:1:a", {}, worker_s=WORKER_S, keep_s=KEEP_S, places=places))
+    registry.run(fleet.announce({}, "host:1:a", {}, worker_s=WORKER_S, keep_s=KEEP_S, places=places))
 
 
 def test_the_places_of_one_generator_add_up_over_its_workers(registry):
     announce_places(registry, chat=["one", "both"], code=["one"])
     announce_places(registry, chat=["two", "both"])
-    assert registry.run(calls.known_places()) == {"chat": {"one", "two", "both"}, "code": {"one"}}
+    assert registry.run(reading.known_places()) == {"chat": {"one", "two", "both"}, "code": {"one"}}
     assert registry.raw.ttl(keys.PLACES) == pytest.approx(KEEP_S, abs=2)
 
 
@@ -83,24 +83,24 @@ def called_before(registry, **ages_s):
 def test_while_nobody_serves_a_generator_its_places_stay_as_long_as_itself(registry):
     called_before(registry, chat_old=KEEP_S + 1, chat_here=KEEP_S - 10)
     announce_places(registry, code=["there"])
-    assert registry.run(calls.known_places()) == {"chat": {"here"}, "code": {"there"}}
+    assert registry.run(reading.known_places()) == {"chat": {"here"}, "code": {"there"}}
 
 
 def test_a_place_that_its_generator_left_is_forgotten_after_an_hour(registry):
     called_before(registry, chat_old=3700, chat_recent=3500)
     announce_places(registry, chat=["new"])
-    assert registry.run(calls.known_places()) == {"chat": {"recent", "new"}}
+    assert registry.run(reading.known_places()) == {"chat": {"recent", "new"}}
 
 
 def test_a_place_whose_generator_has_another_name_now_is_forgotten_soon(registry):
     called_before(registry, chat_here=WORKER_S + 1, chat_there=WORKER_S + 1, code_here=WORKER_S - 10)
     announce_places(registry, talk=["here"])
     # Who called it as "code" a moment ago may still run.
-    assert registry.run(calls.known_places()) == {"chat": {"there"}, "code": {"here"}, "talk": {"here"}}
+    assert registry.run(reading.known_places()) == {"chat": {"there"}, "code": {"here"}, "talk": {"here"}}
 
 
 def worker(registry, name):
-    registry.run(calls.announce({}, name, {"chat": [UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
+    registry.run(fleet.announce({}, name, {"chat": [UP]}, worker_s=WORKER_S, keep_s=KEEP_S))
 
 
 def test_of_many_workers_those_that_are_silent_are_forgotten(registry):

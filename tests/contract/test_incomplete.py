@@ -10,8 +10,8 @@ import pytest
 
 from genqueue import GenerationCancelledError, GenerationClient, Settings, keys
 from genqueue.errors import NotDeadError
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Claim, NotClaimed
+from genqueue.registry import attempts, dead_letters, endings, fleet, reading
+from genqueue.registry.attempts import Claim, NotClaimed
 from genqueue.registry.lifecycle import FINAL, State
 
 from .conftest import DONE, KEEP_S, LEASE_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
@@ -37,7 +37,7 @@ def end_what_is_found(registry: Registry) -> list[str]:
         endings.failed(each.generation_id, each.generator, None, endings.incomplete(each.missing), date_done=DONE)
         for each in found.incomplete
     ] + [endings.overdue(each, date_done=DONE) for each in found.expired]
-    call = calls.finish_all(ends, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S)
+    call = attempts.finish_all(ends, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S)
     assert registry.run(call) == ["ok"] * len(ends)
     return [each.missing for each in found.incomplete]
 
@@ -95,7 +95,7 @@ def test_what_nobody_can_run_ends_with_words_at_its_claim(registry, was, field, 
     assert claim == NotClaimed("incomplete", missing=field)
     spoilt(registry, generation_id, "priority", "5")
     spoilt(registry, generation_id, "submitted_at", "1")
-    record = registry.run(calls.read_record(generation_id))
+    record = registry.run(reading.read_record(generation_id))
     assert record.state == "failed"
     assert record.outcome.message.endswith(f"incomplete, nobody can run it: {field}")
     assert_at_rest(registry, generation_id)
@@ -112,8 +112,8 @@ def test_a_text_that_cannot_be_gone_on_with_ends_it(registry, was, text):
         registry.lose_lease(generation_id)
     registry.raw.set(keys.text(generation_id), text, ex=KEEP_S)
     assert claim_and_end(registry, generation_id) == NotClaimed("incomplete", missing="text")
-    assert registry.run(calls.read_record(generation_id)).outcome.message.endswith("nobody can run it: text")
-    assert registry.run(calls.read_said(generation_id)).text == registry.run(calls.read_text(generation_id)) == ""
+    assert registry.run(reading.read_record(generation_id)).outcome.message.endswith("nobody can run it: text")
+    assert registry.run(reading.read_said(generation_id)).text == registry.run(reading.read_text(generation_id)) == ""
     assert_at_rest(registry, generation_id)
 
 
@@ -148,7 +148,7 @@ def test_one_field_that_is_left_is_enough_for_an_end_with_words(registry, was, l
     registry.raw.hdel(keys.generation(generation_id), *others)
     (missing,) = end_what_is_found(registry)
     assert missing.startswith("state, ")
-    assert registry.run(calls.read_record(generation_id)).state == "failed"
+    assert registry.run(reading.read_record(generation_id)).state == "failed"
     assert_at_rest(registry, generation_id)
 
 
@@ -268,9 +268,9 @@ def test_no_call_about_it_harms_another(registry, field, value):
     spoilt_id, other_id = registry.running(), registry.running()
     spoilt(registry, spoilt_id, field, value)
     registry.raw.zrem(keys.LEASES, spoilt_id)  # a sweeper has given it up: renewing it takes it out of its queue
-    renewal = calls.renew([(spoilt_id, 1), (other_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")
+    renewal = attempts.renew([(spoilt_id, 1), (other_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S, owner="worker-1")
     assert other_id not in registry.run(renewal)
-    answers = registry.run(calls.append([flush(spoilt_id, 1, ["a"]), flush(other_id, 1, ["b"])], keep_s=KEEP_S))
+    answers = registry.run(attempts.append([flush(spoilt_id, 1, ["a"]), flush(other_id, 1, ["b"])], keep_s=KEEP_S))
     assert answers[1] == "ok"
     last = flush(spoilt_id, 2, ["b"])
     assert registry.release(last) in {"ok", "superseded", "gone", "running", "x", "nan"}
@@ -284,7 +284,7 @@ def test_a_key_of_another_type_is_nobodys(registry):
     registry.raw.set(keys.generation(generation_id), "of another type", ex=60)
     assert registry.claim(generation_id) == NotClaimed("gone")
     assert registry.raw.zscore(keys.waiting("default"), generation_id) is None
-    renewal = calls.renew([(generation_id, 1), (other_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S)
+    renewal = attempts.renew([(generation_id, 1), (other_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S)
     assert registry.run(renewal) == {generation_id: "gone"}
     assert registry.append(flush(generation_id, 1, ["a"]), flush(other_id, 1, ["b"])) == ["gone", "ok"]
     assert registry.release(flush(generation_id, 1)) == "gone"
@@ -306,7 +306,9 @@ def test_a_retry_of_a_spoilt_dead_letter_says_so(registry, field):
     generation_id = registry.running(deadline_s=50.0)
     registry.finish(registry.failed(generation_id))
     spoilt(registry, generation_id, field, None)
-    call = calls.retry(generation_id, "new", "default", 5, max_queue_depth=-1, keep_s=KEEP_S, result_ttl_s=RESULT_TTL_S)
+    call = dead_letters.retry(
+        generation_id, "new", "default", 5, max_queue_depth=-1, keep_s=KEEP_S, result_ttl_s=RESULT_TTL_S
+    )
     if field in {"request", "priority"}:
         with pytest.raises(NotDeadError, match="its request is lost"):
             registry.run(call)
@@ -323,5 +325,5 @@ def test_an_announcement_that_cannot_be_read_stops_no_submit(registry):
     registry.raw.hset(keys.WORKERS, "old", "nothing")
     registry.raw.expire(keys.WORKERS, 60)
     facts = {"default": {"max_queue_depth": -1}}
-    registry.run(calls.announce(facts, "me", {}, worker_s=30.0, keep_s=KEEP_S))
+    registry.run(fleet.announce(facts, "me", {}, worker_s=30.0, keep_s=KEEP_S))
     assert registry.raw.hkeys(keys.WORKERS) == [b"me"]

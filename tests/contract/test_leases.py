@@ -3,14 +3,14 @@
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls
+from genqueue.registry import attempts
 from genqueue.registry.lifecycle import FINAL
 
 from .conftest import KEEP_S, flush
 
 
 def renew(registry, *held, lease_s=30.0):
-    return registry.run(calls.renew(held, lease_s=lease_s, keep_s=KEEP_S))
+    return registry.run(attempts.renew(held, lease_s=lease_s, keep_s=KEEP_S))
 
 
 def test_a_lease_is_renewed_from_now_on(registry):

@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from genqueue.registry import calls
-from genqueue.registry.calls import Claim
+from genqueue.registry import reading
+from genqueue.registry.attempts import Claim
 from genqueue.registry.lifecycle import EDGES, State, Transition
 
 from .conftest import flush
@@ -14,7 +14,7 @@ from .conftest import flush
 @pytest.mark.parametrize(("state", "transition"), list(product(State, Transition)))
 def test_redis_allows_exactly_the_edges_of_the_table(registry, state, transition):
     generation_id = registry.into(state)
-    attempt = registry.run(calls.read_record(generation_id)).attempt
+    attempt = registry.run(reading.read_record(generation_id)).attempt
     if transition is Transition.STARTED:
         if state is State.RUNNING:
             registry.lose_lease(generation_id)
@@ -33,4 +33,4 @@ def test_redis_allows_exactly_the_edges_of_the_table(registry, state, transition
         went = registry.events(generation_id) != events_before
     leads_to = EDGES.get((state, transition))
     assert went is (leads_to is not None)
-    assert registry.run(calls.read_record(generation_id)).state is (leads_to or state)
+    assert registry.run(reading.read_record(generation_id)).state is (leads_to or state)

@@ -3,7 +3,7 @@
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls
+from genqueue.registry import attempts, fleet
 
 from .conftest import KEEP_S, flush
 
@@ -25,7 +25,7 @@ SHORT_S = 60
 def use_everything(registry, prefix):
     """Write to every key that generations share, and leave something in each."""
     facts, places = {"default": {"max_queue_depth": 10}}, {"default": ["here"]}
-    registry.run(calls.announce(facts, prefix, {}, worker_s=30, keep_s=registry.keep_s, places=places))
+    registry.run(fleet.announce(facts, prefix, {}, worker_s=30, keep_s=registry.keep_s, places=places))
     registry.submit(f"{prefix}-waits", deadline_s=500)
     registry.running(generation_id=f"{prefix}-runs", deadline_s=500)
     registry.release(flush(registry.running(generation_id=f"{prefix}-delayed", deadline_s=500), 1), delay_s=500)
@@ -33,7 +33,7 @@ def use_everything(registry, prefix):
     registry.finish(registry.failed(registry.running(generation_id=f"{prefix}-dead")))
     registry.lose_lease(registry.running(generation_id=f"{prefix}-lost", deadline_s=500))
     registry.sweep()
-    registry.run(calls.renew([(f"{prefix}-runs", 1)], lease_s=30.0, keep_s=registry.keep_s))
+    registry.run(attempts.renew([(f"{prefix}-runs", 1)], lease_s=30.0, keep_s=registry.keep_s))
 
 
 def lives(registry):

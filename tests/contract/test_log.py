@@ -4,7 +4,7 @@ import pytest
 
 from genqueue import GenerationClient, ResultTimeoutError, Settings, keys
 from genqueue.errors import StoreError
-from genqueue.registry import calls
+from genqueue.registry import reading
 
 from .conftest import flush
 
@@ -13,7 +13,7 @@ def test_a_log_is_read_in_pages(registry):
     generation_id = registry.running()
     registry.append(flush(generation_id, 1, [str(number) for number in range(9)]))
     pages, from_seq = [], 1
-    while page := registry.run(calls.read_log(generation_id, from_seq, limit=4)):
+    while page := registry.run(reading.read_log(generation_id, from_seq, limit=4)):
         pages.append([event.seq for event in page])
         from_seq = page[-1].seq + 1
     assert pages == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
@@ -23,18 +23,18 @@ def test_a_log_is_read_in_pages(registry):
 def test_a_page_begins_with_the_number_it_is_asked_for(registry, from_seq, expected):
     generation_id = registry.running()
     registry.append(flush(generation_id, 1, ["a", "b"]))
-    assert [event.seq for event in registry.run(calls.read_log(generation_id, from_seq))] == expected
+    assert [event.seq for event in registry.run(reading.read_log(generation_id, from_seq))] == expected
 
 
 def test_a_log_that_is_gone_is_empty(registry):
-    assert registry.run(calls.read_log("nobody's", 1)) == []
+    assert registry.run(reading.read_log("nobody's", 1)) == []
 
 
 def test_an_event_of_a_newer_version_is_refused_as_ours(registry):
     registry.raw.xadd(keys.log("g"), {"e": '{"seq":1,"attempt":1,"v":2,"type":"chunk","text":"s3cret"}'}, id="1-0")
     registry.raw.expire(keys.log("g"), 60)
     with pytest.raises(StoreError, match="the log of generation g holds an event we cannot read") as refused:
-        registry.run(calls.read_log("g", 1))
+        registry.run(reading.read_log("g", 1))
     assert "s3cret" not in str(refused.value)
 
 
@@ -42,7 +42,7 @@ def test_an_end_that_a_newer_version_wrote_says_what_to_upgrade(registry):
     generation_id = registry.running()
     registry.raw.hset(keys.generation(generation_id), "outcome", '{"v":2,"error":"failed","message":"s3cret"}')
     with pytest.raises(StoreError, match="a newer genqueue wrote it; upgrade genqueue") as refused:
-        registry.run(calls.read_record(generation_id))
+        registry.run(reading.read_record(generation_id))
     assert "s3cret" not in str(refused.value)
 
 

@@ -3,13 +3,13 @@
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls
+from genqueue.registry import dead_letters, fleet, reading
 
 from .conftest import KEEP_S
 
 
 def overview(registry, *generators):
-    return registry.run(calls.overview(generators))
+    return registry.run(fleet.overview(generators))
 
 
 def queue_of(registry, name="default", *generators):
@@ -19,7 +19,7 @@ def queue_of(registry, name="default", *generators):
 
 def announce(registry, owner="host:1:a", **limits):
     facts = {name: {"api_type": "inference_endpoints", "max_queue_depth": limit} for name, limit in limits.items()}
-    registry.run(calls.announce(facts, owner, {name: [] for name in limits}, worker_s=30.0, keep_s=KEEP_S))
+    registry.run(fleet.announce(facts, owner, {name: [] for name in limits}, worker_s=30.0, keep_s=KEEP_S))
 
 
 def test_an_empty_redis_has_an_empty_overview(registry):
@@ -66,7 +66,7 @@ def test_what_nobody_looks_after_is_overdue_after_ten_seconds(registry):
 
 
 def test_too_many_to_be_told_apart_are_counted_together(registry, monkeypatch):
-    monkeypatch.setattr(calls, "_COUNT_LIMIT", 2)
+    monkeypatch.setattr(fleet, "_COUNT_LIMIT", 2)
     for _ in range(3):
         registry.running()
     found = overview(registry, "default")
@@ -94,12 +94,12 @@ def test_a_name_that_is_no_text_hides_no_other(registry):
     found = overview(registry)
     assert [queue.generator for queue in found.queues] == [r"\xff", "default"]
     assert [worker.name for worker in found.workers] == ["host:1:a"]
-    assert [worker.name for worker in registry.run(calls.read_workers())] == ["host:1:a"]
-    assert registry.run(calls.known_generators()) == {r"\xff", "default"}
-    assert registry.run(calls.known_places()) == {r"\xff": {""}}
-    letters = registry.run(calls.dead_letters(0, 10))
+    assert [worker.name for worker in registry.run(fleet.read_workers())] == ["host:1:a"]
+    assert registry.run(reading.known_generators()) == {r"\xff", "default"}
+    assert registry.run(reading.known_places()) == {r"\xff": {""}}
+    letters = registry.run(dead_letters.dead_letters(0, 10))
     assert letters == [dead, r"\xff"]
-    assert [record and record.state for record in registry.run(calls.read_records(letters))] == ["failed", None]
+    assert [record and record.state for record in registry.run(reading.read_records(letters))] == ["failed", None]
 
 
 def test_looking_changes_nothing(registry):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from genqueue import keys
-from genqueue.registry import calls
+from genqueue.registry import attempts, reading
 from genqueue.registry.lifecycle import FINAL, State
 from genqueue.wire.events import event_body
 
@@ -19,8 +19,8 @@ def test_without_a_delay_it_is_the_next_to_be_taken(registry):
         registry.raw.zincrby(keys.waiting("default"), number, other)
     assert registry.release(flush(generation_id, 1)) == "ok"
     assert registry.doorbells()[:2] == [generation_id, generation_id]  # nobody popped the first one
-    assert [registry.run(calls.queue_position(each, "default")) for each in (generation_id, *others)] == [0, 1, 2, 3]
-    assert registry.run(calls.read_record(generation_id)).state is State.QUEUED
+    assert [registry.run(reading.queue_position(each, "default")) for each in (generation_id, *others)] == [0, 1, 2, 3]
+    assert registry.run(reading.read_record(generation_id)).state is State.QUEUED
     assert registry.raw.zscore(keys.LEASES, generation_id) is None
     assert registry.raw.zscore(keys.DELAYED, generation_id) is None
     assert registry.raw.zscore(keys.RUNG, generation_id) == pytest.approx(registry.now_ms, abs=5000)
@@ -31,7 +31,7 @@ def test_a_released_one_keeps_its_priority(registry):
     registry.submit(priority=0)
     last = flush(generation_id, 1)
     arguments = {"delay_s": 0.0, "failure": None, "is_charged": False, "keep_s": KEEP_S}
-    assert registry.run(calls.release(last, "default", 0, **arguments)) == "ok"
+    assert registry.run(attempts.release(last, "default", 0, **arguments)) == "ok"
     assert registry.doorbells(0)[0] == generation_id
 
 
@@ -41,7 +41,7 @@ def test_with_a_delay_nobody_rings_before_it_is_due(registry):
     assert registry.release(flush(generation_id, 1), delay_s=20.0) == "ok"
     assert registry.doorbells() == []
     assert registry.raw.zscore(keys.DELAYED, generation_id) == pytest.approx(registry.now_ms + 20_000, abs=5000)
-    assert registry.run(calls.queue_position(generation_id, "default")) is None  # it keeps no place from others
+    assert registry.run(reading.queue_position(generation_id, "default")) is None  # it keeps no place from others
     assert registry.sweep().astray == []
     registry.raw.zadd(keys.DELAYED, {generation_id: registry.now_ms - 1})
     assert registry.sweep().astray == [generation_id]
@@ -56,7 +56,7 @@ def test_what_the_attempt_had_not_written_yet_goes_with_it(registry):
     assert registry.release(flush(generation_id, 2, ["is é"], tokens=2)) == "ok"
     assert registry.text(generation_id) == "It is é"
     assert registry.events(generation_id) == ["1.1 started", "2.1 chunk It", "3.1 chunk is é"]
-    assert registry.run(calls.read_record(generation_id)).completion_tokens == 2
+    assert registry.run(reading.read_record(generation_id)).completion_tokens == 2
     claim = registry.claim(generation_id, "worker-2")
     assert (claim.attempt, claim.text_so_far, claim.solid_tokens) == (2, "It is é", 2)
 

@@ -17,8 +17,8 @@ import redis
 from genqueue import keys
 from genqueue.connection.store import AsyncStore, LiveHub, LoopThread, Store
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
-from genqueue.registry import calls
-from genqueue.registry.calls import Call
+from genqueue.registry import attempts, fleet, reading
+from genqueue.registry.script import Call
 from genqueue_ops.local_redis import LocalRedis, local_redis
 
 from .conftest import until
@@ -30,13 +30,13 @@ def test_a_redis_that_forgot_the_scripts_is_given_them_again(registry):
     generation_id = registry.running()
     for _ in range(2):
         registry.raw.script_flush()
-        assert registry.run(calls.renew([(generation_id, 1)], lease_s=30.0, keep_s=60)) == {}
+        assert registry.run(attempts.renew([(generation_id, 1)], lease_s=30.0, keep_s=60)) == {}
 
 
 def test_an_answer_of_redis_that_is_an_error_is_ours(registry):
     registry.raw.set(keys.log("g"), "no stream", ex=60)
     with pytest.raises(StoreError, match="Redis refused: WRONGTYPE") as refused:
-        registry.run(calls.read_log("g", 1))
+        registry.run(reading.read_log("g", 1))
     assert not isinstance(refused.value, RedisUnavailableError)
 
 
@@ -63,7 +63,7 @@ async def test_credentials_that_redis_refuses_are_said_to_be_and_not_shown(locke
         async with hub.listen("channel", print):
             pass
 
-    call = calls.read_text("nobody's")
+    call = reading.read_text("nobody's")
     for attempt in (lambda: asyncio.to_thread(store.run, call), lambda: other.run(call), listen):
         with pytest.raises(StoreError) as refused:
             await attempt()
@@ -81,13 +81,13 @@ async def test_who_sends_much_and_has_not_said_who_it_is_is_told_the_same(locked
     """Redis does not even answer NOAUTH to a call of so many words."""
     bare = Store(f"redis://127.0.0.1:{locked_redis.port}/0", 5.0)
     with pytest.raises(StoreError, match=r"^Redis at .* refuses the credentials: "):
-        bare.run(calls.overview([f"generator-{number}" for number in range(50)]))
+        bare.run(fleet.overview([f"generator-{number}" for number in range(50)]))
     bare.close()
 
 
 KNOCKS = """
 import itertools, signal, sys
-from genqueue.registry import calls
+from genqueue.registry import attempts, reading
 from genqueue.connection.store import Store
 
 is_armed = False
@@ -103,8 +103,8 @@ for _ in range(2000):
     try:
         is_armed = True
         for index in itertools.count(1):
-            store.run(calls.read_log("nobody's", index, limit=index))
-            store.run(calls.renew([], lease_s=index * 0.5, keep_s=index))
+            store.run(reading.read_log("nobody's", index, limit=index))
+            store.run(attempts.renew([], lease_s=index * 0.5, keep_s=index))
     except KeyboardInterrupt:
         is_armed = False
 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -123,7 +123,7 @@ def test_many_threads_share_a_store(redis_url: str):
     answers: list[object] = []
 
     def ask() -> None:
-        answers.extend(store.run(calls.read_text("nobody's")) for _ in range(20))
+        answers.extend(store.run(reading.read_text("nobody's")) for _ in range(20))
 
     threads = [threading.Thread(target=ask) for _ in range(40)]
     for thread in threads:
@@ -136,7 +136,7 @@ def test_many_threads_share_a_store(redis_url: str):
 
 async def test_more_tasks_than_connections_wait_for_their_turn(redis_url: str):
     store = AsyncStore(redis_url, 5.0)
-    assert await asyncio.gather(*(store.run(calls.read_text("nobody's")) for _ in range(500))) == [""] * 500
+    assert await asyncio.gather(*(store.run(reading.read_text("nobody's")) for _ in range(500))) == [""] * 500
     await store.close()
 
 
@@ -145,7 +145,7 @@ async def test_a_task_that_is_cancelled_at_any_moment_ends(redis_url: str):
 
     async def ask_for_ever() -> None:
         while True:
-            await store.run(calls.read_text("nobody's"))
+            await store.run(reading.read_text("nobody's"))
 
     for yields in range(60):
         asking = [asyncio.create_task(ask_for_ever()) for _ in range(5)]
@@ -158,7 +158,7 @@ async def test_a_task_that_is_cancelled_at_any_moment_ends(redis_url: str):
             task.cancel()
         assert (len(done), yields) == (5, yields)
         assert all(task.cancelled() for task in done)
-    assert await store.run(calls.read_text("nobody's")) == ""
+    assert await store.run(reading.read_text("nobody's")) == ""
     await store.close()
 
 
@@ -180,7 +180,7 @@ def silent() -> Iterator[int]:
 def ask_sync(url: str, timeout_s: float) -> None:
     store = Store(url, timeout_s)
     try:
-        store.run(calls.read_text("g"))
+        store.run(reading.read_text("g"))
     finally:
         store.close()
 
@@ -189,7 +189,7 @@ def ask_async(url: str, timeout_s: float) -> None:
     async def ask() -> None:
         store = AsyncStore(url, timeout_s)
         try:
-            await store.run(calls.read_text("g"))
+            await store.run(reading.read_text("g"))
         finally:
             await store.close()
 
@@ -288,7 +288,7 @@ def test_a_connection_that_was_cut_between_two_calls_is_made_anew(dropping, shel
         other = AsyncStore(url, 5.0)
         run, close = lambda call: loop_thread.call(other.run(call)), lambda: loop_thread.call(other.close())
     for _ in range(3):
-        assert run(calls.read_text("nobody's")) == ""
+        assert run(reading.read_text("nobody's")) == ""
         cut()
     close()
 
@@ -308,5 +308,5 @@ def test_a_store_that_is_closed_beside_a_call_leaves_no_connection(real_redis):
         with contextlib.suppress(StoreError):
             running.result(10)
         until(lambda: connections() == [])
-        store.run(calls.read_text("nobody's"))  # it may be used again
+        store.run(reading.read_text("nobody's"))  # it may be used again
         until(lambda: connections() == [])

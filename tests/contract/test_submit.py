@@ -6,7 +6,7 @@ import pytest
 
 from genqueue import keys
 from genqueue.errors import IdempotencyConflictError, QueueFullError, UnknownGeneratorError
-from genqueue.registry import calls
+from genqueue.registry import fleet, reading
 from genqueue.wire.request import GenerationRequest, read_request
 
 from .conftest import KEEP_S, RESULT_TTL_S, Registry, flush
@@ -36,7 +36,7 @@ def test_a_submit_registers_the_request_and_rings(registry):
         "flush": "0",
     }
     assert rings(registry) == ["g1"]
-    assert registry.run(calls.queue_position("g1", "default")) == 0
+    assert registry.run(reading.queue_position("g1", "default")) == 0
 
 
 def test_every_key_of_a_submit_lives_as_long_as_it_should(registry):
@@ -94,7 +94,7 @@ def test_one_generator_full_leaves_the_others_alone(registry):
 
 
 def test_the_limit_that_a_worker_announced_holds_for_who_has_none(registry):
-    registry.run(calls.announce({"default": {"max_queue_depth": 1}}, "w", {}, worker_s=30, keep_s=KEEP_S))
+    registry.run(fleet.announce({"default": {"max_queue_depth": 1}}, "w", {}, worker_s=30, keep_s=KEEP_S))
     registry.submit("g1", max_queue_depth=None)
     with pytest.raises(QueueFullError, match="limit 1"):
         registry.submit("g2", max_queue_depth=None)
@@ -105,7 +105,7 @@ def test_the_limit_that_a_worker_announced_holds_for_who_has_none(registry):
 def test_a_generator_that_nobody_announced_is_unknown(registry, announced):
     if announced:
         registry.run(
-            calls.announce({name: {"max_queue_depth": 1} for name in announced}, "w", {}, worker_s=30, keep_s=KEEP_S)
+            fleet.announce({name: {"max_queue_depth": 1} for name in announced}, "w", {}, worker_s=30, keep_s=KEEP_S)
         )
     stored = registry.everything()
     with pytest.raises(UnknownGeneratorError, match="unknown generator 'default'; known: ") as refused:
@@ -177,7 +177,7 @@ def test_each_priority_rings_in_its_own_list_and_waits_in_its_own_place(registry
     submitted = [(priority, registry.submit(priority=priority)) for priority in (9, 0, 5, 0, 9, 1)]
     for priority in (0, 1, 5, 9):
         assert rings(registry, priority) == [each for own, each in submitted if own == priority]
-    positions = [registry.run(calls.queue_position(each, "default")) for _, each in submitted]
+    positions = [registry.run(reading.queue_position(each, "default")) for _, each in submitted]
     by_priority = [priority for _, (priority, _) in sorted(zip(positions, submitted, strict=True))]
     assert positions != sorted(positions)
     assert by_priority == [0, 0, 1, 5, 9, 9]

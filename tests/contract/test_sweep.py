@@ -11,8 +11,9 @@ import pytest
 from genqueue import keys
 from genqueue.client import flows
 from genqueue.errors import GenerationExpiredError
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Found, NotClaimed, Overdue
+from genqueue.registry import attempts, endings, sweeping
+from genqueue.registry.attempts import NotClaimed
+from genqueue.registry.sweeping import Found, Overdue
 
 from .conftest import DONE, KEEP_S, LEASE_S, flush, only_real_redis
 
@@ -95,7 +96,7 @@ def test_after_a_time_without_a_sweep_whoever_lives_may_renew_first(registry):
     lives, died = (left_by_a_dead_worker(registry) for _ in range(2))
     due = due_after_a_backoff(registry)
     assert registry.sweep(last_s=LEASE_S * 0.7) == Found([due], [])
-    assert registry.run(calls.renew([(lives, 1)], lease_s=LEASE_S, keep_s=KEEP_S)) == {}
+    assert registry.run(attempts.renew([(lives, 1)], lease_s=LEASE_S, keep_s=KEEP_S)) == {}
     assert registry.sweep() == NOTHING
     registry.raw.hincrbyfloat(keys.SWEPT, "leases_from", -LEASE_S)
     assert registry.sweep() == Found([died], [])
@@ -103,7 +104,7 @@ def test_after_a_time_without_a_sweep_whoever_lives_may_renew_first(registry):
 
 def test_the_first_sweep_of_all_takes_no_lease(registry):
     left_by_a_dead_worker(registry)
-    swept = registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
+    swept = registry.run(sweeping.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
     assert swept.found == NOTHING
 
 
@@ -301,7 +302,7 @@ def test_a_deadline_that_passes_after_its_server_could_not_be_reached_says_so(re
     registry.release(flush(generation_id, 1), failure="cut")
     assert registry.claim(generation_id).met == [{"attempt": 1, "message": "cut"}]
     unreached = {"attempt": 2, "message": "no server can be reached"}
-    release = calls.release(
+    release = attempts.release(
         flush(generation_id, 1, attempt=2),
         "default",
         5,
@@ -327,7 +328,7 @@ def test_a_deadline_that_passes_after_its_server_could_not_be_reached_says_so(re
 
 def test_what_was_met_before_the_last_error_is_not_the_last(registry):
     generation_id = registry.running(deadline_s=100)
-    release = calls.release(
+    release = attempts.release(
         flush(generation_id, 1),
         "default",
         5,
@@ -480,7 +481,7 @@ def test_a_queue_that_one_has_just_looked_through_costs_the_others_next_to_nothi
     names = [f"generator-{number}" for number in range(10)]
     registry.sweep(*names)
     registry.raw.config_resetstat()
-    assert registry.run(calls.sweep(names, lease_s=LEASE_S, keep_s=KEEP_S)).found == NOTHING
+    assert registry.run(sweeping.sweep(names, lease_s=LEASE_S, keep_s=KEEP_S)).found == NOTHING
     stats = registry.raw.info("commandstats")
     assert sum(each["calls"] for name, each in stats.items() if "evalsha" not in name) < 20 + 3 * len(names)
 
@@ -489,7 +490,7 @@ def test_sweepers_take_turns_by_queue(registry):
     """Each serves other generators: a queue that nobody has looked through is not passed over for another's sake."""
     lost = without_a_list(registry)
     registry.sweep("other")
-    assert registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found == Found([lost], [])
+    assert registry.run(sweeping.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found == Found([lost], [])
 
 
 def test_a_queue_is_looked_through_again_soon(registry):
@@ -498,7 +499,7 @@ def test_a_queue_is_looked_through_again_soon(registry):
 
     def found(after_s):
         registry.raw.hset(keys.SWEPT, "queue default", registry.now_ms / 1e3 - after_s)
-        return registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found
+        return registry.run(sweeping.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found
 
     assert found(LEASE_S / 12 - 1.0) == NOTHING
     assert found(LEASE_S / 12) == Found([lost], [])
@@ -508,7 +509,7 @@ def test_a_turn_that_a_clock_gone_back_has_left_in_the_future_is_nobodys(registr
     registry.sweep()
     registry.raw.hset(keys.SWEPT, "queue default", registry.now_ms / 1e3 + MINUTE_S)
     lost = without_a_list(registry)
-    assert registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found == Found([lost], [])
+    assert registry.run(sweeping.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S)).found == Found([lost], [])
 
 
 @only_real_redis
@@ -657,7 +658,7 @@ def test_a_holder_that_comes_back_before_anybody_came_for_it_keeps_it(registry):
     generation_id = registry.running(deadline_s=100)
     registry.lose_lease(generation_id)
     assert registry.sweep().astray == [generation_id]
-    assert registry.run(calls.renew([(generation_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S)) == {}
+    assert registry.run(attempts.renew([(generation_id, 1)], lease_s=LEASE_S, keep_s=KEEP_S)) == {}
     assert registry.claim(generation_id, "worker-2").reason == "held"
     for place in (keys.waiting("default"), keys.RUNG, keys.DEADLINES):
         assert registry.raw.zscore(place, generation_id) is None
@@ -684,7 +685,7 @@ def test_every_sweeper_is_told_how_many_wait_and_how_long_the_oldest_has(registr
     registry.submit(generator="other")
     began(registry)
     for _ in range(2):
-        swept = registry.run(calls.sweep(generators, lease_s=LEASE_S, keep_s=KEEP_S))
+        swept = registry.run(sweeping.sweep(generators, lease_s=LEASE_S, keep_s=KEEP_S))
         assert {name: queue.depth for name, queue in swept.queues.items()} == {"default": 5, "other": 1, "idle": 0}
         assert {name: queue.messages for name, queue in swept.queues.items()} == {"default": 5, "other": 1, "idle": 0}
         assert 30.0 <= swept.queues["default"].oldest_s < 40.0
@@ -697,7 +698,7 @@ def test_every_sweeper_is_told_of_messages_that_are_no_generations_yet(registry)
     registry.submit(priority=3)
     registry.raw.lpush(keys.doorbell("default", 0), *[b"of a plain Celery producer"] * 4)
     for _ in range(2):
-        swept = registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
+        swept = registry.run(sweeping.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
         assert (swept.queues["default"].depth, swept.queues["default"].messages) == (1, 5)
 
 
@@ -706,7 +707,7 @@ def test_what_a_sweep_puts_back_is_counted_by_it_and_dead_letters_are_too(regist
     left_by_a_dead_worker(registry)
     registry.raw.zadd(keys.DEAD, {"one": registry.now_ms, "two": registry.now_ms})
     registry.raw.expire(keys.DEAD, KEEP_S)
-    swept = registry.run(calls.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
+    swept = registry.run(sweeping.sweep(["default"], lease_s=LEASE_S, keep_s=KEEP_S))
     assert (len(swept.found.astray), swept.queues["default"].depth, swept.dead_letters) == (1, 1, 2)
 
 

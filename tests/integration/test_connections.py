@@ -17,7 +17,7 @@ import time
 import pytest
 import trustme
 
-from genqueue.registry.calls import Health
+from genqueue.registry.fleet import Health
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting

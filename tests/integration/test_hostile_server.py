@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from genqueue import AsyncGenerationClient, GenerationClient, GenerationError, GenerationFailedError, Settings
-from genqueue.registry.calls import Claim
+from genqueue.registry.attempts import Claim
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting

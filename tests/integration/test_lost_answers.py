@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from genqueue import GenerationClient, Settings
-from genqueue.registry import calls
+from genqueue.registry import script
 from genqueue_worker.engine.leases import LeaseKeeper
 from genqueue_worker.observe.metrics import Metrics
 
@@ -27,14 +27,14 @@ class LossyWay:
     def __init__(self, server, scripts):
         self._server = server
         self._door = socket.create_server(("127.0.0.1", 0))
-        self._marks = {calls.script(name).sha1.encode(): name for name in scripts}
+        self._marks = {script.script(name).sha1.encode(): name for name in scripts}
         self._lock = threading.Lock()
         self._ends = []
         self.lost = Counter()
         self.port = self._door.getsockname()[1]
         with redis.Redis.from_url(server.url) as client:
             for name in scripts:
-                client.script_load(calls.script(name).source)
+                client.script_load(script.script(name).source)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):

@@ -12,7 +12,9 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from genqueue.registry.calls import Health, Queue, announce, append, claim, renew, sweep
+from genqueue.registry.attempts import append, claim, renew
+from genqueue.registry.fleet import Health, announce
+from genqueue.registry.sweeping import Queue, sweep
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.observe.health import CONSUMER, ENGINE, LEASES
 from genqueue_worker.observe.metrics import CHAT, TEXT_COMPLETION, Metrics, Now

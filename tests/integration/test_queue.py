@@ -20,7 +20,7 @@ from genqueue import (
     UnknownGeneratorError,
 )
 from genqueue.keys import doorbell
-from genqueue.registry import calls
+from genqueue.registry import submitting
 from genqueue.registry.doorbell import doorbell_message
 from genqueue.wire.request import GenerationRequest
 
@@ -337,7 +337,7 @@ def test_doorbells_that_ring_together_run_once(client, ask, standin, db, worker,
     with db.pipeline() as together:
         # Registered and rung five times before the worker sees any of it.
         generation_id = str(uuid.uuid4())
-        submit = calls.submit(
+        submit = submitting.submit(
             generation_id,
             GenerationRequest(prompt=prompt),
             keep_s=600,

@@ -11,7 +11,7 @@ import uvloop
 
 from genqueue import RedisUnavailableError
 from genqueue.connection.store import AsyncStore
-from genqueue.registry import calls
+from genqueue.registry import fleet
 
 _AT_ONCE, _ROUNDS = 40, 5
 
@@ -45,7 +45,7 @@ def test_a_connection_that_is_reset_before_it_sends_is_one_that_was_lost(resetti
 
     async def ask(store):
         try:
-            await store.run(calls.read_workers())
+            await store.run(fleet.read_workers())
         except Exception as error:
             raised[type(error)] += 1
 

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from genqueue import Settings, keys
-from genqueue.registry import calls
+from genqueue.registry import attempts, submitting
+from genqueue.registry import script as registry_script
 from genqueue.wire.request import read_request
 from genqueue_worker.engine.leases import LeaseKeeper
 from genqueue_worker.observe.metrics import Metrics
@@ -47,20 +48,20 @@ def submitted(db, count, deadline_s=3600.0):
     ids = [str(uuid.uuid4()) for _ in range(count)]
     request = read_request({"prompt": "What's NLP?", "deadline_s": deadline_s})
     options = {"keep_s": 3600, "idempotency_key": None, "idempotency_ttl_s": 60, "max_queue_depth": -1}
-    script = calls.script("submit")
+    script = registry_script.script("submit")
     db.script_load(script.source)
     with db.pipeline(transaction=False) as pipeline:
         for generation_id in ids:
-            pipeline.evalsha(script.sha1, *calls.submit(generation_id, request, **options).arguments)
+            pipeline.evalsha(script.sha1, *submitting.submit(generation_id, request, **options).arguments)
         pipeline.execute()
     return ids
 
 
 def left_by_a_dead_worker(db, ids):
-    script = calls.script("claim")
+    script = registry_script.script("claim")
     db.script_load(script.source)
     for one in ids:
-        call = calls.claim(one, "default", owner="dead", lease_s=0.001, keep_s=3600)
+        call = attempts.claim(one, "default", owner="dead", lease_s=0.001, keep_s=3600)
         assert db.evalsha(script.sha1, *call.arguments)[0] == b"claimed"
     db.delete(keys.doorbell("default", 5))  # it popped them all
 

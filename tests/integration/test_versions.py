@@ -13,7 +13,7 @@ from genqueue import (
     Settings,
     keys,
 )
-from genqueue.registry import calls
+from genqueue.registry import submitting
 from genqueue.wire.request import read_request
 
 
@@ -25,7 +25,7 @@ def submit_newer(client, db, worker):
         request = read_request({"prompt": prompt} | ({} if deadline_s is None else {"deadline_s": deadline_s}))
         options = {"keep_s": 600, "idempotency_key": None, "idempotency_ttl_s": 60, "max_queue_depth": -1}
         generation_id = str(uuid.uuid4())
-        call = calls.submit(generation_id, request, **options)
+        call = submitting.submit(generation_id, request, **options)
         newer = json.dumps({**json.loads(request.to_wire()), **more}).encode()
         arguments = [newer if each == request.to_wire() else each for each in call.arguments]
         db.eval(call.script.source, *arguments)

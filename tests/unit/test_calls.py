@@ -18,9 +18,11 @@ from genqueue.errors import (
     StoreError,
     UnknownGeneratorError,
 )
-from genqueue.registry import calls
-from genqueue.registry.calls import Accepted, Claim, End, Flush, NotClaimed
+from genqueue.registry import attempts, dead_letters, fleet, partial, reading, submitting
+from genqueue.registry import script as registry_script
+from genqueue.registry.attempts import Claim, End, Flush, NotClaimed
 from genqueue.registry.lifecycle import State, Transition
+from genqueue.registry.submitting import Accepted
 from genqueue.wire.events import ToolCallDelta, join_tool_calls
 from genqueue.wire.request import read_request
 from genqueue.wire.result import Outcome
@@ -40,7 +42,7 @@ SCRIPTS = [
 ]
 
 
-def submit(**options: Any) -> calls.Call[Accepted]:
+def submit(**options: Any) -> registry_script.Call[Accepted]:
     settings: dict[str, Any] = {
         "keep_s": 60,
         "idempotency_key": None,
@@ -48,17 +50,17 @@ def submit(**options: Any) -> calls.Call[Accepted]:
         "max_queue_depth": None,
         **options,
     }
-    return calls.submit("id", read_request({"prompt": "p", "priority": 3}), **settings)
+    return submitting.submit("id", read_request({"prompt": "p", "priority": 3}), **settings)
 
 
-def keys_of(call: calls.Call[Any]) -> list[str]:
+def keys_of(call: registry_script.Call[Any]) -> list[str]:
     return list(call.arguments[1 : 1 + int(call.arguments[0])])
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_script_is_read_once_and_known_by_its_digest(name):
-    script = calls.script(name)
-    assert calls.script(name) is script
+    script = registry_script.script(name)
+    assert registry_script.script(name) is script
     assert script.source.startswith("-- Put before every script")
     assert len(script.sha1) == 40
 
@@ -105,7 +107,7 @@ def test_a_refused_submit_raises_its_error(answer, error, words):
 
 
 def test_a_claim_is_read_whole():
-    call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
+    call = attempts.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
     answer = [b"claimed", 2, b"{}", b"1.5", b"2.5", b"9.5", "so far é".encode(), 4, 1]
     errors = [{"attempt": 1, "message": "é"}]
     traceparent = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -123,17 +125,17 @@ def test_a_claim_is_read_whole():
     "answer", [[b"gone"], [b"held"], [b"elsewhere", b"chat"], [b"expired", b"", b""], [b"finished"]], ids=str
 )
 def test_another_answer_to_a_claim_is_its_reason(answer):
-    call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
+    call = attempts.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
     assert call.decode(answer) == NotClaimed(answer[0].decode())
 
 
 def test_a_claim_is_told_what_a_record_lacks():
-    call = calls.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
+    call = attempts.claim("id", "chat", owner="me", lease_s=3.0, keep_s=60)
     assert call.decode([b"incomplete", b"seq, request"]) == NotClaimed("incomplete", missing="seq, request")
 
 
 def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
-    call = calls.append(
+    call = attempts.append(
         [Flush("a", 1, 2, 3, "text", "first", [b"x", b"y"], solid_tokens=2), Flush("b", 4, 5, 6, "", "", [])], keep_s=60
     )
     assert keys_of(call) == [
@@ -153,7 +155,7 @@ def test_an_append_has_three_keys_and_its_own_arguments_for_each_flush():
 )
 def test_an_end_that_was_there_already_is_ok(answer, expected):
     end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}")
-    call = calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60)
+    call = attempts.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60)
     assert call.decode([answer]) == expected
     assert call.arguments[len(keys_of(call)) + 5 :][:4] == ("id", "", "queued,running", State.FAILED)
     assert call.arguments[-1] == b"body"
@@ -165,7 +167,7 @@ def test_an_end_that_was_there_already_is_ok(answer, expected):
 def test_only_what_another_try_may_mend_becomes_a_dead_letter(error, rests_s):
     outcome = Outcome(error=error, message="m") if error else None
     end = End("id", "chat", None, Transition.FAILED, State.FAILED, [b"body"], b"{}", outcome=outcome)
-    assert calls.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60).arguments[-5] == rests_s
+    assert attempts.finish(end, log_ttl_s=1, result_ttl_s=2, keep_s=60).arguments[-5] == rests_s
 
 
 def test_many_ends_share_a_call_and_each_has_its_own_answer():
@@ -173,7 +175,7 @@ def test_many_ends_share_a_call_and_each_has_its_own_answer():
         End(name, "chat", None, Transition.FAILED, State.FAILED, [b"body"] * bodies, b"{}")
         for bodies, name in enumerate(("a", "b", "c"), 1)
     ]
-    call = calls.finish_all(ends, log_ttl_s=1, result_ttl_s=2, keep_s=60)
+    call = attempts.finish_all(ends, log_ttl_s=1, result_ttl_s=2, keep_s=60)
     assert keys_of(call)[5::5] == [keys.generation(name) for name in "abc"]
     assert call.arguments.count(b"body") == 6
     assert call.decode([b"ok", b"failed", b"cancelled"]) == ["ok", "ok", "cancelled"]
@@ -190,14 +192,14 @@ def test_many_ends_share_a_call_and_each_has_its_own_answer():
     ],
 )
 def test_a_refused_retry_raises_its_error(answer, error, words):
-    call = calls.retry("id", "new", "chat", 3, max_queue_depth=None, keep_s=60, result_ttl_s=9)
+    call = dead_letters.retry("id", "new", "chat", 3, max_queue_depth=None, keep_s=60, result_ttl_s=9)
     assert call.decode([b"accepted", b"earlier"]) == Accepted("earlier")
     with pytest.raises(error, match=words):
         call.decode(answer)
 
 
 def test_a_renewal_answers_what_is_lost_and_why():
-    call = calls.renew([("a", 1), ("b", 2)], lease_s=3.0, keep_s=60)
+    call = attempts.renew([("a", 1), ("b", 2)], lease_s=3.0, keep_s=60)
     assert keys_of(call) == [
         keys.LEASES,
         keys.RUNG,
@@ -210,7 +212,7 @@ def test_a_renewal_answers_what_is_lost_and_why():
 
 
 def test_a_record_is_read_whole_and_with_what_it_lacks():
-    decode = calls.read_record("id").decode
+    decode = reading.read_record("id").decode
     outcome = Outcome(error="failed", message="m")
     full = [
         b"failed",
@@ -264,13 +266,13 @@ def test_a_record_is_read_whole_and_with_what_it_lacks():
     ],
 )
 def test_only_a_success_is_a_result(answer, replies):
-    found = calls.read_result("id").decode(answer)
+    found = reading.read_result("id").decode(answer)
     assert (found.replies if found else None) == replies
 
 
 @pytest.mark.parametrize(("answer", "text"), [(None, ""), (b"", ""), ("é🦜".encode(), "é🦜")])
 def test_a_text_is_read_and_none_is_empty(answer, text):
-    assert calls.read_text("id").decode(answer) == text
+    assert reading.read_text("id").decode(answer) == text
 
 
 UTF8 = st.text(st.characters(exclude_categories=["Cs"]))
@@ -281,11 +283,11 @@ DELTAS = st.lists(st.builds(ToolCallDelta, st.integers(0, 2), st.none() | UTF8, 
 
 @given(st.lists(st.tuples(UTF8, UTF8, DELTAS)))
 def test_text_thoughts_and_calls_are_told_apart_in_what_was_kept(flushes):
-    said = [calls.said(text, thought, deltas) for text, thought, deltas in flushes]
+    said = [partial.encode_partial(text, thought, deltas) for text, thought, deltas in flushes]
     kept = b"".join(part.encode() if isinstance(part, str) else part for part in said)
     text = "".join(text for text, _, _ in flushes)
-    assert calls.read_text("id").decode(kept) == text
-    assert calls.read_said("id").decode(kept) == (
+    assert reading.read_text("id").decode(kept) == text
+    assert reading.read_said("id").decode(kept) == (
         text,
         "".join(thought for _, thought, _ in flushes),
         join_tool_calls(delta for _, _, deltas in flushes for delta in deltas),
@@ -293,9 +295,9 @@ def test_text_thoughts_and_calls_are_told_apart_in_what_was_kept(flushes):
 
 
 def test_a_text_alone_is_kept_as_it_is():
-    assert calls.said("é", "") == "é"
-    assert calls.read_said("id").decode(None) == ("", "", [])
-    assert calls.read_said("id").decode("é".encode()) == ("é", "", [])
+    assert partial.encode_partial("é", "") == "é"
+    assert reading.read_said("id").decode(None) == ("", "", [])
+    assert reading.read_said("id").decode("é".encode()) == ("é", "", [])
 
 
 # --- what others wrote -------------------------------------------------------------------------
@@ -327,26 +329,26 @@ UNSAID = {"address": "", "health": "?", "running": 0, "trouble": ""}
 )
 def test_what_a_worker_of_another_version_announces_is_read_as_far_as_it_is_known(about, generators):
     raw = {b"other": json.dumps(about).encode(), b"ours": json.dumps(NEWER).encode()}
-    workers = {worker.name: worker.generators for worker in calls.read_workers().decode(raw)}
+    workers = {worker.name: worker.generators for worker in fleet.read_workers().decode(raw)}
     assert workers == {"ours": NEWER["generators"], **({} if generators is None else {"other": generators})}
-    for worker in calls.read_workers().decode(raw):
+    for worker in fleet.read_workers().decode(raw):
         assert all(tables.worker_rows(worker, 6.0))
 
 
 def test_an_announcement_that_is_no_json_hides_no_other():
     raw = {b"other": b"garbage", b"ours": json.dumps(NEWER).encode()}
-    assert [worker.name for worker in calls.read_workers().decode(raw)] == ["ours"]
+    assert [worker.name for worker in fleet.read_workers().decode(raw)] == ["ours"]
 
 
 @pytest.mark.parametrize("fact", [b"garbage", b"[1]", b'{"max_queue_depth":"x","api_type":5}', b"{}"])
 def test_an_overview_outlives_what_it_cannot_read_of_a_generator(fact):
     row = [b"chat", 0, b"", 0, 0, 0]
-    found = calls.overview([]).decode([b"1.5", [b"chat", fact], [b"w", b"garbage"], [row], [0] * 5, []])
+    found = fleet.overview([]).decode([b"1.5", [b"chat", fact], [b"w", b"garbage"], [row], [0] * 5, []])
     assert [(queue.max_queue_depth, queue.api_type) for queue in found.queues] == [(None, None)]
     assert found.workers == []
 
 
-RECORD = dict.fromkeys(calls._RECORD) | {"state": b"running", "generator": b"chat", "submitted_at": b"1.5"}
+RECORD = dict.fromkeys(reading._RECORD) | {"state": b"running", "generator": b"chat", "submitted_at": b"1.5"}
 
 
 @pytest.mark.parametrize(
@@ -368,13 +370,13 @@ RECORD = dict.fromkeys(calls._RECORD) | {"state": b"running", "generator": b"cha
 def test_a_record_that_nobody_of_ours_wrote_is_an_error_of_ours_that_does_not_quote_it(forged):
     answer = list((RECORD | forged).values())
     with pytest.raises(StoreError, match="the record of generation g cannot be read") as raised:
-        calls.read_record("g").decode(answer)
+        reading.read_record("g").decode(answer)
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None and raised.value.__suppress_context__
-    first, second = calls.read_records(["g", "h"]).decode([answer, list(RECORD.values())])
+    first, second = reading.read_records(["g", "h"]).decode([answer, list(RECORD.values())])
     assert (first, second.state) == (None, State.RUNNING)
 
 
 @pytest.mark.parametrize("result", [{"replies": [], "meta": [{}]}, {"replies": ["a"], "meta": []}, {"replies": "a"}, 5])
 def test_a_result_without_a_reply_is_none(result):
-    assert calls.read_result("g").decode(json.dumps({"status": "SUCCESS", "result": result}).encode()) is None
+    assert reading.read_result("g").decode(json.dumps({"status": "SUCCESS", "result": result}).encode()) is None

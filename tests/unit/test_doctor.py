@@ -7,7 +7,7 @@ import pytest
 from genqueue.acl import Trial
 from genqueue.doctor import judge
 from genqueue.doctor.judge import EndpointSeen, Facts, FileSeen
-from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
+from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
 from genqueue.settings import Settings
 
 QUEUE = QueueStatus("chat", 0, 100, None, 0, 0, 0, 1, "text_generation_inference")

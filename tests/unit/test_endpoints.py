@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from genqueue.registry.calls import Health
+from genqueue.registry.fleet import Health
 from genqueue_worker.upstream.endpoint import Endpoint, any_up, choose
 
 NOW_S = 1000.0

@@ -32,7 +32,7 @@ def returned(kind):
 
 
 def test_every_type_that_is_returned_is_exported():
-    # A request's parts are as its submit took them: chat.py and messages.py describe them.
+    # A request's parts are as its submit took them: chat.py and request.py describe them.
     reached, left = set(), [kind for kind in CLASSES if kind is not genqueue.Settings]
     while left:
         kind = left.pop()

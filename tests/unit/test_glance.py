@@ -8,7 +8,7 @@ from rich.console import Console
 
 from genqueue import durations
 from genqueue.cli import tables
-from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
+from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
 
 QUEUE = QueueStatus("chat", 3, 100, 65.0, 3, 2, 1, 1, "text_generation_inference")
 SERVER = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue.registry.calls import Health
+from genqueue.registry.fleet import Health
 from genqueue_worker.observe.health import liveness, readiness
 
 FINE = {"engine": 0.2, "consumer": 1.0, "leases": 1.0}

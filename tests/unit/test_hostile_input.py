@@ -11,7 +11,7 @@ from kombu.utils.json import loads
 
 from genqueue.client.follower import Follower
 from genqueue.errors import InvalidRequestError, StoreError
-from genqueue.registry.calls import read_log
+from genqueue.registry.reading import read_log
 from genqueue.wire.events import read_event, read_events
 from genqueue.wire.request import GenerationRequest, read_request
 from genqueue_worker.broker.transport import ExpiredError, check_call, is_celery_message, is_order

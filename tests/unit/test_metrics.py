@@ -9,8 +9,10 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.registry import calls
-from genqueue.registry.calls import Claim, Health, Queue
+from genqueue.registry import fleet, sweeping
+from genqueue.registry.attempts import Claim
+from genqueue.registry.fleet import Health
+from genqueue.registry.sweeping import Queue
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.observe.metrics import (
     CALL_S,
@@ -256,10 +258,10 @@ def test_an_error_of_a_server_is_counted_by_words_of_ours(metrics):
 
 
 def test_round_trips_are_counted_by_what_they_do(metrics):
-    sweep = calls.sweep(["default"], lease_s=3.0, keep_s=60)
+    sweep = sweeping.sweep(["default"], lease_s=3.0, keep_s=60)
     with metrics.round_trip(sweep):
         pass
-    with metrics.round_trip(calls.retire("me")):
+    with metrics.round_trip(fleet.retire("me")):
         pass
     with pytest.raises(RedisUnavailableError), metrics.round_trip(sweep):
         raise RedisUnavailableError("redis", 6379, "gone")

@@ -9,8 +9,10 @@ import pytest
 
 from genqueue import errors
 from genqueue.registry import endings
-from genqueue.registry.calls import Flush, Record, Said
+from genqueue.registry.attempts import Flush
 from genqueue.registry.lifecycle import State
+from genqueue.registry.partial import PartialOutput
+from genqueue.registry.reading import Record
 from genqueue.wire.events import ToolCallDelta, event_body
 from genqueue.wire.result import GenerationResult, Outcome
 
@@ -46,7 +48,7 @@ def record(state: State, **facts: Any) -> Record:
 )
 def test_an_ending_becomes_its_typed_error(error, expected):
     ended = Outcome(error=error, message="the server's words", detail={"status": 422, "prompt_tokens": 3})
-    found = endings.error_of(record(State.FAILED, outcome=ended), Said("partial é"))
+    found = endings.error_of(record(State.FAILED, outcome=ended), PartialOutput("partial é"))
     assert type(found) is expected
     assert str(found) == "the server's words"
     assert found.partial_text == "partial é"
@@ -60,7 +62,7 @@ def test_an_ending_becomes_its_typed_error(error, expected):
     [(State.FAILED, errors.GenerationFailedError), (State.CANCELLED, errors.GenerationCancelledError)],
 )
 def test_an_ending_without_an_outcome_still_has_its_error(state, expected):
-    assert type(endings.error_of(record(state), Said())) is expected
+    assert type(endings.error_of(record(state), PartialOutput())) is expected
 
 
 @pytest.mark.parametrize("kind", [*endings.ENDINGS.values(), errors.GenerationError])
@@ -94,7 +96,7 @@ def test_a_stillborn_record_has_a_status_too():
 
 @pytest.mark.parametrize(("text", "expected"), [("", []), (" ", [" "]), ("all of it", ["all of it"])])
 def test_the_whole_text_is_one_chunk_and_none_if_it_is_empty(text, expected):
-    chunks = endings.whole_text_chunk(record(State.FINISHED), Said(text))
+    chunks = endings.whole_text_chunk(record(State.FINISHED), PartialOutput(text))
     assert [(chunk.text, chunk.seq, chunk.attempt) for chunk in chunks] == [(part, 9, 2) for part in expected]
 
 
@@ -188,10 +190,13 @@ CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{
 @pytest.mark.parametrize(
     ("meta", "said"),
     [
-        ({"reasoning": "Hm", "tool_calls": [CALL]}, Said("It", "Hm", [CALL])),
-        ({}, Said("It", "", ())),
-        ({"reasoning": 5, "tool_calls": "x"}, Said("It", "", ())),
-        ({"tool_calls": [CALL, {"id": 5}, {}, None, {**CALL, "function": {"name": "f"}}]}, Said("It", "", [CALL])),
+        ({"reasoning": "Hm", "tool_calls": [CALL]}, PartialOutput("It", "Hm", [CALL])),
+        ({}, PartialOutput("It", "", ())),
+        ({"reasoning": 5, "tool_calls": "x"}, PartialOutput("It", "", ())),
+        (
+            {"tool_calls": [CALL, {"id": 5}, {}, None, {**CALL, "function": {"name": "f"}}]},
+            PartialOutput("It", "", [CALL]),
+        ),
     ],
 )
 def test_of_a_result_is_said_what_is_text(meta, said):

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic_core import to_json
 
 from genqueue import errors
 from genqueue.client import flows
 from genqueue.client.flows import WAIT, Deadline, Patience, Plan
-from genqueue.registry import calls
-from genqueue.registry.calls import Call, Record, Said
+from genqueue.registry import fleet
 from genqueue.registry.lifecycle import State
+from genqueue.registry.partial import PartialOutput
+from genqueue.registry.reading import Record
+from genqueue.registry.script import Call
 from genqueue.wire.events import Chunk, Event, read_event
 from genqueue.wire.result import GenerationResult, Outcome
 
@@ -45,7 +48,7 @@ class Registry:
         added = []
         for field in fields:
             self.seq += 1
-            added.append(read_event(calls.to_json({"v": 1, "seq": self.seq, "attempt": self.attempt, **field})))
+            added.append(read_event(to_json({"v": 1, "seq": self.seq, "attempt": self.attempt, **field})))
             self.attempt = max(self.attempt, added[-1].attempt)
             self.text += field.get("text", "")
         self.log += added
@@ -83,7 +86,7 @@ class Registry:
             return self.record()
         assert command == "GET"
         self.asked.append("text" if key.endswith(":text") else "result")
-        return Said(self.text) if key.endswith(":text") else self.result
+        return PartialOutput(self.text) if key.endswith(":text") else self.result
 
     def read(self, plan: Plan[Any], items: list[Any] | None = None) -> list[Any]:
         """Everything the plan has for its caller, added to ``items``; fails when it asks for ever."""
@@ -387,7 +390,7 @@ def test_a_deadline_bounds_the_wait_and_the_answer(timeout_s, now_s, wait_s, ans
 def test_what_comes_together_stays_together():
     def plan():
         yield ["a"]
-        assert (yield calls.read_workers()) == "found"
+        assert (yield fleet.read_workers()) == "found"
         yield ["b"]
         assert (yield WAIT) == b"1"
         yield ["c"]

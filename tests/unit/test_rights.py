@@ -14,7 +14,7 @@ from genqueue.acl import CELERYS, CHANNELS, COMMANDS, OURS, users_acl
 
 ROOT = Path(__file__).parents[2]
 LUA = ROOT / "producer/genqueue/registry/lua"
-CALLS = (ROOT / "producer/genqueue/registry/calls.py").read_text()
+CALLS = "".join(path.read_text() for path in sorted((ROOT / "producer/genqueue/registry").glob("*.py")))
 GENERATION, QUEUE, RESULT = keys.generation("*"), keys.queue("*"), keys.result("*")
 
 # What a word of a script, or a function of keys.py, stands for.
@@ -90,12 +90,14 @@ def needs(role):
     """Every (command, pattern) that the calls of a role's package need."""
     folder = {"producer": "producer/genqueue", "worker": "worker/genqueue_worker"}.get(role)
     sources = [] if folder is None else [path.read_text() for path in (ROOT / folder).rglob("*.py")]
-    made = LOOKS | {name for source in sources for name in re.findall(r"\bcalls\.(\w+)\(", source)}
+    rooms = "|".join(path.stem for path in (ROOT / "producer/genqueue/registry").glob("*.py"))
+    said = re.compile(rf"\b(?:registry_)?(?:{rooms})\.(\w+)\(")
+    made = LOOKS | {name for source in sources for name in said.findall(source)}
     needed = set()
     for name, body in re.findall(r"^def (\w+)\((.*?)(?=^[^\s)])", CALLS, re.MULTILINE | re.DOTALL):
         if name not in made:
             continue
-        for script in re.findall(r'_scripted\(\s*"(\w+)"', body):
+        for script in re.findall(r'\bscripted\(\s*"(\w+)"', body):
             needed |= said_by(script)
         for command, key in re.findall(r'Call\(\s*\(\s*"(\w+)"(?:, keys\.(\w+))?', body):
             needed.add((command.lower(), MEANS[key.lower()] if key else ""))

@@ -11,8 +11,10 @@ import pytest
 
 from genqueue import keys
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Call, Claim, said
+from genqueue.registry import attempts, endings
+from genqueue.registry.attempts import Claim
+from genqueue.registry.partial import encode_partial
+from genqueue.registry.script import Call
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.events import Token, ToolCallDelta
 from genqueue.wire.result import Outcome
@@ -179,7 +181,7 @@ async def test_a_chats_text_thoughts_and_calls_are_told_apart(desk: Desk):
         }
     ]
     calls = [ToolCallDelta(0, "call", "f", '{"a":é}'), ToolCallDelta(1, "other", "g", "")]
-    assert flush.text == said(" is", "Hm!", calls)
+    assert flush.text == encode_partial(" is", "Hm!", calls)
     assert (flush.completion_tokens, flush.solid_tokens) == (6, 6)
     assert outbox.take().bodies == []
 
@@ -356,7 +358,7 @@ async def test_an_end_waits_for_what_is_in_flight_and_takes_what_is_not(desk: De
     await desk.until(lambda: desk.shelf.in_flight)
     push(outbox, "b")
     end = endings.failed("g", "default", outbox.take(), Outcome(error="failed", message="m"), date_done="now")
-    ending = asyncio.create_task(desk.writer.last(outbox, calls.finish(end, log_ttl_s=1, result_ttl_s=1, keep_s=60)))
+    ending = asyncio.create_task(desk.writer.last(outbox, attempts.finish(end, log_ttl_s=1, result_ttl_s=1, keep_s=60)))
     await desk.settle()
     assert desk.shelf.others == []
     desk.shelf.open.set()
@@ -372,7 +374,7 @@ async def test_an_end_outlasts_a_redis_that_is_away(desk: Desk):
     desk.shelf.failures = [RedisUnavailableError("h", 1, "gone")]
     end = endings.cancelled("g", "default", date_done="now")
     async with asyncio.timeout(5):
-        assert await desk.writer.last(None, calls.finish(end, log_ttl_s=1, result_ttl_s=1, keep_s=60)) == "ok"
+        assert await desk.writer.last(None, attempts.finish(end, log_ttl_s=1, result_ttl_s=1, keep_s=60)) == "ok"
     assert len(desk.shelf.tried) == 2
 
 

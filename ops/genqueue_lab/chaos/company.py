@@ -23,7 +23,7 @@ from genqueue import (
     StreamRestartedError,
 )
 from genqueue.connection.store import AsyncStore
-from genqueue.registry import calls as registry
+from genqueue.registry import reading
 from genqueue.wire.events import Chunk, Event, Reset, Started
 from genqueue_lab.chaos.orders import Order, behind
 from genqueue_lab.chaos.plan import DEEP, Evil, Kind
@@ -314,7 +314,7 @@ class Company:
         trace.submitted_s = clock.moment_s(record.submitted_at, trace.asked_s)
         trace.completion_tokens = record.completion_tokens
         generation = self._handle(trace)
-        page: list[Event] = await store.run(registry.read_log(trace.generation_id, 1, limit=100_000))
+        page: list[Event] = await store.run(reading.read_log(trace.generation_id, 1, limit=100_000))
         trace.log = _on_our_clock(page, clock, trace.submitted_s)
         if not record.state.is_final:
             return
@@ -373,11 +373,11 @@ def _on_our_clock(log: list[Event], clock: Clock, after_s: float) -> list[Event]
     return moved
 
 
-async def _ended(store: AsyncStore, generation_id: str) -> registry.Record:
+async def _ended(store: AsyncStore, generation_id: str) -> reading.Record:
     """Its record, once it has ended: where Redis forgot an end that a reader was told, it runs once more."""
     until_s = time.monotonic() + _ONCE_MORE_S
     while True:
-        record = await store.run(registry.read_record(generation_id))
+        record = await store.run(reading.read_record(generation_id))
         if record.state.is_final or time.monotonic() > until_s:
             return record
         await asyncio.sleep(_LOOK_EVERY_S)

@@ -29,7 +29,7 @@ from rich.table import Table
 from genqueue import AsyncGenerationClient, Settings, load_settings
 from genqueue.cli import output
 from genqueue.connection.store import AsyncStore
-from genqueue.registry import calls
+from genqueue.registry import sweeping
 from genqueue_lab.bench.stack import configured
 from genqueue_lab.scale import costs as scale_costs
 from genqueue_lab.scale.costs import Gauge
@@ -189,7 +189,7 @@ async def sweeps(url: str, crowds: Sequence[tuple[int, int]], repeats: int) -> l
             names = ["default", *(f"other-{number}" for number in range(1, generators))]
             each = {}
             for which, lasts_s in lease_s.items():
-                call = calls.sweep(names, lease_s=lasts_s, keep_s=scale_costs.KEEP_S)
+                call = sweeping.sweep(names, lease_s=lasts_s, keep_s=scale_costs.KEEP_S)
                 await scale_costs.all_of(store, [call] * 8)
                 before = gauge.read()
                 await scale_costs.all_of(store, [call] * repeats)

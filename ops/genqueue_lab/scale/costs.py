@@ -1,6 +1,6 @@
 """Measure what each step of a generation costs Redis: CPU, commands, bytes, memory.
 
-Every step is a call of :mod:`genqueue.registry.calls` carried out by the real store against a real Redis
+Every step is a call of :mod:`genqueue.registry` carried out by the real store against a real Redis
 with the real scripts; what differs between a call with one generation in it and one with many is
 the cost of one more.  Redis itself is asked what it spent (``INFO``).  Here no model server and no
 worker process takes part: :mod:`genqueue_lab.scale.command` measures those by themselves.
@@ -22,8 +22,9 @@ import redis
 
 from genqueue import AsyncGenerationClient, Settings, keys
 from genqueue.connection.store import AsyncStore
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Call, End, Flush
+from genqueue.registry import attempts, endings, fleet, submitting, sweeping
+from genqueue.registry.attempts import End, Flush
+from genqueue.registry.script import Call
 from genqueue.wire.events import Token, chunk_body
 from genqueue.wire.request import GenerationRequest, read_request
 from genqueue.wire.result import GenerationResult
@@ -114,7 +115,7 @@ def request() -> GenerationRequest:
 
 def submit(generation_id: str, asked: GenerationRequest) -> Call[Any]:
     """As a producer does."""
-    return calls.submit(
+    return submitting.submit(
         generation_id,
         asked,
         keep_s=KEEP_S,
@@ -126,7 +127,7 @@ def submit(generation_id: str, asked: GenerationRequest) -> Call[Any]:
 
 def claim(generation_id: str, owner: str = WORKER) -> Call[Any]:
     """As a worker does; its lease outlasts everything measured here."""
-    return calls.claim(generation_id, "default", owner=owner, lease_s=600.0, keep_s=KEEP_S)
+    return attempts.claim(generation_id, "default", owner=owner, lease_s=600.0, keep_s=KEEP_S)
 
 
 def flush(generation_id: str, number: int, tokens: int = 1) -> Flush:
@@ -142,7 +143,7 @@ def _body(tokens: int) -> bytes:
 
 def append(flushes: Sequence[Flush], owner: str = WORKER) -> Call[list[str]]:
     """One flush of a worker."""
-    return calls.append(flushes, keep_s=KEEP_S, owner=owner)
+    return attempts.append(flushes, keep_s=KEEP_S, owner=owner)
 
 
 def finish(generation_id: str, flushes: int, tokens: int, owner: str = WORKER) -> Call[str]:
@@ -161,13 +162,13 @@ def finish(generation_id: str, flushes: int, tokens: int, owner: str = WORKER) -
     last = Flush(generation_id, 1, flushes + 1, tokens, "", "", [], tokens)
     end: End = endings.finished(generation_id, "default", last, result, date_done=_DONE_AT)
     end = replace(end, owner=owner, number=flushes + 1)
-    return calls.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S)
+    return attempts.finish(end, log_ttl_s=LOG_TTL_S, result_ttl_s=RESULT_TTL_S, keep_s=KEEP_S)
 
 
 def announce(owner: str) -> Call[None]:
     """What a worker says of itself every ten seconds."""
     where = {"default": ["http://tgi:8080"]}
-    return calls.announce(FACTS, owner, SERVERS, worker_s=600.0, keep_s=KEEP_S, places=where)
+    return fleet.announce(FACTS, owner, SERVERS, worker_s=600.0, keep_s=KEEP_S, places=where)
 
 
 def new_ids(count: int) -> list[str]:
@@ -323,7 +324,7 @@ class Measure:
             groups = itertools.cycle([ids[first : first + of] for first in range(0, _FLEET, of)])
 
             def one() -> Call[Any]:
-                return calls.renew([(each, 1) for each in next(groups)], lease_s=600.0, keep_s=KEEP_S, owner=WORKER)
+                return attempts.renew([(each, 1) for each in next(groups)], lease_s=600.0, keep_s=KEEP_S, owner=WORKER)
 
             return lambda count: all_of(self._store, (one() for _ in range(count)))
 
@@ -349,7 +350,7 @@ class Measure:
         def sweep(of: int, *, in_turn: bool) -> Run:
             # Of a lease that short it is always somebody's turn.
             lease_s = 0.001 if in_turn else 600.0
-            call = calls.sweep([f"generator-{each}" for each in range(of)], lease_s=lease_s, keep_s=KEEP_S)
+            call = sweeping.sweep([f"generator-{each}" for each in range(of)], lease_s=lease_s, keep_s=KEEP_S)
             return lambda count: all_of(self._store, [call] * count)
 
         none, ten, looked = await self._medians(

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from genqueue.connection.store import AsyncStore
-from genqueue.registry import calls
+from genqueue.registry import attempts, sweeping
 from genqueue_lab.scale import costs as scale_costs
 from genqueue_lab.scale.costs import Gauge
 from genqueue_lab.scale.model import ANNOUNCE_EVERY_S, Costs, Fleet, Step, rates, spent
@@ -195,8 +195,8 @@ class _Worker:
                 self.taken["announce"] += 1
             held = [(stream.id, 1) for stream in self._streams]
             lease_s, keep_s = self._fleet.lease_s, scale_costs.KEEP_S
-            await self._store.run(calls.renew(held, lease_s=lease_s, keep_s=keep_s, owner=self._owner))
-            await self._store.run(calls.sweep(self._generators, lease_s=lease_s, keep_s=keep_s))
+            await self._store.run(attempts.renew(held, lease_s=lease_s, keep_s=keep_s, owner=self._owner))
+            await self._store.run(sweeping.sweep(self._generators, lease_s=lease_s, keep_s=keep_s))
             self.taken.update({"renew": 1, "lease": len(held), "sweep": 1, "queue": self._fleet.generators})
             await asyncio.sleep(period_s)
 

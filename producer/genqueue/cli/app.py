@@ -31,7 +31,7 @@ from genqueue import errors
 from genqueue.cli import output, tables
 from genqueue.client.sync import Generation, GenerationClient
 from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError
-from genqueue.registry.calls import Overview
+from genqueue.registry.fleet import Overview
 from genqueue.registry.lifecycle import State
 from genqueue.terminal import one_line
 from genqueue.wire.result import GenerationResult

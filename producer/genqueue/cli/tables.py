@@ -6,7 +6,7 @@ Pure.  The JSON's names, and the units in them, stay; the tables may change.
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
+from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
 from genqueue.terminal import one_line
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What a reader does, step by step, without doing it: shared by both clients.
 
-A plan is a generator.  It yields what it needs - a :class:`~genqueue.registry.calls.Call` to Redis, or
+A plan is a generator.  It yields what it needs - a :class:`~genqueue.registry.script.Call` to Redis, or
 :data:`WAIT` for the next message on its channel - and is sent the answer; everything else
 it yields is for the caller.  A client carries the steps out, waiting in its own way.
 """
@@ -21,10 +21,14 @@ from genqueue.errors import (
     NotDeadError,
     StreamRestartedError,
 )
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Accepted, Call, Record, Said
+from genqueue.registry import attempts, endings, reading
+from genqueue.registry import dead_letters as registry_dead_letters
 from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.registry.lifecycle import State
+from genqueue.registry.partial import PartialOutput
+from genqueue.registry.reading import Record
+from genqueue.registry.script import Call
+from genqueue.registry.submitting import Accepted
 from genqueue.wire.events import Cancelled, Chunk, Event, Failed, Finished, Reset, read_events
 from genqueue.wire.request import GenerationRequest
 from genqueue.wire.result import GenerationResult
@@ -121,7 +125,7 @@ def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
             follower.lost_sight()
         is_doubtful = follower.doubts_history
         while follower.is_whole and follower.terminal is None and (message is None or follower.has_gap):
-            page: list[Event] = yield calls.read_log(generation_id, follower.read_from)
+            page: list[Event] = yield reading.read_log(generation_id, follower.read_from)
             is_last = not page or page[-1].seq < follower.next_seq
             if not is_last and page[0].seq > follower.next_seq:
                 # Events are logged in order: what is not there now never comes.
@@ -135,7 +139,7 @@ def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
             return
         record: Record
         if (message is None or is_doubtful) and follower.is_whole:
-            record = yield calls.read_record(generation_id)
+            record = yield reading.read_record(generation_id)
             if record.state.is_final or is_doubtful:
                 follower.ends_at(record.seq)
             elif record.seq < from_seq:  # the reader has had events that Redis has forgotten
@@ -152,7 +156,7 @@ def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
                 if from_seq >= record.seq or follower.ends_strangely:
                     return  # the reader had the last event already
                 raise LogBrokenError(generation_id)
-            if record.state.is_final and not (yield calls.read_log(generation_id, follower.next_seq, limit=1)):
+            if record.state.is_final and not (yield reading.read_log(generation_id, follower.next_seq, limit=1)):
                 raise LogExpiredError(generation_id, follower.next_seq - 1)
             if record.state.is_final:
                 continue  # it ended between the two looks
@@ -228,10 +232,10 @@ def _delivered(generation_id: str, from_seq: int, given: Delivery, events: list[
 
 def _last_reset(generation_id: str, from_seq: int) -> Generator[Call[Any], Any, int]:
     """The number of the last ``reset`` that the log holds from ``from_seq`` on; 0 where it holds none."""
-    record: Record = yield calls.read_record(generation_id)
+    record: Record = yield reading.read_record(generation_id)
     last = 0
     while record.attempt > 1 and from_seq <= record.seq:  # a first attempt begins nothing anew
-        page: list[Event] = yield calls.read_log(generation_id, from_seq)
+        page: list[Event] = yield reading.read_log(generation_id, from_seq)
         if not page:
             break
         last = max([last, *(event.seq for event in page if isinstance(event, Reset))])
@@ -244,7 +248,7 @@ def _chunks_until(generation_id: str, last_seq: int) -> Generator[Call[Any], Any
     chunks: list[Chunk] = []
     seq = 1
     while seq <= last_seq:
-        page: list[Event] = yield calls.read_log(generation_id, seq)
+        page: list[Event] = yield reading.read_log(generation_id, seq)
         if not page or page[0].seq > seq:
             raise LogExpiredError(generation_id, seq - 1)
         for event in page:
@@ -283,18 +287,18 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[l
         if from_seq > 0:
             raise
         is_log_whole = False
-    record: Record = yield calls.read_record(generation_id)
+    record: Record = yield reading.read_record(generation_id)
     while not record.state.is_final:  # its log went before its end
         message: bytes | None = yield WAIT
         if message is None or any(isinstance(event, Finished | Failed | Cancelled) for event in _events_in(message)):
-            record = yield calls.read_record(generation_id)
+            record = yield reading.read_record(generation_id)
     if record.state is not State.FINISHED:
-        said: Said = yield calls.read_said(generation_id)
+        said: PartialOutput = yield reading.read_said(generation_id)
         if given.is_empty and (chunks := endings.whole_text_chunk(record, said)):
             yield chunks
         raise endings.error_of(record, said)
     if given.is_empty or not is_log_whole:
-        found: GenerationResult | None = yield calls.read_result(generation_id)
+        found: GenerationResult | None = yield reading.read_result(generation_id)
         if found is None:
             raise GenerationNotFoundError(generation_id)
         given.begin_anew(Reset(seq=0, attempt=record.attempt))
@@ -324,15 +328,15 @@ def batches(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[
 def result(generation_id: str) -> Plan[list[GenerationResult]]:
     """The result, once it is there; raises the typed error of a generation that ended otherwise."""
     while True:
-        found: GenerationResult | None = yield calls.read_result(generation_id)
+        found: GenerationResult | None = yield reading.read_result(generation_id)
         if found is None:
-            record: Record = yield calls.read_record(generation_id)
+            record: Record = yield reading.read_record(generation_id)
             if record.state is State.FINISHED:  # between the two looks
-                found = yield calls.read_result(generation_id)
+                found = yield reading.read_result(generation_id)
                 if found is None:
                     raise GenerationNotFoundError(generation_id)
             elif record.state.is_final:
-                raise endings.error_of(record, (yield calls.read_said(generation_id)))
+                raise endings.error_of(record, (yield reading.read_said(generation_id)))
         if found is not None:
             yield [found]
             return
@@ -341,16 +345,16 @@ def result(generation_id: str) -> Plan[list[GenerationResult]]:
 
 def status(generation_id: str) -> Plan[GenerationStatus]:
     """Where it is now."""
-    record: Record = yield calls.read_record(generation_id)
-    position: int | None = yield calls.queue_position(generation_id, record.generator)
+    record: Record = yield reading.read_record(generation_id)
+    position: int | None = yield reading.queue_position(generation_id, record.generator)
     yield endings.status(generation_id, record, position)
 
 
 def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Plan[bool]:
     """Whether it is cancelled now; False when it had ended otherwise before."""
-    generator: str = yield calls.read_home(generation_id)  # a record that cannot be read is cancelled as any
+    generator: str = yield reading.read_home(generation_id)  # a record that cannot be read is cancelled as any
     end = endings.cancelled(generation_id, generator, date_done=date_done)
-    answer: str = yield calls.finish(end, log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s, keep_s=keep_s)
+    answer: str = yield attempts.finish(end, log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s, keep_s=keep_s)
     if answer == "gone":
         raise GenerationNotFoundError(generation_id)
     yield answer == "ok"
@@ -361,10 +365,10 @@ def dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
     first, given = 0, set[str]()
     while limit is None or len(given) < limit:
         size = _PAGE if limit is None or generator is not None else min(_PAGE, limit - len(given))
-        page: list[str] = yield calls.dead_letters(first, size)
+        page: list[str] = yield registry_dead_letters.dead_letters(first, size)
         if not page:
             return
-        records: list[Record | None] = yield calls.read_records(page)
+        records: list[Record | None] = yield reading.read_records(page)
         for generation_id, record in zip(page, records, strict=True):
             if len(given) == limit:
                 return
@@ -378,10 +382,10 @@ def dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
 
 def dead_letter(generation_id: str) -> Plan[DeadLetterDetail]:
     """All that is kept of one; raises NotDeadError for a generation that is none."""
-    record: Record = yield calls.read_record(generation_id)
+    record: Record = yield reading.read_record(generation_id)
     letter = endings.dead_letter(generation_id, record)
-    text: str = yield calls.read_text(generation_id)
-    request: GenerationRequest | None = yield calls.read_request(generation_id)
+    text: str = yield reading.read_text(generation_id)
+    request: GenerationRequest | None = yield reading.read_request(generation_id)
     if request is None:
         raise NotDeadError(generation_id, "it was dropped")
     yield endings.dead_letter_detail(letter, record, text, request)
@@ -391,10 +395,10 @@ def retry(
     generation_id: str, new_id: str, *, max_queue_depths: Mapping[str, int], keep_s: int, result_ttl_s: int
 ) -> Plan[str]:
     """The id of the generation that a dead letter is tried again as; raises as :func:`calls.retry`."""
-    record: Record = yield calls.read_record(generation_id)
+    record: Record = yield reading.read_record(generation_id)
     if record.retried_as is None:
         endings.dead_letter(generation_id, record)  # or it says why it is none
-    accepted: Accepted = yield calls.retry(
+    accepted: Accepted = yield registry_dead_letters.retry(
         generation_id,
         new_id,
         record.generator,
@@ -408,8 +412,8 @@ def retry(
 
 def drop(generation_id: str, *, result_ttl_s: int) -> Plan[None]:
     """Drop a dead letter, or do nothing if it was dropped before; raises NotDeadError for what never was one."""
-    endings.dead_letter(generation_id, (yield calls.read_record(generation_id)))
-    yield calls.drop(generation_id, result_ttl_s=result_ttl_s)
+    endings.dead_letter(generation_id, (yield reading.read_record(generation_id)))
+    yield registry_dead_letters.drop(generation_id, result_ttl_s=result_ttl_s)
 
 
 def in_batches(plan: Plan[list[ItemT]]) -> Plan[list[ItemT]]:

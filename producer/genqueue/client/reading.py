@@ -20,7 +20,7 @@ from typing import Any, Generic, Self
 from genqueue.client.flows import WAIT, Deadline, ItemT, Patience, Plan, Wait
 from genqueue.connection.store import ENDED, AsyncStore, Inbox, LiveHub, LoopThread, Store
 from genqueue.errors import GenqueueError, RedisUnavailableError, StreamRestartedError
-from genqueue.registry.calls import Call
+from genqueue.registry.script import Call
 
 _RETRY_S = 0.3
 _POLL_S = 5.0

@@ -22,9 +22,13 @@ from genqueue.client.reading import AsyncReading, Reader, Reading
 from genqueue.connection.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
 from genqueue.discovery import places
 from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
-from genqueue.registry import calls
-from genqueue.registry.calls import Accepted, Call, Overview, WorkerStatus
+from genqueue.registry import fleet
+from genqueue.registry import reading as registry_reading
+from genqueue.registry import submitting as registry_submitting
 from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
+from genqueue.registry.fleet import Overview, WorkerStatus
+from genqueue.registry.script import Call
+from genqueue.registry.submitting import Accepted
 from genqueue.settings import Settings, load_settings
 from genqueue.tracing import Origin, receiving, sending
 from genqueue.wire.events import Chunk, Event
@@ -75,7 +79,7 @@ def _submission(
     traceparent: str | None,
 ) -> Call[Accepted]:
     own = settings.generators.get(request.generator)
-    return calls.submit(
+    return registry_submitting.submit(
         generation_id,
         request,
         keep_s=settings.keep_s,
@@ -403,19 +407,19 @@ class GenerationClient:
 
     def workers(self) -> list[WorkerStatus]:
         """The workers that run, and how the servers of their generators are; of the last 30 s."""
-        return self._store.run(calls.read_workers())
+        return self._store.run(fleet.read_workers())
 
     def overview(self) -> Overview:
         """Queues, workers and counts at one moment, in one round trip."""
-        return self._store.run(calls.overview(list(self.settings.generators)))
+        return self._store.run(fleet.overview(list(self.settings.generators)))
 
     def generators(self) -> set[str]:
         """The names that :meth:`submit` takes: what workers announced, and the own settings."""
-        return self.settings.generators.keys() | self._store.run(calls.known_generators())
+        return self.settings.generators.keys() | self._store.run(registry_reading.known_generators())
 
     def places(self) -> dict[str, set[str]]:
         """For each generator where its model is (:mod:`genqueue.discovery`), as workers and the own settings say."""
-        return _places_of(self.settings, self._store.run(calls.known_places()))
+        return _places_of(self.settings, self._store.run(registry_reading.known_places()))
 
     def close(self) -> None:
         """Close the connections; whoever reads meanwhile, or reads on, is told so by a GenqueueError."""
@@ -613,22 +617,22 @@ class AsyncGenerationClient:
     async def workers(self) -> list[WorkerStatus]:
         """As :meth:`GenerationClient.workers`."""
         self._stay_on_loop()
-        return await self._store.run(calls.read_workers())
+        return await self._store.run(fleet.read_workers())
 
     async def overview(self) -> Overview:
         """As :meth:`GenerationClient.overview`."""
         self._stay_on_loop()
-        return await self._store.run(calls.overview(list(self.settings.generators)))
+        return await self._store.run(fleet.overview(list(self.settings.generators)))
 
     async def generators(self) -> set[str]:
         """As :meth:`GenerationClient.generators`."""
         self._stay_on_loop()
-        return self.settings.generators.keys() | await self._store.run(calls.known_generators())
+        return self.settings.generators.keys() | await self._store.run(registry_reading.known_generators())
 
     async def places(self) -> dict[str, set[str]]:
         """As :meth:`GenerationClient.places`."""
         self._stay_on_loop()
-        return _places_of(self.settings, await self._store.run(calls.known_places()))
+        return _places_of(self.settings, await self._store.run(registry_reading.known_places()))
 
     async def close(self) -> None:
         """As :meth:`GenerationClient.close`."""

@@ -1,6 +1,6 @@
 """Carry calls to Redis, and hold the one live subscription of a process.
 
-The only module that imports ``redis``.  What is said is in :mod:`genqueue.registry.calls`; here are the
+The only module that imports ``redis``.  What is said is in :mod:`genqueue.registry`; here are the
 shells, synchronous and asyncio, and :class:`LiveHub`, which gives every reader of a process
 its channel over one connection.  No ``redis`` exception leaves this module.
 """
@@ -25,7 +25,7 @@ from redis.exceptions import MasterDownError, NoScriptError, ReadOnlyError
 from genqueue import keys
 from genqueue.connection.address import RedisAddress, read_address
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
-from genqueue.registry.calls import Call
+from genqueue.registry.script import Call
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from genqueue.doctor.judge import EndpointSeen, Facts, FileSeen, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.masking import shown_path
 from genqueue.no_proxy import proxy_for
-from genqueue.registry import calls
+from genqueue.registry import fleet, script, server
 from genqueue.settings import (
     GeneratorSettings,
     Settings,
@@ -89,12 +89,12 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
     # First: it is what tells wrong credentials from a lack of rights.
     refused = store.refused([trial.command for trial in queued], [trial.command for trial in live])
     began, asked = time.time(), time.monotonic()
-    redis_s = store.ask(calls.clock())
+    redis_s = store.ask(server.clock())
     took_s = time.monotonic() - asked
     overview, overview_error = None, ""
     try:
         if role != "flower":
-            overview = store.run(calls.overview(list(settings.generators)))
+            overview = store.run(fleet.overview(list(settings.generators)))
     except RedisUnavailableError:
         raise
     except StoreError as error:
@@ -102,9 +102,9 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
     whole = [*queued, *live]
     noted: list[str] = []
     return Facts(
-        hello=store.ask(calls.hello()),
-        info=_ask_unnoted(store, calls.info(), noted),
-        save=_ask_unnoted(store, calls.snapshot_rules(), noted),
+        hello=store.ask(server.hello()),
+        info=_ask_unnoted(store, server.info(), noted),
+        save=_ask_unnoted(store, server.snapshot_rules(), noted),
         noted=noted,
         refused=None if refused is None else [whole[index] for index in refused],
         clock_ahead_s=None if redis_s is None else began + took_s / 2 - redis_s,
@@ -117,10 +117,10 @@ def _gather(store: Store, settings: Settings, role: Role, database: int) -> Fact
     )
 
 
-def _ask_unnoted(store: Store, call: calls.Call[T], noted: list[str]) -> T | None:
+def _ask_unnoted(store: Store, call: script.Call[T], noted: list[str]) -> T | None:
     """As :meth:`Store.ask`, but what we may not say is not said; it is ``noted`` where Redis cannot tell before."""
     words = [str(word) for word in call.arguments]
-    may = store.ask(calls.may_say(*words))
+    may = store.ask(server.may_say(*words))
     if may is False:
         return None
     answer = store.ask(call)

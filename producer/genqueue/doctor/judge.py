@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from genqueue.acl import Role, Trial
 from genqueue.durations import duration
-from genqueue.registry.calls import Overview, QueueStatus, WorkerStatus
+from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
 from genqueue.settings import Settings
 
 Level = Literal["ok", "warn", "fail"]

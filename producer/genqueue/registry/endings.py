@@ -9,8 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genqueue import errors
-from genqueue.registry.calls import End, Flush, Overdue, Record, Said
+from genqueue.registry.attempts import End, Flush
 from genqueue.registry.lifecycle import State, Transition
+from genqueue.registry.partial import PartialOutput
+from genqueue.registry.reading import Record
+from genqueue.registry.sweeping import Overdue
 from genqueue.registry.timing import Timings, timings
 from genqueue.wire.events import Chunk, ToolCallDelta, event_body
 from genqueue.wire.finish_reasons import shown_reason
@@ -130,12 +133,12 @@ def dead_letter(generation_id: str, record: Record) -> DeadLetter:
 
 def dead_letter_detail(letter: DeadLetter, record: Record, text: str, request: GenerationRequest) -> DeadLetterDetail:
     """All of a dead letter, from what the registry keeps of it."""
-    error = error_of(record, Said(text))
+    error = error_of(record, PartialOutput(text))
     phases = timings(record.submitted_at, record.started_at, record.first_text_at, record.ended_at)
     return DeadLetterDetail(letter, error.detail.get("errors", []), error.usage, phases, text, request)
 
 
-def error_of(record: Record, partial: Said) -> errors.GenerationError:
+def error_of(record: Record, partial: PartialOutput) -> errors.GenerationError:
     """The typed error for a generation that ended without a result."""
     outcome = record.outcome or Outcome(error=str(record.state), message=str(record.state))
     return ENDINGS.get(outcome.error, errors.GenerationFailedError)(
@@ -155,11 +158,11 @@ def error_of(record: Record, partial: Said) -> errors.GenerationError:
     )
 
 
-def said_in(result: GenerationResult) -> Said:
+def said_in(result: GenerationResult) -> PartialOutput:
     """The text of a result, and of a chat what was thought and called beside it."""
     meta = result.meta[0]
     reasoning, tool_calls = meta.get("reasoning"), meta.get("tool_calls")
-    return Said(
+    return PartialOutput(
         result.replies[0],
         reasoning if isinstance(reasoning, str) else "",
         [call for call in tool_calls if _is_call(call)] if isinstance(tool_calls, list) else (),
@@ -181,7 +184,7 @@ def _as_one_piece(index: int, call: Mapping[str, Any]) -> ToolCallDelta:
     return ToolCallDelta(index, call["id"], call["function"]["name"], call["function"]["arguments"])
 
 
-def whole_text_chunk(record: Record, said: Said) -> list[Chunk]:
+def whole_text_chunk(record: Record, said: PartialOutput) -> list[Chunk]:
     """All of it as one chunk, for a reader who got none; [] if there is nothing."""
     text, reasoning, whole_calls = said
     tool_calls = tuple(_as_one_piece(index, call) for index, call in enumerate(whole_calls))

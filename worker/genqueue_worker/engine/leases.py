@@ -14,8 +14,11 @@ from typing import Any
 from genqueue.connection.store import Store, T
 from genqueue.discovery import places
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import End, Found, Health, Swept
+from genqueue.registry import attempts as registry_attempts
+from genqueue.registry import endings, fleet, script, sweeping
+from genqueue.registry.attempts import End
+from genqueue.registry.fleet import Health
+from genqueue.registry.sweeping import Found, Swept
 from genqueue.settings import Settings
 from genqueue_worker.observe.health import Pulse
 from genqueue_worker.observe.metrics import Metrics
@@ -120,7 +123,7 @@ class LeaseKeeper:
         self._stopped.set()
         self._thread.join()
         with contextlib.suppress(StoreError):  # it will be forgotten all the same
-            self._store.run(calls.retire(self._owner))
+            self._store.run(fleet.retire(self._owner))
         self._store.close()
 
     def announce_soon(self) -> None:
@@ -147,7 +150,7 @@ class LeaseKeeper:
             return None
         return self._swept[1]
 
-    def _run(self, call: calls.Call[T]) -> T:
+    def _run(self, call: script.Call[T]) -> T:
         try:
             with self._metrics.round_trip(call):
                 answer = self._store.run(call)
@@ -185,7 +188,7 @@ class LeaseKeeper:
         if not held:
             return
         settings = self._settings
-        renewal = calls.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
+        renewal = registry_attempts.renew(held, lease_s=settings.lease_s, keep_s=settings.keep_s, owner=self._owner)
         attempts = dict(held)
         for generation_id, reason in self._run(renewal).items():
             self._on_lost(generation_id, attempts[generation_id], reason)
@@ -204,13 +207,15 @@ class LeaseKeeper:
         self._announced_s = time.monotonic()
         servers = self._servers()
         where = {name: places(generators[name]) for name in servers}
-        self._run(calls.announce(facts, self._owner, servers, worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where))
+        self._run(fleet.announce(facts, self._owner, servers, worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where))
 
     def _sweep(self) -> None:
         """Look for what nobody holds, again and again while there is more; but not longer than leases can wait."""
         settings = self._settings
         while True:
-            swept = self._run(calls.sweep(list(settings.generators), lease_s=settings.lease_s, keep_s=settings.keep_s))
+            swept = self._run(
+                sweeping.sweep(list(settings.generators), lease_s=settings.lease_s, keep_s=settings.keep_s)
+            )
             self._swept, found = (Pulse(), swept), swept.found
             if found.astray:
                 logger.info("rang again for %d generations that nobody looked after", len(found.astray))
@@ -233,7 +238,7 @@ class LeaseKeeper:
         ends = self._unanswered = list({end.generation_id: end for end in (*self._unanswered, *ends)}.values())
         if not ends:
             return
-        call = calls.finish_all(
+        call = registry_attempts.finish_all(
             ends, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
         )
         try:
@@ -254,7 +259,7 @@ class LeaseKeeper:
         if not generators:
             return {}
         try:
-            workers = self._run(calls.read_workers())
+            workers = self._run(fleet.read_workers())
         except RedisUnavailableError:
             raise
         except StoreError:  # an end without its cause is better than none

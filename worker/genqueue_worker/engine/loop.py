@@ -26,8 +26,8 @@ from pydantic import ValidationError
 from genqueue import keys
 from genqueue.connection.store import AsyncStore, LiveHub, T, end_tasks
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
-from genqueue.registry import calls, endings
-from genqueue.registry.calls import Claim, End, Flush, NotClaimed
+from genqueue.registry import attempts, endings, reading, submitting, sweeping
+from genqueue.registry.attempts import Claim, End, Flush, NotClaimed
 from genqueue.registry.timing import Timings, timings
 from genqueue.settings import Settings
 from genqueue.tracing import valid_traceparent
@@ -500,9 +500,9 @@ class Engine:
         except InvalidRequestError as error:
             rejected = endings.rejection(str(error))
             return await self._answered(generation_id, generator, rejected)
-        if await self._writer.insist(calls.has_result(generation_id)):
+        if await self._writer.insist(reading.has_result(generation_id)):
             return NotOurs("known")  # another Celery task's id, or it ended before
-        registration = calls.submit(
+        registration = submitting.submit(
             generation_id,
             request,
             keep_s=self.settings.keep_s,
@@ -545,9 +545,9 @@ class Engine:
         await asyncio.sleep(_LEAVING_S)  # not to be given the same one again before it has left
         # Of what cannot be read, a newer version's perhaps, a sweeper knows more.
         with contextlib.suppress(GenerationNotFoundError, StoreError, ValueError):
-            record = await self._writer.insist(calls.read_record(generation_id))
+            record = await self._writer.insist(reading.read_record(generation_id))
             if not record.state.is_final:
-                await self._writer.insist(calls.ring(generation_id, record.generator, record.priority))
+                await self._writer.insist(sweeping.ring(generation_id, record.generator, record.priority))
         return NotOurs("its servers are down, full or asleep")
 
     async def _leave_to_newer(self, generation_id: str, generator: str, claim: Claim, unknown: str) -> Ended | NotOurs:
@@ -572,7 +572,7 @@ class Engine:
         nothing = Flush(
             generation_id, claim.attempt, 1, claim.tokens_so_far, "", "", [], solid_tokens=claim.solid_tokens
         )
-        call = calls.release(
+        call = attempts.release(
             nothing,
             generator,
             0,  # of a doorbell; after a delay whoever finds it due rings by the record's own
@@ -589,7 +589,7 @@ class Engine:
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings
         return await self._writer.insist(
-            calls.claim(generation_id, generator, owner=self.owner, lease_s=settings.lease_s, keep_s=settings.keep_s)
+            attempts.claim(generation_id, generator, owner=self.owner, lease_s=settings.lease_s, keep_s=settings.keep_s)
         )
 
     def _not_claimed(self, generation_id: str, generator: str, found: NotClaimed) -> Ended | NotOurs:
@@ -611,7 +611,7 @@ class Engine:
         discarded = [("", False)]
         while discarded or self._told:
             told = sorted(self._told)
-            call = calls.discard(generator, owner=self.owner, told=told, keep_s=self.settings.keep_s)
+            call = sweeping.discard(generator, owner=self.owner, told=told, keep_s=self.settings.keep_s)
             discarded = await self._writer.insist(call)
             self._told.difference_update(told)
             for generation_id, is_untold in discarded:
@@ -702,7 +702,7 @@ class Engine:
         self, work: Work, again: Again, failure: dict[str, Any] | None, met: dict[str, Any] | None = None
     ) -> Ended | NotOurs:
         way = RETRIED if failure else HANDED_OVER if self._is_leaving else DEFERRED
-        call = calls.release(
+        call = attempts.release(
             work.outbox.take(),
             work.generator,
             work.request.priority,
@@ -742,7 +742,7 @@ class Engine:
         settings = self.settings
         if outbox is not None:
             end = replace(end, owner=self.owner)
-        call = calls.finish(
+        call = attempts.finish(
             end, log_ttl_s=settings.log_ttl_s, result_ttl_s=settings.result_ttl_s, keep_s=settings.keep_s
         )
         answer = await self._writer.last(outbox, call)
@@ -758,7 +758,7 @@ class Engine:
     async def _cancel(self, generation_id: str) -> None:
         generator = "default"
         with contextlib.suppress(StoreError):  # its key is of another type: what can be done of the end will be
-            generator = await self._writer.insist(calls.read_home(generation_id))
+            generator = await self._writer.insist(reading.read_home(generation_id))
         end = endings.cancelled(generation_id, generator, date_done=_now_iso())
         if await self._end(None, end) == "gone":
             # Its message, which may bring the request itself, is still to come: it shall find it cancelled.

@@ -14,8 +14,10 @@ from typing import Protocol
 
 from genqueue.connection.store import T
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.registry import calls
-from genqueue.registry.calls import Call, Flush, said
+from genqueue.registry import attempts
+from genqueue.registry.attempts import Flush
+from genqueue.registry.partial import encode_partial
+from genqueue.registry.script import Call
 from genqueue.wire.events import Token, ToolCallDelta, chunk_body, event_body
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.upstream.fields import encodable
@@ -210,7 +212,7 @@ class Outbox:
             self.attempt,
             self.number,
             self.completion_tokens,
-            said(text, reasoning, self._tool_calls),
+            encode_partial(text, reasoning, self._tool_calls),
             self._mark,
             bodies,
             self.solid_tokens,
@@ -377,7 +379,7 @@ class Writer:
                 return
             flushes = [outbox.take() for outbox in outboxes.values()]
             try:
-                answers = await self.insist(calls.append(flushes, keep_s=self._keep_s, owner=self._owner))
+                answers = await self.insist(attempts.append(flushes, keep_s=self._keep_s, owner=self._owner))
             except StoreError:  # one of them cannot be written: find out which
                 answers = [await self._append_those([flush]) for flush in flushes]
             for index, (outbox, flush) in enumerate(zip(outboxes.values(), flushes, strict=True)):
@@ -394,7 +396,7 @@ class Writer:
     async def _append_those(self, flushes: list[Flush]) -> str:
         """Write flushes of one attempt; what became of the last of them."""
         try:
-            return (await self.insist(calls.append(flushes, keep_s=self._keep_s, owner=self._owner)))[-1]
+            return (await self.insist(attempts.append(flushes, keep_s=self._keep_s, owner=self._owner)))[-1]
         except StoreError as error:
             logger.error("events cannot be written: %s", error, extra={"generation_id": flushes[0].generation_id})
             return "unwritable"

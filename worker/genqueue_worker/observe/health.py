@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genqueue.registry.calls import Health
+from genqueue.registry.fleet import Health
 
 ENGINE, CONSUMER, LEASES = "engine", "consumer", "leases"
 

@@ -35,7 +35,10 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from genqueue.errors import RedisUnavailableError, StoreError
-from genqueue.registry.calls import Call, Claim, Health, Queue
+from genqueue.registry.attempts import Claim
+from genqueue.registry.fleet import Health
+from genqueue.registry.script import Call
+from genqueue.registry.sweeping import Queue
 from genqueue.settings import GeneratorSettings
 
 CALL_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)

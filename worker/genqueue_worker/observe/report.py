@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from genqueue.keys import queue
-from genqueue.registry.calls import Claim
+from genqueue.registry.attempts import Claim
 from genqueue.registry.timing import Timings
 from genqueue.tracing import attributes_of, context_of, fail, messaging, open_tracer
 from genqueue.wire.finish_reasons import shown_reason

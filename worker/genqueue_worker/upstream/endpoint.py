@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from genqueue.registry.calls import Health
+from genqueue.registry.fleet import Health
 
 _REST_BASE_S = 1.0
 _REST_MOST_S = 30.0

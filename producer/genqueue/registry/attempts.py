@@ -1,0 +1,348 @@
+"""What a worker says of its attempts: claimed, told, given up, ended.  Every write is fenced."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import to_json
+
+from genqueue import keys
+from genqueue.registry.decoding import errors_met, errors_of, text_of
+from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.lifecycle import FINAL, State, Transition, sources
+from genqueue.registry.partial import decode_partial
+from genqueue.registry.script import Call, scripted
+from genqueue.tracing import valid_traceparent
+from genqueue.wire.result import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A generation that one worker now holds.
+
+    Attributes:
+        attempt: 1, 2, 3 …
+        request: the request's JSON, as :meth:`GenerationRequest.to_wire` made it.
+        submitted_at, started_at, deadline_at: epoch seconds of Redis's clock.
+        text_so_far: what earlier attempts produced.
+        solid_tokens: how many tokens that took, up to its last character that is not white space.
+        failures: how many attempts failed by their own or their server's fault.
+        errors: what ended earlier attempts: ``attempt``, ``message`` and what else is known.
+        reasoning_so_far: what earlier attempts thought, of a chat.
+        tokens_so_far: how many tokens all of that took.
+        traceparent: of the span that submitted it, if that was traced.
+        answered_at: when Redis said so; later than ``started_at`` where its first answer was lost.
+        met: ``errors``, and what put the newest attempt back without being one: a server that cannot be reached.
+    """
+
+    attempt: int
+    request: bytes
+    submitted_at: float
+    started_at: float
+    deadline_at: float | None
+    text_so_far: str
+    solid_tokens: int
+    failures: int
+    errors: list[dict[str, Any]]
+    reasoning_so_far: str = ""
+    tokens_so_far: int = 0
+    traceparent: str | None = None
+    answered_at: float = 0.0
+    met: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class NotClaimed:
+    """Why not: "held", "gone", "elsewhere", "expired", "incomplete", or the final state.
+
+    Attributes:
+        is_untold: whether it was cancelled while nobody ran it, and no other owner is to tell of that.
+        missing: what an incomplete record lacks, or has wrongly: names of fields.
+        met: of one that expired, as in :class:`Claim`.
+    """
+
+    reason: str
+    is_untold: bool = False
+    missing: str = ""
+    met: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Flush:
+    """What one attempt produced since its last flush.
+
+    ``bodies`` are event bodies; ``text`` is what they add to the text so far, as :func:`said`
+    writes it (it is kept also where no chunks are published), ``solid_tokens`` are those up to its last character
+    that is not white space; ``mark`` is "reset" when the text so far must go
+    first, "first" when this is the first text, else "".
+    """
+
+    generation_id: str
+    attempt: int
+    number: int
+    completion_tokens: int
+    text: str | bytes
+    mark: str
+    bodies: list[bytes]
+    solid_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a generation ends.
+
+    ``attempt`` None is an end from outside (cancel).  ``stillborn`` ends one that was never
+    registered, so that whoever sent an unreadable message gets an answer.  ``mark`` is as in
+    :class:`Flush`.  ``owner`` and ``number`` are the attempt's worker and the number of its last flush.
+    """
+
+    generation_id: str
+    generator: str
+    attempt: int | None
+    transition: Transition
+    state: State
+    bodies: Sequence[bytes]
+    celery_result: bytes
+    completion_tokens: int | None = None
+    text: str | bytes = ""
+    outcome: Outcome | None = None
+    stillborn: bool = False
+    mark: str = ""
+    owner: str = ""
+    number: int = 0
+
+
+def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, keep_s: int) -> Call[Claim | NotClaimed]:
+    """Take a generation: attempt + 1, owner, lease and the ``started`` event, atomically.
+
+    A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed, and so does one whose
+    record lacks what it takes to run it, for the caller to end; one that was
+    cancelled while nobody ran it answers the first owner who asks that it is untold, until that says that it was told
+    (:func:`discard`).
+    The same owner asking twice gets the same attempt twice.
+    """
+
+    def decode(answer: list[Any]) -> Claim | NotClaimed:
+        reason = text_of(answer[0])
+        if reason == "incomplete":
+            return NotClaimed(reason, missing=text_of(answer[1]))
+        if reason == "expired":
+            return NotClaimed(reason, met=errors_met(*answer[1:]))
+        if reason != "claimed":
+            return NotClaimed(reason, is_untold=answer[1:] == [b"untold"])
+        _, attempt, request, submitted_at, started_at, deadline_at, so_far, solid_tokens, failures, *rest = answer
+        errors, tokens, traceparent, answered_at, met = rest
+        try:
+            said_so_far = decode_partial(so_far)
+        except ValueError:
+            return NotClaimed("incomplete", missing="text")
+        return Claim(
+            attempt=int(attempt),
+            request=request,
+            submitted_at=float(submitted_at),
+            started_at=float(started_at),
+            deadline_at=float(deadline_at) if deadline_at else None,
+            text_so_far=said_so_far.text,
+            solid_tokens=int(solid_tokens),
+            failures=int(failures),
+            errors=errors_of(errors),
+            reasoning_so_far=said_so_far.reasoning,
+            tokens_so_far=int(tokens),
+            traceparent=valid_traceparent(traceparent.decode("ascii", "replace")),
+            answered_at=float(answered_at),
+            met=errors_met(errors, met),
+        )
+
+    return scripted(
+        "claim",
+        [
+            keys.generation(generation_id),
+            keys.waiting(generator),
+            keys.LEASES,
+            keys.log(generation_id),
+            keys.text(generation_id),
+            keys.DEADLINES,
+            keys.DELAYED,
+            keys.RUNG,
+            keys.newest_claimed(generator),
+            keys.untold(owner),
+        ],
+        (
+            generation_id,
+            generator,
+            owner,
+            lease_s,
+            keep_s,
+            ",".join(sources(Transition.STARTED)),
+            keys.live(generation_id),
+            ",".join(sorted(FINAL)),
+            len(keys.PRIORITIES),
+        ),
+        decode,
+    )
+
+
+def append(flushes: Sequence[Flush], *, keep_s: int, owner: str = "") -> Call[list[str]]:
+    """Write many attempts' events; each generation's own are atomic, and fenced.
+
+    Answers, in order: "ok", "superseded" by another attempt, "gone", or the final state
+    that somebody else gave it.  A flush sent twice is written once.  With an ``owner`` also "behind N":
+    Redis has lost what it had answered, N is the last flush it knows, those behind it must come again.
+    """
+    key_list: list[str] = []
+    arguments: list[Any] = [keep_s, owner]
+    for flush in flushes:
+        generation_id = flush.generation_id
+        key_list += (keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id))
+        arguments += (
+            flush.attempt,
+            flush.number,
+            keys.live(generation_id),
+            flush.completion_tokens,
+            flush.solid_tokens,
+            flush.mark,
+            flush.text,
+            len(flush.bodies),
+        )
+        arguments += flush.bodies
+    return scripted("append", key_list, arguments, lambda answer: [text_of(part) for part in answer])
+
+
+def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[str]:
+    """End a generation: last events, final state, Celery's result; all or nothing, fenced.
+
+    What failed and is worth another try becomes a dead letter: with its request and its text it rests for
+    ``keep_s``.  Of anything else the request is forgotten.
+
+    Answers "ok" (also when it is sent a second time), "superseded", "gone", the final state that somebody
+    else gave it first, or "behind N" as :func:`append`.
+    """
+    key_list, arguments = _endings([end], log_ttl_s, result_ttl_s, keep_s)
+    return scripted("finish", key_list, arguments, lambda answer: _ended([end], answer)[0])
+
+
+def finish_all(ends: Sequence[End], *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[list[str]]:
+    """As :func:`finish`, of many in one round trip; their answers are in their order."""
+    key_list, arguments = _endings(ends, log_ttl_s, result_ttl_s, keep_s)
+    return scripted("finish", key_list, arguments, lambda answer: _ended(ends, answer))
+
+
+def _endings(
+    ends: Sequence[End], log_ttl_s: int, result_ttl_s: int, keep_s: int
+) -> tuple[list[str], list[str | bytes | int | float]]:
+    key_list: list[str] = [keys.LEASES, keys.DEADLINES, keys.DELAYED, keys.RUNG, keys.DEAD]
+    arguments: list[str | bytes | int | float] = [log_ttl_s, result_ttl_s, keys.worker(""), ",".join(sorted(FINAL))]
+    for end in ends:
+        generation_id = end.generation_id
+        key_list += (
+            keys.generation(generation_id),
+            keys.log(generation_id),
+            keys.text(generation_id),
+            keys.waiting(end.generator),
+            keys.result(generation_id),
+        )
+        arguments += (
+            generation_id,
+            "" if end.attempt is None else end.attempt,
+            ",".join(sources(end.transition)),
+            end.state,
+            keys.live(generation_id),
+            end.outcome.model_dump_json() if end.outcome else "",
+            end.celery_result,
+            "" if end.completion_tokens is None else end.completion_tokens,
+            end.text,
+            end.generator,
+            int(end.stillborn),
+            end.mark,
+            keep_s if end.outcome and end.outcome.is_worth_another_try else "",
+            end.owner,
+            end.number,
+            len(end.bodies),
+        )
+        arguments += end.bodies
+
+    return key_list, arguments
+
+
+def _ended(ends: Sequence[End], answer: list[Any]) -> list[str]:
+    """What became of each; what is ended so already, was ended by the same call sent before."""
+    return ["ok" if text_of(word) == end.state else text_of(word) for end, word in zip(ends, answer, strict=True)]
+
+
+def release(
+    last: Flush,
+    generator: str,
+    priority: int,
+    *,
+    delay_s: float,
+    failure: dict[str, Any] | None,
+    is_charged: bool,
+    keep_s: int,
+    owner: str = "",
+    waits_for: str = "",
+    met: dict[str, Any] | None = None,
+) -> Call[str]:
+    """Put a running generation back into its queue, after ``delay_s`` or at once at its front; fenced.
+
+    ``last`` is what the attempt had not written yet, ``failure`` what ended it; it counts
+    against ``max_attempts`` only if ``is_charged``; ``waits_for`` is what it waits for beside its turn, for whoever
+    asks; ``met`` is what the attempt met where that is no failure.  Answers as :func:`finish`; a release that
+    is sent twice answers "queued" the second time.
+    """
+    generation_id = last.generation_id
+    return scripted(
+        "release",
+        [
+            keys.generation(generation_id),
+            keys.log(generation_id),
+            keys.text(generation_id),
+            keys.waiting(generator),
+            keys.LEASES,
+            keys.DEADLINES,
+            keys.DELAYED,
+            keys.RUNG,
+            keys.doorbell(generator, priority),
+        ],
+        (
+            generation_id,
+            last.attempt,
+            ",".join(sources(Transition.RELEASED)),
+            keys.live(generation_id),
+            keep_s,
+            delay_s,
+            to_json(failure) if failure else "",
+            int(is_charged),
+            doorbell_message(generation_id, generator, priority),
+            last.completion_tokens,
+            last.solid_tokens,
+            last.mark,
+            last.text,
+            owner,
+            last.number,
+            waits_for,
+            to_json(met) if met else "",
+            *last.bodies,
+        ),
+        text_of,
+    )
+
+
+def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int, owner: str = "") -> Call[dict[str, str]]:
+    """Renew the leases of (generation id, attempt) pairs; their keys live ``keep_s`` from now on.
+
+    Answers the ids that are lost, and why: "superseded", "gone", or the final state.
+    """
+
+    def decode(answer: list[bytes]) -> dict[str, str]:
+        words = [text_of(part) for part in answer]
+        return dict(zip(words[::2], words[1::2], strict=True))
+
+    key_list = [keys.LEASES, keys.RUNG, keys.DEADLINES]
+    for generation_id, _ in held:
+        key_list += (keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id))
+    return scripted(
+        "renew",
+        key_list,
+        [lease_s, keep_s, keys.waiting(""), owner, *(part for pair in held for part in pair)],
+        decode,
+    )

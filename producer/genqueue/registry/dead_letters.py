@@ -1,0 +1,85 @@
+"""Generations that rest with their request: listed, tried again, dropped."""
+
+from typing import Any
+
+from genqueue import keys
+from genqueue.errors import (
+    GenerationNotFoundError,
+    NotDeadError,
+)
+from genqueue.registry.decoding import text_of
+from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.script import Call, refuse, scripted
+from genqueue.registry.submitting import Accepted
+
+
+def retry(
+    generation_id: str,
+    new_id: str,
+    generator: str,
+    priority: int,
+    *,
+    max_queue_depth: int | None,
+    keep_s: int,
+    result_ttl_s: int,
+) -> Call[Accepted]:
+    """Submit a dead letter's request again under ``new_id``; it leaves the list in the same call.
+
+    Answers the id under which it was retried first, however often it is asked.  Limits and errors are
+    :func:`submit`'s; GenerationNotFoundError when it is gone, NotDeadError when it never was a dead
+    letter or was dropped.
+    """
+
+    def decode(answer: list[Any]) -> Accepted:
+        match [text_of(part) for part in answer]:
+            case ["accepted", accepted_id]:
+                return Accepted(accepted_id)
+            case ["gone"]:
+                raise GenerationNotFoundError(generation_id)
+            case ["not dead"]:
+                raise NotDeadError(generation_id, "it was dropped")
+            case ["incomplete"]:
+                raise NotDeadError(generation_id, "its request is lost")
+            case words:
+                refuse("retry", generator, words)
+
+    return scripted(
+        "retry",
+        [
+            keys.DEAD,
+            keys.generation(generation_id),
+            keys.text(generation_id),
+            keys.generation(new_id),
+            keys.waiting(generator),
+            keys.GENERATORS,
+            keys.doorbell(generator, priority),
+            keys.DEADLINES,
+        ],
+        (
+            generation_id,
+            new_id,
+            generator,
+            "" if max_queue_depth is None else max_queue_depth,
+            keep_s,
+            result_ttl_s,
+            doorbell_message(new_id, generator, priority),
+        ),
+        decode,
+    )
+
+
+def drop(generation_id: str, *, result_ttl_s: int) -> Call[None]:
+    """Take a dead letter from the list and forget its request; what is none is left alone."""
+    return scripted(
+        "drop",
+        [keys.DEAD, keys.generation(generation_id), keys.text(generation_id)],
+        (generation_id, result_ttl_s),
+        lambda answer: None,
+    )
+
+
+def dead_letters(first: int, limit: int) -> Call[list[str]]:
+    """The ids of up to ``limit`` dead letters, the newest (0) first; some may be forgotten already."""
+    return Call(
+        ("ZREVRANGE", keys.DEAD, str(first), str(first + limit - 1)), lambda answer: [text_of(part) for part in answer]
+    )

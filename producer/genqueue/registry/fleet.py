@@ -1,0 +1,218 @@
+"""Workers and what they announce, and an overview of all that waits and runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic_core import to_json
+
+from genqueue import keys
+from genqueue.registry.decoding import object_of, pairs_of, text_of
+from genqueue.registry.script import Call, scripted
+
+_OVERDUE_S = 10.0
+"""After so long a sweeper that lives would have found it."""
+_COUNT_LIMIT = 2000
+"""Running generations, and dead letters, up to which an overview says whose they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker said of itself last.
+
+    Attributes:
+        name: host, process id and a number of its own.
+        announced_at: epoch seconds of Redis's clock.
+        generators: for each generator it serves, its servers: ``address``, ``health`` ("up",
+            "rests" after a failure or while it is full, "waking", "refuses" whatever it is asked, "down"),
+            ``running`` calls, ``trouble`` (the last one).
+    """
+
+    name: str
+    announced_at: float
+    generators: dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatus:
+    """One generator's queue.
+
+    Attributes:
+        waiting: accepted generations that no worker has claimed; a backoff's are not among them.
+        max_queue_depth: the limit that a worker announced; None if none did for ``keep_s``.
+        oldest_wait_s: since when the first submitted of them waits; None if none does.
+        doorbells: Celery messages in its lists; beside ``waiting`` those of plain Celery
+            producers, and of generations that ended before a worker took the message.
+        running: None where there are too many to tell whose they are; so is ``dead``.
+        dead: dead letters.
+        workers: how many announced lately that they serve it.
+        api_type: as a worker announced it.
+    """
+
+    generator: str
+    waiting: int
+    max_queue_depth: int | None
+    oldest_wait_s: float | None
+    doorbells: int
+    running: int | None
+    dead: int | None
+    workers: int
+    api_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everything at a glance, of one moment.
+
+    Attributes:
+        at: epoch seconds of Redis's clock.
+        queues: of every generator that is known, by name.
+        workers: those that announced themselves in the last 30 s.
+        running: generations that a worker holds, or held when it died.
+        running_overdue: those whose lease ran out more than 10 s ago: no worker looks after them.
+        delayed: generations that wait for their next attempt.
+        delayed_overdue: those that were due more than 10 s ago.
+        dead: dead letters.
+        unreadable: keys that could not be read, and Redis's words.
+    """
+
+    at: float
+    queues: list[QueueStatus]
+    workers: list[WorkerStatus]
+    running: int
+    running_overdue: int
+    delayed: int
+    delayed_overdue: int
+    dead: int
+    unreadable: dict[str, str]
+
+
+def announce(
+    facts: dict[str, dict[str, Any]],
+    owner: str,
+    servers: dict[str, list[dict[str, Any]]],
+    *,
+    worker_s: float,
+    keep_s: int,
+    places: Mapping[str, Sequence[str]] | None = None,
+) -> Call[None]:
+    """Tell everybody which generators a worker serves, where, and how their servers are.
+
+    ``facts`` are a generator's, the same whoever serves it, and need ``max_queue_depth``;
+    ``servers`` as in :class:`WorkerStatus`, which lives ``worker_s``; ``places`` are those that
+    this worker calls (:mod:`genqueue.discovery`), by generator: of several workers they add up.
+    """
+    calls_at = [f"{name} {place}" for name, found in (places or {}).items() for place in found]
+    arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:], to_json(calls_at)]
+    for name, fact in facts.items():
+        arguments += (name, to_json(fact)[1:])
+    return scripted("announce", [keys.GENERATORS, keys.WORKERS, keys.PLACES], arguments, lambda answer: None)
+
+
+def retire(owner: str) -> Call[None]:
+    """A worker ends: forget what it announced of itself."""
+    return Call(("HDEL", keys.WORKERS, owner), lambda answer: None)
+
+
+def read_workers() -> Call[list[WorkerStatus]]:
+    """The workers that announced themselves lately, by name."""
+
+    return Call(("HGETALL", keys.WORKERS), _workers)
+
+
+def _workers(answer: Mapping[bytes, bytes]) -> list[WorkerStatus]:
+    found = [_worker(text_of(owner), about) for owner, about in answer.items()]
+    return sorted((worker for worker in found if worker is not None), key=lambda worker: worker.name)
+
+
+def _worker(name: str, about: bytes) -> WorkerStatus | None:
+    """What a worker of any version announced: what we do not know is passed over, so is what no worker wrote."""
+    facts = object_of(about)
+    announced_at, generators = facts.get("announced_at"), facts.get("generators")
+    if not isinstance(announced_at, int | float) or not isinstance(generators, dict):
+        return None
+    servers_of = {
+        generator: [_SERVER | _of_their_kind(server, _SERVER) for server in servers if isinstance(server, dict)]
+        for generator, servers in generators.items()
+        if isinstance(servers, list)
+    }
+    return WorkerStatus(name, announced_at, servers_of)
+
+
+_SERVER: dict[str, Any] = {"address": "", "health": "?", "running": 0, "trouble": ""}
+"""What is said of a server, where its worker does not say it."""
+
+
+def _of_their_kind(facts: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """``facts`` without what is of another type than in ``known``."""
+    return {name: value for name, value in facts.items() if type(value) is type(known.get(name, value))}
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def overview(generators: Sequence[str]) -> Call[Overview]:
+    """Queues, workers and generators: those that were announced, and ``generators``; changes nothing."""
+
+    def decode(answer: list[Any]) -> Overview:
+        at, announced, about_workers, rows, counts, unreadable = answer
+        workers = _workers(pairs_of(about_workers))
+        facts = {text_of(name): object_of(fact) for name, fact in pairs_of(announced).items()}
+        queues = []
+        for name, waiting, oldest_wait_s, doorbells, running, dead in rows:
+            generator = text_of(name)
+            fact = facts.get(generator, {})
+            queues.append(
+                QueueStatus(
+                    generator=generator,
+                    waiting=waiting,
+                    max_queue_depth=_count(fact.get("max_queue_depth")),
+                    oldest_wait_s=float(oldest_wait_s) if oldest_wait_s else None,
+                    doorbells=doorbells,
+                    running=None if running < 0 else running,
+                    dead=None if dead < 0 else dead,
+                    workers=sum(generator in worker.generators for worker in workers),
+                    api_type=_word(fact.get("api_type")),
+                )
+            )
+        running, running_overdue, delayed, delayed_overdue, dead = counts
+        return Overview(
+            at=float(at),
+            queues=sorted(queues, key=lambda queue: queue.generator),
+            workers=workers,
+            running=running,
+            running_overdue=running_overdue,
+            delayed=delayed,
+            delayed_overdue=delayed_overdue,
+            dead=dead,
+            unreadable={text_of(key): text_of(words) for key, words in pairs_of(unreadable).items()},
+        )
+
+    arguments: tuple[str | int | float, ...] = (
+        keys.generation(""),
+        keys.waiting(""),
+        keys.queue(""),
+        keys.PRIORITY_SEPARATOR,
+        len(keys.PRIORITIES),
+        _OVERDUE_S,
+        _COUNT_LIMIT,
+        *generators,
+    )
+    key_list = [keys.LEASES, keys.DELAYED, keys.DEAD, keys.GENERATORS, keys.WORKERS]
+    return scripted("overview", key_list, arguments, decode)
+
+
+class Health(StrEnum):
+    """How a server is to be treated."""
+
+    UP = "up"
+    RESTS = "rests"
+    WAKING = "waking"
+    REFUSES = "refuses"
+    DOWN = "down"

@@ -1,0 +1,49 @@
+"""What a generation has said so far, as its record keeps it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
+from pydantic_core import to_json
+
+from genqueue.wire.events import ToolCallDelta, join_tool_calls
+
+
+class PartialOutput(NamedTuple):
+    """What a generation has produced so far; the last of ``tool_calls`` (as OpenAI has them) may break off."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+
+
+_REASONING, _TOOL_CALLS = b"\xff", b"\xfe"
+"""Stand before and after what was thought, and what was called: bytes that no UTF-8 holds."""
+
+
+def encode_partial(text: str, reasoning: str, tool_calls: Sequence[ToolCallDelta] = ()) -> str | bytes:
+    """What a flush adds to the text so far: the text, and what was thought and called in one string with it."""
+    if not (reasoning or tool_calls):
+        return text
+    thought = (_REASONING, reasoning.encode(), _REASONING) if reasoning else ()
+    called = (_TOOL_CALLS, to_json(tool_calls), _TOOL_CALLS) if tool_calls else ()
+    return b"".join((*called, *thought, text.encode()))
+
+
+_DELTAS = TypeAdapter(list[ToolCallDelta])
+
+
+def decode_partial(raw: bytes | None) -> PartialOutput:
+    """Out of the flushes of :func:`said`; raises ValueError for what is none."""
+    parts = (raw or b"").split(_TOOL_CALLS)
+    deltas = [delta for part in parts[1::2] for delta in _DELTAS.validate_json(part)]
+    parts = b"".join(parts[::2]).split(_REASONING)
+    return PartialOutput(b"".join(parts[::2]).decode(), b"".join(parts[1::2]).decode(), join_tool_calls(deltas))
+
+
+def heard_if_readable(raw: bytes | None) -> PartialOutput:
+    """The same for a caller, who has an error or a cancel besides: nothing where nobody of ours wrote it."""
+    try:
+        return decode_partial(raw)
+    except ValueError:
+        return PartialOutput()
