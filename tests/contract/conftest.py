@@ -11,7 +11,8 @@ import pytest
 import redis
 
 from genqueue import keys
-from genqueue.connection.store import AsyncStore, LoopThread, Store
+from genqueue.connection.shared import LoopThread
+from genqueue.connection.store import AsyncStore, Store
 from genqueue.registry import attempts, endings, partial, reading, submitting, sweeping
 from genqueue.registry.attempts import Claim, End, Flush, NotClaimed
 from genqueue.registry.lifecycle import State

@@ -35,7 +35,8 @@ from genqueue import (
     UnknownGeneratorError,
     keys,
 )
-from genqueue.connection.store import LoopThread, Store
+from genqueue.connection.shared import LoopThread
+from genqueue.connection.store import Store
 from genqueue.discovery import places
 from genqueue.registry import fleet
 from genqueue.registry.attempts import Flush

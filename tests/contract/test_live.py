@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from genqueue.connection.store import LiveHub, shared_hub
+from genqueue.connection.hub import LiveHub
+from genqueue.connection.shared import shared_hub
 from genqueue.errors import RedisUnavailableError
 from genqueue_ops.local_redis import local_redis
 

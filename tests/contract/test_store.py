@@ -15,7 +15,9 @@ import pytest
 import redis
 
 from genqueue import keys
-from genqueue.connection.store import AsyncStore, LiveHub, LoopThread, Store
+from genqueue.connection.hub import LiveHub
+from genqueue.connection.shared import LoopThread
+from genqueue.connection.store import AsyncStore, Store
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
 from genqueue.registry import attempts, fleet, reading
 from genqueue.registry.script import Call

@@ -14,7 +14,7 @@ import pytest
 from celery import Celery
 
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
-from genqueue.connection.store import LiveHub
+from genqueue.connection.hub import LiveHub
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue_ops.local_redis import find_redis_server
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from genqueue.connection.store import LoopThread
+from genqueue.connection.shared import LoopThread
 
 _BACKLOG = 4096
 _HELD_BYTES = 1 << 20

@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, Self
 
 from genqueue.client.flows import WAIT, Deadline, ItemT, Patience, Plan, Wait
-from genqueue.connection.store import ENDED, AsyncStore, Inbox, LiveHub, LoopThread, Store
+from genqueue.connection.errors import ENDED
+from genqueue.connection.hub import Inbox, LiveHub
+from genqueue.connection.shared import LoopThread
+from genqueue.connection.store import AsyncStore, Store
 from genqueue.errors import GenqueueError, RedisUnavailableError, StreamRestartedError
 from genqueue.registry.script import Call
 

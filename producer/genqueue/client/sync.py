@@ -19,7 +19,9 @@ from genqueue import keys
 from genqueue.client import flows
 from genqueue.client.flows import Deadline, ItemT, Patience, Plan, Wait
 from genqueue.client.reading import AsyncReading, Reader, Reading
-from genqueue.connection.store import AsyncStore, LiveHub, LoopThread, Store, shared_hub, shared_hub_thread
+from genqueue.connection.hub import LiveHub
+from genqueue.connection.shared import LoopThread, shared_hub, shared_hub_thread
+from genqueue.connection.store import AsyncStore, Store
 from genqueue.discovery import places
 from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
 from genqueue.registry import fleet

@@ -33,7 +33,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 from genqueue.connection.address import RedisAddress, read_address
-from genqueue.connection.store import refuses_for_now
+from genqueue.connection.errors import refuses_for_now
 from genqueue.keys import QUEUE_PREFIX, names_a_generation
 from genqueue.settings import load_settings
 from genqueue.wire.request import TASK_NAME

@@ -24,7 +24,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from genqueue import keys
-from genqueue.connection.store import AsyncStore, LiveHub, T, end_tasks
+from genqueue.connection.hub import LiveHub
+from genqueue.connection.store import AsyncStore, T
+from genqueue.connection.tasks import end_tasks
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
 from genqueue.registry import attempts, endings, reading, submitting, sweeping
 from genqueue.registry.attempts import Claim, End, Flush, NotClaimed
