@@ -3,8 +3,9 @@
 import sys
 
 try:
+    from genqueue.client.aio import AsyncGeneration, AsyncGenerationClient
     from genqueue.client.reading import AsyncReading, Reading
-    from genqueue.client.sync import AsyncGeneration, AsyncGenerationClient, Generation, GenerationClient
+    from genqueue.client.sync import Generation, GenerationClient
     from genqueue.errors import (
         ConfigError,
         GenerationCancelledError,

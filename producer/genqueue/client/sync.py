@@ -4,163 +4,43 @@ Two clients with the same verbs.  What they do is in :mod:`genqueue.client.flows
 waits for whom.
 """
 
-import asyncio
 import contextlib
-import math
 import os
-import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 from genqueue import keys
 from genqueue.client import flows
-from genqueue.client.flows import Deadline, ItemT, Patience, Plan, Wait
-from genqueue.client.reading import AsyncReading, Reader, Reading
+from genqueue.client.arguments import (
+    OnFailure,
+    cancel,
+    check_count,
+    check_id,
+    dead_letters,
+    fields_of,
+    places_of,
+    reader_of,
+    request_of,
+    retry,
+    submission_of,
+)
+from genqueue.client.flows import ItemT, Plan, Wait
+from genqueue.client.reading import Reader, Reading
 from genqueue.connection.hub import LiveHub
-from genqueue.connection.shared import LoopThread, shared_hub, shared_hub_thread
-from genqueue.connection.store import AsyncStore, Store
-from genqueue.discovery import places
-from genqueue.errors import GenqueueError, InvalidRequestError, ResultTimeoutError
+from genqueue.connection.shared import LoopThread, shared_hub_thread
+from genqueue.connection.store import Store
+from genqueue.errors import GenqueueError, ResultTimeoutError
 from genqueue.registry import fleet
 from genqueue.registry import reading as registry_reading
-from genqueue.registry import submitting as registry_submitting
 from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.registry.fleet import Overview, WorkerStatus
 from genqueue.registry.script import Call
-from genqueue.registry.submitting import Accepted
 from genqueue.settings import Settings, load_settings
-from genqueue.tracing import Origin, receiving, sending
+from genqueue.tracing import Origin, sending
 from genqueue.wire.events import Chunk, Event
-from genqueue.wire.request import GenerationRequest, read_request
 from genqueue.wire.result import GenerationResult
-
-OnFailure = Literal["continue", "restart", "fail"]
-
-_FIRST_CONTACT = 0.1
-"""A reader's first contact that fails within this part of ``redis_timeout_s`` is tried once more."""
-
-
-def _reader(
-    generation: "Generation | AsyncGeneration",
-    channel: str,
-    plan: Plan[list[ItemT]],
-    timeout_s: float | None = None,
-) -> Reader[ItemT]:
-    settings, now_s = generation._client.settings, time.monotonic()
-    patience_s = settings.outage_patience_s
-    again_until_s = now_s + settings.redis_timeout_s * _FIRST_CONTACT if patience_s else -math.inf
-    return Reader(
-        generation,
-        channel,
-        plan,
-        _deadline(timeout_s),
-        Patience(patience_s, again_until_s=again_until_s),
-        receiving(generation.id, generation._origin),
-    )
-
-
-def _request(settings: Settings, idempotency_key: str | None, fields: dict[str, Any]) -> GenerationRequest:
-    request = read_request(fields, settings.bounds)
-    own = settings.generators.get(request.generator)
-    extra_body = getattr(request.generation_kwargs, "extra_body", None)
-    if own is not None and (refusal := own.refusal(request.given, extra_body, request.forms)) is not None:
-        raise InvalidRequestError(refusal)
-    if idempotency_key is not None:
-        _check_name("idempotency_key", idempotency_key)
-    return request
-
-
-def _submission(
-    settings: Settings,
-    generation_id: str,
-    request: GenerationRequest,
-    idempotency_key: str | None,
-    traceparent: str | None,
-) -> Call[Accepted]:
-    own = settings.generators.get(request.generator)
-    return registry_submitting.submit(
-        generation_id,
-        request,
-        keep_s=settings.keep_s,
-        idempotency_key=idempotency_key,
-        idempotency_ttl_s=settings.result_ttl_s,
-        max_queue_depth=own.max_queue_depth if own else None,
-        traceparent=traceparent,
-    )
-
-
-def _check_name(argument: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{argument}: Input should be a valid string")
-    try:
-        size_bytes = len(value.encode())
-    except UnicodeEncodeError:
-        raise InvalidRequestError(f"{argument}: holds half of a surrogate pair") from None
-    if not 1 <= size_bytes <= 512:
-        raise InvalidRequestError(f"{argument}: has {size_bytes} bytes, must have 1 to 512")
-
-
-def _check_id(generation_id: object) -> None:
-    _check_name("generation_id", generation_id)
-    if not keys.names_a_generation(str(generation_id)):
-        raise InvalidRequestError("generation_id: no generation can be called so")
-
-
-def _check_count(argument: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise InvalidRequestError(f"{argument}: must be a whole number of at least 0")
-
-
-def _deadline(timeout_s: object) -> Deadline:
-    if timeout_s is not None and not (isinstance(timeout_s, float | int) and _is_time(timeout_s)):
-        raise InvalidRequestError("timeout_s: must be a number of seconds, or None")
-    return Deadline(timeout_s, time.monotonic())
-
-
-def _is_time(number: float) -> bool:
-    try:
-        return not math.isnan(number)
-    except OverflowError:  # no float can hold it
-        return False
-
-
-def _cancel(generation_id: str, settings: Settings) -> Plan[bool]:
-    return flows.cancel(
-        generation_id,
-        date_done=datetime.now(UTC).isoformat(),
-        log_ttl_s=settings.log_ttl_s,
-        result_ttl_s=settings.result_ttl_s,
-        keep_s=settings.keep_s,
-    )
-
-
-def _dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
-    if limit is not None:
-        _check_count("limit", limit)
-    return flows.dead_letters(generator, limit)
-
-
-def _retry(generation_id: str, settings: Settings) -> Plan[str]:
-    return flows.retry(
-        generation_id,
-        str(uuid.uuid4()),
-        max_queue_depths={name: own.max_queue_depth for name, own in settings.generators.items()},
-        keep_s=settings.keep_s,
-        result_ttl_s=settings.result_ttl_s,
-    )
-
-
-def _places_of(settings: Settings, known: dict[str, set[str]]) -> dict[str, set[str]]:
-    own = {name: set(places(generator)) for name, generator in settings.generators.items()}
-    return {name: own.get(name, set()) | known.get(name, set()) for name in own.keys() | known.keys()}
-
-
-def _fields(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's fields, which are those arguments of a submit that are not the client's own."""
-    return {name: value for name, value in arguments.items() if name not in {"self", "idempotency_key"}}
 
 
 class Generation:
@@ -173,7 +53,7 @@ class Generation:
     id: str
 
     def __init__(self, client: "GenerationClient", generation_id: str, origin: Origin | None = None) -> None:
-        _check_id(generation_id)
+        check_id(generation_id)
         self._client = client
         self._origin = origin
         self.id = generation_id
@@ -190,8 +70,8 @@ class Generation:
             LogExpiredError: it ended so long ago that its events are gone.
             LogBrokenError: Redis lost a part of them.
         """
-        _check_count("from_seq", from_seq)
-        return self._client._listen(_reader(self, keys.live(self.id), flows.follow(self.id, from_seq)))
+        check_count("from_seq", from_seq)
+        return self._client._listen(reader_of(self, keys.live(self.id), flows.follow(self.id, from_seq)))
 
     def batches(
         self, from_seq: int = 0, timeout_s: float | None = None, *, resets: bool = False
@@ -205,9 +85,9 @@ class Generation:
             StreamRestartedError: as :meth:`stream`.
             LogExpiredError, LogBrokenError: as :meth:`events`.
         """
-        _check_count("from_seq", from_seq)
+        check_count("from_seq", from_seq)
         plan = flows.batches(self.id, from_seq, resets=resets)
-        return self._client._listen(_reader(self, keys.live(self.id), plan, timeout_s))
+        return self._client._listen(reader_of(self, keys.live(self.id), plan, timeout_s))
 
     def stream(self, from_seq: int = 0, *, resets: bool = False) -> Reading[Chunk]:
         """The chunks after number ``from_seq``, as they come; then the end, which may be an error.
@@ -228,9 +108,9 @@ class Generation:
             GenerationError: how it ended, if not with a result (after its last chunk).
             LogExpiredError, LogBrokenError: ``from_seq`` is not 0, and the log is gone, or Redis lost a part of it.
         """
-        _check_count("from_seq", from_seq)
+        check_count("from_seq", from_seq)
         plan = flows.stream(self.id, from_seq, resets=resets)
-        return self._client._listen(_reader(self, keys.live(self.id), plan))
+        return self._client._listen(reader_of(self, keys.live(self.id), plan))
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
         """Wait for the end and return the result.
@@ -240,7 +120,7 @@ class Generation:
                 already); it goes on.
             GenerationError: how it ended, if not with a result; carries the partial text.
         """
-        with self._client._listen(_reader(self, keys.result(self.id), flows.result(self.id), timeout_s)) as results:
+        with self._client._listen(reader_of(self, keys.result(self.id), flows.result(self.id), timeout_s)) as results:
             for found in results:
                 return found
         raise ResultTimeoutError(self.id, timeout_s or 0.0)
@@ -256,7 +136,7 @@ class Generation:
         Returns:
             True if it is cancelled now, False if it had ended otherwise before.
         """
-        (is_cancelled,) = self._client._steps(_cancel(self.id, self._client.settings))
+        (is_cancelled,) = self._client._steps(cancel(self.id, self._client.settings))
         return is_cancelled
 
 
@@ -314,7 +194,7 @@ class GenerationClient:
             RedisUnavailableError: within ``redis_timeout_s``.  Redis may have accepted it all the same: with an
                 ``idempotency_key`` the same call again is safe.
         """
-        return self._submit(idempotency_key, _fields(locals()))
+        return self._submit(idempotency_key, fields_of(locals()))
 
     def submit_chat(
         self,
@@ -345,13 +225,13 @@ class GenerationClient:
             on_failure: "continue" begins anew too where tools, ``response_format``, ``logprobs`` or
                 thoughts are in play, or the generator's settings do not say ``continues_chat``.
         """
-        return self._submit(idempotency_key, _fields(locals()))
+        return self._submit(idempotency_key, fields_of(locals()))
 
     def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> Generation:
-        request, generation_id = _request(self.settings, idempotency_key, fields), str(uuid.uuid4())
+        request, generation_id = request_of(self.settings, idempotency_key, fields), str(uuid.uuid4())
         try:
             with sending(request.generator, generation_id) as traceparent:
-                submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
+                submission = submission_of(self.settings, generation_id, request, idempotency_key, traceparent)
                 accepted_id = self._store.run(submission).generation_id
             # An earlier generation, by its idempotency key, has an origin of its own.
             origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
@@ -373,7 +253,7 @@ class GenerationClient:
 
         What its request, its caller or its deadline ended is not among them.  Each rests for ``keep_s``.
         """
-        return list(self._steps(_dead_letters(generator, limit)))
+        return list(self._steps(dead_letters(generator, limit)))
 
     def dead_letter(self, generation_id: str) -> DeadLetterDetail:
         """All that is kept of one: every attempt's error, the partial text, the request.
@@ -395,7 +275,7 @@ class GenerationClient:
             UnknownGeneratorError: nobody serves its generator any more; it stays a dead letter.
             NotDeadError, GenerationNotFoundError: as :meth:`dead_letter`.
         """
-        (new_id,) = self._steps(_retry(self.generation(generation_id).id, self.settings))
+        (new_id,) = self._steps(retry(self.generation(generation_id).id, self.settings))
         return self.generation(new_id)
 
     def drop(self, generation_id: str) -> None:
@@ -421,7 +301,7 @@ class GenerationClient:
 
     def places(self) -> dict[str, set[str]]:
         """For each generator where its model is (:mod:`genqueue.discovery`), as workers and the own settings say."""
-        return _places_of(self.settings, self._store.run(registry_reading.known_places()))
+        return places_of(self.settings, self._store.run(registry_reading.known_places()))
 
     def close(self) -> None:
         """Close the connections; whoever reads meanwhile, or reads on, is told so by a GenqueueError."""
@@ -461,238 +341,6 @@ class GenerationClient:
             answer = None
             if isinstance(step, Call):
                 answer = self._store.run(step)
-            else:
-                assert not isinstance(step, Wait), "who waits listens"
-                yield step
-
-
-class AsyncGeneration:
-    """The handle of :class:`Generation`, awaited."""
-
-    id: str
-
-    def __init__(self, client: "AsyncGenerationClient", generation_id: str, origin: Origin | None = None) -> None:
-        _check_id(generation_id)
-        self._client = client
-        self._origin = origin
-        self.id = generation_id
-
-    def __repr__(self) -> str:
-        return f"AsyncGeneration({self.id!r})"
-
-    def events(self, from_seq: int = 0) -> AsyncReading[Event]:
-        """As :meth:`Generation.events`."""
-        _check_count("from_seq", from_seq)
-        return self._client._listen(_reader(self, keys.live(self.id), flows.follow(self.id, from_seq)))
-
-    def batches(
-        self, from_seq: int = 0, timeout_s: float | None = None, *, resets: bool = False
-    ) -> AsyncReading[list[Event]]:
-        """As :meth:`Generation.batches`."""
-        _check_count("from_seq", from_seq)
-        plan = flows.batches(self.id, from_seq, resets=resets)
-        return self._client._listen(_reader(self, keys.live(self.id), plan, timeout_s))
-
-    def stream(self, from_seq: int = 0, *, resets: bool = False) -> AsyncReading[Chunk]:
-        """As :meth:`Generation.stream`."""
-        _check_count("from_seq", from_seq)
-        plan = flows.stream(self.id, from_seq, resets=resets)
-        return self._client._listen(_reader(self, keys.live(self.id), plan))
-
-    async def result(self, timeout_s: float | None = None) -> GenerationResult:
-        """As :meth:`Generation.result`."""
-        reader = _reader(self, keys.result(self.id), flows.result(self.id), timeout_s)
-        async with self._client._listen(reader) as results:
-            async for found in results:
-                return found
-        raise ResultTimeoutError(self.id, timeout_s or 0.0)
-
-    async def status(self) -> GenerationStatus:
-        """As :meth:`Generation.status`."""
-        (found,) = [item async for item in self._client._steps(flows.status(self.id))]
-        return found
-
-    async def cancel(self) -> bool:
-        """As :meth:`Generation.cancel`."""
-        (is_cancelled,) = [item async for item in self._client._steps(_cancel(self.id, self._client.settings))]
-        return is_cancelled
-
-
-class AsyncGenerationClient:
-    """The asyncio client; belongs to the loop that first uses it, until it is closed.
-
-    Args:
-        settings: read from the environment and ``GENQUEUE_CONFIG`` if not given.
-    """
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or load_settings()
-        self._store = AsyncStore(self.settings.redis_url, self.settings.redis_timeout_s)
-        self._resources = contextlib.AsyncExitStack()
-        self._hub: LiveHub | None = None
-        self._readings: weakref.WeakSet[AsyncReading[Any]] = weakref.WeakSet()
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def submit(
-        self,
-        prompt: str,
-        *,
-        generator: str = "default",
-        generation_kwargs: dict[str, Any] | None = None,
-        stop_words: Sequence[str] | None = None,
-        stream: bool = True,
-        priority: int = 5,
-        deadline_s: float | None = None,
-        idempotency_key: str | None = None,
-        on_failure: OnFailure = "continue",
-    ) -> AsyncGeneration:
-        """As :meth:`GenerationClient.submit`."""
-        return await self._submit(idempotency_key, _fields(locals()))
-
-    async def submit_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        generator: str = "default",
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        generation_kwargs: dict[str, Any] | None = None,
-        stop_words: Sequence[str] | None = None,
-        stream: bool = True,
-        priority: int = 5,
-        deadline_s: float | None = None,
-        idempotency_key: str | None = None,
-        on_failure: OnFailure = "continue",
-    ) -> AsyncGeneration:
-        """As :meth:`GenerationClient.submit_chat`."""
-        return await self._submit(idempotency_key, _fields(locals()))
-
-    async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
-        self._stay_on_loop()
-        request, generation_id = _request(self.settings, idempotency_key, fields), str(uuid.uuid4())
-        with sending(request.generator, generation_id) as traceparent:
-            submission = _submission(self.settings, generation_id, request, idempotency_key, traceparent)
-            accept = self._store.run if idempotency_key is not None else self._accepted
-            accepted_id = (await accept(submission)).generation_id
-        origin = Origin(request.generator, traceparent if accepted_id == generation_id else None)
-        return AsyncGeneration(self, accepted_id, origin)
-
-    async def _accepted(self, submission: Call[Accepted]) -> Accepted:
-        """The answer; who does not wait for it would never know the id, so what was accepted is then cancelled."""
-        submitting = asyncio.create_task(self._store.run(submission))
-        try:
-            return await asyncio.shield(submitting)
-        except asyncio.CancelledError:
-            await asyncio.shield(asyncio.create_task(self._take_back(submitting)))
-            raise
-
-    async def _take_back(self, submitting: asyncio.Task[Accepted]) -> None:
-        with contextlib.suppress(GenqueueError):
-            await self.generation((await submitting).generation_id).cancel()
-
-    def generation(self, generation_id: str) -> AsyncGeneration:
-        """The handle of a generation that somebody submitted; whether it exists shows on use."""
-        return AsyncGeneration(self, generation_id)
-
-    async def dead_letters(self, generator: str | None = None, limit: int | None = 100) -> list[DeadLetter]:
-        """As :meth:`GenerationClient.dead_letters`."""
-        return [letter async for letter in self._steps(_dead_letters(generator, limit))]
-
-    async def dead_letter(self, generation_id: str) -> DeadLetterDetail:
-        """As :meth:`GenerationClient.dead_letter`."""
-        (found,) = [item async for item in self._steps(flows.dead_letter(self.generation(generation_id).id))]
-        return found
-
-    async def retry(self, generation_id: str) -> AsyncGeneration:
-        """As :meth:`GenerationClient.retry`."""
-        (new_id,) = [item async for item in self._steps(_retry(self.generation(generation_id).id, self.settings))]
-        return self.generation(new_id)
-
-    async def drop(self, generation_id: str) -> None:
-        """As :meth:`GenerationClient.drop`."""
-        async for _ in self._steps(
-            flows.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)
-        ):
-            pass
-
-    async def workers(self) -> list[WorkerStatus]:
-        """As :meth:`GenerationClient.workers`."""
-        self._stay_on_loop()
-        return await self._store.run(fleet.read_workers())
-
-    async def overview(self) -> Overview:
-        """As :meth:`GenerationClient.overview`."""
-        self._stay_on_loop()
-        return await self._store.run(fleet.overview(list(self.settings.generators)))
-
-    async def generators(self) -> set[str]:
-        """As :meth:`GenerationClient.generators`."""
-        self._stay_on_loop()
-        return self.settings.generators.keys() | await self._store.run(registry_reading.known_generators())
-
-    async def places(self) -> dict[str, set[str]]:
-        """As :meth:`GenerationClient.places`."""
-        self._stay_on_loop()
-        return _places_of(self.settings, await self._store.run(registry_reading.known_places()))
-
-    async def close(self) -> None:
-        """As :meth:`GenerationClient.close`."""
-        self._stay_on_loop()
-        for reading in tuple(self._readings):
-            reading.end_with_client()
-        await self._resources.aclose()
-        self._hub = None
-        await self._store.close()
-        # Should it be used again: on any loop.
-        self._store = AsyncStore(self.settings.redis_url, self.settings.redis_timeout_s)
-        self._loop = None
-
-    async def rest(self) -> None:
-        """Leave the loop without a task of this client's until its next use; the connections stay."""
-        if self._hub is not None:
-            await self._hub.rest()
-
-    def _stay_on_loop(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._loop not in {None, loop}:
-            raise GenqueueError(
-                "this AsyncGenerationClient belongs to the event loop that first used it: "
-                "close it there before another one uses it, or make one for each loop"
-            )
-        self._loop = loop
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
-
-    def _listen(self, reader: Reader[ItemT]) -> AsyncReading[ItemT]:
-        reading = AsyncReading(reader, self._store, self._live)
-        self._readings.add(reading)
-        return reading
-
-    async def _live(self) -> LiveHub:
-        self._stay_on_loop()
-        if self._hub is None:
-            self._hub = await self._resources.enter_async_context(
-                shared_hub(self.settings.redis_url, self.settings.redis_timeout_s)
-            )
-        return self._hub
-
-    async def _steps(self, plan: Plan[ItemT]) -> AsyncIterator[ItemT]:
-        """The items of a plan that waits for nothing."""
-        self._stay_on_loop()
-        answer: Any = None
-        while True:
-            try:
-                step = plan.send(answer)
-            except StopIteration:
-                return
-            answer = None
-            if isinstance(step, Call):
-                answer = await self._store.run(step)
             else:
                 assert not isinstance(step, Wait), "who waits listens"
                 yield step

@@ -14,7 +14,8 @@ from typing import Any, Literal, Self
 
 from haystack.dataclasses import StreamingCallbackT, StreamingChunk
 
-from genqueue.client.sync import AsyncGenerationClient, GenerationClient
+from genqueue.client.aio import AsyncGenerationClient
+from genqueue.client.sync import GenerationClient
 from genqueue.errors import GenerationExpiredError, GenqueueError, ResultTimeoutError, StreamRestartedError
 from genqueue.haystack.chunks import Chunks
 from genqueue.haystack.target import Named, Placed
