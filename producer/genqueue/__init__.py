@@ -6,6 +6,7 @@ try:
     from genqueue.client.aio import AsyncGeneration, AsyncGenerationClient
     from genqueue.client.reading import AsyncReading, Reading
     from genqueue.client.sync import Generation, GenerationClient
+    from genqueue.client.views import DeadLetter, DeadLetterDetail, GenerationStatus
     from genqueue.errors import (
         ConfigError,
         GenerationCancelledError,
@@ -27,7 +28,6 @@ try:
         StreamRestartedError,
         UnknownGeneratorError,
     )
-    from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
     from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
     from genqueue.registry.lifecycle import State
     from genqueue.registry.timing import Timings

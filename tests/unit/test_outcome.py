@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from genqueue import errors
+from genqueue.client import views
 from genqueue.registry import endings
 from genqueue.registry.attempts import Flush
 from genqueue.registry.lifecycle import State
@@ -48,7 +49,7 @@ def record(state: State, **facts: Any) -> Record:
 )
 def test_an_ending_becomes_its_typed_error(error, expected):
     ended = Outcome(error=error, message="the server's words", detail={"status": 422, "prompt_tokens": 3})
-    found = endings.error_of(record(State.FAILED, outcome=ended), PartialOutput("partial é"))
+    found = views.error_of(record(State.FAILED, outcome=ended), PartialOutput("partial é"))
     assert type(found) is expected
     assert str(found) == "the server's words"
     assert found.partial_text == "partial é"
@@ -62,7 +63,7 @@ def test_an_ending_becomes_its_typed_error(error, expected):
     [(State.FAILED, errors.GenerationFailedError), (State.CANCELLED, errors.GenerationCancelledError)],
 )
 def test_an_ending_without_an_outcome_still_has_its_error(state, expected):
-    assert type(endings.error_of(record(state), PartialOutput())) is expected
+    assert type(views.error_of(record(state), PartialOutput())) is expected
 
 
 @pytest.mark.parametrize("kind", [*endings.ENDINGS.values(), errors.GenerationError])
@@ -83,14 +84,14 @@ def test_every_ending_can_be_found_under_the_name_that_celery_stores():
 
 def test_status_is_the_record_as_a_caller_sees_it():
     ended = Outcome(error="failed", message="words")
-    seen = endings.status("id", record(State.FAILED, outcome=ended), None)
+    seen = views.status("id", record(State.FAILED, outcome=ended), None)
     assert (seen.id, seen.state, seen.attempt, seen.position, seen.error) == ("id", State.FAILED, 2, None, "words")
     phases = {"queue_wait_s": 1.0, "waking_s": None, "first_text_s": 1.0, "decode_s": 3.0}
     assert seen.timings == {**phases, "total_s": 5.0}
 
 
 def test_a_stillborn_record_has_a_status_too():
-    seen = endings.status("id", record(State.FAILED, submitted_at=math.nan, started_at=None, first_text_at=None), None)
+    seen = views.status("id", record(State.FAILED, submitted_at=math.nan, started_at=None, first_text_at=None), None)
     assert seen.timings["queue_wait_s"] is None
 
 

@@ -9,7 +9,8 @@ from pydantic_core import to_json
 
 from genqueue import errors
 from genqueue.client import flows
-from genqueue.client.flows import WAIT, Deadline, Patience, Plan
+from genqueue.client.flows import WAIT, Plan
+from genqueue.client.patience import Deadline, Patience
 from genqueue.registry import fleet
 from genqueue.registry.lifecycle import State
 from genqueue.registry.partial import PartialOutput

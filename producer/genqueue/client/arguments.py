@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from genqueue import keys
 from genqueue.client import flows
-from genqueue.client.flows import Deadline, ItemT, Patience, Plan
+from genqueue.client.flows import ItemT, Plan
+from genqueue.client.patience import Deadline, Patience
 from genqueue.client.reading import Reader
+from genqueue.client.views import DeadLetter
 from genqueue.discovery import places
 from genqueue.errors import InvalidRequestError
 from genqueue.registry import submitting as registry_submitting
-from genqueue.registry.endings import DeadLetter
 from genqueue.registry.script import Call
 from genqueue.registry.submitting import Accepted
 from genqueue.settings import Settings

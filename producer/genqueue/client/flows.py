@@ -5,15 +5,16 @@ A plan is a generator.  It yields what it needs - a :class:`~genqueue.registry.s
 it yields is for the caller.  A client carries the steps out, waiting in its own way.
 """
 
-import math
 from collections.abc import Generator, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from genqueue.client import views
 from genqueue.client.delivery import Continuing, Delivery, Marking
 from genqueue.client.follower import Follower
+from genqueue.client.views import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.errors import (
     GenerationNotFoundError,
     LogBrokenError,
@@ -23,7 +24,6 @@ from genqueue.errors import (
 )
 from genqueue.registry import attempts, endings, reading
 from genqueue.registry import dead_letters as registry_dead_letters
-from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.registry.lifecycle import State
 from genqueue.registry.partial import PartialOutput
 from genqueue.registry.reading import Record
@@ -51,58 +51,6 @@ class Wait(Enum):
 
 WAIT = Wait.FOR_MESSAGE
 Plan = Generator[Call[Any] | Wait | ItemT, Any, None]
-
-
-class Patience:
-    """How long one reader bears that Redis is away: until it was there once, for one try more.
-
-    Times are seconds of one monotonic clock.
-
-    Args:
-        again_until_s: the latest that a first contact which failed is tried once more.
-    """
-
-    def __init__(self, patience_s: float, *, again_until_s: float = -math.inf) -> None:
-        self._patience_s = patience_s
-        self._again_until_s = again_until_s
-        self._was_there = False
-        self._away_since_s: float | None = None
-
-    def there(self) -> None:
-        """Redis answered."""
-        self._was_there = True
-        self._away_since_s = None
-
-    def ends(self, now_s: float) -> bool:
-        """Redis did not answer: whether the reader gives up."""
-        is_first = self._away_since_s is None
-        if self._away_since_s is None:
-            self._away_since_s = now_s
-        if not self._was_there:
-            return not is_first or now_s > self._again_until_s
-        return now_s - self._away_since_s >= self._patience_s
-
-
-_LEAST_ANSWER_S = 0.25
-
-
-class Deadline:
-    """Until when a caller waits for an end, and for Redis: not longer, but Redis has a moment in any case.
-
-    Times are seconds of one monotonic clock; ``timeout_s`` None is no limit.
-    """
-
-    def __init__(self, timeout_s: float | None, now_s: float) -> None:
-        self._end_s = math.inf if timeout_s is None else now_s + timeout_s
-        self._answer_end_s = max(self._end_s, now_s + _LEAST_ANSWER_S)
-
-    def wait_s(self, now_s: float, most_s: float) -> float:
-        """How long to wait for a message, at most ``most_s``; 0 when the time is over."""
-        return max(0.0, min(most_s, self._end_s - now_s))
-
-    def answer_s(self, now_s: float) -> float | None:
-        """How long Redis may take to answer; None where its own timeout is enough."""
-        return None if self._answer_end_s == math.inf else max(0.0, self._answer_end_s - now_s)
 
 
 def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
@@ -296,7 +244,7 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[l
         said: PartialOutput = yield reading.read_said(generation_id)
         if given.is_empty and (chunks := endings.whole_text_chunk(record, said)):
             yield chunks
-        raise endings.error_of(record, said)
+        raise views.error_of(record, said)
     if given.is_empty or not is_log_whole:
         found: GenerationResult | None = yield reading.read_result(generation_id)
         if found is None:
@@ -336,7 +284,7 @@ def result(generation_id: str) -> Plan[list[GenerationResult]]:
                 if found is None:
                     raise GenerationNotFoundError(generation_id)
             elif record.state.is_final:
-                raise endings.error_of(record, (yield reading.read_said(generation_id)))
+                raise views.error_of(record, (yield reading.read_said(generation_id)))
         if found is not None:
             yield [found]
             return
@@ -347,7 +295,7 @@ def status(generation_id: str) -> Plan[GenerationStatus]:
     """Where it is now."""
     record: Record = yield reading.read_record(generation_id)
     position: int | None = yield reading.queue_position(generation_id, record.generator)
-    yield endings.status(generation_id, record, position)
+    yield views.status(generation_id, record, position)
 
 
 def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Plan[bool]:
@@ -376,19 +324,19 @@ def dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
                 continue  # it went, or the list moved, since the page was read
             if generator in {None, record.generator}:
                 given.add(generation_id)
-                yield endings.dead_letter(generation_id, record)
+                yield views.dead_letter(generation_id, record)
         first += len(page)
 
 
 def dead_letter(generation_id: str) -> Plan[DeadLetterDetail]:
     """All that is kept of one; raises NotDeadError for a generation that is none."""
     record: Record = yield reading.read_record(generation_id)
-    letter = endings.dead_letter(generation_id, record)
+    letter = views.dead_letter(generation_id, record)
     text: str = yield reading.read_text(generation_id)
     request: GenerationRequest | None = yield reading.read_request(generation_id)
     if request is None:
         raise NotDeadError(generation_id, "it was dropped")
-    yield endings.dead_letter_detail(letter, record, text, request)
+    yield views.dead_letter_detail(letter, record, text, request)
 
 
 def retry(
@@ -397,7 +345,7 @@ def retry(
     """The id of the generation that a dead letter is tried again as; raises as :func:`calls.retry`."""
     record: Record = yield reading.read_record(generation_id)
     if record.retried_as is None:
-        endings.dead_letter(generation_id, record)  # or it says why it is none
+        views.dead_letter(generation_id, record)  # or it says why it is none
     accepted: Accepted = yield registry_dead_letters.retry(
         generation_id,
         new_id,
@@ -412,7 +360,7 @@ def retry(
 
 def drop(generation_id: str, *, result_ttl_s: int) -> Plan[None]:
     """Drop a dead letter, or do nothing if it was dropped before; raises NotDeadError for what never was one."""
-    endings.dead_letter(generation_id, (yield reading.read_record(generation_id)))
+    views.dead_letter(generation_id, (yield reading.read_record(generation_id)))
     yield registry_dead_letters.drop(generation_id, result_ttl_s=result_ttl_s)
 
 

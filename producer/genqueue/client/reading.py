@@ -17,7 +17,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Self
 
-from genqueue.client.flows import WAIT, Deadline, ItemT, Patience, Plan, Wait
+from genqueue.client.flows import WAIT, ItemT, Plan, Wait
+from genqueue.client.patience import Deadline, Patience
 from genqueue.connection.errors import ENDED
 from genqueue.connection.hub import Inbox, LiveHub
 from genqueue.connection.shared import LoopThread

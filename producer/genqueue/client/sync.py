@@ -28,13 +28,13 @@ from genqueue.client.arguments import (
 )
 from genqueue.client.flows import ItemT, Plan, Wait
 from genqueue.client.reading import Reader, Reading
+from genqueue.client.views import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.connection.hub import LiveHub
 from genqueue.connection.shared import LoopThread, shared_hub_thread
 from genqueue.connection.store import Store
 from genqueue.errors import GenqueueError, ResultTimeoutError
 from genqueue.registry import fleet
 from genqueue.registry import reading as registry_reading
-from genqueue.registry.endings import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.registry.fleet import Overview, WorkerStatus
 from genqueue.registry.script import Call
 from genqueue.settings import Settings, load_settings
