@@ -19,7 +19,7 @@ import redis
 
 from genqueue import keys
 from genqueue.cli import app
-from genqueue.cli.app import ExitCode
+from genqueue.cli.exits import ExitCode
 from genqueue_lab import COMMANDS
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.standin.chat import render

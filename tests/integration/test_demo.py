@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genqueue.cli.app import ExitCode
+from genqueue.cli.exits import ExitCode
 from genqueue_ops.processes import Child, ChildError
 from genqueue_ops.standin.prose import expected_text
 

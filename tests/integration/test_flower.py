@@ -27,7 +27,7 @@ from selenium.webdriver.common.by import By
 from tornado.web import RequestHandler, url
 
 from genqueue import GenerationCancelledError, GenerationError, State
-from genqueue.cli.app import ExitCode
+from genqueue.cli.exits import ExitCode
 from genqueue_ops.local_redis import free_port
 from genqueue_ops.processes import Child
 from genqueue_ops.standin.chat import render

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from genqueue import GeneratorSettings, Settings, load_settings
-from genqueue.cli.app import ExitCode
+from genqueue.cli.exits import ExitCode
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SERVED = "genqueue demo --serve"

@@ -16,7 +16,7 @@ import pytest
 from haystack.dataclasses import ChatMessage
 
 from genqueue import AsyncGenerationClient, StreamRestartedError
-from genqueue.cli.app import ExitCode
+from genqueue.cli.exits import ExitCode
 from genqueue.haystack import HuggingFaceAPIChatGenerator
 
 from .roles import as_role

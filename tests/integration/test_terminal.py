@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from genqueue.cli.app import ExitCode
+from genqueue.cli.exits import ExitCode
 
 STEERS = "\x1b]0;PWN\a\x1b[31m\x9b2J\r\u202e\u2028\nstate              forged"
 TEXT = f"one {STEERS} two\tthree"

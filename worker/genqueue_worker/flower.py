@@ -26,7 +26,7 @@ from tornado.netutil import bind_unix_socket
 from tornado.web import RequestHandler
 
 from genqueue.cli import output
-from genqueue.cli.app import ExitCode
+from genqueue.cli.exits import ExitCode
 from genqueue.errors import ConfigError
 from genqueue.settings import load_settings
 from genqueue_worker.app import app, look_for_redis

@@ -6,101 +6,40 @@ line there and one of :class:`ExitCode`.  The commands of the worker and ops pac
 producer without those packages' dependencies can use the rest.
 """
 
-import contextlib
 import errno
 import json
 import logging
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.metadata import version as package_version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from genqueue import errors
-from genqueue.cli import output, tables
+from genqueue.cli import output
+from genqueue.cli.exits import ExitCode, exit_code
+from genqueue.cli.printing import (
+    print_events,
+    print_facts,
+    print_overview,
+    print_result,
+    print_text,
+    print_workers,
+    say_if_nobody_serves,
+)
 from genqueue.client.sync import Generation, GenerationClient
-from genqueue.errors import GenerationError, GenqueueError, InvalidRequestError
-from genqueue.registry.fleet import Overview
+from genqueue.errors import GenqueueError, InvalidRequestError
 from genqueue.registry.lifecycle import State
 from genqueue.terminal import one_line
-from genqueue.wire.result import GenerationResult
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-
-class ExitCode(IntEnum):
-    """How the command ended."""
-
-    OK = 0
-    FAILURE = 1
-    USAGE = 2
-    CONFIG = 3
-    INVALID_REQUEST = 4
-    QUEUE_FULL = 5
-    REDIS = 6
-    NOT_FOUND = 7
-    REJECTED = 8
-    FAILED = 9
-    EXPIRED = 10
-    CANCELLED = 11
-    TIMED_OUT = 12
-    TOO_LATE = 13
-    RESTARTED = 14
-    INTERRUPTED = 130
-
-    @property
-    def meaning(self) -> str:
-        """For ``--help`` and the README."""
-        return _MEANINGS[self]
-
-
-_MEANINGS = {
-    ExitCode.OK: "done; also when whoever read our output has left",
-    ExitCode.FAILURE: "something unexpected, a finding of doctor, or a part of the demo, or a worker, did not start",
-    ExitCode.USAGE: "the command line cannot be understood",
-    ExitCode.CONFIG: "a setting cannot work, or an extra is not installed",
-    ExitCode.INVALID_REQUEST: "the request cannot run as it is; nothing was queued",
-    ExitCode.QUEUE_FULL: "the generator's queue is at its limit; nothing was queued",
-    ExitCode.REDIS: "Redis does not answer, or refuses",
-    ExitCode.NOT_FOUND: "no such generation or dead letter, or its log is gone",
-    ExitCode.REJECTED: "the model server refused the request",
-    ExitCode.FAILED: "the model server, or the way to it, failed",
-    ExitCode.EXPIRED: "the deadline passed",
-    ExitCode.CANCELLED: "the generation was cancelled",
-    ExitCode.TIMED_OUT: "an end that was waited for did not come in time",
-    ExitCode.TOO_LATE: "nothing to cancel: the generation had ended",
-    ExitCode.RESTARTED: "the text began anew behind --from-seq: what was read up to there is void",
-    ExitCode.INTERRUPTED: "Ctrl-C; the generation goes on",
-}
-
-_CODES: tuple[tuple[type[GenqueueError], ExitCode], ...] = (
-    (errors.ConfigError, ExitCode.CONFIG),
-    (errors.InvalidRequestError, ExitCode.INVALID_REQUEST),
-    (errors.QueueFullError, ExitCode.QUEUE_FULL),
-    (errors.StoreError, ExitCode.REDIS),
-    (errors.GenerationNotFoundError, ExitCode.NOT_FOUND),
-    (errors.NotDeadError, ExitCode.NOT_FOUND),
-    (errors.LogExpiredError, ExitCode.NOT_FOUND),
-    (errors.LogBrokenError, ExitCode.NOT_FOUND),
-    (errors.StreamRestartedError, ExitCode.RESTARTED),
-    (errors.GenerationRejectedError, ExitCode.REJECTED),
-    (errors.GenerationExpiredError, ExitCode.EXPIRED),
-    (errors.GenerationCancelledError, ExitCode.CANCELLED),
-    (errors.GenerationError, ExitCode.FAILED),
-    (errors.ResultTimeoutError, ExitCode.TIMED_OUT),
-)
 
 # What --help says of a command that is not imported for that, which takes long and needs what may not be installed,
 # and the extra that brings it.  An entry point has no place for either; it has one here as long as it is of this
@@ -116,11 +55,6 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 # The class itself is typer's secret: older ones take it from click, newer ones bring their own.
 _UsageError: Any = typer.BadParameter.__base__
-
-
-def exit_code(error: GenqueueError) -> ExitCode:
-    """The code with which the command reports ``error``."""
-    return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.FAILURE)
 
 
 app = typer.Typer(
@@ -201,14 +135,14 @@ def submit(
             generation = client.submit_chat([*told, {"role": "user", "content": prompt}], **options)
         else:
             generation = client.submit(prompt, **options)
-        _say_if_nobody_serves(client, generator)
+        say_if_nobody_serves(client, generator)
         with _readable_again(generation):
             if detach:
                 output.json_line({"id": generation.id}) if as_json else output.line(generation.id)
             elif as_json:
-                _print_result(generation)
+                print_result(generation)
             else:
-                _print_text(generation)
+                print_text(generation)
 
 
 @app.command()
@@ -222,9 +156,9 @@ def tail(
         generation = client.generation(generation_id)
         with _readable_again(generation):
             if as_json:
-                _print_events(generation, from_seq)
+                print_events(generation, from_seq)
             else:
-                _print_text(generation, from_seq)
+                print_text(generation, from_seq)
 
 
 @app.command()
@@ -241,10 +175,10 @@ def status(
     if (generation_id is not None) + workers + watch > 1:
         raise typer.BadParameter("either the ID of a generation, --workers or --watch")
     if workers:
-        _print_workers(as_json)
+        print_workers(as_json)
         return
     if generation_id is None:
-        _print_overview(as_json, every if watch else None)
+        print_overview(as_json, every if watch else None)
         return
     with GenerationClient() as client:
         found = client.generation(generation_id).status()
@@ -263,7 +197,7 @@ def status(
     if as_json:
         output.json_line({**facts, "timings": found.timings})
     else:
-        _print_facts({**facts, **found.timings})
+        print_facts({**facts, **found.timings})
 
 
 @app.command()
@@ -376,7 +310,7 @@ def dead_show(
     else:
         facts["partial_text"] = json.dumps(found.partial_text, ensure_ascii=False)
         ended_by = {f"error of attempt {one['attempt']}": one["message"] for one in found.errors}
-        _print_facts({**facts, **ended_by, **found.timings})
+        print_facts({**facts, **ended_by, **found.timings})
 
 
 @dead.command("retry")
@@ -414,98 +348,6 @@ def _each_letter(
         raise typer.Exit(ExitCode.NOT_FOUND)
 
 
-def _say_if_nobody_serves(client: GenerationClient, generator: str) -> None:
-    with contextlib.suppress(errors.StoreError):  # who reads on waits for Redis; the id is not lost for a remark
-        if not any(generator in worker.generators for worker in client.workers()):
-            output.say(f"no worker has announced itself for generator {generator!r} in the last 30 s; it waits for one")
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    for name, value in facts.items():
-        if value is not None:
-            output.line(f"{name:<19}{one_line(str(value))}")
-
-
-def _print_workers(as_json: bool) -> None:
-    """One line for each server of each generator of each worker."""
-    with GenerationClient() as client:
-        found = client.workers()
-    if as_json:
-        output.json_line([asdict(worker) for worker in found])
-        return
-    for worker in found:
-        for generator, servers in worker.generators.items():
-            for server in servers:
-                line = f"{worker.name:<32} {generator:<16} {server['health']:<6} {server['running']:>4} running  "
-                output.line(f"{line}{server['address']}  {one_line(server['trouble'])}".rstrip())
-    if not found:
-        output.say("no worker has announced itself in the last 30 s")
-
-
-def _print_overview(as_json: bool, every_s: float | None) -> None:
-    """Once, or every ``every_s`` until Ctrl-C; who watches is told when Redis goes away, and watches on."""
-
-    def show(found: Overview) -> None:
-        if as_json:
-            output.json_line(tables.as_json(found))
-        else:
-            output.table(tables.as_tables(found))
-
-    with GenerationClient() as client:
-        found = client.overview()
-        if every_s is None:
-            show(found)
-            return
-        with contextlib.suppress(KeyboardInterrupt):
-            if sys.stdout.isatty() and not as_json:
-                _watch_live(client, found, every_s)
-            while True:
-                show(found)
-                time.sleep(every_s)
-                found = _next_overview(client, every_s)
-
-
-def _watch_live(client: GenerationClient, found: Overview, every_s: float) -> NoReturn:
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(output.guarded(tables.as_tables(found)), console=output.console(), auto_refresh=False) as screen:
-        while True:
-            time.sleep(every_s)
-            try:
-                shown: RenderableType = tables.as_tables(client.overview())
-            except errors.RedisUnavailableError as error:
-                shown = Text(one_line(str(error)))
-            screen.update(output.guarded(shown), refresh=True)
-
-
-def _next_overview(client: GenerationClient, every_s: float) -> Overview:
-    """The next one that Redis answers; that it does not is said on stderr."""
-    while True:
-        try:
-            return client.overview()
-        except errors.RedisUnavailableError as error:
-            output.say(str(error))
-            time.sleep(every_s)
-
-
-_Ending = tuple[GenerationResult | None, GenerationError | None]
-"""The result, or the error."""
-
-
-@contextmanager
-def _not_halfway() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block: between a text and its number it would print the text twice."""
-    caught: list[int] = []
-    earlier = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-    if caught:
-        raise KeyboardInterrupt
-
-
 @contextmanager
 def _readable_again(generation: Generation) -> Iterator[None]:
     """What stdout does not take is not lost: say how to read it."""
@@ -514,141 +356,6 @@ def _readable_again(generation: Generation) -> Iterator[None]:
     except output.UnwritableError as error:
         output.say(f"{error}; to read it again: genqueue tail {generation.id}")
         raise typer.Exit(ExitCode.FAILURE) from None
-
-
-def _print_text(generation: Generation, from_seq: int = 0) -> None:
-    """The text on stdout, then one line on stderr: its figures, or why it ended otherwise."""
-    printed = _print_live if sys.stdout.isatty() else _print_whole
-    result, ended = printed(generation, from_seq)
-    if result is None:
-        assert ended is not None
-        _fail(generation.id, ended)
-    output.remark(_figures(generation.id, result), dim=True)
-
-
-def _print_live(generation: Generation, from_seq: int) -> _Ending:
-    """As it comes, to a terminal: where another attempt begins anew, that is said between the two texts."""
-    seq, last = from_seq, ""
-    result: GenerationResult | None = None
-    ended: GenerationError | None = None
-    try:
-        try:
-            for chunk in generation.stream(from_seq, resets=True):
-                with _not_halfway():
-                    if chunk.restarts:
-                        _end_line(last)
-                        output.say(f"attempt {chunk.attempt} begins anew")
-                        last = ""
-                    if chunk.text:
-                        last = chunk.text
-                        output.text(last)
-                    seq = chunk.seq
-            result = generation.result()
-        except GenerationError as error:
-            ended = error
-    except KeyboardInterrupt:
-        _end_line(last)
-        _leave(generation.id, seq)
-    except errors.StoreError as error:  # the generation goes on
-        _end_line(last)
-        _fail(generation.id, error)
-    _end_line(last)
-    return result, ended
-
-
-def _print_whole(generation: Generation, from_seq: int) -> _Ending:
-    """At its end, to a file or a pipe: what is there cannot be taken back, should another attempt begin anew."""
-    try:
-        if from_seq:
-            text, ended = _text_behind(generation, from_seq)
-            result = generation.result() if ended is None else None
-        else:
-            text, result, ended = _outcome(generation)
-    except KeyboardInterrupt:
-        _leave(generation.id, from_seq)
-    except (errors.StoreError, errors.StreamRestartedError) as error:
-        _fail(generation.id, error)
-    output.text(text)
-    _end_line(text)
-    return result, ended
-
-
-def _text_behind(generation: Generation, from_seq: int) -> tuple[str, GenerationError | None]:
-    """What of the text stands behind an event, and the error if it ended with one."""
-    texts = []
-    try:
-        for chunk in generation.stream(from_seq):
-            texts.append(chunk.text)
-    except GenerationError as error:
-        return "".join(texts), error
-    return "".join(texts), None
-
-
-def _print_result(generation: Generation) -> None:
-    try:
-        _, result, ended = _outcome(generation)
-    except KeyboardInterrupt:
-        _leave(generation.id, 0)
-    if result is not None:
-        output.json_line({"id": generation.id, **result.model_dump()}, is_ascii=False)
-        return
-    assert ended is not None
-    answer = {
-        "id": generation.id,
-        "error": type(ended).__name__,
-        "message": str(ended),
-        "partial_text": ended.partial_text,
-        **({"partial_reasoning": ended.partial_reasoning} if ended.partial_reasoning else {}),
-        **({"partial_tool_calls": ended.partial_tool_calls} if ended.partial_tool_calls else {}),
-        "usage": ended.usage,
-        "attempts": ended.attempts,
-    }
-    output.json_line(answer, is_ascii=False)
-    raise ended
-
-
-def _print_events(generation: Generation, from_seq: int) -> None:
-    seq = from_seq
-    try:
-        for event in generation.events(from_seq):
-            with _not_halfway():
-                output.json_document(event.model_dump_json())
-                seq = event.seq
-        _, _, ended = _outcome(generation)
-    except KeyboardInterrupt:
-        _leave(generation.id, seq)
-    if ended is not None:
-        raise ended
-
-
-def _outcome(generation: Generation) -> tuple[str, GenerationResult | None, GenerationError | None]:
-    """(the text, the result, the error); one of the last two."""
-    try:
-        result = generation.result()
-    except GenerationError as error:
-        return error.partial_text, None, error
-    return result.replies[0], result, None
-
-
-def _figures(generation_id: str, result: GenerationResult) -> str:
-    """A result's figures in one line; the result of another version may lack any of them."""
-    meta = result.meta[0]
-    usage, timings = (part if isinstance(part := meta.get(name), dict) else {} for name in ("usage", "timings"))
-    parts = [f"{usage.get('completion_tokens')} tokens", f"finish_reason {meta.get('finish_reason')}"]
-    parts += [f"{name} {value:.3f}" for name, value in timings.items() if isinstance(value, int | float)]
-    return f"{generation_id}: {', '.join(parts)}, attempts {meta.get('attempts')}"
-
-
-def _leave(generation_id: str, seq: int) -> NoReturn:
-    """End on Ctrl-C: the generation is not ours to stop."""
-    resume = f"genqueue tail {generation_id}" + (f" --from-seq {seq}" if seq else "")
-    output.say(f"the generation goes on; to read on: {resume}; to end it: genqueue cancel {generation_id}")
-    raise typer.Exit(ExitCode.INTERRUPTED)
-
-
-def _fail(generation_id: str, error: GenqueueError) -> NoReturn:
-    output.say(f"{generation_id}: {error}")
-    raise typer.Exit(exit_code(error))
 
 
 def _stdin() -> str:
@@ -666,11 +373,6 @@ def _json_object(raw: str | None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise typer.BadParameter("--kwargs must be a JSON object")
     return found
-
-
-def _end_line(last: str) -> None:
-    if last and not last.endswith("\n"):
-        output.text("\n")
 
 
 def _add(entry: EntryPoint) -> None:
