@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from genqueue_worker.upstream.facts import secrets_among, without
 from genqueue_worker.upstream.faults import Fault, UpstreamFacts, fault_of, shown
-from genqueue_worker.upstream.pool import secrets_among, without
 from genqueue_worker.upstream.transport import error_facts, redirect_facts
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>503</title></head><body>nginx</body></html>"

@@ -6,18 +6,8 @@ import pytest
 
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.result import Outcome
-from genqueue_worker.upstream.faults import (
-    AT_ONCE,
-    OUTGROWN,
-    Again,
-    Fault,
-    UpstreamFacts,
-    after_defect,
-    after_failure,
-    error_class,
-    fault_of,
-    is_exhausted,
-)
+from genqueue_worker.engine.retrying import AT_ONCE, Again, after_defect, after_failure, is_exhausted
+from genqueue_worker.upstream.faults import OUTGROWN, Fault, UpstreamFacts, error_class, fault_of
 
 REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPACITY, Fault.SERVER
 

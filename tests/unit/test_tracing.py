@@ -119,7 +119,7 @@ trace.set_tracer_provider(provider)
 
 from genqueue.settings import GeneratorSettings
 from genqueue_worker.observe.metrics import Metrics
-from genqueue_worker.observe.tracing import open_call
+from genqueue_worker.upstream.spans import open_call
 given = {
     "own": {"api_type": "text_generation_inference", "api_params": {"url": "http://tgi"}},
     "hub": {"api_type": "serverless_inference_api", "api_params": {"model": "m", "provider": "cerebras"}},

@@ -51,6 +51,7 @@ from genqueue_worker.engine.continuation import (
     next_attempt,
 )
 from genqueue_worker.engine.newer import after_unknown, unknown_here
+from genqueue_worker.engine.retrying import AT_ONCE, Again, after_defect, after_failure, is_exhausted
 from genqueue_worker.engine.usage import Counts, uncounted, usage
 from genqueue_worker.engine.writer import Outbox, Writer
 from genqueue_worker.observe.health import Pulse, turns
@@ -58,15 +59,7 @@ from genqueue_worker.observe.metrics import DEFERRED, HANDED_OVER, RETRIED, SUPE
 from genqueue_worker.observe.report import IGNORED, Report, Show, show_nobody
 from genqueue_worker.resources import lack_of, start_resolver
 from genqueue_worker.upstream.client import Ending, TextGeneration
-from genqueue_worker.upstream.faults import (
-    AT_ONCE,
-    Again,
-    UpstreamFacts,
-    after_defect,
-    after_failure,
-    error_class,
-    is_exhausted,
-)
+from genqueue_worker.upstream.faults import UpstreamFacts, error_class
 from genqueue_worker.upstream.pool import Upstream
 from genqueue_worker.upstream.sink import ReplyTooLongError
 from genqueue_worker.upstream.transport import UpstreamError, open_transport

@@ -17,18 +17,20 @@ from huggingface_hub import AsyncInferenceClient
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.request import GenerationRequest, Given
 from genqueue_worker.observe.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
-from genqueue_worker.observe.tracing import ended, open_call
 from genqueue_worker.resources import lack_of
 from genqueue_worker.upstream.endpoint import Endpoint
 from genqueue_worker.upstream.engines.chats import ChatAnswer, chat_parameters
 from genqueue_worker.upstream.engines.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.upstream.engines.native import NativeAnswer
+from genqueue_worker.upstream.facts import facts_of
 from genqueue_worker.upstream.faults import OUTGROWN, UpstreamFacts, error_class
 from genqueue_worker.upstream.fields import GIVEN_UP, integer
-from genqueue_worker.upstream.pool import Silence, Upstream, facts_of
+from genqueue_worker.upstream.pool import Upstream
 from genqueue_worker.upstream.server_errors import damage, unreadable
 from genqueue_worker.upstream.serverless import CHATS, PROMPTS, asked, find_provider
+from genqueue_worker.upstream.silence import Silence
 from genqueue_worker.upstream.sink import Sink, Stopped
+from genqueue_worker.upstream.spans import ended, open_call
 from genqueue_worker.upstream.transport import Answered, Exchange, UpstreamError, exchange, exchanging
 
 Answer = NativeAnswer | ChatAnswer | CompletionAnswer

@@ -7,24 +7,21 @@ Every error of the client or of a server leaves here as
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import AsyncInferenceClient, get_async_session
-from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
-from genqueue.connection.address import secrets_of, without_secrets
-from genqueue.errors import ConfigError
-from genqueue.settings import GeneratorSettings, is_sendable
+from genqueue.connection.address import without_secrets
+from genqueue.settings import GeneratorSettings
 from genqueue_worker.observe.metrics import CallMeter
-from genqueue_worker.resources import lack_of
 from genqueue_worker.upstream.admission import Admission
 from genqueue_worker.upstream.endpoint import Endpoint, any_up, choose
+from genqueue_worker.upstream.facts import facts_of, secrets_among, token_of, without
 from genqueue_worker.upstream.faults import (
     LACK,
     OF_THE_ADDRESS,
@@ -42,12 +39,6 @@ from genqueue_worker.upstream.unreachable import no_server, words_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-_MOST_ERROR_CHARACTERS = 500
-_LEAST_SECRET_CHARACTERS = 4
-"""What is shorter keeps nobody out, and stands in words that say nothing of it."""
-_BEHIND_A_CUT = re.compile(r"\Z|[);,'\"]| …")
-_SCHEMES = frozenset({"bearer", "basic", "token"})
 _LOOK_EVERY_S = 5.0
 """At servers that nothing is asked of."""
 _ROUTE = re.compile(r"/*(/generate(_stream)?|/v1(/chat/completions|/completions)?)?/*$")
@@ -60,88 +51,6 @@ NOT_ASKED = 0
 """In place of a status: this host lacks what a question needs, which says nothing of the server."""
 _SCALE_UP_S = 600
 """How long a proxy of Inference Endpoints is asked to hold a request while its endpoint wakes."""
-
-
-class Silence:
-    """Ends a block of code with UpstreamError once its server has said nothing for too long.
-
-    A timeout that each token pushed back would cost more than the token: this one looks only
-    when it might be due.  ``meter`` and ``endpoint`` are told when the server says something: a token, or words, and
-    not what only keeps the connection open.
-
-    Attributes:
-        first_s: seconds until it first said something; None if it has not.
-    """
-
-    def __init__(self, first_token_s: float, between_tokens_s: float, meter: CallMeter, endpoint: Endpoint) -> None:
-        self._first_s = first_token_s
-        self._between_s = between_tokens_s
-        self.first_s: float | None = None
-        self._heard_s: float | None = None
-        self._began_s = 0.0
-        self._meter = meter
-        self._endpoint = endpoint
-        self._is_paused = False
-        self._loop = asyncio.get_running_loop()
-        self._due: asyncio.TimerHandle | None = None
-        self._timeout = asyncio.timeout(None)
-
-    @asynccontextmanager
-    async def limited(self) -> AsyncIterator[None]:
-        """The block."""
-        self._began_s = self._loop.time()
-        self._arm(self._began_s + self._first_s)
-        try:
-            async with self._timeout:
-                yield
-        except TimeoutError:
-            if not self._timeout.expired():
-                raise
-            limit_s, what = (
-                (self._first_s, "no token") if self._heard_s is None else (self._between_s, "no more tokens")
-            )
-            raise UpstreamError(
-                UpstreamFacts(f"the server fell silent: {what} within {limit_s:g} s", error_type="timeout")
-            ) from None
-        finally:
-            if self._due is not None:
-                self._due.cancel()
-
-    def heard(self) -> None:
-        """The server said a token."""
-        before_s, self._heard_s = self._heard_s, self._loop.time()
-        self._endpoint.heard_s = self._heard_s
-        if before_s is None:
-            self._endpoint.took(self._began_s, self._heard_s)
-            self.first_s = self._heard_s - self._began_s
-            self._meter.first_chunk.observe(self.first_s)
-            self._arm(self._heard_s + self._between_s)
-        else:
-            self._meter.gaps.observe(self._heard_s - before_s)
-
-    @asynccontextmanager
-    async def paused(self) -> AsyncIterator[None]:
-        """Within this block nobody listens to the server."""
-        self._is_paused = True
-        try:
-            yield
-        finally:
-            self._is_paused = False
-            self._heard_s = self._loop.time()
-
-    def _arm(self, when_s: float) -> None:
-        if self._due is not None:
-            self._due.cancel()
-        self._due = self._loop.call_at(when_s, self._look)
-
-    def _look(self) -> None:
-        now_s = self._loop.time()
-        if self._is_paused:
-            self._arm(now_s + self._between_s)
-        elif self._heard_s is not None and self._heard_s + self._between_s > now_s:
-            self._arm(self._heard_s + self._between_s)
-        else:
-            self._timeout.reschedule(now_s)
 
 
 class Upstream:
@@ -179,7 +88,7 @@ class Upstream:
         self.endpoints = [Endpoint(url, without_secrets(url)) for url in params.addresses] or [
             Endpoint(None, params.provider or "auto")
         ]
-        token = self.token = _token(name, settings, environ)
+        token = self.token = token_of(name, settings, environ)
         if not params.addresses:
             check_provider(name, params)
         headers: dict[str, Any] = {key: value.get_secret_value() for key, value in params.headers.items()}
@@ -493,82 +402,3 @@ def _unanswered(endpoint: Endpoint) -> str:
 def is_answer(status: int | None) -> bool:
     """Whether a server that answered ``/health`` so can be called; one that has no such route can."""
     return status is not None and status != NOT_ASKED and status < 500
-
-
-def _token(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:
-    found = settings.find_token(environ)
-    if found is None:
-        return None
-    variable, token = found
-    if not is_sendable(token):
-        raise ConfigError(
-            f"{variable}, the token of generator {name!r}: holds a character that cannot stand in a header"
-        )
-    return token
-
-
-def secrets_among(headers: Iterable[str], urls: Iterable[str]) -> list[str]:
-    """What no error may hold of what is sent to a server: the longest first, for one may be a part of another."""
-    # Of "Bearer <token>" a server may name the token alone.
-    found = {part for value in headers for part in (value, value.rpartition(" ")[2])}
-    found |= {value for url in urls for value in secrets_of(url)}
-    return sorted((value for value in found if len(value) >= _LEAST_SECRET_CHARACTERS), key=len, reverse=True)
-
-
-def without(secrets: Iterable[str], facts: UpstreamFacts) -> UpstreamFacts:
-    """The facts without what their server was sent to let us in: a careless one quotes that in its errors."""
-
-    def hide(words: str) -> str:
-        for secret in secrets:
-            words = _without_beginning(words.replace(secret, "***"), secret)
-        return words
-
-    return replace(facts, message=hide(facts.message), error_type=facts.error_type and hide(facts.error_type))
-
-
-def _without_beginning(words: str, secret: str) -> str:
-    """Words that may have been cut in the middle of a secret, and then put into others."""
-    kept, at = [], 0
-    for found in re.finditer(re.escape(secret[:_LEAST_SECRET_CHARACTERS]), words):
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(words[found.start() :], secret, strict=False))
-        begun = "".join(sign for sign, _ in pairs)
-        end = found.start() + len(begun)
-        if found.start() >= at and _BEHIND_A_CUT.match(words, end) and begun.strip().lower() not in _SCHEMES:
-            kept += [words[at : found.start()], "***"]
-            at = end
-    return "".join([*kept, words[at:]])
-
-
-def facts_of(error: BaseException) -> UpstreamFacts | None:
-    """The facts of an exception of huggingface_hub or its transport; None of one that is a defect.
-
-    What an answer says is read by :mod:`genqueue_worker.upstream.engines.native`,
-    :mod:`genqueue_worker.upstream.engines.chats` and :mod:`genqueue_worker.upstream.engines.completions`, which know
-    what they cannot read: any other TypeError is ours.
-    """
-    if lack := lack_of(error):  # huggingface_hub looks for a token of its own in a file, at each call
-        return UpstreamFacts(lack, error_type=LACK)
-    match error:
-        case InferenceTimeoutError() if isinstance(error.__cause__, httpx2.ConnectTimeout):
-            return _unreached(error.__cause__)
-        case httpx2.ConnectError() | httpx2.ConnectTimeout():
-            return _unreached(error)
-        case InferenceTimeoutError() | httpx2.TimeoutException():
-            return UpstreamFacts(f"the server fell silent: {type(error).__name__}", error_type="timeout")
-        case httpx2.HTTPError() | OSError():
-            return UpstreamFacts(f"the way to the server failed: {_words(error)}", error_type="transport")
-        case UnicodeError():  # a header of the settings, a byte of the answer: not the caller's
-            return UpstreamFacts(f"the call could not be encoded: {type(error).__name__}", error_type="generation")
-        case HfHubHTTPError() | httpx2.StreamError() | ValueError():
-            return UpstreamFacts(str(error), error_type="validation")  # huggingface_hub refuses to make the call
-    return None
-
-
-def _words(error: BaseException) -> str:
-    """What an error of the transport says; of a response that is no HTTP aiohttp's quotes all that was read."""
-    return str(error)[:_MOST_ERROR_CHARACTERS] or type(error).__name__
-
-
-def _unreached(error: Exception) -> UpstreamFacts:
-    """Nobody was asked, so nobody failed."""
-    return UpstreamFacts(f"the server cannot be reached: {_words(error)}", error_type="unreached", was_unreached=True)
