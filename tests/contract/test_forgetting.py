@@ -16,7 +16,8 @@ from genqueue.registry.script import Call
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.events import Token
 from genqueue.wire.result import GenerationResult, Outcome
-from genqueue_worker.engine.writer import Outbox, Writer
+from genqueue_worker.engine.outbox import Outbox
+from genqueue_worker.engine.writer import Writer
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 
 from .conftest import DONE, KEEP_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush

@@ -22,7 +22,7 @@ from genqueue.registry.attempts import Claim
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting
-from genqueue_worker.engine.writer import Outbox
+from genqueue_worker.engine.outbox import Outbox
 from genqueue_worker.observe.health import turns
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.upstream.client import TextGeneration

@@ -7,17 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genqueue.wire.events import Token, ToolCallDelta
-from genqueue_worker.engine.continuation import (
-    Begin,
-    Complete,
-    Continue,
-    ContinuedSink,
-    GiveUp,
-    Progress,
-    Seam,
-    begins_anew,
-    next_attempt,
-)
+from genqueue_worker.engine.continuation import Begin, Complete, Continue, GiveUp, Progress, begins_anew, next_attempt
+from genqueue_worker.engine.seam import ContinuedSink, Seam
 from genqueue_worker.upstream.sink import Stopped
 
 FREE = {"max_new_tokens": 10}

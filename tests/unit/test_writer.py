@@ -18,7 +18,8 @@ from genqueue.registry.script import Call
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.events import Token, ToolCallDelta
 from genqueue.wire.result import Outcome
-from genqueue_worker.engine.writer import _CONGESTION_TOKENS, Outbox, Writer
+from genqueue_worker.engine.outbox import _CONGESTION_TOKENS, Outbox
+from genqueue_worker.engine.writer import Writer
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.upstream.sink import ReplyTooLongError
 

@@ -43,17 +43,17 @@ from genqueue_worker.engine.continuation import (
     Begin,
     Complete,
     Continue,
-    ContinuedSink,
     GiveUp,
     Progress,
-    Seam,
     begins_anew,
     next_attempt,
 )
 from genqueue_worker.engine.newer import after_unknown, unknown_here
+from genqueue_worker.engine.outbox import Outbox
 from genqueue_worker.engine.retrying import AT_ONCE, Again, after_defect, after_failure, is_exhausted
+from genqueue_worker.engine.seam import ContinuedSink, Seam
 from genqueue_worker.engine.usage import Counts, uncounted, usage
-from genqueue_worker.engine.writer import Outbox, Writer
+from genqueue_worker.engine.writer import Writer
 from genqueue_worker.observe.health import Pulse, turns
 from genqueue_worker.observe.metrics import DEFERRED, HANDED_OVER, RETRIED, SUPERSEDED, AttemptMeter, Metrics, Now
 from genqueue_worker.observe.report import IGNORED, Report, Show, show_nobody

@@ -15,7 +15,7 @@ class ReplyTooLongError(Exception):
 
 
 class Sink(Protocol):
-    """Takes tokens as they come; :class:`genqueue_worker.engine.writer.Outbox` is one."""
+    """Takes tokens as they come; :class:`genqueue_worker.engine.outbox.Outbox` is one."""
 
     def waking(self) -> None:
         """Nothing can come before the server has woken up."""
