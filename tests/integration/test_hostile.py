@@ -23,7 +23,7 @@ from kombu.utils.json import loads
 from genqueue import AsyncGenerationClient, GenerationCancelledError, GenerationClient, GenerationError, Settings
 from genqueue.keys import PRIORITIES, SILENT, doorbell, live, log, result, worker
 from genqueue.wire.events import read_events
-from genqueue_worker.broker.transport import is_celery_message
+from genqueue_worker.broker.checks import is_celery_message
 
 from ..hostile import drawn, entries, orders, publications
 from .roles import as_role

@@ -9,7 +9,7 @@ import pytest
 from celery.exceptions import InvalidTaskError, NotRegistered
 
 from genqueue.registry.doorbell import doorbell_message
-from genqueue_worker.broker.transport import (
+from genqueue_worker.broker.checks import (
     ExpiredError,
     Refusal,
     check_call,

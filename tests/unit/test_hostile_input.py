@@ -14,7 +14,7 @@ from genqueue.errors import InvalidRequestError, StoreError
 from genqueue.registry.reading import read_log
 from genqueue.wire.events import read_event, read_events
 from genqueue.wire.request import GenerationRequest, read_request
-from genqueue_worker.broker.transport import ExpiredError, check_call, is_celery_message, is_order
+from genqueue_worker.broker.checks import ExpiredError, check_call, is_celery_message, is_order
 
 from ..hostile import bodies, entries, events, orders, publications, requests, values
 

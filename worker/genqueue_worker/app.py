@@ -19,11 +19,11 @@ from genqueue.connection.store import Store
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.settings import Settings, load_settings
 from genqueue.terminal import one_line
-from genqueue_worker.broker import transport
+from genqueue_worker.broker import checks
 from genqueue_worker.broker.config import celery_configuration
+from genqueue_worker.broker.consumer import Consumer
 from genqueue_worker.broker.pool import choose_pool
 from genqueue_worker.broker.remote_control import Task, limit_orders
-from genqueue_worker.broker.transport import Consumer
 from genqueue_worker.observe import logs, tracing
 from genqueue_worker.resources import open_standard_streams
 from genqueue_worker.runtime import Runtime
@@ -193,8 +193,8 @@ def _answer_unwanted(message: Any, exc: Exception, **_: Any) -> None:
     generation_id = message.headers["id"]
     queue = str(message.delivery_info["routing_key"])
     generator = queue.removeprefix(keys.QUEUE_PREFIX) or "default"
-    if isinstance(exc, transport.ExpiredError):
+    if isinstance(exc, checks.ExpiredError):
         _runtime.engine.expire(generation_id, generator)
     else:
-        reason = str(exc) if isinstance(exc, transport.Refusal) else type(exc).__name__
+        reason = str(exc) if isinstance(exc, checks.Refusal) else type(exc).__name__
         _runtime.engine.refuse(generation_id, generator, f"the message is no task: {reason}")

@@ -15,8 +15,8 @@ from genqueue import keys
 from genqueue.settings import Settings, mistyped
 from genqueue.terminal import one_line
 from genqueue_worker.broker import transport
+from genqueue_worker.broker.consumer import Consumer
 from genqueue_worker.broker.pool import green_pool, refusal
-from genqueue_worker.broker.transport import Consumer
 from genqueue_worker.engine.leases import LeaseKeeper
 from genqueue_worker.observe.health import CONSUMER, ENGINE, LEASES, Verdict, liveness, readiness
 from genqueue_worker.observe.metrics import Now

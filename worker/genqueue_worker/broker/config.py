@@ -7,7 +7,7 @@ from kombu import Exchange, Queue
 from genqueue import keys
 from genqueue.connection.address import read_address
 from genqueue.settings import Settings
-from genqueue_worker.broker.transport import Consumer
+from genqueue_worker.broker.consumer import Consumer
 
 
 def celery_addresses(redis_url: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ to other queues or files (``add_consumer`` of a foreign list, ``objgraph``) or h
 (``hello``, with ids that are said to be revoked).  How many places a worker has is ``--concurrency``.
 Those that are known are given the arguments that they need and no others: ``registered`` would read any attribute
 of a task, as often as it is told.  How long an order may be, and that it names workers and no pattern of
-names, is :func:`genqueue_worker.broker.transport.is_order`'s.
+names, is :func:`genqueue_worker.broker.checks.is_order`'s.
 
 What a plain Celery producer sends with its task is its prompt: ``active``, ``reserved``,
 ``scheduled`` and ``query_task`` (Flower, ``celery inspect``) show a task without its arguments.
@@ -25,7 +25,7 @@ from celery.worker.control import Panel
 from celery.worker.request import Request
 
 from genqueue.keys import names_a_generation
-from genqueue_worker.broker.transport import ORDERS
+from genqueue_worker.broker.checks import ORDERS
 
 
 class PrivateRequest(Request):  # type: ignore[misc]  # celery has no types
