@@ -163,7 +163,7 @@ _BEHIND_KEY = {
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class PermissionCheck:
     """A command that a role needs.
 
     Attributes:
@@ -177,7 +177,7 @@ class Trial:
     on: str = ""
 
 
-def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], list[Trial]]:
+def trials(role: Role, scratch_id: str, database: int) -> tuple[list[PermissionCheck], list[PermissionCheck]]:
     """What a role says to Redis: (what may be queued in a transaction and discarded, the rest in its order).
 
     Keys that are one generation's or generator's are a scratch one's; those that all share are
@@ -187,11 +187,11 @@ def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], lis
     Redis refuses nobody.
     """
     queued = [
-        Trial((*name.upper().split("|"), *_ALONE[name].split()), name)
+        PermissionCheck((*name.upper().split("|"), *_ALONE[name].split()), name)
         for name in COMMANDS[role].split()
         if name in _ALONE
     ]
-    said = [Trial((name.upper(),), name) for name in ("exec", "discard")]
+    said = [PermissionCheck((name.upper(),), name) for name in ("exec", "discard")]
     for names, patterns in (*OURS[role], *CELERYS[role]):
         for pattern in patterns:
             # Of pieces of a name all are the scratch id: *.celery.pidbox*
@@ -200,16 +200,16 @@ def trials(role: Role, scratch_id: str, database: int) -> tuple[list[Trial], lis
                 command = (name.upper(), key, *_BEHIND_KEY.get(name, "").split())
                 if name in {"eval", "evalsha"}:
                     command = (name.upper(), "return 1" if name == "eval" else "0" * 40, "1", key)
-                queued.append(Trial(command, name, f"~{pattern}"))
+                queued.append(PermissionCheck(command, name, f"~{pattern}"))
     for pattern in CHANNELS[role]:
         channel = pattern.replace("{db}", str(database))
         scratch = channel.replace("*", scratch_id)
-        queued.append(Trial(("PUBLISH", scratch, ""), "publish", f"&{channel}"))
-        said.append(Trial(("SUBSCRIBE", scratch), "subscribe", f"&{channel}"))
+        queued.append(PermissionCheck(("PUBLISH", scratch, ""), "publish", f"&{channel}"))
+        said.append(PermissionCheck(("SUBSCRIBE", scratch), "subscribe", f"&{channel}"))
         if pattern in _EVENTS:  # kombu listens by pattern, which has to be a rule's own word for word
-            said.append(Trial(("PSUBSCRIBE", channel), "psubscribe", f"&{channel}"))
+            said.append(PermissionCheck(("PSUBSCRIBE", channel), "psubscribe", f"&{channel}"))
     said += [
-        Trial((name.upper(), scratch_id), name)
+        PermissionCheck((name.upper(), scratch_id), name)
         for name in COMMANDS[role].split()
         if name in {"unsubscribe", "punsubscribe"}
     ]

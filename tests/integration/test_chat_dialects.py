@@ -19,10 +19,10 @@ from genqueue.wire.request import read_request
 from genqueue.wire.result import GenerationResult
 from genqueue_ops.standin.server import cleanup
 from genqueue_worker.observe.metrics import Metrics
-from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.upstream.client import ModelClient
 from genqueue_worker.upstream.faults import Fault, fault_of
 from genqueue_worker.upstream.fields import encodable
-from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.transport import UpstreamError, open_transport
 
 DONE = "[DONE]"
@@ -119,8 +119,8 @@ async def chat(engine):
         settings = GeneratorSettings.model_validate(
             {"api_type": "text_generation_inference", "api_params": {"url": f"{url}/v1"}}
         )
-        upstream, meter = Upstream("chat", settings, {}, lambda: None), Metrics({"chat": settings}).of("chat")
-        generator = TextGeneration(upstream, meter, 1_000_000)
+        upstream, meter = EndpointPool("chat", settings, {}, lambda: None), Metrics({"chat": settings}).of("chat")
+        generator = ModelClient(upstream, meter, 1_000_000)
 
         async def run(*events, heard=None, **kwargs):
             heard = heard or Heard()

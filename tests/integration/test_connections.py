@@ -22,10 +22,10 @@ from genqueue.settings import GeneratorSettings
 from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.observe.metrics import Metrics
-from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.upstream.client import ModelClient
 from genqueue_worker.upstream.faults import LACK, Fault, fault_of
 from genqueue_worker.upstream.peers import Patience
-from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.transport import Exchange, UpstreamError, exchange, exchanging, open_transport
 
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -139,8 +139,8 @@ class Calls:
                 "timeouts": {"first_token_s": 30, "between_tokens_s": 30},
             }
         )
-        self.upstream = Upstream("g", settings, {}, lambda: None)
-        self.generator = TextGeneration(self.upstream, Metrics({"g": settings}).of("g"), 1_000_000)
+        self.upstream = EndpointPool("g", settings, {}, lambda: None)
+        self.generator = ModelClient(self.upstream, Metrics({"g": settings}).of("g"), 1_000_000)
         (self.endpoint,) = self.upstream.endpoints
 
     async def __call__(self, prompt: str = "hi") -> str:

@@ -12,9 +12,9 @@ from genqueue.settings import GeneratorSettings
 from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.observe.metrics import Metrics
-from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.upstream.client import ModelClient
 from genqueue_worker.upstream.faults import Fault, fault_of
-from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.transport import UpstreamError, open_transport
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -92,7 +92,7 @@ async def call(server, is_chat):
     settings = GeneratorSettings.model_validate(
         {"api_type": "text_generation_inference", "api_params": {"url": f"http://{host}:{port}"}}
     )
-    generator = TextGeneration(Upstream("g", settings, {}, lambda: None), Metrics({"g": settings}).of("g"), 1_000_000)
+    generator = ModelClient(EndpointPool("g", settings, {}, lambda: None), Metrics({"g": settings}).of("g"), 1_000_000)
     fields = {"messages": [{"role": "user", "content": "hi"}]} if is_chat else {"prompt": "hi"}
     request = read_request(fields)
 

@@ -25,9 +25,9 @@ from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.engine.outbox import Outbox
 from genqueue_worker.observe.health import turns
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
-from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.upstream.client import ModelClient
 from genqueue_worker.upstream.faults import Fault, fault_of
-from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.sink import ReplyTooLongError
 from genqueue_worker.upstream.transport import UpstreamError, open_transport
 
@@ -123,7 +123,7 @@ async def call(server):
                 }
             )
             metrics = Metrics({"g": settings})
-            generator = TextGeneration(Upstream("g", settings, {}, lambda: None), metrics.of("g"), 1_000_000)
+            generator = ModelClient(EndpointPool("g", settings, {}, lambda: None), metrics.of("g"), 1_000_000)
             fields = {"messages": [{"role": "user", "content": "hi"}]} if chat else {"prompt": "hi"}
             request = read_request({**fields, "generation_kwargs": kwargs})
             meter = AttemptMeter(metrics.of("g"), Claim(1, b"", 0.0, 0.0, None, "", 0, 0, []), keeps=True)

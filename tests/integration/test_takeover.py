@@ -14,8 +14,8 @@ from genqueue.keys import generation as generation_key
 from genqueue.keys import text as text_key
 from genqueue.registry import endings
 from genqueue_ops.standin.prose import expected_tokens
-from genqueue_worker.engine.loop import Ended, Engine, NotOurs
-from genqueue_worker.upstream.client import TextGeneration
+from genqueue_worker.engine.loop import Ended, Engine, Relinquished
+from genqueue_worker.upstream.client import ModelClient
 
 from .roles import as_role
 
@@ -313,7 +313,7 @@ def test_what_is_claimed_only_after_it_should_have_been_handed_over_is_given_bac
         engine.drain(0.0)
         eventually(lambda: engine._is_leaving)  # drain_s is over
         fleet.redis.resume()
-        assert running.result(timeout=10) == NotOurs("handed_over")
+        assert running.result(timeout=10) == Relinquished("handed_over")
         assert fleet.record(generation)["state"] == "queued"
         assert standin.requests(prompt) == []
         engine.stop()
@@ -335,7 +335,7 @@ def test_news_of_an_attempt_that_is_over_stops_no_later_one(fleet_of, ask, stand
         running = threads.submit(engine.run, other.id, "default", None)
         eventually(lambda: engine.held() == [(other.id, 1)])
         engine.lose(other.id, 1, "superseded")
-        assert running.result(timeout=5) == NotOurs("superseded")
+        assert running.result(timeout=5) == Relinquished("superseded")
         engine.stop()
 
 
@@ -426,7 +426,7 @@ def test_what_is_cancelled_while_its_claim_is_on_its_way_is_asked_of_no_server(f
         engine.stop()
 
 
-class Defective(TextGeneration):
+class Defective(ModelClient):
     """A generator with a defect of ours, whose words quote the prompt."""
 
     async def run(self, prompt, *_, **__):
@@ -445,7 +445,7 @@ def test_a_defect_of_ours_costs_an_attempt_and_never_the_generation(fleet_of, as
         generation = fleet.client.submit(prompt)
         engine.generators["default"] = defective
         with caplog.at_level("INFO"):
-            assert engine.run(generation.id, "default", None) == NotOurs("retried")
+            assert engine.run(generation.id, "default", None) == Relinquished("retried")
         record = fleet.record(generation)
         assert (record["state"], record.get("failures")) == ("queued", None)
         assert json.loads(record["errors"]) == {"attempt": 1, "message": "unexpected KeyError in the worker"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from genqueue_worker.upstream.engines.chats import ChatAnswer
+from genqueue_worker.upstream.engines.chats import ChatReader
 from genqueue_worker.upstream.server_errors import error_in
 
 from .heard import Heard
@@ -41,7 +41,7 @@ WHOLE = {"role": "assistant", "content": "hi you"}
 )
 def test_the_text_is_there_once(events, expected):
     heard = Heard()
-    answer = ChatAnswer(heard, 50)
+    answer = ChatReader(heard, 50)
     for event in events:
         answer.take(event)
     assert ("".join(heard.texts), answer.is_complete, answer.lack) == (expected, True, None)
@@ -78,6 +78,6 @@ def line(text: str, **fields: Any) -> bytes:
     ],
 )
 def test_lines_of_a_stream_are_complete_with_the_word_of_their_end(body, is_complete):
-    answer = ChatAnswer(Heard(), 50)
+    answer = ChatReader(Heard(), 50)
     answer.take_whole(body)
     assert answer.is_complete is is_complete

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from genqueue.acl import Trial
+from genqueue.acl import PermissionCheck
 from genqueue.doctor import judge
 from genqueue.doctor.judge import EndpointSeen, Facts, FileSeen
 from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
@@ -187,11 +187,14 @@ def test_each_trouble_is_one_finding_that_says_what_to_do(changed, expected):
 
 
 KEYS = [
-    Trial(("EVALSHA", "0", "1", "genqueue:x"), "evalsha", "~genqueue:*"),
-    Trial(("EVALSHA", "0", "1", "generate.x"), "evalsha", "~generate.*"),
+    PermissionCheck(("EVALSHA", "0", "1", "genqueue:x"), "evalsha", "~genqueue:*"),
+    PermissionCheck(("EVALSHA", "0", "1", "generate.x"), "evalsha", "~generate.*"),
 ]
-CHANNELS = [Trial(("PUBLISH", "a", ""), "publish", "&a"), Trial(("PUBLISH", "b", ""), "publish", "&b")]
-ALONE = [Trial(("CONFIG", "GET", "save"), "config|get")]
+CHANNELS = [
+    PermissionCheck(("PUBLISH", "a", ""), "publish", "&a"),
+    PermissionCheck(("PUBLISH", "b", ""), "publish", "&b"),
+]
+ALONE = [PermissionCheck(("CONFIG", "GET", "save"), "config|get")]
 SEVEN = "(ops/redis/users.acl has all of them)"
 SIX = "(ops/redis/users.acl needs Redis 7)"
 

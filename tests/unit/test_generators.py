@@ -10,11 +10,11 @@ from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.request import read_request
 from genqueue_worker.upstream.client import asked_tokens, call_parameters, goes_one_shot
-from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.pool import EndpointPool
 
 
 def upstream(settings, environ=()):
-    return Upstream("g", settings, dict(environ), lambda: None)
+    return EndpointPool("g", settings, dict(environ), lambda: None)
 
 
 ALWAYS = {"details": True, "return_full_text": False}
@@ -169,7 +169,7 @@ def test_a_token_that_no_header_can_hold_is_refused_at_the_start_and_not_shown(s
 
 
 async def test_a_server_that_is_asleep_again_when_it_has_woken_is_waited_for_again():
-    class Dozing(Upstream):
+    class Dozing(EndpointPool):
         async def _health(self, endpoint, held_s=0):
             await asyncio.sleep(0.001)
             return 200

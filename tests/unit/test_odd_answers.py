@@ -6,7 +6,7 @@ import math
 import pytest
 
 from genqueue.wire.events import Token
-from genqueue_worker.upstream.engines.chats import ChatAnswer
+from genqueue_worker.upstream.engines.chats import ChatReader
 from genqueue_worker.upstream.engines.completions import CompletionAnswer
 from genqueue_worker.upstream.engines.native import NativeAnswer
 from genqueue_worker.upstream.fields import UNKNOWN_TOKEN, encodable
@@ -26,7 +26,7 @@ def as_data(event):
 def chatted(*events):
     """(what was heard, the answer) of a chat's stream, read to its end."""
     heard = Heard()
-    answer = ChatAnswer(heard, 50)
+    answer = ChatReader(heard, 50)
     for event in events:
         if not answer.take(as_data(event)):
             break
@@ -94,7 +94,7 @@ def test_what_is_no_word_ends_nothing(value):
 def test_a_word_for_no_end_ends_nothing(value):
     """As DashScope has it in every event."""
     heard = Heard()
-    answer = ChatAnswer(heard, 50)
+    answer = ChatReader(heard, 50)
     for event in (choice({"content": "a"}, finish_reason=value), choice({"content": "b"}, finish_reason=value)):
         answer.take(as_data(event))
     assert ("".join(heard.texts), answer.is_complete, heard.is_closed) == ("ab", False, False)
@@ -326,7 +326,7 @@ def test_a_call_in_an_odd_shape_is_one(deltas, ends):
 )
 def test_what_may_be_text_or_a_call_is_a_failure_that_says_what_was_seen(event, words):
     with pytest.raises(UpstreamError, match=words):
-        ChatAnswer(Heard(), 50).take(as_data(event))
+        ChatReader(Heard(), 50).take(as_data(event))
 
 
 def token_event(text="a", generated_text=None, details=None, **more):
@@ -552,7 +552,7 @@ UNREAD_THOUGHTS = [{"type": "reasoning.encrypted", "data": "xx"}, {"type": "reda
 def test_thoughts_are_read_however_they_are_called(thoughts, beside, whole):
     if whole:
         heard = Heard()
-        answer = ChatAnswer(heard, 50)
+        answer = ChatReader(heard, 50)
         answer.take_whole(as_data({"choices": [{"message": {**beside, **thoughts}, "finish_reason": "stop"}]}))
     else:
         heard, answer = chatted(choice({**beside, **thoughts}), choice(finish_reason="stop"))
@@ -595,7 +595,7 @@ def test_a_number_without_end_costs_no_answer(digits):
 def test_lines_may_end_with_the_last_word(done):
     lines = [*(as_data(choice({"content": text})) for text in ("a", "b")), done, b""]
     heard = Heard()
-    answer = ChatAnswer(heard, 50)
+    answer = ChatReader(heard, 50)
     answer.take_whole(b"\n".join(lines))
     assert ("".join(heard.texts), answer.is_complete, answer.lack) == ("ab", True, None)
 

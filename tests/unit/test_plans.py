@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from genqueue import errors
 from genqueue.client import flows
-from genqueue.client.flows import WAIT, Plan
+from genqueue.client.flows import WAIT, Flow
 from genqueue.client.patience import Deadline, Patience
 from genqueue.registry import fleet
 from genqueue.registry.lifecycle import State
@@ -89,7 +89,7 @@ class Registry:
         self.asked.append("text" if key.endswith(":text") else "result")
         return PartialOutput(self.text) if key.endswith(":text") else self.result
 
-    def read(self, plan: Plan[Any], items: list[Any] | None = None) -> list[Any]:
+    def read(self, plan: Flow[Any], items: list[Any] | None = None) -> list[Any]:
         """Everything the plan has for its caller, added to ``items``; fails when it asks for ever."""
         items = [] if items is None else items
         answer: Any = None

@@ -22,7 +22,7 @@ from genqueue.client.arguments import (
     retry,
     submission_of,
 )
-from genqueue.client.flows import ItemT, Plan, Wait
+from genqueue.client.flows import Flow, ItemT, Wait
 from genqueue.client.reading import AsyncReading, Reader
 from genqueue.client.views import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.connection.hub import LiveHub
@@ -255,7 +255,7 @@ class AsyncGenerationClient:
             )
         return self._hub
 
-    async def _steps(self, plan: Plan[ItemT]) -> AsyncIterator[ItemT]:
+    async def _steps(self, plan: Flow[ItemT]) -> AsyncIterator[ItemT]:
         """The items of a plan that waits for nothing."""
         self._stay_on_loop()
         answer: Any = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from genqueue import keys
 from genqueue.client import flows
-from genqueue.client.flows import ItemT, Plan
+from genqueue.client.flows import Flow, ItemT
 from genqueue.client.patience import Deadline, Patience
 from genqueue.client.reading import Reader
 from genqueue.client.views import DeadLetter
@@ -36,7 +36,7 @@ _FIRST_CONTACT = 0.1
 def reader_of(
     generation: "Generation | AsyncGeneration",
     channel: str,
-    plan: Plan[list[ItemT]],
+    plan: Flow[list[ItemT]],
     timeout_s: float | None = None,
 ) -> Reader[ItemT]:
     """What a reader of a generation reads, and how long it is patient."""
@@ -122,7 +122,7 @@ def _is_time(number: float) -> bool:
         return False
 
 
-def cancel(generation_id: str, settings: Settings) -> Plan[bool]:
+def cancel(generation_id: str, settings: Settings) -> Flow[bool]:
     """The steps of a cancel."""
     return flows.cancel(
         generation_id,
@@ -133,14 +133,14 @@ def cancel(generation_id: str, settings: Settings) -> Plan[bool]:
     )
 
 
-def dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
+def dead_letters(generator: str | None, limit: int | None) -> Flow[DeadLetter]:
     """The steps of listing dead letters."""
     if limit is not None:
         check_count("limit", limit)
     return flows.dead_letters(generator, limit)
 
 
-def retry(generation_id: str, settings: Settings) -> Plan[str]:
+def retry(generation_id: str, settings: Settings) -> Flow[str]:
     """The steps of trying a dead letter again."""
     return flows.retry(
         generation_id,

@@ -50,10 +50,10 @@ class Wait(Enum):
 
 
 WAIT = Wait.FOR_MESSAGE
-Plan = Generator[Call[Any] | Wait | ItemT, Any, None]
+Flow = Generator[Call[Any] | Wait | ItemT, Any, None]
 
 
-def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
+def follow(generation_id: str, from_seq: int) -> Flow[list[Event]]:
     """Every event after number ``from_seq``, in order, once each, until the terminal one; a list of what came together.
 
     The channel is listened to before the first step, so what the log does not hold yet
@@ -112,7 +112,7 @@ def follow(generation_id: str, from_seq: int) -> Plan[list[Event]]:
         is_from_beginning, contradictions = False, 0
 
 
-def deliver(generation_id: str, from_seq: int, given: Delivery) -> Plan[list[Event]]:
+def deliver(generation_id: str, from_seq: int, given: Delivery) -> Flow[list[Event]]:
     """:func:`follow` as ``given`` has it, without the event ``reset``: what came together stays together.
 
     The last chunk of a generation is published in one message with its end, so whoever reads in batches
@@ -150,7 +150,7 @@ def deliver(generation_id: str, from_seq: int, given: Delivery) -> Plan[list[Eve
     yield from _delivered(generation_id, from_seq, given, gathered)
 
 
-def _delivered(generation_id: str, from_seq: int, given: Delivery, events: list[Event]) -> Plan[list[Event]]:
+def _delivered(generation_id: str, from_seq: int, given: Delivery, events: list[Event]) -> Flow[list[Event]]:
     """The events as ``given`` has them, in one list, if there are any."""
     resets = [place for place, event in enumerate(events) if isinstance(event, Reset)]
     first_chunk = resets[-1] if resets else 0
@@ -210,7 +210,7 @@ def _chunks_until(generation_id: str, last_seq: int) -> Generator[Call[Any], Any
     return chunks
 
 
-def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[list[Chunk]]:
+def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Flow[list[Chunk]]:
     """The chunks of :func:`deliver`, then the end: nothing, or the typed error.
 
     Where the log has no chunk (none were published, or it is gone), or is no one history, the text comes as one chunk.
@@ -256,7 +256,7 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[l
             yield rest
 
 
-def batches(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[list[list[Event]]]:
+def batches(generation_id: str, from_seq: int, *, resets: bool = False) -> Flow[list[list[Event]]]:
     """What :func:`deliver` gives, or with ``resets`` all that :func:`follow` does, a list for what came together."""
     plan = in_batches(follow(generation_id, from_seq)) if resets else None
     plan = plan or deliver(generation_id, from_seq, Continuing(generation_id, from_seq))
@@ -273,7 +273,7 @@ def batches(generation_id: str, from_seq: int, *, resets: bool = False) -> Plan[
             answer = yield step
 
 
-def result(generation_id: str) -> Plan[list[GenerationResult]]:
+def result(generation_id: str) -> Flow[list[GenerationResult]]:
     """The result, once it is there; raises the typed error of a generation that ended otherwise."""
     while True:
         found: GenerationResult | None = yield reading.read_result(generation_id)
@@ -291,14 +291,14 @@ def result(generation_id: str) -> Plan[list[GenerationResult]]:
         yield WAIT
 
 
-def status(generation_id: str) -> Plan[GenerationStatus]:
+def status(generation_id: str) -> Flow[GenerationStatus]:
     """Where it is now."""
     record: Record = yield reading.read_record(generation_id)
     position: int | None = yield reading.queue_position(generation_id, record.generator)
     yield views.status(generation_id, record, position)
 
 
-def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Plan[bool]:
+def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Flow[bool]:
     """Whether it is cancelled now; False when it had ended otherwise before."""
     generator: str = yield reading.read_home(generation_id)  # a record that cannot be read is cancelled as any
     end = endings.cancelled(generation_id, generator, date_done=date_done)
@@ -308,7 +308,7 @@ def cancel(generation_id: str, *, date_done: str, log_ttl_s: int, result_ttl_s: 
     yield answer == "ok"
 
 
-def dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
+def dead_letters(generator: str | None, limit: int | None) -> Flow[DeadLetter]:
     """Up to ``limit`` dead letters, the newest first; others may come and go meanwhile."""
     first, given = 0, set[str]()
     while limit is None or len(given) < limit:
@@ -328,7 +328,7 @@ def dead_letters(generator: str | None, limit: int | None) -> Plan[DeadLetter]:
         first += len(page)
 
 
-def dead_letter(generation_id: str) -> Plan[DeadLetterDetail]:
+def dead_letter(generation_id: str) -> Flow[DeadLetterDetail]:
     """All that is kept of one; raises NotDeadError for a generation that is none."""
     record: Record = yield reading.read_record(generation_id)
     letter = views.dead_letter(generation_id, record)
@@ -341,7 +341,7 @@ def dead_letter(generation_id: str) -> Plan[DeadLetterDetail]:
 
 def retry(
     generation_id: str, new_id: str, *, max_queue_depths: Mapping[str, int], keep_s: int, result_ttl_s: int
-) -> Plan[str]:
+) -> Flow[str]:
     """The id of the generation that a dead letter is tried again as; raises as :func:`calls.retry`."""
     record: Record = yield reading.read_record(generation_id)
     if record.retried_as is None:
@@ -358,13 +358,13 @@ def retry(
     yield accepted.generation_id
 
 
-def drop(generation_id: str, *, result_ttl_s: int) -> Plan[None]:
+def drop(generation_id: str, *, result_ttl_s: int) -> Flow[None]:
     """Drop a dead letter, or do nothing if it was dropped before; raises NotDeadError for what never was one."""
     views.dead_letter(generation_id, (yield reading.read_record(generation_id)))
     yield registry_dead_letters.drop(generation_id, result_ttl_s=result_ttl_s)
 
 
-def in_batches(plan: Plan[list[ItemT]]) -> Plan[list[ItemT]]:
+def in_batches(plan: Flow[list[ItemT]]) -> Flow[list[ItemT]]:
     """What a plan yields, gathered for as long as it does not wait: what came together stays together."""
     gathered: list[ItemT] = []
     answer = None

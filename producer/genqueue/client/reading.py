@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Self
 
-from genqueue.client.flows import WAIT, ItemT, Plan, Wait
+from genqueue.client.flows import WAIT, Flow, ItemT, Wait
 from genqueue.client.patience import Deadline, Patience
 from genqueue.connection.errors import ENDED
 from genqueue.connection.hub import Inbox, LiveHub
@@ -66,7 +66,7 @@ class Reader(Generic[ItemT]):
 
     handle: object
     channel: str
-    plan: Plan[list[ItemT]]
+    plan: Flow[list[ItemT]]
     deadline: Deadline
     patience: Patience
     span: AbstractContextManager[None]

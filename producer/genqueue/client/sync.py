@@ -26,7 +26,7 @@ from genqueue.client.arguments import (
     retry,
     submission_of,
 )
-from genqueue.client.flows import ItemT, Plan, Wait
+from genqueue.client.flows import Flow, ItemT, Wait
 from genqueue.client.reading import Reader, Reading
 from genqueue.client.views import DeadLetter, DeadLetterDetail, GenerationStatus
 from genqueue.connection.hub import LiveHub
@@ -330,7 +330,7 @@ class GenerationClient:
             self._hub_pid = os.getpid()
         return self._hub
 
-    def _steps(self, plan: Plan[ItemT]) -> Iterator[ItemT]:
+    def _steps(self, plan: Flow[ItemT]) -> Iterator[ItemT]:
         """The items of a plan that waits for nothing."""
         answer: Any = None
         while True:

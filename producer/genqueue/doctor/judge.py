@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from genqueue.acl import Role, Trial
+from genqueue.acl import PermissionCheck, Role
 from genqueue.durations import duration
 from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
 from genqueue.settings import Settings
@@ -104,7 +104,7 @@ class Facts:
     hello: Mapping[str, str] | None
     info: Mapping[str, str] | None
     save: str | None
-    refused: Sequence[Trial] | None
+    refused: Sequence[PermissionCheck] | None
     clock_ahead_s: float | None
     clock_bound_s: float
     overview: Overview | None

@@ -58,9 +58,9 @@ from genqueue_worker.observe.health import Pulse, turns
 from genqueue_worker.observe.metrics import DEFERRED, HANDED_OVER, RETRIED, SUPERSEDED, AttemptMeter, Metrics, Now
 from genqueue_worker.observe.report import IGNORED, Report, Show, show_nobody
 from genqueue_worker.resources import lack_of, start_resolver
-from genqueue_worker.upstream.client import Ending, TextGeneration
+from genqueue_worker.upstream.client import Ending, ModelClient
 from genqueue_worker.upstream.faults import UpstreamFacts, error_class
-from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.sink import ReplyTooLongError
 from genqueue_worker.upstream.transport import UpstreamError, open_transport
 
@@ -95,7 +95,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class NotOurs:
+class Relinquished:
     """Another attempt has it, or it had ended before; nothing may be stored for it."""
 
     reason: str
@@ -163,8 +163,10 @@ class Engine:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.places: int | None = None
         self.generators = {
-            name: TextGeneration(
-                Upstream(name, configured, environ, on_change, on_room, partial(backlog, name), lambda: self._may_park),
+            name: ModelClient(
+                EndpointPool(
+                    name, configured, environ, on_change, on_room, partial(backlog, name), lambda: self._may_park
+                ),
                 self.metrics.of(name),
                 settings.max_reply_bytes,
             )
@@ -196,7 +198,7 @@ class Engine:
 
     def run(
         self, generation_id: str, generator: str, foreign: dict[str, Any] | None, traceparent: object = None
-    ) -> Done | Ended | NotOurs:
+    ) -> Done | Ended | Relinquished:
         """Run one generation from claim to end, and log it; blocks the calling thread.
 
         Args:
@@ -211,7 +213,7 @@ class Engine:
         try:
             ended = self._call(self._generate(report, foreign, valid_traceparent(traceparent)))
             way = _way(ended)
-            if isinstance(ended, NotOurs):
+            if isinstance(ended, Relinquished):
                 way, reason = (
                     (way, ended.reason if way == SUPERSEDED else None)
                     if report.has_attempt
@@ -301,12 +303,12 @@ class Engine:
 
     async def _generate(
         self, report: Report, foreign: dict[str, Any] | None, traceparent: str | None
-    ) -> Done | Ended | NotOurs:
+    ) -> Done | Ended | Relinquished:
         generation_id = report.generation_id
         if generation_id in self._in_hand:
-            return NotOurs("held")
+            return Relinquished("held")
         if self._is_draining:
-            return NotOurs("draining")  # a sweeper rings again
+            return Relinquished("draining")  # a sweeper rings again
         # From before the claim: to the registry, two doorbells of one worker are one that asks twice.
         self._in_hand.add(generation_id)
         try:
@@ -317,11 +319,11 @@ class Engine:
 
     async def _attempt(
         self, report: Report, foreign: dict[str, Any] | None, traceparent: str | None
-    ) -> Done | Ended | NotOurs:
+    ) -> Done | Ended | Relinquished:
         generation_id, generator = report.generation_id, report.generator
         if generator not in self.generators:
             if foreign is None:
-                return NotOurs("elsewhere")
+                return Relinquished("elsewhere")
             rejected = endings.rejection(f"generator {generator!r} is not served by the worker that got the message")
             return await self._answered(generation_id, generator, rejected)
         if foreign is not None:
@@ -336,7 +338,7 @@ class Engine:
         finally:
             admission.leave()
 
-    async def _begin(self, report: Report) -> Done | Ended | NotOurs:
+    async def _begin(self, report: Report) -> Done | Ended | Relinquished:
         """Claim what there is room for, and run it."""
         generation_id, generator = report.generation_id, report.generator
         claim = await self._claim(generation_id, generator)
@@ -418,7 +420,7 @@ class Engine:
         start: Begin | Continue | Complete | GiveUp,
         parameters: dict[str, Any],
         upstream: asyncio.Timeout,
-    ) -> Done | Ended | NotOurs:
+    ) -> Done | Ended | Relinquished:
         """Make the call that ``start`` says, and write its end."""
         claim, outbox, request = work.claim, work.outbox, work.request
         configured = self.generators[work.generator]
@@ -460,7 +462,7 @@ class Engine:
             await self._writer.settle(outbox)
             return _not_ours(lost)
 
-    async def _after_defect(self, work: Work, error: Exception) -> Ended | NotOurs:
+    async def _after_defect(self, work: Work, error: Exception) -> Ended | Relinquished:
         """A defect of ours, or of a library: it is logged with where it was raised, and costs nobody a generation."""
         lack = lack_of(error)
         if lack and not isinstance(error, MemoryError):
@@ -482,11 +484,11 @@ class Engine:
             return await self._release(work, decision, {"attempt": work.claim.attempt, "message": message})
         except StoreError as refusal:  # its lease runs out, and the next attempt finds what is written
             logger.error("an end cannot be written: %s", refusal, extra={"generation_id": work.generation_id})
-            return NotOurs("unwritable")
+            return Relinquished("unwritable")
 
     async def _adopt(
         self, generation_id: str, generator: str, foreign: dict[str, Any], traceparent: str | None
-    ) -> Ended | NotOurs | None:
+    ) -> Ended | Relinquished | None:
         """Register a generation whose request came in the Celery message; None when it can go on."""
         try:
             request = read_request({"generator": generator, **foreign}, self.settings.bounds)
@@ -496,7 +498,7 @@ class Engine:
             rejected = endings.rejection(str(error))
             return await self._answered(generation_id, generator, rejected)
         if await self._writer.insist(reading.has_result(generation_id)):
-            return NotOurs("known")  # another Celery task's id, or it ended before
+            return Relinquished("known")  # another Celery task's id, or it ended before
         registration = submitting.submit(
             generation_id,
             request,
@@ -531,11 +533,11 @@ class Engine:
         end = endings.failed(generation_id, generator, None, reason, date_done=_now_iso())
         return await self._end(None, replace(end, stillborn=True))
 
-    async def _answered(self, generation_id: str, generator: str, rejected: Outcome) -> Ended | NotOurs:
+    async def _answered(self, generation_id: str, generator: str, rejected: Outcome) -> Ended | Relinquished:
         answer = await self._answer(generation_id, generator, rejected)
-        return Ended(rejected) if answer == "ok" else NotOurs(answer)  # or Celery would store it over the true one
+        return Ended(rejected) if answer == "ok" else Relinquished(answer)  # or Celery would store it over the true one
 
-    async def _leave(self, generation_id: str) -> NotOurs:
+    async def _leave(self, generation_id: str) -> Relinquished:
         """Put a doorbell back: none of this worker's servers can be asked, and Celery is leaving the queue."""
         await asyncio.sleep(_LEAVING_S)  # not to be given the same one again before it has left
         # Of what cannot be read, a newer version's perhaps, a sweeper knows more.
@@ -543,9 +545,11 @@ class Engine:
             record = await self._writer.insist(reading.read_record(generation_id))
             if not record.state.is_final:
                 await self._writer.insist(sweeping.ring(generation_id, record.generator, record.priority))
-        return NotOurs("its servers are down, full or asleep")
+        return Relinquished("its servers are down, full or asleep")
 
-    async def _leave_to_newer(self, generation_id: str, generator: str, claim: Claim, unknown: str) -> Ended | NotOurs:
+    async def _leave_to_newer(
+        self, generation_id: str, generator: str, claim: Claim, unknown: str
+    ) -> Ended | Relinquished:
         """Put back, for a worker that knows it, what a newer version submitted: uncharged, and later each time."""
         decision = after_unknown(
             unknown,
@@ -579,7 +583,7 @@ class Engine:
             waits_for=f"a newer worker: one that took it does not know {unknown}",
         )
         answer = await self._writer.insist(call)
-        return NotOurs("of a newer version") if answer == "ok" else _not_ours(answer)
+        return Relinquished("of a newer version") if answer == "ok" else _not_ours(answer)
 
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings
@@ -587,10 +591,10 @@ class Engine:
             attempts.claim(generation_id, generator, owner=self.owner, lease_s=settings.lease_s, keep_s=settings.keep_s)
         )
 
-    def _not_claimed(self, generation_id: str, generator: str, found: NotClaimed) -> Ended | NotOurs:
+    def _not_claimed(self, generation_id: str, generator: str, found: NotClaimed) -> Ended | Relinquished:
         """What came of a doorbell that led to no attempt; a cancel is told by one, or by who ran what was cancelled."""
         if found.reason != "cancelled" or not found.is_untold or generation_id in self._told:
-            return NotOurs(found.reason)
+            return Relinquished(found.reason)
         self._told.add(generation_id)
         self.metrics.ended(generator, found.reason)
         return Ended(endings.CANCELLED)
@@ -619,7 +623,7 @@ class Engine:
                 else:
                     report.tell(IGNORED, "it had ended")
 
-    async def _finish(self, work: Work, ending: Ending) -> Done | Ended | NotOurs:
+    async def _finish(self, work: Work, ending: Ending) -> Done | Ended | Relinquished:
         claim, outbox, upstream = work.claim, work.outbox, self.generators[work.generator].upstream
         endpoint = ending.endpoint or upstream.endpoints[0]
         text, given = "".join(outbox.parts), work.request.given
@@ -666,7 +670,7 @@ class Engine:
         answer = await self._end(outbox, end)
         return Done(result) if answer == "ok" else _not_ours(answer)
 
-    async def _failed(self, work: Work, facts: UpstreamFacts, *, is_continued: bool) -> Ended | NotOurs:
+    async def _failed(self, work: Work, facts: UpstreamFacts, *, is_continued: bool) -> Ended | Relinquished:
         """The upstream call failed: another attempt, or the end."""
         work.report.error_type = error_class(facts)
         configured = self.generators[work.generator]
@@ -695,7 +699,7 @@ class Engine:
 
     async def _release(
         self, work: Work, again: Again, failure: dict[str, Any] | None, met: dict[str, Any] | None = None
-    ) -> Ended | NotOurs:
+    ) -> Ended | Relinquished:
         way = RETRIED if failure else HANDED_OVER if self._is_leaving else DEFERRED
         call = attempts.release(
             work.outbox.take(),
@@ -711,9 +715,9 @@ class Engine:
         answer = await self._writer.last(work.outbox, call)
         if answer != "ok":
             return _not_ours(answer)
-        return NotOurs(way)
+        return Relinquished(way)
 
-    async def _fail(self, work: Work, reason: Outcome) -> Ended | NotOurs:
+    async def _fail(self, work: Work, reason: Outcome) -> Ended | Relinquished:
         claim = work.claim
         detail = {
             "errors": [
@@ -728,7 +732,7 @@ class Engine:
         answer = await self._end(work.outbox, end)
         return Ended(reason) if answer == "ok" else _not_ours(answer)
 
-    async def _refuse(self, generation_id: str, generator: str, reason: Outcome) -> Ended | NotOurs:
+    async def _refuse(self, generation_id: str, generator: str, reason: Outcome) -> Ended | Relinquished:
         """End a generation without an attempt."""
         answer = await self._end(None, endings.failed(generation_id, generator, None, reason, date_done=_now_iso()))
         return Ended(reason) if answer == "ok" else _not_ours(answer)
@@ -910,20 +914,20 @@ def _now_iso() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def _way(ended: Done | Ended | NotOurs) -> str:
+def _way(ended: Done | Ended | Relinquished) -> str:
     """How an attempt ended, in the words of :mod:`genqueue_worker.observe.metrics`."""
     match ended:
         case Done():
             return "finished"
         case Ended(reason):
             return reason.error
-        case NotOurs(reason):
+        case Relinquished(reason):
             return reason if reason in {RETRIED, DEFERRED, HANDED_OVER} else SUPERSEDED
 
 
-def _not_ours(reason: str) -> Ended | NotOurs:
+def _not_ours(reason: str) -> Ended | Relinquished:
     """What a task says whose generation somebody else ended or has taken over."""
-    return Ended(endings.CANCELLED) if reason == "cancelled" else NotOurs(reason)
+    return Ended(endings.CANCELLED) if reason == "cancelled" else Relinquished(reason)
 
 
 def _log_failure(done: "Future[Any] | asyncio.Future[Any]") -> None:

@@ -1,6 +1,6 @@
 """A generator's configuration turned into calls of ``huggingface_hub``.
 
-What goes on the wire is in the pure functions; :class:`TextGeneration` makes the call, on the servers of
+What goes on the wire is in the pure functions; :class:`ModelClient` makes the call, on the servers of
 :mod:`genqueue_worker.upstream.pool`.  What comes back is read by :mod:`genqueue_worker.upstream.engines.native`,
 :mod:`genqueue_worker.upstream.engines.chats` and :mod:`genqueue_worker.upstream.engines.completions`.
 """
@@ -19,13 +19,13 @@ from genqueue.wire.request import GenerationRequest, Given
 from genqueue_worker.observe.metrics import CHAT, TEXT_COMPLETION, CallMeter, GeneratorMeter
 from genqueue_worker.resources import lack_of
 from genqueue_worker.upstream.endpoint import Endpoint
-from genqueue_worker.upstream.engines.chats import ChatAnswer, chat_parameters
+from genqueue_worker.upstream.engines.chats import ChatReader, chat_parameters
 from genqueue_worker.upstream.engines.completions import CompletionAnswer, completion_parameters, more_fields
 from genqueue_worker.upstream.engines.native import NativeAnswer
 from genqueue_worker.upstream.facts import facts_of
 from genqueue_worker.upstream.faults import OUTGROWN, UpstreamFacts, error_class
 from genqueue_worker.upstream.fields import GIVEN_UP, integer
-from genqueue_worker.upstream.pool import Upstream
+from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.server_errors import damage, unreadable
 from genqueue_worker.upstream.serverless import CHATS, PROMPTS, asked, find_provider
 from genqueue_worker.upstream.silence import Silence
@@ -33,7 +33,7 @@ from genqueue_worker.upstream.sink import Sink, Stopped
 from genqueue_worker.upstream.spans import ended, open_call
 from genqueue_worker.upstream.transport import Answered, Exchange, UpstreamError, exchange, exchanging
 
-Answer = NativeAnswer | ChatAnswer | CompletionAnswer
+Answer = NativeAnswer | ChatReader | CompletionAnswer
 _DEFAULT_MAX_NEW_TOKENS = 512
 _MORE_BYTES = 1_000_000
 """What one event, or one answer, may have beside a reply of ``max_reply_bytes``."""
@@ -122,7 +122,7 @@ class _Ask:
     listen: Callable[..., Exchange]
 
 
-class TextGeneration:
+class ModelClient:
     """One generator's ``text_generation`` and ``chat_completion`` calls.
 
     Args:
@@ -131,7 +131,7 @@ class TextGeneration:
         max_reply_bytes: what a reply may have; one event of a server may have a little more.
     """
 
-    def __init__(self, upstream: Upstream, meter: GeneratorMeter, max_reply_bytes: int) -> None:
+    def __init__(self, upstream: EndpointPool, meter: GeneratorMeter, max_reply_bytes: int) -> None:
         self.upstream = upstream
         self._most_bytes = max_reply_bytes + _MORE_BYTES
         self._meter = meter
@@ -282,7 +282,7 @@ class TextGeneration:
 
     async def _chat(self, ask: _Ask) -> Ending:
         tools = ask.parameters.get("tools", ())
-        answer = ChatAnswer(ask.sink, ask.parameters["max_tokens"], [tool[tool["type"]]["name"] for tool in tools])
+        answer = ChatReader(ask.sink, ask.parameters["max_tokens"], [tool[tool["type"]]["name"] for tool in tools])
         ask.listen(answer)
         # The client's model is where it is, the call's is what the body names; else huggingface_hub names it "dummy",
         # which TGI takes for an adapter.
@@ -328,7 +328,7 @@ def _native_ending(answer: NativeAnswer, parameters: Mapping[str, Any]) -> Endin
     )
 
 
-def _ending(answer: ChatAnswer | CompletionAnswer, extra: dict[str, Any]) -> Ending:
+def _ending(answer: ChatReader | CompletionAnswer, extra: dict[str, Any]) -> Ending:
     """The end of a stream whose answer was read here."""
     if not answer.is_complete:
         raise _broke_off(answer.strange)

@@ -53,7 +53,7 @@ _SCALE_UP_S = 600
 """How long a proxy of Inference Endpoints is asked to hold a request while its endpoint wakes."""
 
 
-class Upstream:
+class EndpointPool:
     """The servers of one generator, on the engine's loop.
 
     Raises ConfigError for a token that no request could carry, and a provider that nobody knows.

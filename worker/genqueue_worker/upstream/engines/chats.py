@@ -58,7 +58,7 @@ def chat_parameters(generator: GeneratorSettings, request: GenerationRequest) ->
     return {**parameters, **form}
 
 
-class ChatAnswer(OpenAIAnswer):
+class ChatReader(OpenAIAnswer):
     """The answer to one chat as its events come, or as a whole; what each adds goes to ``sink``.
 
     Args:
