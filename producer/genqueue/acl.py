@@ -2,7 +2,7 @@
 
 ``make acl`` writes the file, in which one line is one selector: commands, and the keys on which
 they may be said.  What is said of genqueue's own keys is no more than its scripts and calls need
-(``tests/unit/test_rights.py`` reads both); what Celery and Flower need beside it stands apart.
+(``tests/unit/test_acl.py`` reads both); what Celery and Flower need beside it stands apart.
 Nothing here is a secret, and nothing tells one caller from another: whoever has a role's password may
 do all of it to everybody's keys (``SECURITY.md``).
 """

@@ -33,7 +33,7 @@ from genqueue_ops.local_redis import LocalRedis
 from genqueue_ops.standin.llama import start_llama
 from genqueue_ops.standin.prose import expected_text
 
-from .roles import as_role, guarded_redis
+from ..support.roles import as_role, guarded_redis
 
 LOG_TAIL_CHARACTERS = 6000
 

@@ -11,7 +11,7 @@ import threading
 import pytest
 import redis
 
-from .roles import as_role, guarded_redis, refusals
+from ..support.roles import as_role, guarded_redis, refusals
 
 RECORD = "genqueue:generation:id"
 SETTINGS_AND_OTHERS_KEYS = [

@@ -34,8 +34,8 @@ from genqueue_ops.standin.chat import render
 from genqueue_ops.standin.prose import tag_of
 
 from ..conftest import not_here
+from ..support.roles import as_role, password, refusals
 from .conftest import TOKENS, clean_environment, plain_celery, toml_of
-from .roles import as_role, password, refusals
 
 ROOT = Path(__file__).parents[2]
 BARE = ("-m", "celery", "-A", "genqueue_worker.app", "flower")

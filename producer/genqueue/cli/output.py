@@ -2,7 +2,7 @@
 
 stdout has what was asked for: a model's text, lines about a generation, JSON, tables.  Text and JSON go out
 to the byte where stdout is no terminal; lines and tables are always without what would forge another line.
-``tests/unit/test_output.py`` holds every package to this module.
+``tests/unit/cli/test_output.py`` holds every package to this module.
 """
 
 import json

@@ -4,7 +4,7 @@ Written out here, not sent through Celery: so it goes to its list in the same Lu
 registers the generation (nothing can die between the two), the asyncio client needs no
 thread for it, and a producer needs no Celery.  The format is Celery's task message
 protocol 2 (docs.celeryq.dev, "Message Protocol") in the envelope of kombu's Redis
-transport; ``tests/contract/test_celery.py`` holds it against what Celery itself sends.
+transport; ``tests/contract/broker/test_celery.py`` holds it against what Celery itself sends.
 """
 
 from typing import Any
