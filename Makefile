@@ -26,10 +26,11 @@ demo: $(INSTALLED) $(MODEL_INSTALLED) ## a prompt through Redis, a worker and a 
 test: $(INSTALLED) $(MODEL_INSTALLED) ## the whole test suite, two files at a time
 	$(BIN)/pytest -n 2 --dist loadfile
 
-lint: $(INSTALLED) ## ruff and mypy
+lint: $(INSTALLED) ## ruff, mypy and import-linter
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(INSTALLED) ## measure what the queue adds, and print a table (four minutes)
 	$(BIN)/python -m genqueue_lab bench
@@ -64,7 +65,7 @@ PIN_WITH_UV = uv pip compile --quiet --no-config --universal --python-version 3.
 	--custom-compile-command 'make pins'
 
 clean: ## remove .venv and everything else that was made here
-	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis bench.json
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis bench.json
 	find producer worker ops tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml ops/requirements.txt | $(MADE)
