@@ -205,12 +205,12 @@ def test_a_stop_while_many_run_and_connections_are_cut_loses_nothing(
 
 EMBEDDING = """
 import sys, time
-from genqueue_worker import app
+from genqueue_worker import app, runtime
 
 worker = app.app.Worker(pool_cls="threads", concurrency=2, loglevel="info", hostname="embedded@here")
 worker.start()
 print("it ended", flush=True)
-time.sleep(app._HAND_OVER_S + 2)
+time.sleep(runtime._HAND_OVER_S + 2)
 print("goes on", flush=True)
 sys.exit(7)
 """
