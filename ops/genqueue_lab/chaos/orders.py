@@ -150,6 +150,11 @@ class Order:
         return self.again != "continue" or (self.is_chat and self.generator != GENERATORS[1])
 
     @property
+    def never_continues(self) -> bool:
+        """Whether that holds of a hand-over too, which is no failure: ``on_failure`` says nothing of it."""
+        return self.again in {"grammar", "one-shot"} or replace(self, again="continue").begins_anew
+
+    @property
     def is_quiet(self) -> bool:
         """Whether no text comes before the end."""
         return not self.stream or self.again == "one-shot"
@@ -224,7 +229,8 @@ def orders(seed: int, count: int, span_s: float) -> list[Order]:
         if order.again == "one-shot":  # which is given the time of all its tokens before it is given up
             order = replace(order, mishaps=tuple(mishap for mishap in order.mishaps if mishap["kind"] != "stall"))
         if order.begins_anew and order.ends != "stop_sequence" and dice.random() < 3 / 4:
-            order = replace(order, varies=True)
+            # Where it may be continued, a text would begin as one worker has it and end as another.
+            order = replace(order, varies=order.never_continues)
         made.append(order)
     return made
 

@@ -35,7 +35,7 @@ def test_orders_come_at_a_steady_rate_and_of_every_kind():
 
 
 def test_only_what_begins_anew_varies():
-    assert all(order.begins_anew for order in ORDERED if order.varies)
+    assert all(order.never_continues for order in ORDERED if order.varies)  # nor where it is handed over
     assert any(order.varies and order.is_chat for order in ORDERED)
     assert any(order.begins_anew and not order.varies for order in ORDERED)
 
