@@ -1,4 +1,4 @@
-"""What genqueue is measured and broken with: in a checkout only, no wheel has it."""
+"""Measure genqueue, and break it.  No wheel has this package."""
 
 COMMANDS = {
     "bench": ("genqueue_lab.bench.command:bench", "Measure what the queue adds."),
@@ -8,4 +8,4 @@ COMMANDS = {
     ),
     "chaos": ("genqueue_lab.chaos.command:chaos", "Break every part under load, and check every text."),
 }
-"""The commands that it adds to those of ``genqueue``: where each is, and what it does."""
+"""Commands of ``python -m genqueue_lab``: where each is, and what it does."""

@@ -1,5 +1,10 @@
-"""``python -m genqueue_lab``: the lab's commands, which ``genqueue`` has too where there is a checkout."""
+"""``python -m genqueue_lab``: the lab's commands, beside those of ``genqueue``."""
 
-from genqueue.cli.app import main
+from importlib.metadata import EntryPoint
 
-main()
+from genqueue.cli.app import add_command, main
+from genqueue_lab import COMMANDS
+
+for _name, (_place, _about) in COMMANDS.items():
+    add_command(EntryPoint(_name, _place, "genqueue.commands"), _about, "ops")
+main("python -m genqueue_lab")

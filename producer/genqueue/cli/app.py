@@ -16,10 +16,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.metadata import version as package_version
-from importlib.util import find_spec
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -350,7 +348,7 @@ def _each_letter(
 
 @contextmanager
 def _readable_again(generation: Generation) -> Iterator[None]:
-    """What stdout does not take is not lost: say how to read it."""
+    """Say how to read again what stdout did not take."""
     try:
         yield
     except output.UnwritableError as error:
@@ -375,9 +373,11 @@ def _json_object(raw: str | None) -> dict[str, Any]:
     return found
 
 
-def _add(entry: EntryPoint) -> None:
-    """Add another package's command under a stand-in that imports it when it is called."""
-    about, extra = _CONTRIBUTED.get(entry.name, (f"From {entry.value.partition(':')[0]}.", None))
+def add_command(entry: EntryPoint, about: str, extra: str | None) -> None:
+    """Add another package's command under a stand-in that imports it when it is called.
+
+    ``about`` is what ``--help`` says of it, ``extra`` the extra of this distribution that brings what it needs.
+    """
 
     @app.command(
         entry.name,
@@ -402,21 +402,13 @@ def _add(entry: EntryPoint) -> None:
         return command.main(context.args, prog_name=context.command_path, standalone_mode=False)
 
 
-def _of_the_lab() -> Iterator[EntryPoint]:
-    """Its commands, where there is a checkout: no wheel has them."""
-    if find_spec("genqueue_lab") is not None:
-        for name, (place, about) in import_module("genqueue_lab").COMMANDS.items():
-            _CONTRIBUTED[name] = (about, "ops")
-            yield EntryPoint(name, place, "genqueue.commands")
+for _entry in sorted(entry_points(group="genqueue.commands")):
+    add_command(_entry, *_CONTRIBUTED.get(_entry.name, (f"From {_entry.value.partition(':')[0]}.", None)))
 
 
-for _entry in sorted([*entry_points(group="genqueue.commands"), *_of_the_lab()]):
-    _add(_entry)
-
-
-def main() -> NoReturn:
-    """Run the command line and exit with an :class:`ExitCode`."""
-    sys.exit(_run())
+def main(name: str = "genqueue") -> NoReturn:
+    """Run the command line and exit with an :class:`ExitCode`; ``name`` is what it was called by."""
+    sys.exit(_run(name))
 
 
 def _open_what_is_closed() -> None:
@@ -426,16 +418,16 @@ def _open_what_is_closed() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
-def _run() -> int:
+def _run(name: str) -> int:
     _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # TextIOWrapper, as started
     logging.getLogger("genqueue").addHandler(logging.NullHandler())  # stderr is for our one line
     command: Any = typer.main.get_command(app)
     try:
-        return command.main(prog_name="genqueue", standalone_mode=False) or ExitCode.OK
+        return command.main(prog_name=name, standalone_mode=False) or ExitCode.OK
     except _UsageError as error:
-        asked = error.ctx.command_path if error.ctx else "genqueue"
+        asked = error.ctx.command_path if error.ctx else name
         if message := error.format_message():  # none where the command was missing and its help is shown
             output.say(f"{message.rstrip('.').replace('Value error, ', '', 1)} ({asked} --help)")
         return ExitCode.USAGE

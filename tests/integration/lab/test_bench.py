@@ -1,4 +1,4 @@
-"""``genqueue bench``, small: that it measures what its table says, and that nothing is wrong with a text."""
+"""``python -m genqueue_lab bench``, small: it measures what its table says, and nothing is wrong with a text."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 def bench(folder, *arguments):
     """The exit code, what it printed and the document that it wrote; its limits are for a quiet machine."""
     path = folder / "bench.json"
-    command = [sys.executable, "-m", "genqueue", "bench", "--rounds", "1", "--json", str(path), *arguments]
+    command = [sys.executable, "-m", "genqueue_lab", "bench", "--rounds", "1", "--json", str(path), *arguments]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
     assert ended.returncode in (0, 1), ended.stdout + ended.stderr
     return ended.returncode, ended.stdout + ended.stderr, json.loads(path.read_text("utf-8"))
@@ -54,7 +54,7 @@ def test_the_other_parts_measure_what_they_hold(real_redis, tmp_path):
 
 def test_a_folder_that_is_no_checkout_is_refused(real_redis, tmp_path):
     ended = subprocess.run(
-        [sys.executable, "-m", "genqueue", "bench", "idle", "--against", str(tmp_path)],
+        [sys.executable, "-m", "genqueue_lab", "bench", "idle", "--against", str(tmp_path)],
         cwd=tmp_path,
         capture_output=True,
         text=True,

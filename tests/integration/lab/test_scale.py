@@ -1,4 +1,4 @@
-"""``genqueue scale``, small: that it measures what docs/scaling.md says."""
+"""``python -m genqueue_lab scale``, small: that it measures what docs/scaling.md says."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def told(real_redis, tmp_path_factory):
     """What a small run writes; it runs servers of its own."""
     folder = tmp_path_factory.mktemp("scale")
     path = folder / "scale.json"
-    command = [sys.executable, "-m", "genqueue", "scale", "--thoroughness", "0.04", "--json", str(path)]
+    command = [sys.executable, "-m", "genqueue_lab", "scale", "--thoroughness", "0.04", "--json", str(path)]
     command += ["--workers", "1", "--workers", "3"]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
     assert ended.returncode == 0, ended.stdout + ended.stderr
