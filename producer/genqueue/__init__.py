@@ -49,8 +49,8 @@ try:
     from genqueue.wire.request import GenerationRequest
     from genqueue.wire.result import GenerationResult
 except KeyboardInterrupt:
-    # Of the command `genqueue`, whose script can import nothing before this; "-m" while Python looks for __main__.
-    if sys.argv[0].rpartition("/")[2] not in {"genqueue", "-m"}:
+    # Of the command `genqueue`, whose script can import nothing before this, or of `python -m genqueue`.
+    if sys.argv[0].rpartition("/")[2] != "genqueue" and "-m genqueue" not in " ".join(sys.orig_argv):
         raise
     sys.exit(130)
 
