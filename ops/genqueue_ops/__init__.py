@@ -1,1 +1,1 @@
-"""Start Redis, a model server and workers; demonstrate, measure and check genqueue."""
+"""Start Redis, a model endpoint and workers: the demo, and the stand-in for TGI."""

@@ -1,1 +1,1 @@
-"""What the queue costs, against calling the endpoint directly."""
+"""Measure what the queue costs, against calling the endpoint directly."""

@@ -229,7 +229,7 @@ def orders(seed: int, count: int, span_s: float) -> list[Order]:
         if order.again == "one-shot":  # which is given the time of all its tokens before it is given up
             order = replace(order, mishaps=tuple(mishap for mishap in order.mishaps if mishap["kind"] != "stall"))
         if order.begins_anew and order.ends != "stop_sequence" and dice.random() < 3 / 4:
-            # Where it may be continued, a text would begin as one worker has it and end as another.
+            # A text that is continued would begin as one worker has it, and end as another.
             order = replace(order, varies=order.never_continues)
         made.append(order)
     return made

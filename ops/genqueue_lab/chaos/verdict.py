@@ -387,7 +387,7 @@ def _places(texts: Sequence[str], text: str) -> Iterable[int]:
 
 def _silent_s(trace: Trace, calls: Sequence[Call], outages: Outages) -> float:
     order = trace.order
-    # What was done in a time that Redis forgot is undone, as if Redis had been away since.
+    # Redis forgot what was done in that time, as if it had been away since.
     away = [*outages.redis, *outages.forgotten, *_rests_cut_off(trace, calls, outages), *trace.away]
     texts_s = [] if order.is_quiet else [at_s for at_s, chunk in trace.seen if chunk.text]
     # From when on an attempt that begins is all that its reader sees of the text, until it has all of it.

@@ -24,7 +24,7 @@ PIPED_WIDTH = 200
 
 
 class UnwritableError(Exception):
-    """What was to be printed is lost: a full disk, perhaps."""
+    """stdout could not be written: a full disk, perhaps."""
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(f"stdout cannot be written: {cause.strerror or cause}")

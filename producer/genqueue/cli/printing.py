@@ -1,4 +1,4 @@
-"""What the commands print of generations, workers and queues."""
+"""Print generations, workers and queues."""
 
 import contextlib
 import signal

@@ -1,1 +1,1 @@
-"""What a service holds: a client, its generations and their readers, blocking and for asyncio."""
+"""The clients, their generations and their readers, blocking and for asyncio."""

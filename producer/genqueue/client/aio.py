@@ -41,7 +41,7 @@ from genqueue.wire.result import GenerationResult
 
 
 class AsyncGeneration:
-    """The handle of :class:`Generation`, awaited."""
+    """The handle of :class:`~genqueue.client.sync.Generation`, awaited."""
 
     id: str
 
@@ -55,26 +55,26 @@ class AsyncGeneration:
         return f"AsyncGeneration({self.id!r})"
 
     def events(self, from_seq: int = 0) -> AsyncReading[Event]:
-        """As :meth:`Generation.events`."""
+        """As :meth:`~genqueue.client.sync.Generation.events`."""
         check_count("from_seq", from_seq)
         return self._client._listen(reader_of(self, keys.live(self.id), flows.follow(self.id, from_seq)))
 
     def batches(
         self, from_seq: int = 0, timeout_s: float | None = None, *, resets: bool = False
     ) -> AsyncReading[list[Event]]:
-        """As :meth:`Generation.batches`."""
+        """As :meth:`~genqueue.client.sync.Generation.batches`."""
         check_count("from_seq", from_seq)
-        plan = flows.batches(self.id, from_seq, resets=resets)
-        return self._client._listen(reader_of(self, keys.live(self.id), plan, timeout_s))
+        flow = flows.batches(self.id, from_seq, resets=resets)
+        return self._client._listen(reader_of(self, keys.live(self.id), flow, timeout_s))
 
     def stream(self, from_seq: int = 0, *, resets: bool = False) -> AsyncReading[Chunk]:
-        """As :meth:`Generation.stream`."""
+        """As :meth:`~genqueue.client.sync.Generation.stream`."""
         check_count("from_seq", from_seq)
-        plan = flows.stream(self.id, from_seq, resets=resets)
-        return self._client._listen(reader_of(self, keys.live(self.id), plan))
+        flow = flows.stream(self.id, from_seq, resets=resets)
+        return self._client._listen(reader_of(self, keys.live(self.id), flow))
 
     async def result(self, timeout_s: float | None = None) -> GenerationResult:
-        """As :meth:`Generation.result`."""
+        """As :meth:`~genqueue.client.sync.Generation.result`."""
         reader = reader_of(self, keys.result(self.id), flows.result(self.id), timeout_s)
         async with self._client._listen(reader) as results:
             async for found in results:
@@ -82,12 +82,12 @@ class AsyncGeneration:
         raise ResultTimeoutError(self.id, timeout_s or 0.0)
 
     async def status(self) -> GenerationStatus:
-        """As :meth:`Generation.status`."""
+        """As :meth:`~genqueue.client.sync.Generation.status`."""
         (found,) = [item async for item in self._client._steps(flows.status(self.id))]
         return found
 
     async def cancel(self) -> bool:
-        """As :meth:`Generation.cancel`."""
+        """As :meth:`~genqueue.client.sync.Generation.cancel`."""
         (is_cancelled,) = [item async for item in self._client._steps(cancel(self.id, self._client.settings))]
         return is_cancelled
 
@@ -120,7 +120,7 @@ class AsyncGenerationClient:
         idempotency_key: str | None = None,
         on_failure: OnFailure = "continue",
     ) -> AsyncGeneration:
-        """As :meth:`GenerationClient.submit`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.submit`."""
         return await self._submit(idempotency_key, fields_of(locals()))
 
     async def submit_chat(
@@ -139,7 +139,7 @@ class AsyncGenerationClient:
         idempotency_key: str | None = None,
         on_failure: OnFailure = "continue",
     ) -> AsyncGeneration:
-        """As :meth:`GenerationClient.submit_chat`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.submit_chat`."""
         return await self._submit(idempotency_key, fields_of(locals()))
 
     async def _submit(self, idempotency_key: str | None, fields: dict[str, Any]) -> AsyncGeneration:
@@ -170,48 +170,48 @@ class AsyncGenerationClient:
         return AsyncGeneration(self, generation_id)
 
     async def dead_letters(self, generator: str | None = None, limit: int | None = 100) -> list[DeadLetter]:
-        """As :meth:`GenerationClient.dead_letters`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.dead_letters`."""
         return [letter async for letter in self._steps(dead_letters(generator, limit))]
 
     async def dead_letter(self, generation_id: str) -> DeadLetterDetail:
-        """As :meth:`GenerationClient.dead_letter`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.dead_letter`."""
         (found,) = [item async for item in self._steps(flows.dead_letter(self.generation(generation_id).id))]
         return found
 
     async def retry(self, generation_id: str) -> AsyncGeneration:
-        """As :meth:`GenerationClient.retry`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.retry`."""
         (new_id,) = [item async for item in self._steps(retry(self.generation(generation_id).id, self.settings))]
         return self.generation(new_id)
 
     async def drop(self, generation_id: str) -> None:
-        """As :meth:`GenerationClient.drop`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.drop`."""
         async for _ in self._steps(
             flows.drop(self.generation(generation_id).id, result_ttl_s=self.settings.result_ttl_s)
         ):
             pass
 
     async def workers(self) -> list[WorkerStatus]:
-        """As :meth:`GenerationClient.workers`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.workers`."""
         self._stay_on_loop()
         return await self._store.run(fleet.read_workers())
 
     async def overview(self) -> Overview:
-        """As :meth:`GenerationClient.overview`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.overview`."""
         self._stay_on_loop()
         return await self._store.run(fleet.overview(list(self.settings.generators)))
 
     async def generators(self) -> set[str]:
-        """As :meth:`GenerationClient.generators`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.generators`."""
         self._stay_on_loop()
         return self.settings.generators.keys() | await self._store.run(registry_reading.known_generators())
 
     async def places(self) -> dict[str, set[str]]:
-        """As :meth:`GenerationClient.places`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.places`."""
         self._stay_on_loop()
         return places_of(self.settings, await self._store.run(registry_reading.known_places()))
 
     async def close(self) -> None:
-        """As :meth:`GenerationClient.close`."""
+        """As :meth:`~genqueue.client.sync.GenerationClient.close`."""
         self._stay_on_loop()
         for reading in tuple(self._readings):
             reading.end_with_client()
@@ -255,13 +255,13 @@ class AsyncGenerationClient:
             )
         return self._hub
 
-    async def _steps(self, plan: Flow[ItemT]) -> AsyncIterator[ItemT]:
-        """The items of a plan that waits for nothing."""
+    async def _steps(self, flow: Flow[ItemT]) -> AsyncIterator[ItemT]:
+        """The items of a flow that waits for nothing."""
         self._stay_on_loop()
         answer: Any = None
         while True:
             try:
-                step = plan.send(answer)
+                step = flow.send(answer)
             except StopIteration:
                 return
             answer = None

@@ -1,4 +1,4 @@
-"""What both clients make of their callers' arguments."""
+"""Requests, readers and flows, made of the arguments of both clients' callers."""
 
 import math
 import time
@@ -36,7 +36,7 @@ _FIRST_CONTACT = 0.1
 def reader_of(
     generation: "Generation | AsyncGeneration",
     channel: str,
-    plan: Flow[list[ItemT]],
+    flow: Flow[list[ItemT]],
     timeout_s: float | None = None,
 ) -> Reader[ItemT]:
     """What a reader of a generation reads, and how long it is patient."""
@@ -46,7 +46,7 @@ def reader_of(
     return Reader(
         generation,
         channel,
-        plan,
+        flow,
         _deadline(timeout_s),
         Patience(patience_s, again_until_s=again_until_s),
         receiving(generation.id, generation._origin),

@@ -1,6 +1,6 @@
-"""What a reader does, step by step, without doing it: shared by both clients.
+"""The steps of a reader, without doing them: shared by both clients.
 
-A plan is a generator.  It yields what it needs - a :class:`~genqueue.registry.script.Call` to Redis, or
+A flow is a generator.  It yields what it needs - a :class:`~genqueue.registry.script.Call` to Redis, or
 :data:`WAIT` for the next message on its channel - and is sent the answer; everything else
 it yields is for the caller.  A client carries the steps out, waiting in its own way.
 """
@@ -258,12 +258,12 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Flow[l
 
 def batches(generation_id: str, from_seq: int, *, resets: bool = False) -> Flow[list[list[Event]]]:
     """What :func:`deliver` gives, or with ``resets`` all that :func:`follow` does, a list for what came together."""
-    plan = in_batches(follow(generation_id, from_seq)) if resets else None
-    plan = plan or deliver(generation_id, from_seq, Continuing(generation_id, from_seq))
+    flow = in_batches(follow(generation_id, from_seq)) if resets else None
+    flow = flow or deliver(generation_id, from_seq, Continuing(generation_id, from_seq))
     answer = None
     while True:
         try:
-            step = plan.send(answer)
+            step = flow.send(answer)
         except StopIteration:
             return
         answer = None
@@ -342,7 +342,10 @@ def dead_letter(generation_id: str) -> Flow[DeadLetterDetail]:
 def retry(
     generation_id: str, new_id: str, *, max_queue_depths: Mapping[str, int], keep_s: int, result_ttl_s: int
 ) -> Flow[str]:
-    """The id of the generation that a dead letter is tried again as; raises as :func:`calls.retry`."""
+    """The id of the generation that a dead letter is tried again as.
+
+    Raises as :func:`genqueue.registry.dead_letters.retry`.
+    """
     record: Record = yield reading.read_record(generation_id)
     if record.retried_as is None:
         views.dead_letter(generation_id, record)  # or it says why it is none
@@ -364,13 +367,13 @@ def drop(generation_id: str, *, result_ttl_s: int) -> Flow[None]:
     yield registry_dead_letters.drop(generation_id, result_ttl_s=result_ttl_s)
 
 
-def in_batches(plan: Flow[list[ItemT]]) -> Flow[list[ItemT]]:
-    """What a plan yields, gathered for as long as it does not wait: what came together stays together."""
+def in_batches(flow: Flow[list[ItemT]]) -> Flow[list[ItemT]]:
+    """What a flow yields, gathered for as long as it does not wait: what came together stays together."""
     gathered: list[ItemT] = []
     answer = None
     while True:
         try:
-            step = plan.send(answer)
+            step = flow.send(answer)
         except StopIteration:
             break
         answer = None

@@ -1,4 +1,4 @@
-"""One reader at work: an iterator over what a plan has for its caller, synchronous or awaited.
+"""One reader at work: an iterator over what a flow has for its caller, synchronous or awaited.
 
 It keeps its place.  A caller whose wait for the next item was broken off (a time-out, a cancelled task, Ctrl-C) may
 ask again and misses nothing.  After an error every further item is that error, never a silent end.  A reader listens
@@ -58,7 +58,7 @@ class Reader(Generic[ItemT]):
 
     Attributes:
         handle: the generation's, which goes to the caller with a StreamRestartedError.
-        channel: where messages for ``plan`` are published.
+        channel: where messages for ``flow`` are published.
         deadline: where the items stop short.
         patience: how long an outage of Redis is borne.
         span: entered when the reader begins, left when it ends.
@@ -66,7 +66,7 @@ class Reader(Generic[ItemT]):
 
     handle: object
     channel: str
-    plan: Flow[list[ItemT]]
+    flow: Flow[list[ItemT]]
     deadline: Deadline
     patience: Patience
     span: AbstractContextManager[None]
@@ -96,7 +96,7 @@ class _Place(Generic[ItemT]):
     def _go_on(self, answer: Any) -> None:
         """Answer the step: the next one comes, or items, or the end."""
         try:
-            step = self._reader.plan.send(answer)
+            step = self._reader.flow.send(answer)
             if isinstance(step, list):
                 self._ready.extend(step)
                 self._step = None
@@ -108,7 +108,7 @@ class _Place(Generic[ItemT]):
             if isinstance(error, StreamRestartedError):
                 error.generation = self._reader.handle
             self._end(error)
-        except BaseException:  # what the plan knew is gone with it
+        except BaseException:  # what the flow knew is gone with it
             self._end(GenqueueError(_INTERRUPTED))
             raise
 

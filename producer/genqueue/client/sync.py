@@ -1,7 +1,7 @@
-"""What a backend service uses: submit a generation, read it live, take its result, cancel it.
+"""The blocking client: submit a generation, read it live, take its result, cancel it.
 
-Two clients with the same verbs.  What they do is in :mod:`genqueue.client.flows`; here is only who
-waits for whom.
+:mod:`genqueue.client.flows` decides what it does; here is only how it waits.
+:mod:`genqueue.client.aio` is the same for asyncio.
 """
 
 import contextlib
@@ -86,8 +86,8 @@ class Generation:
             LogExpiredError, LogBrokenError: as :meth:`events`.
         """
         check_count("from_seq", from_seq)
-        plan = flows.batches(self.id, from_seq, resets=resets)
-        return self._client._listen(reader_of(self, keys.live(self.id), plan, timeout_s))
+        flow = flows.batches(self.id, from_seq, resets=resets)
+        return self._client._listen(reader_of(self, keys.live(self.id), flow, timeout_s))
 
     def stream(self, from_seq: int = 0, *, resets: bool = False) -> Reading[Chunk]:
         """The chunks after number ``from_seq``, as they come; then the end, which may be an error.
@@ -109,8 +109,8 @@ class Generation:
             LogExpiredError, LogBrokenError: ``from_seq`` is not 0, and the log is gone, or Redis lost a part of it.
         """
         check_count("from_seq", from_seq)
-        plan = flows.stream(self.id, from_seq, resets=resets)
-        return self._client._listen(reader_of(self, keys.live(self.id), plan))
+        flow = flows.stream(self.id, from_seq, resets=resets)
+        return self._client._listen(reader_of(self, keys.live(self.id), flow))
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
         """Wait for the end and return the result.
@@ -330,12 +330,12 @@ class GenerationClient:
             self._hub_pid = os.getpid()
         return self._hub
 
-    def _steps(self, plan: Flow[ItemT]) -> Iterator[ItemT]:
-        """The items of a plan that waits for nothing."""
+    def _steps(self, flow: Flow[ItemT]) -> Iterator[ItemT]:
+        """The items of a flow that waits for nothing."""
         answer: Any = None
         while True:
             try:
-                step = plan.send(answer)
+                step = flow.send(answer)
             except StopIteration:
                 return
             answer = None

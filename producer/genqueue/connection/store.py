@@ -1,8 +1,7 @@
-"""Carry calls to Redis, and hold the one live subscription of a process.
+"""Carry calls to Redis, synchronously or not.
 
-The only module that imports ``redis``.  What is said is in :mod:`genqueue.registry`; here are the
-shells, synchronous and asyncio, and :class:`LiveHub`, which gives every reader of a process
-its channel over one connection.  No ``redis`` exception leaves this module.
+:mod:`genqueue.registry` says what is asked; here are the two shells.  No ``redis`` exception leaves
+them (:mod:`genqueue.connection.errors`).
 """
 
 import asyncio

@@ -22,7 +22,7 @@ class Claim:
 
     Attributes:
         attempt: 1, 2, 3 …
-        request: the request's JSON, as :meth:`GenerationRequest.to_wire` made it.
+        request: the request's JSON, as :meth:`genqueue.wire.request.GenerationRequest.to_wire` made it.
         submitted_at, started_at, deadline_at: epoch seconds of Redis's clock.
         text_so_far: what earlier attempts produced.
         solid_tokens: how many tokens that took, up to its last character that is not white space.
@@ -71,8 +71,9 @@ class NotClaimed:
 class Flush:
     """What one attempt produced since its last flush.
 
-    ``bodies`` are event bodies; ``text`` is what they add to the text so far, as :func:`said`
-    writes it (it is kept also where no chunks are published), ``solid_tokens`` are those up to its last character
+    ``bodies`` are event bodies; ``text`` is what they add to the text so far, as
+    :func:`genqueue.registry.partial.encode_partial` writes it (it is kept also where no chunks are published),
+    ``solid_tokens`` are those up to its last character
     that is not white space; ``mark`` is "reset" when the text so far must go
     first, "first" when this is the first text, else "".
     """
@@ -118,7 +119,7 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
     A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed, and so does one whose
     record lacks what it takes to run it, for the caller to end; one that was
     cancelled while nobody ran it answers the first owner who asks that it is untold, until that says that it was told
-    (:func:`discard`).
+    (:func:`genqueue.registry.sweeping.discard`).
     The same owner asking twice gets the same attempt twice.
     """
 

@@ -26,8 +26,8 @@ def retry(
     """Submit a dead letter's request again under ``new_id``; it leaves the list in the same call.
 
     Answers the id under which it was retried first, however often it is asked.  Limits and errors are
-    :func:`submit`'s; GenerationNotFoundError when it is gone, NotDeadError when it never was a dead
-    letter or was dropped.
+    :func:`genqueue.registry.submitting.submit`'s; GenerationNotFoundError when it is gone, NotDeadError when it
+    never was a dead letter or was dropped.
     """
 
     def decode(answer: list[Any]) -> Accepted:

@@ -1,4 +1,4 @@
-"""Workers and what they announce, and an overview of all that waits and runs."""
+"""Workers and what they announce, and an overview of all that waits and runs; ``Health`` says how an endpoint is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a generation has said so far, as its record keeps it."""
+"""The output of a generation so far, as its record keeps it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ _DELTAS = TypeAdapter(list[ToolCallDelta])
 
 
 def decode_partial(raw: bytes | None) -> PartialOutput:
-    """Out of the flushes of :func:`said`; raises ValueError for what is none."""
+    """Out of the flushes of :func:`encode_partial`; raises ValueError for what is none."""
     parts = (raw or b"").split(_TOOL_CALLS)
     deltas = [delta for part in parts[1::2] for delta in _DELTAS.validate_json(part)]
     parts = b"".join(parts[::2]).split(_REASONING)

@@ -1,4 +1,4 @@
-"""What of a generation can be read: its log, its record, its result."""
+"""A generation's log, record and result; and the generators and places that workers announced."""
 
 import dataclasses
 import math

@@ -1,7 +1,6 @@
-"""Every conversation with Redis as a value: what goes out and how the answer is read.
+"""A call to Redis as a value, and the scripts of ``lua/``.
 
-Pure: :mod:`genqueue.connection.store` carries the calls out, synchronously or not.  The scripts are in
-``lua/``; each call's docstring says what is atomic and what comes back when the key is gone.
+Pure: :mod:`genqueue.connection.store` carries calls out, synchronously or not.
 """
 
 import hashlib

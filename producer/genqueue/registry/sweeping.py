@@ -1,4 +1,7 @@
-"""What workers look after for everybody: lost leases, due delays, deadlines, lost doorbells."""
+"""The workers' work for everybody: lost leases, due delays, deadlines, lost doorbells.
+
+And the doorbells that one worker puts back, or throws away.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +37,7 @@ class Overdue:
     Attributes:
         attempt: the newest; 0 when none was started.
         holder: the worker that left it running, None if it waited.
-        met: what earlier attempts met, as in :class:`Claim`.
+        met: what earlier attempts met, as in :class:`genqueue.registry.attempts.Claim`.
     """
 
     generation_id: str

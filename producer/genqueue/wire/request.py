@@ -1,12 +1,4 @@
-"""The wire models: what a producer hands over, what a reader is told, what is kept.
-
-A request, an event and an outcome have a version ``v``; a reader refuses a newer one rather
-than misread it.  Within a version an event or an outcome may hold fields that a reader does
-not know, and ignores; there may be kinds of events that it does not know (:class:`OtherEvent`).
-A request may not: what a worker does not know it would leave undone,
-so it rejects it, and workers are upgraded before producers (``docs/deploy.md``).  Nothing here
-holds a connection or a clock.  How events are put in order is :mod:`genqueue.client.follower`'s.
-"""
+"""A request: what a producer hands over."""
 
 import hashlib
 import json

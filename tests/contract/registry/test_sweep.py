@@ -261,11 +261,11 @@ def waited(generation_id):
 
 def end_of(registry, generation_id):
     """The error that whoever asks for its result is given."""
-    plan = flows.result(generation_id)
+    flow = flows.result(generation_id)
     answer = None
     with pytest.raises(GenerationExpiredError) as ended:
         while True:
-            answer = registry.run(plan.send(answer))
+            answer = registry.run(flow.send(answer))
     return ended.value
 
 

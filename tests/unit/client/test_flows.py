@@ -23,7 +23,7 @@ ID = "some-id"
 
 
 class Registry:
-    """One generation as Redis would hold it, and the answers to a plan's calls.
+    """One generation as Redis would hold it, and the answers to a flow's calls.
 
     ``on_wait`` are what happens at each wait: a callable changes the registry, and what it
     returns (or is) goes to the reader as its message.
@@ -89,13 +89,13 @@ class Registry:
         self.asked.append("text" if key.endswith(":text") else "result")
         return PartialOutput(self.text) if key.endswith(":text") else self.result
 
-    def read(self, plan: Flow[Any], items: list[Any] | None = None) -> list[Any]:
-        """Everything the plan has for its caller, added to ``items``; fails when it asks for ever."""
+    def read(self, flow: Flow[Any], items: list[Any] | None = None) -> list[Any]:
+        """Everything the flow has for its caller, added to ``items``; fails when it asks for ever."""
         items = [] if items is None else items
         answer: Any = None
         while len(self.asked) < 100:
             try:
-                step = plan.send(answer)
+                step = flow.send(answer)
             except StopIteration:
                 return items
             answer = None
@@ -107,7 +107,7 @@ class Registry:
                 answer = self.answer(step)
             else:
                 items += step if isinstance(step, list) else [step]
-        raise AssertionError(f"the plan never ends: {self.asked[-10:]}")
+        raise AssertionError(f"the flow never ends: {self.asked[-10:]}")
 
 
 def texts(chunks: list[Chunk]) -> list[str]:
@@ -266,11 +266,11 @@ def test_events_include_what_a_stream_leaves_out(registry):
     assert [event.type for event in seen] == ["started", "resumed", "reset", "finished"]
 
 
-@pytest.mark.parametrize("plan", [flows.stream(ID, 0), flows.follow(ID, 0), flows.result(ID), flows.status(ID)])
-def test_an_id_that_was_never_submitted_is_not_found(registry, plan):
+@pytest.mark.parametrize("flow", [flows.stream(ID, 0), flows.follow(ID, 0), flows.result(ID), flows.status(ID)])
+def test_an_id_that_was_never_submitted_is_not_found(registry, flow):
     registry.state = None
     with pytest.raises(errors.GenerationNotFoundError, match=ID):
-        registry.read(plan)
+        registry.read(flow)
 
 
 ENDINGS = [
@@ -389,7 +389,7 @@ def test_a_deadline_bounds_the_wait_and_the_answer(timeout_s, now_s, wait_s, ans
 
 
 def test_what_comes_together_stays_together():
-    def plan():
+    def flow():
         yield ["a"]
         assert (yield fleet.read_workers()) == "found"
         yield ["b"]
@@ -399,7 +399,7 @@ def test_what_comes_together_stays_together():
         yield WAIT
         yield ["d"]
 
-    steps, answer, batches = flows.in_batches(plan()), None, []
+    steps, answer, batches = flows.in_batches(flow()), None, []
     while True:
         try:
             step = steps.send(answer)
@@ -589,13 +589,13 @@ def test_an_event_of_a_kind_that_came_later_is_told_by_events_and_passed_over_by
         message = registry.emit({"type": "chunk", "text": "a"}, {"type": "paused", "for_s": 3})
         return message if is_heard else None
 
-    for plan, seen in (
+    for flow, seen in (
         (flows.stream(ID, 0), ["a", "b"]),
         (flows.follow(ID, 0), ["chunk", "paused", "chunk", "finished"]),
     ):
         registry.__init__()
         registry.on_wait = [happen, lambda: registry.add("b"), registry.finish]
-        items = registry.read(plan)
+        items = registry.read(flow)
         assert [item.text if seen[0] == "a" else item.type for item in items] == seen
 
 
@@ -611,10 +611,10 @@ def contradictory(registry: Registry) -> Registry:
 
 
 def test_the_second_time_that_a_log_is_no_one_history_is_an_error(contradictory):
-    for plan in (flows.follow(ID, 0), flows.batches(ID, 0)):
+    for flow in (flows.follow(ID, 0), flows.batches(ID, 0)):
         contradictory.asked = []
         with pytest.raises(errors.LogBrokenError, match=ID):
-            contradictory.read(plan)
+            contradictory.read(flow)
         assert contradictory.asked.count("log") <= 4
 
 
@@ -635,9 +635,9 @@ def test_a_log_that_ends_without_an_end_is_no_whole_one(registry):
     registry.emit({"type": "started", "at": 1.0, "worker": "a"}, {"type": "chunk", "text": "a"})
     registry.finish()
     registry.log, registry.seq = registry.log[:-1], registry.seq - 1
-    for plan in (flows.follow(ID, 0), flows.batches(ID, 0)):
+    for flow in (flows.follow(ID, 0), flows.batches(ID, 0)):
         with pytest.raises(errors.LogBrokenError):
-            registry.read(plan)
+            registry.read(flow)
     registry.result = GenerationResult(replies=["abc"], meta=[{}])
     assert texts(registry.read(flows.stream(ID, 0))) == ["abc"]
     assert registry.read(flows.follow(ID, 2)) == []

@@ -1,4 +1,4 @@
-"""The doorbell's bytes; tests/contract/test_doorbell.py holds them against Celery's own."""
+"""The doorbell's bytes; tests/contract/broker/test_celery.py holds them against Celery's own."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Whether a message, an order or a call is one that Celery and kombu can take in hand."""
+"""The messages, orders and calls that a worker takes in hand.  Pure."""
 
 import base64
 from datetime import UTC, datetime

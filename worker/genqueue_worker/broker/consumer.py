@@ -1,4 +1,10 @@
-"""Celery's consumer: what it takes, and how it leaves."""
+"""Celery's consumer, where the stock one does not do: what it takes, and how it leaves.
+
+A message that is no task of ours is turned away, and its sender answered (``task_rejected``).  So is a
+message that asks Celery for more than a generation: to run a task that Celery brings along, to stay in
+memory until an ``eta``, to send tasks elsewhere when it is done (callbacks, chains, chords), with the
+worker's rights.
+"""
 
 import functools
 import logging

@@ -1,13 +1,9 @@
-"""kombu's Redis transport and Celery's consumer, where stock ones do not do.
+"""kombu's Redis transport, where the stock one does not do.
 
 Stock kombu decodes whatever it pops in the worker's event loop and lets the error out: one
 ``LPUSH generate.default garbage`` ends the worker.  Here such an entry is dropped, counted
-and logged (its size only: it may be a prompt).  What is a message and no task of ours is
-turned away the same way, and its sender answered (``task_rejected``).  So is what asks Celery
-for more than a generation: to run a task that Celery brings along, to hold the message in memory until
-an ``eta``, to send tasks elsewhere when it is done (callbacks, chains, chords), with the worker's rights.
-
-The same holds for what comes on the channel of Celery's remote control.
+and logged (its size only: it may be a prompt).  The same holds for what comes on the channel
+of Celery's remote control.  :mod:`genqueue_worker.broker.checks` decides what may pass.
 
 Where Sentinels know the Redis to be used, kombu and Celery are given only what anybody may see:
 ``inspect conf`` shows all that is in Celery's configuration but the address.  The Sentinels'

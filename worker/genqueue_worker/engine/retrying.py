@@ -1,6 +1,6 @@
-"""What an upstream error means for the generation.
+"""Decide what an upstream error means for the generation: another attempt, and when, or its end.
 
-Pure: whoever meets an error hands over its facts, this module says whose fault it is.
+Pure.  :mod:`genqueue_worker.upstream.faults` says whose fault the error is.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """OpenTelemetry in a worker: where spans go.
 
-Everything is configured by OpenTelemetry's own variables.
+Everything is configured by OpenTelemetry's own variables.  Without the extra ``otel``, or without an
+exporter named, nothing is set up.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The facts of an error of a call, without the secrets that its words may quote."""
+"""Make facts of an error of a call, without the secrets that its words may quote."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Whose fault an endpoint's error is.  Pure."""
+"""The facts of an endpoint's error, and whose fault it is.  Pure."""
 
 import re
 from dataclasses import dataclass

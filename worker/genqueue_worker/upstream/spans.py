@@ -1,8 +1,7 @@
-"""OpenTelemetry in a worker: where spans go, and the span of one call of a model server.
+"""OpenTelemetry's span of one call of a model endpoint.
 
-Everything is configured by OpenTelemetry's own variables.  Names and attributes are those of its
-semantic conventions for generative AI.  Without the extra ``otel``, or without an exporter
-named, a call costs one look into a dictionary.
+Names and attributes are those of its semantic conventions for generative AI.  Where nobody traces, a
+call costs one look into a dictionary.
 """
 
 import contextlib
