@@ -1,11 +1,12 @@
 """What a worker makes of what its host grants it, and of its lack."""
 
 import errno
+import os
 import socket
 
 import pytest
 
-from genqueue_worker.resources import fitting, lack_of, wanted_descriptors
+from genqueue_worker.resources import fitting, lack_of, try_threads, wanted_descriptors
 
 
 def caused(error, cause):
@@ -57,3 +58,11 @@ def test_as_many_generations_run_as_there_are_descriptors_for(concurrency, limit
 @pytest.mark.parametrize("concurrency", [1, 256, 4096])
 def test_what_is_asked_for_is_enough_for_all(concurrency):
     assert fitting(concurrency, wanted_descriptors(concurrency, 10), 10) == concurrency
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="this system does not say which threads there are")
+def test_threads_that_were_tried_are_there_for_others():
+    before = set(os.listdir("/proc/self/task"))
+    for _ in range(1000):  # the system counts a thread a little longer than Python does, now and then
+        try_threads(4)
+        assert set(os.listdir("/proc/self/task")) <= before

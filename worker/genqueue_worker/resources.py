@@ -11,6 +11,7 @@ import mmap
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -166,7 +167,7 @@ async def start_resolver(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def try_threads(count: int) -> None:
-    """Start so many threads at once, and end them.
+    """Start so many threads at once, and end them: others may have as many when this returns.
 
     Raises:
         RuntimeError: there are not as many.
@@ -182,3 +183,12 @@ def try_threads(count: int) -> None:
         end.set()
         for thread in started:
             thread.join()
+        _leave_the_system(started)
+
+
+def _leave_the_system(threads: list[threading.Thread]) -> None:
+    """Wait until the system counts them no more, which is a little after ``join``: for a second, where it says it."""
+    for _ in range(1000):
+        if not any(os.path.exists(f"/proc/self/task/{thread.native_id}") for thread in threads):
+            return
+        time.sleep(0.001)
