@@ -35,7 +35,7 @@ from genqueue_ops.standin.prose import tag_of
 
 from ..conftest import not_here
 from ..support.roles import as_role, password, refusals
-from .conftest import TOKENS, clean_environment, plain_celery, toml_of
+from .conftest import TOKENS, clean_environment, plain_celery, toml_of, wait_for
 
 ROOT = Path(__file__).parents[2]
 BARE = ("-m", "celery", "-A", "genqueue_worker.app", "flower")
@@ -64,6 +64,7 @@ class Flower:
 
     def __init__(self, folder, redis_url, generators, *, by=("-m", "genqueue", "flower"), **environ):
         (folder / "genqueue.toml").write_text(toml_of(generators))
+        self.redis_url = redis_url
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         settings = {
@@ -79,8 +80,11 @@ class Flower:
         self.child = Child("Flower", self.command, folder / "flower.log")
 
     def start(self):
+        """Until it hears events, which is after it says that it is connected."""
+        before = hear_events(self.redis_url)
         self.child.start()
         self.child.wait_until(lambda logged: "Connected to" in logged, 30)
+        wait_for(lambda: hear_events(self.redis_url) - before)
         return self
 
     def run(self):
@@ -97,6 +101,12 @@ class Flower:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+
+def hear_events(redis_url):
+    """The connections that Celery's events come by: of all who hear, only they take a pattern."""
+    with redis.Redis.from_url(redis_url) as operator:
+        return {each["id"] for each in operator.client_list() if int(each["psub"])}
 
 
 def listeners(port):
