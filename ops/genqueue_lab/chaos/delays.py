@@ -42,9 +42,11 @@ class Delays:
 def takeovers(trace: Trace, calls: Sequence[Call], outages: Outages, *, drain_s: float) -> tuple[Delays, Delays]:
     """How long until the next attempt began: after a kill or a freeze, and after a drain's end.
 
-    Of attempts whose call was open at that moment; apart are those during which Redis was down.
+    Of attempts whose call was open at that moment.  Apart are those during which Redis was down, and not long before:
+    after an outage nothing is taken for one lease of whoever sweeps first.
     """
     sudden, planned = Delays(), Delays()
+    grace_s = max(outages.leases_s.values(), default=LEASE_S)
     for call in calls:
         attempt, pid = attempt_of(trace, call), call.worker_pid
         if attempt is None or attempt + 1 not in trace.attempts:
@@ -57,8 +59,10 @@ def takeovers(trace: Trace, calls: Sequence[Call], outages: Outages, *, drain_s:
             moments.append((planned, outages.leaving_s[pid] + drain_s))
         for delays, lost_s in moments:
             if call.began_s < lost_s <= call.closed_s + 0.2 and next_s > lost_s:
-                longer_s = outages.leases_s.get(pid, LEASE_S) - LEASE_S if delays is sudden else 0.0
-                is_apart = covered_s(Span(lost_s, next_s), outages.hard_times) > 0
+                before_s, longer_s = 0.0, 0.0
+                if delays is sudden:
+                    before_s, longer_s = grace_s, outages.leases_s.get(pid, LEASE_S) - LEASE_S
+                is_apart = covered_s(Span(lost_s - before_s, next_s), outages.hard_times) > 0
                 delays.add(next_s - lost_s - longer_s, is_apart)
     return sudden, planned
 

@@ -49,6 +49,15 @@ def test_what_a_living_worker_lost_is_counted():
         pytest.param(Outages(killed_s={ONE: 2.0}, leases_s={ONE: 4.5}), [1.5], [], 0, id="a longer lease is taken off"),
         pytest.param(Outages(killed_s={ONE: 2.0}, redis=[Span(3.0, 4.0)]), [], [], 1, id="redis was away"),
         pytest.param(Outages(killed_s={ONE: 2.0}, slow=[Span(3.0, 4.0)]), [], [], 1, id="its clock was set"),
+        pytest.param(
+            Outages(killed_s={ONE: 2.0}, leases_s={TWO: 4.5}, redis=[Span(-3.0, -2.3)]),
+            *([], [], 1),
+            id="a lease of the other ago redis was away",
+        ),
+        pytest.param(Outages(killed_s={ONE: 2.0}, redis=[Span(-3.0, -2.3)]), [3.0], [], 0, id="an outage before"),
+        pytest.param(
+            Outages(leaving_s={ONE: 1.2}, redis=[Span(-0.5, 0.0)]), [], [3.3], 0, id="a drain needs no lease to end"
+        ),
         pytest.param(Outages(killed_s={ONE: 4.0}), [], [], 0, id="killed when it had no call"),
         pytest.param(Outages(killed_s={TWO: 5.5}), [], [], 0, id="nobody had to go on"),
     ],
