@@ -14,7 +14,8 @@ from genqueue.keys import generation as generation_key
 from genqueue.keys import text as text_key
 from genqueue.registry import endings
 from genqueue_ops.standin.prose import expected_tokens
-from genqueue_worker.engine.loop import Ended, Engine, Relinquished
+from genqueue_worker.engine.attempt import Ended, Relinquished
+from genqueue_worker.engine.loop import Engine
 from genqueue_worker.upstream.client import ModelClient
 
 from ...support.roles import as_role

@@ -16,7 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -37,6 +37,18 @@ from genqueue.wire.problems import describe
 from genqueue.wire.request import PARTS, GenerationRequest, read_request
 from genqueue.wire.result import GenerationResult, Outcome
 from genqueue_worker.engine import final_text
+from genqueue_worker.engine.attempt import (
+    Done,
+    Ended,
+    Relinquished,
+    Run,
+    Work,
+    ended_as,
+    first_text_at,
+    gave_up,
+    not_ours,
+    redis_time,
+)
 from genqueue_worker.engine.continuation import (
     FAILED,
     REFUSED,
@@ -78,51 +90,6 @@ _LACK = Again(1.0, is_failure=False, is_charged=False)
 """Where this host lacks memory, or file descriptors: others may have some, or it has in a second."""
 _MOST_UNKNOWN = 100
 """So many things that newer versions know are told of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The generation has its result."""
-
-    result: GenerationResult
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The generation ended without a result."""
-
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Relinquished:
-    """Another attempt has it, or it had ended before; nothing may be stored for it."""
-
-    reason: str
-
-
-@dataclass(slots=True)
-class Run:
-    """One attempt under way: its upstream call, and why it must stop if it must."""
-
-    generator: str
-    attempt: int
-    upstream: asyncio.Timeout
-    lost: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One attempt at one generation; ``claimed_s`` is the loop's time at which it began."""
-
-    generation_id: str
-    generator: str
-    request: GenerationRequest
-    claim: Claim
-    outbox: Outbox
-    claimed_s: float
-    meter: AttemptMeter
-    report: Report
 
 
 class Engine:
@@ -212,7 +179,7 @@ class Engine:
         way, reason = SUPERSEDED, None
         try:
             ended = self._call(self._generate(report, foreign, valid_traceparent(traceparent)))
-            way = _way(ended)
+            way = ended_as(ended)
             if isinstance(ended, Relinquished):
                 way, reason = (
                     (way, ended.reason if way == SUPERSEDED else None)
@@ -399,7 +366,7 @@ class Engine:
                     ended = await self._run_attempt(work, start, parameters, upstream)
                 except Exception as error:
                     ended = await self._after_defect(work, error)
-            way = _way(ended)
+            way = ended_as(ended)
             return ended
         except Exception:
             way = "failed"
@@ -428,10 +395,10 @@ class Engine:
             if self._is_leaving:  # the claim's answer came late
                 return await self._release(work, AT_ONCE, None)
             if (lost := self._running[work.generation_id].lost) is not None:
-                return _not_ours(lost)
+                return not_ours(lost)
             match start:
                 case GiveUp():
-                    return await self._fail(work, _gave_up(claim))
+                    return await self._fail(work, gave_up(claim))
                 case Complete(finish_reason):
                     ending = Ending(None, finish_reason, None, None, {})
                 case Continue(prompt, rest, tail):
@@ -460,7 +427,7 @@ class Engine:
                 return await self._release(work, AT_ONCE, None)
             # Nothing is left on its way: to a Redis that forgot, this worker's next attempt may have the same number.
             await self._writer.settle(outbox)
-            return _not_ours(lost)
+            return not_ours(lost)
 
     async def _after_defect(self, work: Work, error: Exception) -> Ended | Relinquished:
         """A defect of ours, or of a library: it is logged with where it was raised, and costs nobody a generation."""
@@ -583,7 +550,7 @@ class Engine:
             waits_for=f"a newer worker: one that took it does not know {unknown}",
         )
         answer = await self._writer.insist(call)
-        return Relinquished("of a newer version") if answer == "ok" else _not_ours(answer)
+        return Relinquished("of a newer version") if answer == "ok" else not_ours(answer)
 
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings
@@ -652,7 +619,7 @@ class Engine:
             "model": upstream.model(endpoint),
             "finish_reason": ending.finish_reason,
             "usage": used,
-            "completion_start_time": _iso(_first_text_at(work)),
+            "completion_start_time": _iso(first_text_at(work)),
             "generator": work.generator,
             "endpoint": endpoint.address,
             "attempts": claim.attempt,
@@ -668,7 +635,7 @@ class Engine:
         result = GenerationResult(replies=[text], meta=[meta])
         end = endings.finished(work.generation_id, work.generator, outbox.take(), result, date_done=_now_iso())
         answer = await self._end(outbox, end)
-        return Done(result) if answer == "ok" else _not_ours(answer)
+        return Done(result) if answer == "ok" else not_ours(answer)
 
     async def _failed(self, work: Work, facts: UpstreamFacts, *, is_continued: bool) -> Ended | Relinquished:
         """The upstream call failed: another attempt, or the end."""
@@ -714,7 +681,7 @@ class Engine:
         )
         answer = await self._writer.last(work.outbox, call)
         if answer != "ok":
-            return _not_ours(answer)
+            return not_ours(answer)
         return Relinquished(way)
 
     async def _fail(self, work: Work, reason: Outcome) -> Ended | Relinquished:
@@ -730,12 +697,12 @@ class Engine:
         last = work.outbox.take()
         end = endings.failed(work.generation_id, work.generator, last, reason, date_done=_now_iso())
         answer = await self._end(work.outbox, end)
-        return Ended(reason) if answer == "ok" else _not_ours(answer)
+        return Ended(reason) if answer == "ok" else not_ours(answer)
 
     async def _refuse(self, generation_id: str, generator: str, reason: Outcome) -> Ended | Relinquished:
         """End a generation without an attempt."""
         answer = await self._end(None, endings.failed(generation_id, generator, None, reason, date_done=_now_iso()))
-        return Ended(reason) if answer == "ok" else _not_ours(answer)
+        return Ended(reason) if answer == "ok" else not_ours(answer)
 
     async def _end(self, outbox: Outbox | None, end: End) -> str:
         settings = self.settings
@@ -751,8 +718,8 @@ class Engine:
 
     def _timings(self, work: Work) -> Timings:
         """Until now; all by Redis's clock, since hosts' clocks may disagree."""
-        claim, ended_at = work.claim, _redis_time(work, self._loop.time())
-        return timings(claim.submitted_at, claim.started_at, _first_text_at(work), ended_at, work.outbox.waking_s)
+        claim, ended_at = work.claim, redis_time(work, self._loop.time())
+        return timings(claim.submitted_at, claim.started_at, first_text_at(work), ended_at, work.outbox.waking_s)
 
     async def _cancel(self, generation_id: str) -> None:
         generator = "default"
@@ -884,26 +851,10 @@ def _drains(running: int, within_s: float) -> str:
     return f"{runs}, others go on with {it} {f'in {within_s:g} s' if within_s else 'now'}"
 
 
-def _gave_up(claim: Claim) -> Outcome:
-    """The end of a generation whose earlier attempts failed often enough."""
-    last = claim.errors[-1]["message"] if claim.errors else "nothing is known"
-    return Outcome(error="failed", message=f"gave up after {claim.attempt - 1} attempts: {last}")
-
-
 def _expired(where: str, found: NotClaimed) -> Outcome:
     """The end of a generation that was too late for another attempt."""
     reason = endings.expired(where, found.met)
     return reason.model_copy(update={"detail": {"errors": found.met, **reason.detail}})
-
-
-def _redis_time(work: Work, loop_s: float) -> float:
-    """The loop's time in epoch seconds of Redis's clock."""
-    return work.claim.answered_at + loop_s - work.claimed_s
-
-
-def _first_text_at(work: Work) -> float | None:
-    first_text_s = work.outbox.first_text_s
-    return None if first_text_s is None else _redis_time(work, first_text_s)
 
 
 def _iso(epoch_s: float | None) -> str | None:
@@ -912,22 +863,6 @@ def _iso(epoch_s: float | None) -> str | None:
 
 def _now_iso() -> str:
     return datetime.now(UTC).isoformat()
-
-
-def _way(ended: Done | Ended | Relinquished) -> str:
-    """How an attempt ended, in the words of :mod:`genqueue_worker.observe.metrics`."""
-    match ended:
-        case Done():
-            return "finished"
-        case Ended(reason):
-            return reason.error
-        case Relinquished(reason):
-            return reason if reason in {RETRIED, DEFERRED, HANDED_OVER} else SUPERSEDED
-
-
-def _not_ours(reason: str) -> Ended | Relinquished:
-    """What a task says whose generation somebody else ended or has taken over."""
-    return Ended(endings.CANCELLED) if reason == "cancelled" else Relinquished(reason)
 
 
 def _log_failure(done: "Future[Any] | asyncio.Future[Any]") -> None:
