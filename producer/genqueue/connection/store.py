@@ -78,6 +78,10 @@ class Store:
             answer = self._retry.call_with_retry(lambda: self._send(call), lambda error: None)
         except redis.RedisError as error:
             raise translate(self._address, error) from error
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C: redis-py may have kept a connection that is half made
+                self._redis.connection_pool.disconnect(inuse_connections=False)
+            raise
         finally:
             if self._is_closed:  # by another thread, or before: redis-py has connected anew
                 self._redis.connection_pool.disconnect(inuse_connections=False)

@@ -120,6 +120,44 @@ def test_a_signal_at_any_moment_of_a_call_raises_and_crashes_nothing(real_redis)
     assert done.returncode == 0, done.stderr
 
 
+INTERRUPTED = """
+import sys
+from genqueue.connection.store import Store
+from genqueue.registry import fleet
+
+def interrupted(store, number):
+    def look(frame, event, _):
+        nonlocal number
+        if event == "call" and "/redis/" in frame.f_code.co_filename and frame.f_code.co_name != "__del__":
+            number -= 1
+            if number == 0:
+                raise KeyboardInterrupt
+    sys.settrace(look)
+    try:
+        store.run(fleet.read_workers())
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return number <= 0
+
+number = 1
+while interrupted(store := Store(sys.argv[1], 5.0), number):
+    store.run(fleet.read_workers())
+    store.close()
+    number += 1
+print(number)
+"""
+
+
+def test_a_store_serves_on_after_ctrl_c_at_any_call_of_redis_py(real_redis):
+    """A connection that was interrupted while it was made stood in the pool, for the next call to fail with."""
+    command = [sys.executable, "-c", INTERRUPTED, real_redis.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
+
+
 def test_many_threads_share_a_store(redis_url: str):
     store = Store(redis_url, 5.0)
     answers: list[object] = []
