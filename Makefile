@@ -24,7 +24,7 @@ demo: $(INSTALLED) $(MODEL_INSTALLED) ## a prompt through Redis, a worker and a 
 	$(BIN)/genqueue demo
 
 test: $(INSTALLED) $(MODEL_INSTALLED) ## the whole test suite, two files at a time
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## ruff, mypy and import-linter
 	$(BIN)/ruff check

@@ -147,8 +147,8 @@ def test_a_worker_of_the_version_before_serves(fleet, before, ask):
 @pytest.mark.parametrize("dies", ["the old one", "the new one"])
 def test_one_version_goes_on_with_the_text_of_the_other(fleet, before, ask, eventually, dies):
     only(fleet, before if dies == "the old one" else None)
-    prompt = ask(tokens=600, itl_s=0.03)  # it still runs when the other two have started, however busy the machine is
-    generation = fleet.client.submit(prompt, generation_kwargs={"max_new_tokens": 600})
+    prompt = ask(tokens=900, itl_s=0.03)  # it still runs when the other two have started, however busy the machine is
+    generation = fleet.client.submit(prompt, generation_kwargs={"max_new_tokens": 900})
     chunks = generation.stream()
     got = [next(chunks).text for _ in range(5)]
     (victim,) = fleet.workers

@@ -111,6 +111,7 @@ def id_in(entry: bytes) -> str | None:
     return None
 
 
+@pytest.mark.timeout(300)
 def test_ten_thousand_messages_are_each_answered_ignored_or_dropped(target, ask, eventually):
     """Some of them name generations that are queued, running or finished."""
     db, client = target.db, target.client
@@ -269,6 +270,7 @@ def read_with_threads(generation):
     return Reader(read)
 
 
+@pytest.mark.timeout(300)
 def test_ten_thousand_events_change_nothing_of_what_readers_get(target, ask, own_redis, eventually):
     said = [raw for raw in drawn(publications(st.integers(1, 400)), 11_500) if not fits(raw)]
     assert len(said) >= 10_000

@@ -182,7 +182,7 @@ def test_a_stop_while_many_run_and_connections_are_cut_loses_nothing(
 ):
     """Each hand-over is sent over a connection that may be cut before its answer comes."""
     leaver = start_worker(tgi, own_redis.url, "-c", "64", environ={"GENQUEUE_DRAIN_S": "1"})
-    prompts = [ask(tokens=120, itl_s=0.05) for _ in range(48)]
+    prompts = [ask(tokens=300, itl_s=0.05) for _ in range(48)]
     readings = [read(producer.submit(prompt)) for prompt in prompts]
     eventually(lambda: all(len(reading.events) > 3 for reading in readings), within_s=30)
     another = start_worker(tgi, own_redis.url, "-c", "64")

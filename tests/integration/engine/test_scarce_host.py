@@ -42,7 +42,7 @@ def test_with_256_descriptors_and_256_places_nothing_is_lost(start_worker, own_r
     worker = start_worker(tgi, own_redis.url, "-c", "256", before="ulimit -n 256")
     fits = re.search(r"-c 256 does not fit: this process may open 256 files .* runs (\d+) generations", worker.log)
     assert fits, worker.log
-    prompts = [ask(tokens=20, itl_s=0.1) for _ in range(256)]
+    prompts = [ask(tokens=60, itl_s=0.1) for _ in range(256)]
     generations = [producer.submit(prompt) for prompt in prompts]
     places = int(fits[1])
     with redis.Redis.from_url(own_redis.url) as db:
