@@ -29,10 +29,10 @@ test: $(INSTALLED) $(MODEL_INSTALLED) ## the whole test suite, two files at a ti
 	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: $(INSTALLED) ## the unit and contract tests, which need no worker process
-	$(BIN)/pytest -n 3 --dist loadfile tests/unit tests/contract
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/contract
 
 test-server: $(INSTALLED) ## the contract tests on another Redis: SERVER=redis-6.2, redis-7, redis-8 or valkey
-	.ci/on-server $(SERVER) $(BIN)/pytest -n 3 --dist loadfile tests/contract
+	.ci/on-server $(SERVER) $(BIN)/pytest -n 2 --dist loadfile tests/contract
 
 lint: $(INSTALLED) ## ruff, mypy and import-linter
 	$(BIN)/ruff check
