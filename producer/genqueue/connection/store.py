@@ -6,8 +6,10 @@ them (:mod:`genqueue.connection.errors`).
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
 
 import redis
 import redis.asyncio
@@ -37,7 +39,10 @@ from genqueue.connection.tasks import end_if_cancelled
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
 from genqueue.registry.script import Call
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+_RETRY_S = 0.2
 
 
 def _decoded(call: Call[T], answer: Any) -> T:
@@ -218,6 +223,40 @@ class AsyncStore:
         await self._redis.aclose()
         if self._sentinel is not None:
             await self._sentinel.aclose()
+
+
+class Runs(Protocol):
+    """Carries out one call."""
+
+    async def run(self, call: Call[T]) -> T:
+        """As :meth:`AsyncStore.run`."""
+
+
+class PatientStore:
+    """Sends each call until Redis answers; so each must be one that may be sent twice.
+
+    Args:
+        store: carries out one try.
+        round_trip: entered around each try, to measure it.
+    """
+
+    def __init__(self, store: Runs, round_trip: Callable[[Call[Any]], AbstractContextManager[None]]) -> None:
+        self._store = store
+        self._round_trip = round_trip
+
+    async def run(self, call: Call[T]) -> T:
+        """Carry out one call; raises StoreError only where another try would be refused as well."""
+        while True:
+            try:
+                with self._round_trip(call):
+                    return await self._store.run(call)
+            except RedisUnavailableError as error:
+                logger.warning("events wait: %s", error)
+            except StoreError as error:
+                if not error.may_pass:
+                    raise
+                logger.error("events wait: %s", error)  # out of memory, read-only: for whoever runs Redis to mend
+            await asyncio.sleep(_RETRY_S)
 
 
 async def nothing(error: Exception) -> None:

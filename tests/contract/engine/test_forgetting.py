@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from genqueue import keys
-from genqueue.connection.store import AsyncStore, T
+from genqueue.connection.store import AsyncStore, PatientStore, T
 from genqueue.errors import RedisUnavailableError
 from genqueue.registry import attempts, endings, reading
 from genqueue.registry.attempts import Claim
@@ -143,13 +143,12 @@ async def desk(redis_url: str, writer: Registry) -> AsyncIterator[Desk]:
     metrics, lost = Metrics(GENERATORS), []
     forgetful = Forgetful(store, writer)
     made = Writer(
-        forgetful,
+        PatientStore(forgetful, metrics.round_trip),
         owner=OWNER,
         keep_s=KEEP_S,
         gap_s=0.0,
         now_s=asyncio.get_running_loop().time,
         on_lost=lambda outbox, reason: lost.append(reason),
-        metrics=metrics,
     )
     working = asyncio.create_task(made.run())
     yield Desk(made, forgetful, metrics, lost)

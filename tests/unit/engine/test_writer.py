@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from genqueue import keys
+from genqueue.connection.store import PatientStore
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.registry import attempts, endings
 from genqueue.registry.attempts import Claim
@@ -103,13 +104,12 @@ class Desk:
         self.now_s = 0.0
         self.lost: list[tuple[str, str]] = []
         self.writer = Writer(
-            self.shelf,
+            PatientStore(self.shelf, self.metrics.round_trip),
             owner="worker-1",
             keep_s=60,
             gap_s=gap_s,
             now_s=lambda: self.now_s,
             on_lost=lambda outbox, reason: self.lost.append((outbox.generation_id, reason)),
-            metrics=self.metrics,
         )
         self.working = asyncio.create_task(self.writer.run())
 

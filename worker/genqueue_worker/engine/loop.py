@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from genqueue import keys
 from genqueue.connection.hub import LiveHub
-from genqueue.connection.store import AsyncStore, T
+from genqueue.connection.store import AsyncStore, PatientStore, T
 from genqueue.connection.tasks import end_tasks
 from genqueue.errors import GenerationNotFoundError, InvalidRequestError, StoreError
 from genqueue.registry import attempts, endings, reading, submitting, sweeping
@@ -150,7 +150,7 @@ class Engine:
         self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="genqueue-engine", daemon=True)
         self._ready: Future[None] = Future()
-        self._store: AsyncStore
+        self._store: PatientStore
         self._writer: Writer
 
     def start(self) -> None:
@@ -464,7 +464,7 @@ class Engine:
         except InvalidRequestError as error:
             rejected = endings.rejection(str(error))
             return await self._answered(generation_id, generator, rejected)
-        if await self._writer.insist(reading.has_result(generation_id)):
+        if await self._store.run(reading.has_result(generation_id)):
             return Relinquished("known")  # another Celery task's id, or it ended before
         registration = submitting.submit(
             generation_id,
@@ -476,7 +476,7 @@ class Engine:
             ring=False,
             traceparent=traceparent,
         )
-        await self._writer.insist(registration)
+        await self._store.run(registration)
         return None
 
     async def _refuse_message(self, generation_id: str, generator: str, reason: str) -> None:
@@ -509,9 +509,9 @@ class Engine:
         await asyncio.sleep(_LEAVING_S)  # not to be given the same one again before it has left
         # Of what cannot be read, a newer version's perhaps, a sweeper knows more.
         with contextlib.suppress(GenerationNotFoundError, StoreError, ValueError):
-            record = await self._writer.insist(reading.read_record(generation_id))
+            record = await self._store.run(reading.read_record(generation_id))
             if not record.state.is_final:
-                await self._writer.insist(sweeping.ring(generation_id, record.generator, record.priority))
+                await self._store.run(sweeping.ring(generation_id, record.generator, record.priority))
         return Relinquished("its servers are down, full or asleep")
 
     async def _leave_to_newer(
@@ -549,12 +549,12 @@ class Engine:
             owner=self.owner,
             waits_for=f"a newer worker: one that took it does not know {unknown}",
         )
-        answer = await self._writer.insist(call)
+        answer = await self._store.run(call)
         return Relinquished("of a newer version") if answer == "ok" else not_ours(answer)
 
     async def _claim(self, generation_id: str, generator: str) -> Claim | NotClaimed:
         settings = self.settings
-        return await self._writer.insist(
+        return await self._store.run(
             attempts.claim(generation_id, generator, owner=self.owner, lease_s=settings.lease_s, keep_s=settings.keep_s)
         )
 
@@ -578,7 +578,7 @@ class Engine:
         while discarded or self._told:
             told = sorted(self._told)
             call = sweeping.discard(generator, owner=self.owner, told=told, keep_s=self.settings.keep_s)
-            discarded = await self._writer.insist(call)
+            discarded = await self._store.run(call)
             self._told.difference_update(told)
             for generation_id, is_untold in discarded:
                 report = Report(generation_id, generator, self.owner)
@@ -724,7 +724,7 @@ class Engine:
     async def _cancel(self, generation_id: str) -> None:
         generator = "default"
         with contextlib.suppress(StoreError):  # its key is of another type: what can be done of the end will be
-            generator = await self._writer.insist(reading.read_home(generation_id))
+            generator = await self._store.run(reading.read_home(generation_id))
         end = endings.cancelled(generation_id, generator, date_done=_now_iso())
         if await self._end(None, end) == "gone":
             # Its message, which may bring the request itself, is still to come: it shall find it cancelled.
@@ -782,7 +782,8 @@ class Engine:
         settings = self.settings
         await start_resolver(self._loop)
         self._stopped = asyncio.Event()
-        self._store = AsyncStore(settings.redis_url, settings.redis_timeout_s)
+        redis = AsyncStore(settings.redis_url, settings.redis_timeout_s)
+        self._store = PatientStore(redis, self.metrics.round_trip)
         self._writer = Writer(
             self._store,
             owner=self.owner,
@@ -790,7 +791,6 @@ class Engine:
             gap_s=settings.flush_gap_s,
             now_s=self._loop.time,
             on_lost=lambda outbox, reason: self._lose(outbox.generation_id, outbox.attempt, reason),
-            metrics=self.metrics,
         )
         transport = open_transport()
         await asyncio.gather(*(generator.warm_up() for generator in self.generators.values()))
@@ -807,7 +807,7 @@ class Engine:
         await asyncio.gather(*others, return_exceptions=True)  # or asyncio says that nobody asked for their errors
         await hub.close()
         await transport.close()
-        await self._store.close()
+        await redis.close()
         await self._loop.shutdown_default_executor()  # Python waits for its threads, which may wait for a name
 
     async def _watch(self, generator: str) -> None:

@@ -3,12 +3,10 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from genqueue.connection.store import T
 from genqueue.registry.attempts import Flush
 from genqueue.registry.partial import encode_partial
-from genqueue.registry.script import Call
 from genqueue.wire.events import Token, ToolCallDelta, chunk_body, event_body
 from genqueue_worker.observe.metrics import AttemptMeter
 from genqueue_worker.upstream.fields import encodable
@@ -25,13 +23,6 @@ _PIECE_BYTES = 50
 """What a piece of a tool call, or an alternative to a token, takes beside its text."""
 _KEPT_FLUSHES = 128
 """Of each attempt, for a Redis that lost what it had answered: 2.5 s at the fastest."""
-
-
-class Runs(Protocol):
-    """What the writer needs of a store."""
-
-    async def run(self, call: Call[T]) -> T:
-        """Carry out one call."""
 
 
 class Outbox:

@@ -10,17 +10,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from genqueue.connection.store import T
-from genqueue.errors import RedisUnavailableError, StoreError
+from genqueue.connection.store import PatientStore
+from genqueue.errors import StoreError
 from genqueue.registry import attempts
 from genqueue.registry.attempts import Flush
 from genqueue.registry.script import Call
-from genqueue_worker.engine.outbox import Outbox, Runs
-from genqueue_worker.observe.metrics import Metrics
+from genqueue_worker.engine.outbox import Outbox
 
 logger = logging.getLogger(__name__)
 _QUIET_S = 1.0
-_RETRY_S = 0.2
 _BEHIND = "behind "
 _MOST_LOSSES = 5
 """So often one flush, or one last word, may find that Redis has lost what came before it."""
@@ -30,27 +28,24 @@ class Writer:
     """Writes for every outbox of one engine; lives on the engine's loop.
 
     Args:
-        store: where to.
+        store: where to; every call of the writer may be sent twice.
         owner: the worker's name in the registry.
         keep_s: TTL of a running generation's keys.
         gap_s: the least time between two flushes, unless a first text is waiting.
         now_s: the loop's clock.
         on_lost: told (outbox, reason) when the registry refuses an attempt's events.
-        metrics: told of each round trip.
     """
 
     def __init__(
         self,
-        store: Runs,
+        store: PatientStore,
         *,
         owner: str,
         keep_s: int,
         gap_s: float,
         now_s: Callable[[], float],
         on_lost: Callable[[Outbox, str], None],
-        metrics: Metrics,
     ) -> None:
-        self._metrics = metrics
         self.now_s = now_s
         self._store = store
         self._owner = owner
@@ -95,16 +90,16 @@ class Writer:
     async def last(self, outbox: Outbox | None, call: Call[str]) -> str:
         """Send the last word of an attempt once nothing of it is in flight; waits for as long as Redis is away."""
         if outbox is None:
-            return await self.insist(call)
+            return await self._store.run(call)
         up_to = outbox.number - 1  # the last flush goes out with the last word only
         await self.settle(outbox)
-        answer = await self.insist(call)
+        answer = await self._store.run(call)
         for _ in range(_MOST_LOSSES):
             if not _is_behind(answer):
                 break
             answer = await self._again(outbox, answer, up_to=up_to)
             if answer == "ok":
-                answer = await self.insist(call)
+                answer = await self._store.run(call)
         return answer
 
     async def settle(self, outbox: Outbox) -> None:
@@ -131,7 +126,7 @@ class Writer:
                 return
             flushes = [outbox.take() for outbox in outboxes.values()]
             try:
-                answers = await self.insist(attempts.append(flushes, keep_s=self._keep_s, owner=self._owner))
+                answers = await self._store.run(attempts.append(flushes, keep_s=self._keep_s, owner=self._owner))
             except StoreError:  # one of them cannot be written: find out which
                 answers = [await self._append_those([flush]) for flush in flushes]
             for index, (outbox, flush) in enumerate(zip(outboxes.values(), flushes, strict=True)):
@@ -148,7 +143,7 @@ class Writer:
     async def _append_those(self, flushes: list[Flush]) -> str:
         """Write flushes of one attempt; what became of the last of them."""
         try:
-            return (await self.insist(attempts.append(flushes, keep_s=self._keep_s, owner=self._owner)))[-1]
+            return (await self._store.run(attempts.append(flushes, keep_s=self._keep_s, owner=self._owner)))[-1]
         except StoreError as error:
             logger.error("events cannot be written: %s", error, extra={"generation_id": flushes[0].generation_id})
             return "unwritable"
@@ -170,20 +165,6 @@ class Writer:
             if not _is_behind(answer):
                 return answer
         return "behind"  # what readers have seen cannot be had again: another attempt begins where Redis is
-
-    async def insist(self, call: Call[T]) -> T:
-        """Send until Redis answers; every call of the writer may be sent twice."""
-        while True:
-            try:
-                with self._metrics.round_trip(call):
-                    return await self._store.run(call)
-            except RedisUnavailableError as error:
-                logger.warning("events wait: %s", error)
-            except StoreError as error:
-                if not error.may_pass:
-                    raise
-                logger.error("events wait: %s", error)  # out of memory, read-only: for whoever runs Redis to mend
-            await asyncio.sleep(_RETRY_S)
 
 
 def _is_behind(answer: object) -> bool:
