@@ -12,7 +12,7 @@ from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.request import TASK_NAME
 from genqueue.wire.result import GenerationResult, Outcome
 from genqueue_worker.app import app, runtime
-from genqueue_worker.engine.attempt import Done, Ended
+from genqueue_worker.engine.register import Done, Ended
 from genqueue_worker.upstream.faults import UpstreamFacts, shown
 
 

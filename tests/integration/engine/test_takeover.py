@@ -14,8 +14,8 @@ from genqueue.keys import generation as generation_key
 from genqueue.keys import text as text_key
 from genqueue.registry import endings
 from genqueue_ops.standin.prose import expected_tokens
-from genqueue_worker.engine.attempt import Ended, Relinquished
 from genqueue_worker.engine.loop import Engine
+from genqueue_worker.engine.register import Ended, Relinquished
 from genqueue_worker.upstream.client import ModelClient
 
 from ...support.roles import as_role
@@ -419,11 +419,11 @@ def test_what_is_cancelled_while_its_claim_is_on_its_way_is_asked_of_no_server(f
         running = threads.submit(engine.run, generation.id, "default", None)
         eventually(lambda: generation.id in engine._in_hand)  # the claim is on its way
         engine._loop.call_soon_threadsafe(engine._lose, generation.id, None, "cancelled")
-        eventually(lambda: engine._noticed)
+        eventually(lambda: engine._in_hand[generation.id].scope.reason)
         fleet.redis.resume()
         assert running.result(timeout=10) == Ended(endings.CANCELLED)
         assert standin.requests(prompt) == []
-        assert engine._noticed == {}
+        assert engine._in_hand == {}
         engine.stop()
 
 

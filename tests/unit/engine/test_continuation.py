@@ -6,8 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genqueue.registry.attempts import Claim
+from genqueue.settings import GeneratorSettings
 from genqueue.wire.events import Token, ToolCallDelta
-from genqueue_worker.engine.continuation import Begin, Complete, Continue, GiveUp, Progress, begins_anew, next_attempt
+from genqueue.wire.request import GenerationRequest
+from genqueue_worker.engine.continuation import (
+    FAILED,
+    REFUSED,
+    Begin,
+    Complete,
+    Continue,
+    GiveUp,
+    Progress,
+    begins_anew,
+    next_attempt,
+    where_to_begin,
+)
 from genqueue_worker.engine.seam import ContinuedSink, Seam
 from genqueue_worker.upstream.sink import Stopped
 
@@ -143,6 +157,36 @@ def test_a_chat_goes_on_only_where_its_answer_can(messages, parameters, progress
     before = repr((messages, parameters))
     assert next_attempt(messages, parameters, "continue", progress, continues_chat=continues_chat) == expected
     assert repr((messages, parameters)) == before
+
+
+GENERATOR = GeneratorSettings.model_validate(
+    {"api_type": "text_generation_inference", "api_params": {"url": "http://tgi"}, "max_attempts": 3}
+)
+ERROR = {"attempt": 1, "message": "words"}
+GOES_ON = Continue("p a", {"max_new_tokens": 9}, "")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "failures", "errors", "on_failure", "expected"),
+    [
+        pytest.param(1, 0, [], "continue", Begin(forget=False), id="the-first"),
+        pytest.param(2, 1, [ERROR], "continue", GOES_ON, id="after-a-failure"),
+        pytest.param(2, 1, [ERROR], "restart", Begin(forget=True), id="a-restart-was-wished"),
+        pytest.param(2, 1, [ERROR], "fail", GiveUp(), id="nothing-is-to-be-tried-twice"),
+        pytest.param(2, 0, [], "restart", GOES_ON, id="handed-over-is-no-failure"),
+        pytest.param(2, 0, [], "fail", GOES_ON, id="nor-where-nothing-is-tried-twice"),
+        pytest.param(3, 1, [ERROR, {**ERROR, "continued": REFUSED}], "continue", Begin(forget=True), id="refused"),
+        pytest.param(3, 1, [ERROR, {**ERROR, "continued": FAILED}], "continue", GOES_ON, id="failed-once"),
+        pytest.param(3, 2, [ERROR, {**ERROR, "continued": FAILED}], "continue", Begin(forget=True), id="at-the-last"),
+        pytest.param(4, 3, [ERROR] * 3, "continue", GiveUp(), id="failed-often-enough"),
+        pytest.param(9, 0, [ERROR] * 9, "continue", GiveUp(), id="with-whatever-endpoint-took-it"),
+    ],
+)
+def test_an_attempt_begins_where_those_before_it_left_off(attempt, failures, errors, on_failure, expected):
+    text = " a" if attempt > 1 else ""
+    claim = Claim(attempt, b"", 0.0, 0.0, None, text, len(text) // 2, failures, errors)
+    request = GenerationRequest(prompt="p", on_failure=on_failure)
+    assert where_to_begin(claim, request, FREE, GENERATOR) == expected
 
 
 @pytest.mark.parametrize(

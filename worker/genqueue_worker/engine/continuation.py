@@ -15,8 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from genqueue.registry.attempts import Claim
+from genqueue.settings import GeneratorSettings
 from genqueue.wire.extra_body import PICKS_TOKENS
-from genqueue.wire.request import Given
+from genqueue.wire.request import GenerationRequest, Given
+from genqueue_worker.engine.retrying import is_exhausted
 
 OnFailure = Literal["continue", "restart", "fail"]
 
@@ -67,12 +70,40 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """The caller asked that nothing be tried twice."""
+    """It has failed often enough, or the caller asked that nothing be tried twice."""
 
+
+Start = Begin | Continue | Complete | GiveUp
 
 REFUSED, FAILED = "refused", "failed"
 """What is noted of an attempt that was to continue and brought nothing: its server refused that, or failed."""
 _MOST_FAILED = 2
+
+
+def where_to_begin(
+    claim: Claim, request: GenerationRequest, parameters: Mapping[str, Any], settings: GeneratorSettings
+) -> Start:
+    """Choose how an attempt begins.
+
+    Args:
+        claim: what earlier attempts left, and how they failed.
+        request: the caller's.
+        parameters: of the whole generation, as :func:`next_attempt` has them.
+        settings: the generator's.
+    """
+    max_attempts = settings.max_attempts
+    if is_exhausted(claim.failures, len(claim.errors), max_attempts):
+        return GiveUp()
+    if claim.attempt == 1:
+        return Begin(forget=False)
+    is_last = is_exhausted(claim.failures + 1, len(claim.errors) + 1, max_attempts)
+    # Else it was handed over, or what was refused is ours.
+    failed = any(error.get("continued") != REFUSED for error in claim.errors)
+    on_failure = request.on_failure if failed else "continue"
+    if on_failure == "continue" and begins_anew(claim.errors, is_last=is_last):
+        on_failure = "restart"
+    progress = Progress(claim.text_so_far, claim.solid_tokens, claim.reasoning_so_far)
+    return next_attempt(request.given, parameters, on_failure, progress, continues_chat=settings.continues_chat)
 
 
 def begins_anew(errors: Sequence[Mapping[str, Any]], *, is_last: bool) -> bool:
@@ -98,7 +129,7 @@ def next_attempt(
     progress: Progress,
     *,
     continues_chat: bool = False,
-) -> Begin | Continue | Complete | GiveUp:
+) -> Start:
     """Choose how an attempt after the first begins.
 
     Args:

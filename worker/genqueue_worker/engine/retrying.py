@@ -25,6 +25,8 @@ class Again:
 
 
 AT_ONCE = Again(0.0, is_failure=False, is_charged=False)
+LACKING = Again(1.0, is_failure=False, is_charged=False)
+"""Where this host lacks memory, or file descriptors: others may have some, or it has in a second."""
 
 _JITTER_S = 2.0
 _CAPACITY_MOST_S = 300.0

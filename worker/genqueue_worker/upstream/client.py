@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from huggingface_hub import AsyncInferenceClient
@@ -59,11 +59,11 @@ class Ending:
         lost: how many characters its bytes did not spell.
     """
 
-    generated_text: str | None
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    extra: dict[str, Any]
+    generated_text: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
     endpoint: Endpoint | None = None
     stops: Sequence[str] = ()
     specials: Collection[str] = ()
@@ -226,7 +226,7 @@ class ModelClient:
                 try:
                     ending = await route(_Ask(client, endpoint, prompt, parameters, into, listened))
                 except Stopped:
-                    ending = Ending(None, "stop_sequence", None, None, {})
+                    ending = Ending(finish_reason="stop_sequence")
                 except MemoryError as error:
                     told = exchange.get()
                     if told is None or not told.is_answered:
