@@ -16,7 +16,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.submitting import doorbell_message
 
 # A model's answer of one token: what gets through costs little.
 CHEAP_PROMPT = 'x {{standin {"tokens":1}}}'

@@ -8,10 +8,10 @@ from pydantic_core import to_json
 
 from genqueue import keys
 from genqueue.registry.decoding import errors_met, errors_of, text_of
-from genqueue.registry.doorbell import doorbell_message
 from genqueue.registry.lifecycle import FINAL, State, Transition, sources
 from genqueue.registry.partial import decode_partial
 from genqueue.registry.script import Call, scripted
+from genqueue.registry.submitting import doorbell_message
 from genqueue.tracing import valid_traceparent
 from genqueue.wire.result import Outcome
 

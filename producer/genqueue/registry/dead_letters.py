@@ -8,9 +8,8 @@ from genqueue.errors import (
     NotDeadError,
 )
 from genqueue.registry.decoding import text_of
-from genqueue.registry.doorbell import doorbell_message
 from genqueue.registry.script import Call, refuse, scripted
-from genqueue.registry.submitting import Accepted
+from genqueue.registry.submitting import Accepted, doorbell_message
 
 
 def retry(

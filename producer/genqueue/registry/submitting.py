@@ -1,16 +1,25 @@
-"""A generation is handed over."""
+"""A generation is handed over, and a doorbell rung for it.
+
+A doorbell is the Celery message that makes a worker look at a generation: its id and nothing else.
+It is written out here, not sent through Celery: so it goes to its list in the same Lua call that
+registers the generation (nothing can die between the two), the asyncio client needs no
+thread for it, and a producer needs no Celery.  The format is Celery's task message
+protocol 2 (docs.celeryq.dev, "Message Protocol") in the envelope of kombu's Redis
+transport; ``tests/contract/broker/test_celery.py`` holds it against what Celery itself sends.
+"""
 
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import to_json
 
 from genqueue import keys
 from genqueue.errors import (
     IdempotencyConflictError,
 )
 from genqueue.registry.decoding import text_of
-from genqueue.registry.doorbell import doorbell_message
 from genqueue.registry.script import Call, refuse, scripted
-from genqueue.wire.request import GenerationRequest
+from genqueue.wire.request import TASK_NAME, GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +81,48 @@ def submit(
                 refuse("submit", request.generator, words)
 
     return scripted("submit", key_list, arguments, decode)
+
+
+# base64 of [[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]
+_BODY = "W1tdLCB7fSwgeyJjYWxsYmFja3MiOiBudWxsLCAiZXJyYmFja3MiOiBudWxsLCAiY2hhaW4iOiBudWxsLCAiY2hvcmQiOiBudWxsfV0="
+
+
+def doorbell_message(generation_id: str, generator: str, priority: int) -> bytes:
+    """The message for one generation, ready for ``LPUSH`` to :func:`genqueue.keys.doorbell`."""
+    return to_json(
+        {
+            "body": _BODY,
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {
+                "lang": "py",
+                "task": TASK_NAME,
+                "id": generation_id,
+                "root_id": generation_id,
+                "parent_id": None,
+                "group": None,
+                "retries": 0,
+                "eta": None,
+                "expires": None,
+                "timelimit": [None, None],
+                "argsrepr": "()",
+                "kwargsrepr": "{}",
+                "origin": "genqueue",
+                "ignore_result": False,
+            },
+            "properties": {
+                "correlation_id": generation_id,
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": keys.queue(generator)},
+                "priority": priority,
+                "body_encoding": "base64",
+                "delivery_tag": generation_id,
+            },
+        }
+    )
+
+
+def doorbell_template() -> bytes:
+    """The message with the places ``{id}``, ``{generator}`` and ``{priority}``, for a script that rings for many."""
+    place: Any = "{priority}"
+    return doorbell_message("{id}", "{generator}", place).replace(b'"{priority}"', b"{priority}")  # it is a number

@@ -9,9 +9,9 @@ from typing import Any
 
 from genqueue import keys
 from genqueue.registry.decoding import errors_met, text_of
-from genqueue.registry.doorbell import doorbell_message, doorbell_template
 from genqueue.registry.lifecycle import State, Transition, sources
 from genqueue.registry.script import Call, Plain, scripted
+from genqueue.registry.submitting import doorbell_message, doorbell_template
 
 _SWEEP_LIMIT = 500
 """Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""

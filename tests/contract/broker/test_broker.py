@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from genqueue import keys
-from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.submitting import doorbell_message
 from genqueue.settings import load_settings
 from genqueue_worker.broker import transport
 from genqueue_worker.broker.config import celery_configuration

@@ -11,7 +11,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from genqueue import errors, keys
-from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.submitting import doorbell_message
 from genqueue.settings import load_settings
 from genqueue.wire.request import TASK_NAME
 from genqueue_worker.broker.config import celery_configuration

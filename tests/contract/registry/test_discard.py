@@ -9,8 +9,8 @@ import pytest
 from genqueue import keys
 from genqueue.registry import sweeping
 from genqueue.registry.attempts import NotClaimed
-from genqueue.registry.doorbell import doorbell_message
 from genqueue.registry.lifecycle import FINAL, State
+from genqueue.registry.submitting import doorbell_message
 
 from ..conftest import KEEP_S
 

@@ -21,7 +21,7 @@ from genqueue import (
 )
 from genqueue.keys import doorbell
 from genqueue.registry import submitting
-from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.submitting import doorbell_message
 from genqueue.wire.request import GenerationRequest
 
 from ...support.roles import as_role

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from genqueue import GenerationClient, GenerationError, Settings
 from genqueue.keys import doorbell
-from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.submitting import doorbell_message
 
 from ...support.roles import as_role, guarded_redis
 from ..conftest import running_standin

@@ -16,7 +16,7 @@ from celery import Celery
 from genqueue import GenerationClient, GenerationError, Settings
 from genqueue.keys import doorbell
 from genqueue.keys import generation as generation_key
-from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.submitting import doorbell_message
 from genqueue_ops.standin.chat import render
 from genqueue_ops.standin.prose import tag_of
 

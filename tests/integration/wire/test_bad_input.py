@@ -23,7 +23,7 @@ from genqueue import (
     Settings,
 )
 from genqueue.keys import doorbell
-from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.submitting import doorbell_message
 from genqueue.wire.request import GenerationKwargs
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.standin.chat import render

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery.exceptions import InvalidTaskError, NotRegistered
 
-from genqueue.registry.doorbell import doorbell_message
+from genqueue.registry.submitting import doorbell_message
 from genqueue_worker.broker.checks import (
     ExpiredError,
     Refusal,

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from genqueue import keys
-from genqueue.registry.doorbell import doorbell_message, doorbell_template
+from genqueue.registry.submitting import doorbell_message, doorbell_template
 
 
 def test_a_doorbell_holds_the_id_and_no_argument():
