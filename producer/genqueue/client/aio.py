@@ -30,7 +30,6 @@ from genqueue.connection.shared import shared_hub
 from genqueue.connection.store import AsyncStore
 from genqueue.errors import GenqueueError, ResultTimeoutError
 from genqueue.registry import fleet
-from genqueue.registry import reading as registry_reading
 from genqueue.registry.fleet import Overview, WorkerStatus
 from genqueue.registry.script import Call
 from genqueue.registry.submitting import Accepted
@@ -203,12 +202,12 @@ class AsyncGenerationClient:
     async def generators(self) -> set[str]:
         """As :meth:`~genqueue.client.sync.GenerationClient.generators`."""
         self._stay_on_loop()
-        return self.settings.generators.keys() | await self._store.run(registry_reading.known_generators())
+        return self.settings.generators.keys() | await self._store.run(fleet.known_generators())
 
     async def places(self) -> dict[str, set[str]]:
         """As :meth:`~genqueue.client.sync.GenerationClient.places`."""
         self._stay_on_loop()
-        return places_of(self.settings, await self._store.run(registry_reading.known_places()))
+        return places_of(self.settings, await self._store.run(fleet.known_places()))
 
     async def close(self) -> None:
         """As :meth:`~genqueue.client.sync.GenerationClient.close`."""

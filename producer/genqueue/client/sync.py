@@ -34,7 +34,6 @@ from genqueue.connection.shared import LoopThread, shared_hub_thread
 from genqueue.connection.store import Store
 from genqueue.errors import GenqueueError, ResultTimeoutError
 from genqueue.registry import fleet
-from genqueue.registry import reading as registry_reading
 from genqueue.registry.fleet import Overview, WorkerStatus
 from genqueue.registry.script import Call
 from genqueue.settings import Settings, load_settings
@@ -297,11 +296,11 @@ class GenerationClient:
 
     def generators(self) -> set[str]:
         """The names that :meth:`submit` takes: what workers announced, and the own settings."""
-        return self.settings.generators.keys() | self._store.run(registry_reading.known_generators())
+        return self.settings.generators.keys() | self._store.run(fleet.known_generators())
 
     def places(self) -> dict[str, set[str]]:
         """For each generator where its model is (:mod:`genqueue.discovery`), as workers and the own settings say."""
-        return places_of(self.settings, self._store.run(registry_reading.known_places()))
+        return places_of(self.settings, self._store.run(fleet.known_places()))
 
     def close(self) -> None:
         """Close the connections; whoever reads meanwhile, or reads on, is told so by a GenqueueError."""

@@ -115,6 +115,24 @@ def retire(owner: str) -> Call[None]:
     return Call(("HDEL", keys.WORKERS, owner), lambda answer: None)
 
 
+def known_generators() -> Call[set[str]]:
+    """The generators that workers announced."""
+    return Call(("HKEYS", keys.GENERATORS), lambda answer: {text_of(name) for name in answer})
+
+
+def known_places() -> Call[dict[str, set[str]]]:
+    """For each generator the places that its workers call or, while it has none, called when it had."""
+
+    def decode(answer: dict[bytes, bytes]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for entry in answer:
+            name, _, place = text_of(entry).partition(" ")
+            found.setdefault(name, set()).add(place)
+        return found
+
+    return Call(("HGETALL", keys.PLACES), decode)
+
+
 def read_workers() -> Call[list[WorkerStatus]]:
     """The workers that announced themselves lately, by name."""
 

@@ -1,4 +1,4 @@
-"""A generation's log, record and result; and the generators and places that workers announced."""
+"""A generation's log, record and result."""
 
 import dataclasses
 import math
@@ -180,21 +180,3 @@ def read_said(generation_id: str) -> Call[PartialOutput]:
 def queue_position(generation_id: str, generator: str) -> Call[int | None]:
     """How many accepted generations come before this one; None when it no longer waits."""
     return Call(("ZRANK", keys.waiting(generator), generation_id), lambda answer: answer)
-
-
-def known_generators() -> Call[set[str]]:
-    """The generators that workers announced."""
-    return Call(("HKEYS", keys.GENERATORS), lambda answer: {text_of(name) for name in answer})
-
-
-def known_places() -> Call[dict[str, set[str]]]:
-    """For each generator the places that its workers call or, while it has none, called when it had."""
-
-    def decode(answer: dict[bytes, bytes]) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for entry in answer:
-            name, _, place = text_of(entry).partition(" ")
-            found.setdefault(name, set()).add(place)
-        return found
-
-    return Call(("HGETALL", keys.PLACES), decode)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from genqueue import keys
-from genqueue.registry import fleet, reading
+from genqueue.registry import fleet
 
 from ..conftest import KEEP_S, only_real_redis
 
@@ -70,7 +70,7 @@ def announce_places(registry, **places):
 def test_the_places_of_one_generator_add_up_over_its_workers(registry):
     announce_places(registry, chat=["one", "both"], code=["one"])
     announce_places(registry, chat=["two", "both"])
-    assert registry.run(reading.known_places()) == {"chat": {"one", "two", "both"}, "code": {"one"}}
+    assert registry.run(fleet.known_places()) == {"chat": {"one", "two", "both"}, "code": {"one"}}
     assert registry.raw.ttl(keys.PLACES) == pytest.approx(KEEP_S, abs=2)
 
 
@@ -83,20 +83,20 @@ def called_before(registry, **ages_s):
 def test_while_nobody_serves_a_generator_its_places_stay_as_long_as_itself(registry):
     called_before(registry, chat_old=KEEP_S + 1, chat_here=KEEP_S - 10)
     announce_places(registry, code=["there"])
-    assert registry.run(reading.known_places()) == {"chat": {"here"}, "code": {"there"}}
+    assert registry.run(fleet.known_places()) == {"chat": {"here"}, "code": {"there"}}
 
 
 def test_a_place_that_its_generator_left_is_forgotten_after_an_hour(registry):
     called_before(registry, chat_old=3700, chat_recent=3500)
     announce_places(registry, chat=["new"])
-    assert registry.run(reading.known_places()) == {"chat": {"recent", "new"}}
+    assert registry.run(fleet.known_places()) == {"chat": {"recent", "new"}}
 
 
 def test_a_place_whose_generator_has_another_name_now_is_forgotten_soon(registry):
     called_before(registry, chat_here=WORKER_S + 1, chat_there=WORKER_S + 1, code_here=WORKER_S - 10)
     announce_places(registry, talk=["here"])
     # Who called it as "code" a moment ago may still run.
-    assert registry.run(reading.known_places()) == {"chat": {"there"}, "code": {"here"}, "talk": {"here"}}
+    assert registry.run(fleet.known_places()) == {"chat": {"there"}, "code": {"here"}, "talk": {"here"}}
 
 
 def worker(registry, name):

@@ -95,8 +95,8 @@ def test_a_name_that_is_no_text_hides_no_other(registry):
     assert [queue.generator for queue in found.queues] == [r"\xff", "default"]
     assert [worker.name for worker in found.workers] == ["host:1:a"]
     assert [worker.name for worker in registry.run(fleet.read_workers())] == ["host:1:a"]
-    assert registry.run(reading.known_generators()) == {r"\xff", "default"}
-    assert registry.run(reading.known_places()) == {r"\xff": {""}}
+    assert registry.run(fleet.known_generators()) == {r"\xff", "default"}
+    assert registry.run(fleet.known_places()) == {r"\xff": {""}}
     letters = registry.run(dead_letters.dead_letters(0, 10))
     assert letters == [dead, r"\xff"]
     assert [record and record.state for record in registry.run(reading.read_records(letters))] == ["failed", None]
