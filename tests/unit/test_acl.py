@@ -4,6 +4,7 @@ The sources are read: which calls a role's package makes, which scripts they run
 these say on which keys.
 """
 
+import ast
 import re
 from pathlib import Path
 
@@ -86,13 +87,24 @@ def said_by(script):
     return {(name.lower(), pattern) for name, key in calls for pattern in (stands_for(key, text) if key else {""})}
 
 
+def named_of_the_registry(source):
+    """The functions and classes of genqueue.registry that a module names, whatever it imports them as."""
+    tree = ast.parse(source)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    rooms = {each.asname or each.name for node in imports if node.module == "genqueue.registry" for each in node.names}
+    named = {each.name for node in imports if node.module.startswith("genqueue.registry.") for each in node.names}
+    return named | {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in rooms
+    }
+
+
 def needs(role):
     """Every (command, pattern) that the calls of a role's package need."""
     folder = {"producer": "producer/genqueue", "worker": "worker/genqueue_worker"}.get(role)
     sources = [] if folder is None else [path.read_text() for path in (ROOT / folder).rglob("*.py")]
-    rooms = "|".join(path.stem for path in (ROOT / "producer/genqueue/registry").glob("*.py"))
-    said = re.compile(rf"\b(?:registry_)?(?:{rooms})\.(\w+)\(")
-    made = LOOKS | {name for source in sources for name in said.findall(source)}
+    made = LOOKS.union(*map(named_of_the_registry, sources))
     needed = set()
     for name, body in re.findall(r"^def (\w+)\((.*?)(?=^[^\s)])", CALLS, re.MULTILINE | re.DOTALL):
         if name not in made:
@@ -128,6 +140,21 @@ def test_the_sources_are_understood():
     assert ("hmget", GENERATION) in said_by("release")
     assert ("zrank", keys.waiting("*")) in needs("producer")
     assert ("rpush", QUEUE) in needs("worker")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        pytest.param("from genqueue.registry import server\nserver.info()", {"info"}, id="a-room"),
+        pytest.param("from genqueue.registry import reading as read\nread.read_log(1)", {"read_log"}, id="renamed"),
+        pytest.param("from genqueue.registry.attempts import claim as take\ntake()", {"claim"}, id="a-function"),
+        pytest.param("from genqueue.registry import fleet\nrun = fleet.retire", {"retire"}, id="handed-on"),
+        pytest.param("server = listen()\nserver.info()", set(), id="a-name-like-a-room"),
+        pytest.param("from genqueue.registry import server\nself.server.info()", set(), id="an-attribute-like-one"),
+    ],
+)
+def test_what_a_module_takes_from_the_registry_is_told_by_its_imports(source, expected):
+    assert named_of_the_registry(source) == expected
 
 
 def test_what_celery_needs_is_on_its_own_keys():
