@@ -39,8 +39,8 @@ Celery's queue of a generator is one list per priority: 0 is ``generate.<generat
 itself, 1 to 9 have the suffix that kombu's Redis transport gives them
 (``kombu.transport.redis.Channel.sep``).
 
-A script is given its keys.  ``finish``, ``overview``, ``renew`` and ``sweep`` are given prefixes of keys and
-channels too, behind which they put the ids and names that they find in Redis.
+Each script declares the keys and channels that it is given, and the prefixes behind which it puts the ids and names
+that it finds in Redis (:mod:`genqueue.registry.signatures`).
 """
 
 EVERY = "genqueue:*"

@@ -12,26 +12,28 @@ import pytest
 
 from genqueue import keys
 from genqueue.acl import CELERYS, CHANNELS, COMMANDS, OURS, users_acl
+from genqueue.registry.script import script as script_named
 
 ROOT = Path(__file__).parents[2]
 LUA = ROOT / "producer/genqueue/registry/lua"
 CALLS = "".join(path.read_text() for path in sorted((ROOT / "producer/genqueue/registry").glob("*.py")))
+SCRIPTS = [script_named(path.stem) for path in sorted(LUA.glob("*.lua")) if path.stem != "common"]
 GENERATION, QUEUE, RESULT = keys.generation("*"), keys.queue("*"), keys.result("*")
 
+
+def as_granted(pattern):
+    """The pattern by which a role is given keys: a generation's log and text come with its record."""
+    return GENERATION if pattern in (keys.log("*"), keys.text("*")) else pattern
+
+
+DECLARED = [
+    (name, as_granted(pattern))
+    for script in SCRIPTS
+    for named in (script.layout.channels, script.layout.derived_keys, script.layout.keys)
+    for name, pattern in named.items()
+]
 # What a word of a script, or a function of keys.py, stands for.
-MEANS = {
-    **dict.fromkeys(["generation", "letter", "log", "text", "generation_prefix", "KEYS"], GENERATION),
-    **dict.fromkeys(["waiting", "waiting_prefix"], keys.waiting("*")),
-    **dict.fromkeys(["newest_claimed", "claimed_prefix"], keys.newest_claimed("*")),
-    **dict.fromkeys(["doorbell", "list", "each", "queue_prefix"], QUEUE),
-    **{name: getattr(keys, name.upper()) for name in ("leases", "delayed", "deadlines", "rung", "swept", "dead")},
-    **{name: getattr(keys, name.upper()) for name in ("generators", "places", "workers")},
-    "idempotency": keys.idempotency("*"),
-    "untold": keys.untold("*"),
-    "result": RESULT,
-    "live": keys.live("*"),
-    "worker_channel_prefix": keys.worker("*"),
-}
+MEANS = {**dict(DECLARED), "each": QUEUE}
 # What a script could say, but not for these callers.
 NEVER = {
     "producer": {
@@ -106,11 +108,11 @@ def needs(role):
     sources = [] if folder is None else [path.read_text() for path in (ROOT / folder).rglob("*.py")]
     made = LOOKS.union(*map(named_of_the_registry, sources))
     needed = set()
-    for name, body in re.findall(r"^def (\w+)\((.*?)(?=^[^\s)])", CALLS, re.MULTILINE | re.DOTALL):
-        if name not in made:
-            continue
-        for script in re.findall(r'\bscripted\(\s*"(\w+)"', body):
-            needed |= said_by(script)
+    bodies = dict(re.findall(r"^def (\w+)\((.*?)(?=^[^\s)])", CALLS, re.MULTILINE | re.DOTALL))
+    for name in made & bodies.keys():
+        body = bodies[name] + "".join(bodies.get(helper, "") for helper in re.findall(r"\b(_\w+)\(", bodies[name]))
+        for script in re.findall(r"\bsignatures\.(\w+)(?<!Row)\(", body):
+            needed |= said_by(script.lower())
         for command, key in re.findall(r'Call\(\s*\(\s*"(\w+)"(?:, keys\.(\w+))?', body):
             needed.add((command.lower(), MEANS[key.lower()] if key else ""))
     return needed - NEVER[role]

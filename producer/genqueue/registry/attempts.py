@@ -7,8 +7,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from genqueue import keys
+from genqueue.registry import signatures
 from genqueue.registry.decoding import errors_met, errors_of, text_of
-from genqueue.registry.lifecycle import FINAL, State, Transition, sources
+from genqueue.registry.lifecycle import State, Transition, sources
 from genqueue.registry.partial import decode_partial
 from genqueue.registry.script import Call, scripted
 from genqueue.registry.submitting import doorbell_message
@@ -155,29 +156,19 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
         )
 
     return scripted(
-        "claim",
-        [
-            keys.generation(generation_id),
-            keys.waiting(generator),
-            keys.LEASES,
-            keys.log(generation_id),
-            keys.text(generation_id),
-            keys.DEADLINES,
-            keys.DELAYED,
-            keys.RUNG,
-            keys.newest_claimed(generator),
-            keys.untold(owner),
-        ],
-        (
-            generation_id,
-            generator,
-            owner,
-            lease_s,
-            keep_s,
-            ",".join(sources(Transition.STARTED)),
-            keys.live(generation_id),
-            ",".join(sorted(FINAL)),
-            len(keys.PRIORITIES),
+        signatures.Claim(
+            generation=keys.generation(generation_id),
+            waiting=keys.waiting(generator),
+            log=keys.log(generation_id),
+            text=keys.text(generation_id),
+            newest_claimed=keys.newest_claimed(generator),
+            untold=keys.untold(owner),
+            id=generation_id,
+            generator=generator,
+            owner=owner,
+            lease_s=lease_s,
+            keep_s=keep_s,
+            live=keys.live(generation_id),
         ),
         decode,
     )
@@ -190,23 +181,24 @@ def append(flushes: Sequence[Flush], *, keep_s: int, owner: str = "") -> Call[li
     that somebody else gave it.  A flush sent twice is written once.  With an ``owner`` also "behind N":
     Redis has lost what it had answered, N is the last flush it knows, those behind it must come again.
     """
-    key_list: list[str] = []
-    arguments: list[Any] = [keep_s, owner]
-    for flush in flushes:
-        generation_id = flush.generation_id
-        key_list += (keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id))
-        arguments += (
-            flush.attempt,
-            flush.number,
-            keys.live(generation_id),
-            flush.completion_tokens,
-            flush.solid_tokens,
-            flush.mark,
-            flush.text,
-            len(flush.bodies),
+    rows = [
+        signatures.FlushRow(
+            generation=keys.generation(flush.generation_id),
+            log=keys.log(flush.generation_id),
+            text=keys.text(flush.generation_id),
+            attempt=flush.attempt,
+            flush=flush.number,
+            live=keys.live(flush.generation_id),
+            completion_tokens=flush.completion_tokens,
+            solid_tokens=flush.solid_tokens,
+            mark=flush.mark,
+            more=flush.text,
+            bodies=flush.bodies,
         )
-        arguments += flush.bodies
-    return scripted("append", key_list, arguments, lambda answer: [text_of(part) for part in answer])
+        for flush in flushes
+    ]
+    parameters = signatures.Append(keep_s=keep_s, owner=owner, flushes=rows)
+    return scripted(parameters, lambda answer: [text_of(part) for part in answer])
 
 
 def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[str]:
@@ -218,51 +210,44 @@ def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[
     Answers "ok" (also when it is sent a second time), "superseded", "gone", the final state that somebody
     else gave it first, or "behind N" as :func:`append`.
     """
-    key_list, arguments = _endings([end], log_ttl_s, result_ttl_s, keep_s)
-    return scripted("finish", key_list, arguments, lambda answer: _ended([end], answer)[0])
+    parameters = _endings([end], log_ttl_s, result_ttl_s, keep_s)
+    return scripted(parameters, lambda answer: _ended([end], answer)[0])
 
 
 def finish_all(ends: Sequence[End], *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[list[str]]:
     """As :func:`finish`, of many in one round trip; their answers are in their order."""
-    key_list, arguments = _endings(ends, log_ttl_s, result_ttl_s, keep_s)
-    return scripted("finish", key_list, arguments, lambda answer: _ended(ends, answer))
+    parameters = _endings(ends, log_ttl_s, result_ttl_s, keep_s)
+    return scripted(parameters, lambda answer: _ended(ends, answer))
 
 
-def _endings(
-    ends: Sequence[End], log_ttl_s: int, result_ttl_s: int, keep_s: int
-) -> tuple[list[str], list[str | bytes | int | float]]:
-    key_list: list[str] = [keys.LEASES, keys.DEADLINES, keys.DELAYED, keys.RUNG, keys.DEAD]
-    arguments: list[str | bytes | int | float] = [log_ttl_s, result_ttl_s, keys.worker(""), ",".join(sorted(FINAL))]
-    for end in ends:
-        generation_id = end.generation_id
-        key_list += (
-            keys.generation(generation_id),
-            keys.log(generation_id),
-            keys.text(generation_id),
-            keys.waiting(end.generator),
-            keys.result(generation_id),
+def _endings(ends: Sequence[End], log_ttl_s: int, result_ttl_s: int, keep_s: int) -> signatures.Finish:
+    rows = [
+        signatures.EndRow(
+            generation=keys.generation(end.generation_id),
+            log=keys.log(end.generation_id),
+            text=keys.text(end.generation_id),
+            waiting=keys.waiting(end.generator),
+            result=keys.result(end.generation_id),
+            id=end.generation_id,
+            attempt=end.attempt,
+            may_end=sources(end.transition),
+            final=end.state,
+            live=keys.live(end.generation_id),
+            outcome=end.outcome.model_dump_json() if end.outcome else "",
+            celery_result=end.celery_result,
+            completion_tokens=end.completion_tokens,
+            more=end.text,
+            generator=end.generator,
+            stillborn=end.stillborn,
+            mark=end.mark,
+            dead_ttl_s=keep_s if end.outcome and end.outcome.is_worth_another_try else None,
+            writer=end.owner,
+            flush=end.number,
+            bodies=end.bodies,
         )
-        arguments += (
-            generation_id,
-            "" if end.attempt is None else end.attempt,
-            ",".join(sources(end.transition)),
-            end.state,
-            keys.live(generation_id),
-            end.outcome.model_dump_json() if end.outcome else "",
-            end.celery_result,
-            "" if end.completion_tokens is None else end.completion_tokens,
-            end.text,
-            end.generator,
-            int(end.stillborn),
-            end.mark,
-            keep_s if end.outcome and end.outcome.is_worth_another_try else "",
-            end.owner,
-            end.number,
-            len(end.bodies),
-        )
-        arguments += end.bodies
-
-    return key_list, arguments
+        for end in ends
+    ]
+    return signatures.Finish(log_ttl_s=log_ttl_s, result_ttl_s=result_ttl_s, ends=rows)
 
 
 def _ended(ends: Sequence[End], answer: list[Any]) -> list[str]:
@@ -292,37 +277,29 @@ def release(
     """
     generation_id = last.generation_id
     return scripted(
-        "release",
-        [
-            keys.generation(generation_id),
-            keys.log(generation_id),
-            keys.text(generation_id),
-            keys.waiting(generator),
-            keys.LEASES,
-            keys.DEADLINES,
-            keys.DELAYED,
-            keys.RUNG,
-            keys.doorbell(generator, priority),
-        ],
-        (
-            generation_id,
-            last.attempt,
-            ",".join(sources(Transition.RELEASED)),
-            keys.live(generation_id),
-            keep_s,
-            delay_s,
-            to_json(failure) if failure else "",
-            int(is_charged),
-            doorbell_message(generation_id, generator, priority),
-            last.completion_tokens,
-            last.solid_tokens,
-            last.mark,
-            last.text,
-            owner,
-            last.number,
-            waits_for,
-            to_json(met) if met else "",
-            *last.bodies,
+        signatures.Release(
+            generation=keys.generation(generation_id),
+            log=keys.log(generation_id),
+            text=keys.text(generation_id),
+            waiting=keys.waiting(generator),
+            doorbell=keys.doorbell(generator, priority),
+            id=generation_id,
+            attempt=last.attempt,
+            live=keys.live(generation_id),
+            keep_s=keep_s,
+            delay_s=delay_s,
+            failure=to_json(failure) if failure else "",
+            is_charged=is_charged,
+            message=doorbell_message(generation_id, generator, priority),
+            completion_tokens=last.completion_tokens,
+            solid_tokens=last.solid_tokens,
+            mark=last.mark,
+            more=last.text,
+            owner=owner,
+            flush=last.number,
+            waits_for=waits_for,
+            met=to_json(met) if met else "",
+            bodies=last.bodies,
         ),
         text_of,
     )
@@ -338,12 +315,14 @@ def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int, owner
         words = [text_of(part) for part in answer]
         return dict(zip(words[::2], words[1::2], strict=True))
 
-    key_list = [keys.LEASES, keys.RUNG, keys.DEADLINES]
-    for generation_id, _ in held:
-        key_list += (keys.generation(generation_id), keys.log(generation_id), keys.text(generation_id))
-    return scripted(
-        "renew",
-        key_list,
-        [lease_s, keep_s, keys.waiting(""), owner, *(part for pair in held for part in pair)],
-        decode,
-    )
+    rows = [
+        signatures.HeldRow(
+            generation=keys.generation(generation_id),
+            log=keys.log(generation_id),
+            text=keys.text(generation_id),
+            id=generation_id,
+            attempt=attempt,
+        )
+        for generation_id, attempt in held
+    ]
+    return scripted(signatures.Renew(lease_s=lease_s, keep_s=keep_s, owner=owner, held=rows), decode)

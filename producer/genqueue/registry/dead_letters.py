@@ -7,6 +7,7 @@ from genqueue.errors import (
     GenerationNotFoundError,
     NotDeadError,
 )
+from genqueue.registry import signatures
 from genqueue.registry.decoding import text_of
 from genqueue.registry.script import Call, refuse, scripted
 from genqueue.registry.submitting import Accepted, doorbell_message
@@ -43,25 +44,19 @@ def retry(
                 refuse("retry", generator, words)
 
     return scripted(
-        "retry",
-        [
-            keys.DEAD,
-            keys.generation(generation_id),
-            keys.text(generation_id),
-            keys.generation(new_id),
-            keys.waiting(generator),
-            keys.GENERATORS,
-            keys.doorbell(generator, priority),
-            keys.DEADLINES,
-        ],
-        (
-            generation_id,
-            new_id,
-            generator,
-            "" if max_queue_depth is None else max_queue_depth,
-            keep_s,
-            result_ttl_s,
-            doorbell_message(new_id, generator, priority),
+        signatures.Retry(
+            letter=keys.generation(generation_id),
+            text=keys.text(generation_id),
+            generation=keys.generation(new_id),
+            waiting=keys.waiting(generator),
+            doorbell=keys.doorbell(generator, priority),
+            id=generation_id,
+            new_id=new_id,
+            generator=generator,
+            limit=max_queue_depth,
+            keep_s=keep_s,
+            result_ttl_s=result_ttl_s,
+            message=doorbell_message(new_id, generator, priority),
         ),
         decode,
     )
@@ -70,9 +65,12 @@ def retry(
 def drop(generation_id: str, *, result_ttl_s: int) -> Call[None]:
     """Take a dead letter from the list and forget its request; what is none is left alone."""
     return scripted(
-        "drop",
-        [keys.DEAD, keys.generation(generation_id), keys.text(generation_id)],
-        (generation_id, result_ttl_s),
+        signatures.Drop(
+            letter=keys.generation(generation_id),
+            text=keys.text(generation_id),
+            id=generation_id,
+            result_ttl_s=result_ttl_s,
+        ),
         lambda answer: None,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from genqueue import keys
+from genqueue.registry import signatures
 from genqueue.registry.decoding import object_of, pairs_of, text_of
 from genqueue.registry.script import Call, scripted
 
@@ -104,10 +105,15 @@ def announce(
     this worker calls (:mod:`genqueue.discovery`), by generator: of several workers they add up.
     """
     calls_at = [f"{name} {place}" for name, found in (places or {}).items() for place in found]
-    arguments: list[Any] = [keep_s, worker_s, owner, to_json({"generators": servers})[1:], to_json(calls_at)]
-    for name, fact in facts.items():
-        arguments += (name, to_json(fact)[1:])
-    return scripted("announce", [keys.GENERATORS, keys.WORKERS, keys.PLACES], arguments, lambda answer: None)
+    parameters = signatures.Announce(
+        keep_s=keep_s,
+        worker_s=worker_s,
+        owner=owner,
+        servers=to_json({"generators": servers})[1:],
+        calls_at=to_json(calls_at),
+        facts=[signatures.FactRow(name=name, fact=to_json(fact)[1:]) for name, fact in facts.items()],
+    )
+    return scripted(parameters, lambda answer: None)
 
 
 def retire(owner: str) -> Call[None]:
@@ -212,18 +218,7 @@ def overview(generators: Sequence[str]) -> Call[Overview]:
             unreadable={text_of(key): text_of(words) for key, words in pairs_of(unreadable).items()},
         )
 
-    arguments: tuple[str | int | float, ...] = (
-        keys.generation(""),
-        keys.waiting(""),
-        keys.queue(""),
-        keys.PRIORITY_SEPARATOR,
-        len(keys.PRIORITIES),
-        _OVERDUE_S,
-        _COUNT_LIMIT,
-        *generators,
-    )
-    key_list = [keys.LEASES, keys.DELAYED, keys.DEAD, keys.GENERATORS, keys.WORKERS]
-    return scripted("overview", key_list, arguments, decode)
+    return scripted(signatures.Overview(overdue_s=_OVERDUE_S, most=_COUNT_LIMIT, wanted=generators), decode)
 
 
 class Health(StrEnum):

@@ -13,6 +13,7 @@ from genqueue.errors import (
     GenerationNotFoundError,
     StoreError,
 )
+from genqueue.registry import signatures
 from genqueue.registry.decoding import NEWER, is_newer, is_of_newer_version, text_of
 from genqueue.registry.lifecycle import State
 from genqueue.registry.partial import PartialOutput, heard_if_readable
@@ -129,7 +130,8 @@ def read_records(generation_ids: Sequence[str]) -> Call[list[Record | None]]:
                 records.append(None)
         return records
 
-    return scripted("read", [keys.generation(generation_id) for generation_id in generation_ids], _RECORD, decode)
+    records = [keys.generation(generation_id) for generation_id in generation_ids]
+    return scripted(signatures.Read(generations=records, names=_RECORD), decode)
 
 
 def read_request(generation_id: str) -> Call[GenerationRequest | None]:

@@ -4,7 +4,7 @@ Pure: :mod:`genqueue.connection.store` carries calls out, synchronously or not.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Generic, NoReturn, TypeVar
@@ -14,41 +14,43 @@ from genqueue.errors import (
     StoreError,
     UnknownGeneratorError,
 )
+from genqueue.registry import signatures
+from genqueue.registry.declaring import Layout, Signature
 
 T_co = TypeVar("T_co", covariant=True)
-Plain = str | bytes | int | float
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script, its name in ``lua/``, and the digest that Redis caches it by."""
+    """A Lua script, its name in ``lua/``, its keys and arguments, and the digest that Redis caches it by."""
 
     name: str
     source: str
     sha1: str
+    layout: Layout
 
 
-def _read_scripts() -> dict[str, Script]:
-    """All scripts of ``lua/`` by name, each behind the functions that all share."""
-    folder = files("genqueue.registry") / "lua"
-    common = (folder / "common.lua").read_text("utf-8")
-    sources = {
-        file.name.removesuffix(".lua"): common + file.read_text("utf-8")
-        for file in folder.iterdir()
-        if file.name.endswith(".lua") and file.name != "common.lua"
-    }
-    return {
-        name: Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
-        for name, source in sources.items()
-    }
+_LUA = files("genqueue.registry") / "lua"
+_COMMON = (_LUA / "common.lua").read_text("utf-8")
+
+
+def script_of(name: str, signature: type[Signature], body: str) -> Script:
+    """The script of a body in Lua: behind the functions that all share, and the names of its keys and arguments."""
+    layout = Layout(signature)
+    source = _COMMON + layout.named(body)
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), layout)
 
 
 # Read at import: at its first use, under full load, a process may have no file descriptor left to read one with.
-_SCRIPTS = _read_scripts()
+_SCRIPTS = {
+    name: script_of(name, getattr(signatures, name.capitalize()), file.read_text("utf-8"))
+    for file in _LUA.iterdir()
+    if (name := file.name.removesuffix(".lua")) not in ("common", file.name)
+}
 
 
 def script(name: str) -> Script:
-    """The script ``lua/<name>.lua`` behind the functions that all share."""
+    """The script ``lua/<name>.lua``."""
     return _SCRIPTS[name]
 
 
@@ -70,12 +72,10 @@ class Call(Generic[T_co]):
         return self.script.name if self.script is not None else str(self.arguments[0]).lower()
 
 
-def scripted(
-    name: str, key_list: Sequence[str], arguments: Iterable[Plain], decode: Callable[[Any], T_co]
-) -> Call[T_co]:
-    """A call of a script: its keys, then its arguments."""
-    words = [each if isinstance(each, str | bytes) else str(each) for each in arguments]
-    return Call((str(len(key_list)), *key_list, *words), decode, script(name))
+def scripted(parameters: Signature, decode: Callable[[Any], T_co]) -> Call[T_co]:
+    """A call of the script that is declared by the class of ``parameters``."""
+    called = script(type(parameters).__name__.lower())
+    return Call(called.layout.words(parameters), decode, called)
 
 
 def refuse(name: str, generator: str, words: list[str]) -> NoReturn:

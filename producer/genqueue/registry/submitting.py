@@ -17,6 +17,7 @@ from genqueue import keys
 from genqueue.errors import (
     IdempotencyConflictError,
 )
+from genqueue.registry import signatures
 from genqueue.registry.decoding import text_of
 from genqueue.registry.script import Call, refuse, scripted
 from genqueue.wire.request import TASK_NAME, GenerationRequest
@@ -47,29 +48,6 @@ def submit(
     submits it (:func:`genqueue.tracing.valid_traceparent`).  The answer
     raises UnknownGeneratorError, QueueFullError or IdempotencyConflictError.
     """
-    key_list = [
-        keys.generation(generation_id),
-        keys.waiting(request.generator),
-        keys.GENERATORS,
-        keys.doorbell(request.generator, request.priority),
-        keys.DEADLINES,
-    ]
-    if idempotency_key is not None:
-        key_list.append(keys.idempotency(idempotency_key))
-    arguments = (
-        generation_id,
-        request.generator,
-        request.to_wire(),
-        "" if idempotency_key is None else request.fingerprint_as_written(),
-        "" if idempotency_key is None else request.fingerprint(),
-        request.priority,
-        "" if request.deadline_s is None else request.deadline_s,
-        keep_s,
-        doorbell_message(generation_id, request.generator, request.priority) if ring else "",
-        "" if max_queue_depth is None else max_queue_depth,
-        idempotency_ttl_s,
-        traceparent or "",
-    )
 
     def decode(answer: list[Any]) -> Accepted:
         match [text_of(part) for part in answer]:
@@ -80,7 +58,27 @@ def submit(
             case words:
                 refuse("submit", request.generator, words)
 
-    return scripted("submit", key_list, arguments, decode)
+    return scripted(
+        signatures.Submit(
+            generation=keys.generation(generation_id),
+            waiting=keys.waiting(request.generator),
+            doorbell=keys.doorbell(request.generator, request.priority),
+            idempotency=None if idempotency_key is None else keys.idempotency(idempotency_key),
+            id=generation_id,
+            generator=request.generator,
+            request=request.to_wire(),
+            as_written="" if idempotency_key is None else request.fingerprint_as_written(),
+            fingerprint="" if idempotency_key is None else request.fingerprint(),
+            priority=request.priority,
+            deadline_s=request.deadline_s,
+            keep_s=keep_s,
+            message=doorbell_message(generation_id, request.generator, request.priority) if ring else "",
+            limit=max_queue_depth,
+            idempotency_ttl_s=idempotency_ttl_s,
+            traceparent=traceparent or "",
+        ),
+        decode,
+    )
 
 
 # base64 of [[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]

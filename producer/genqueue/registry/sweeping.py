@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genqueue import keys
+from genqueue.registry import signatures
 from genqueue.registry.decoding import errors_met, text_of
-from genqueue.registry.lifecycle import State, Transition, sources
-from genqueue.registry.script import Call, Plain, scripted
+from genqueue.registry.script import Call, scripted
 from genqueue.registry.submitting import doorbell_message, doorbell_template
 
 _SWEEP_LIMIT = 500
@@ -138,31 +138,22 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
             has_more=bool(has_more),
         )
 
-    arguments: tuple[Plain, ...] = (
-        _SWEEP_LIMIT,
-        _END_LIMIT,
-        _SWEEP_GRACE_S,
-        _LOOK_AGAIN_S,
-        lease_s,
-        keep_s,
-        len(keys.PRIORITIES),
-        State.RUNNING,
-        State.QUEUED,
-        ",".join(sources(Transition.EXPIRED)),
-        doorbell_template(),
-        keys.generation(""),
-        keys.waiting(""),
-        keys.newest_claimed(""),
-        keys.queue(""),
-        keys.PRIORITY_SEPARATOR,
-        lease_s / _TURNS,
-        _LONGEST_LEASE_S,
-        _LONGEST_DELAY_S,
-        ",".join(State),
-        *generators,
+    return scripted(
+        signatures.Sweep(
+            limit=_SWEEP_LIMIT,
+            end_limit=_END_LIMIT,
+            grace_s=_SWEEP_GRACE_S,
+            look_again_s=_LOOK_AGAIN_S,
+            lease_s=lease_s,
+            keep_s=keep_s,
+            template=doorbell_template(),
+            turn_s=lease_s / _TURNS,
+            longest_lease_s=_LONGEST_LEASE_S,
+            longest_delay_s=_LONGEST_DELAY_S,
+            generators=generators,
+        ),
+        decode,
     )
-    key_list = [keys.LEASES, keys.DELAYED, keys.DEADLINES, keys.RUNG, keys.DEAD, keys.SWEPT]
-    return scripted("sweep", key_list, arguments, decode)
 
 
 def ring(generation_id: str, generator: str, priority: int) -> Call[None]:
@@ -182,18 +173,21 @@ def discard(generator: str, *, owner: str, told: Sequence[str], keep_s: int) -> 
     def decode(answer: list[bytes]) -> list[tuple[str, bool]]:
         return [(text_of(found), untold == b"untold") for found, untold in zip(answer[::2], answer[1::2], strict=True)]
 
+    lists = [
+        signatures.ListRow(
+            list=keys.doorbell(generator, priority), template=doorbell_message("{id}", generator, priority)
+        )
+        for priority in keys.PRIORITIES
+    ]
     return scripted(
-        "discard",
-        [keys.untold(owner), *(keys.doorbell(generator, priority) for priority in keys.PRIORITIES)],
-        (
-            _DISCARD_LIMIT,
-            _DISCARD_BYTES,
-            keys.generation(""),
-            ",".join(sources(Transition.STARTED)),
-            generator,
-            keep_s,
-            *(doorbell_message("{id}", generator, priority) for priority in keys.PRIORITIES),
-            *told,
+        signatures.Discard(
+            untold=keys.untold(owner),
+            limit=_DISCARD_LIMIT,
+            most_bytes=_DISCARD_BYTES,
+            generator=generator,
+            keep_s=keep_s,
+            lists=lists,
+            told=told,
         ),
         decode,
     )

@@ -3,8 +3,7 @@
 -- prompts can wait there for a worker; but one that the generator has left only for an hour after the last
 -- worker called it, and for worker_s if it is another generator's now. Of each any LOOKED_AT are looked at, so
 -- that a thousand workers, who all announce, look at each other once a second and not at a hundred thousand.
-local generators, workers, places = KEYS[1], KEYS[2], KEYS[3]
-local keep_s, worker_s, owner, servers, time = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4], now()
+local time = now()
 
 local LOOKED_AT = 10
 local function forget(table_of, older_than_s, of_this_field_s)
@@ -26,12 +25,12 @@ end
 
 local announced = '{"announced_at":' .. stamp(time) .. ','
 local served, called = {}, {}
-for _, field in ipairs(cjson.decode(ARGV[5])) do
+for _, field in ipairs(cjson.decode(calls_at)) do
   local generator, place = string.match(field, '^(%S+) (%S+)$')
   served[generator], called[place] = true, true
   redis.call('HSET', places, field, stamp(time))
 end
-for index = 6, #ARGV, 2 do redis.call('HSET', generators, ARGV[index], announced .. ARGV[index + 1]) end
+while next_row() do redis.call('HSET', generators, name, announced .. fact) end
 redis.call('HSET', workers, owner, announced .. servers)
 forget(generators, keep_s)
 forget(workers, worker_s)

@@ -1,11 +1,4 @@
 -- Take a generation for one worker: the next attempt, a lease, a `started` event.
-local generation, waiting, leases, log, text = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local deadlines, delayed, rung, newest_claimed, untold = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local id, generator, owner, lease_s, keep_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local may_start, live = ARGV[6], ARGV[7]
-
-local finals, priorities = ARGV[8], tonumber(ARGV[9])
-
 local state, attempt, seq, request, submitted_at, deadline_at, deadline_s, home, solid_tokens, holder, started_at, failures, errors, priority, tokens, traceparent, text_bytes, met = fields_of(
   generation, 'state', 'attempt', 'seq', 'request', 'submitted_at', 'deadline_at', 'deadline_s', 'generator',
     'solid_tokens', 'owner', 'started_at', 'failures', 'errors', 'priority', 'completion_tokens', 'traceparent', 'text_bytes', 'met')

@@ -1,9 +1,17 @@
--- Put before every script of this folder.
+-- Put before every script of this folder. Behind it come the names of the script's keys and arguments, as
+-- registry/signatures.py declares them.
 
 -- Redis's own clock, in epoch seconds: hosts' clocks may disagree, this one cannot.
 local function now()
   local time = redis.call('TIME')
   return tonumber(time[1]) + tonumber(time[2]) / 1e6
+end
+
+-- The elements of a list from one place on.
+local function rest(list, first)
+  local behind = {}
+  for index = first, #list do behind[#behind + 1] = list[index] end
+  return behind
 end
 
 local function stamp(seconds)

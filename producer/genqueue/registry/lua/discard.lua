@@ -3,15 +3,12 @@
 -- list), no message that brings a request with it, and nothing that a consumer is to count.
 -- Answers id, 'untold' or '', id, …: untold is a cancel that the caller is to tell of. It is answered again until he says,
 -- with the next call, that he told.
-local untold, FIRST_LIST = KEYS[1], 2
-local limit, most_bytes, generation_prefix, may_start = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local generator, keep_s, FIRST_TEMPLATE = ARGV[5], ARGV[6], 7
 local answer = {}
 
-for index = FIRST_TEMPLATE + #KEYS - 1, #ARGV do redis.pcall('HDEL', untold, ARGV[index]) end
+for _, id in ipairs(told) do redis.pcall('HDEL', untold, id) end
 
-for index = FIRST_LIST, #KEYS do
-  local list, template, behind, bytes = KEYS[index], ARGV[FIRST_TEMPLATE + index - FIRST_LIST], 1, 0
+while next_row() do
+  local behind, bytes = 1, 0
   for _ = 1, limit do
     local entry = redis.pcall('LINDEX', list, -behind)
     if type(entry) ~= 'string' then break end

@@ -1,10 +1,8 @@
 -- End generations: of each its last events, its final state, and Celery's result, all or nothing. One answer each.
 -- With an attempt the writer must still hold it (the fence); without one (cancel, a request that cannot be read, a
 -- record that lacks something) the worker that runs it is told.
-local leases, deadlines, delayed, rung, dead = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local log_ttl_s, result_ttl_s, worker_channel_prefix, finals = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local time = now()
-local answers, argument = {}, 5
+local answers = {}
 
 -- After an end from outside a record can be read, whatever it was: what is no number where one belongs goes, and the
 -- generator is the one that its ender knows.
@@ -18,19 +16,12 @@ local function make_readable(generation, generator, home)
   if home ~= generator then redis.call('HSET', generation, 'generator', generator) end
 end
 
-for index = 1, #KEYS / 5 - 1 do
-  local generation, log, text, waiting, result = unpack(KEYS, 5 * index + 1, 5 * index + 5)
-  local id, attempt, sources, final, live, outcome, celery_result, completion_tokens, more, generator, stillborn, mark,
-    dead_ttl_s, writer, flush, size = unpack(ARGV, argument, argument + 15) -- dead_ttl_s: '' for what is no dead letter
-  flush, size = tonumber(flush), tonumber(size)
-  local first_body, last_body = argument + 16, argument + 15 + size
-  argument = last_body + 1
-
+while next_row() do
   local state, newest, seq, owner, flushed, home, request, ended_at = fields_of(generation,
     'state', 'attempt', 'seq', 'owner', 'flush', 'generator', 'request', 'ended_at')
   state = state_of(state)
   local refused
-  if stillborn == '1' then
+  if stillborn then
     -- A message that is no request: it is registered only to be answered. A Celery task that is not ours may have
     -- that id, and its result already.
     refused = state or (redis.call('GET', result) and 'known')
@@ -53,7 +44,7 @@ for index = 1, #KEYS / 5 - 1 do
       refused = 'gone'
     elseif attempt ~= '' and newest ~= attempt then
       refused = 'superseded'
-    elseif not is_one_of(state, sources) and not is_cancelled_anyway then
+    elseif not is_one_of(state, may_end) and not is_cancelled_anyway then
       refused = state
     elseif attempt ~= '' then
       refused = fenced(newest, attempt, owner, writer, flush, flushed)
@@ -64,8 +55,7 @@ for index = 1, #KEYS / 5 - 1 do
     -- The last body is the end's own. Those before it, and the text, are the flush that comes with it: not again, if
     -- that was written already.
     local is_new = not is_written(flush, flushed)
-    local bodies = {}
-    for body = is_new and first_body or last_body, last_body do bodies[#bodies + 1] = ARGV[body] end
+    if not is_new then bodies = {bodies[#bodies]} end
     newest = count(newest)
     seq = append_events(log, live, count(seq), newest, bodies)
     redis.call('HSET', generation, 'state', final, 'attempt', newest, 'seq', seq, 'ended_at', stamp(time), 'outcome', outcome)
@@ -99,6 +89,6 @@ for index = 1, #KEYS / 5 - 1 do
     if attempt == '' then make_readable(generation, generator, home) end
     if attempt == '' and owner then redis.call('PUBLISH', worker_channel_prefix .. owner, id) end
   end
-  answers[index] = refused or 'ok'
+  answers[#answers + 1] = refused or 'ok'
 end
 return answers

@@ -1,8 +1,5 @@
 -- Count what waits, runs, rests and is dead, for people to look at; changes nothing. A key that
 -- cannot be read (of another type, or not ours to read) counts as empty and is named in the answer.
-local leases, delayed, dead, generators, workers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local generation_prefix, waiting_prefix, queue_prefix, separator = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local priorities, overdue_s, most, FIRST_GENERATOR = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), 8
 local time = now()
 local overdue_ms = milliseconds(time - overdue_s)
 local unreadable = {}
@@ -20,7 +17,7 @@ local names, seen = {}, {}
 local function add(name)
   if not seen[name] then names[#names + 1], seen[name] = name, true end
 end
-for index = FIRST_GENERATOR, #ARGV do add(ARGV[index]) end
+for _, name in ipairs(wanted) do add(name) end
 for index = 1, #announced, 2 do add(announced[index]) end
 
 -- How many of a set belong to which generator; nothing where that would keep Redis from its work.

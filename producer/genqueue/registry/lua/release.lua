@@ -1,24 +1,15 @@
 -- Put a running generation back into the queue, at its front or for later, with what its
 -- attempt had not written yet; fenced. `failure` is why, as JSON, or '' when nobody failed; `met` what an attempt met
 -- that did not count as a failure.
-local generation, log, text, waiting, leases = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local deadlines, delayed, rung, doorbell = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local id, attempt, sources, live, keep_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local delay_s, failure, is_charged, message = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9]
-local completion_tokens, solid_tokens, mark, more = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
-local owner, flush, waits_for, met, FIRST_BODY = ARGV[14], tonumber(ARGV[15]), ARGV[16], ARGV[17], 18
-
 local state, newest, seq, priority, submitted_at, deadline_at, deadline_s, errors, holder, flushed, text_bytes = fields_of(
   generation, 'state', 'attempt', 'seq', 'priority', 'submitted_at', 'deadline_at', 'deadline_s', 'errors', 'owner', 'flush', 'text_bytes')
 if not state then return 'gone' end
 if newest ~= attempt then return 'superseded' end
-if not is_one_of(state, sources) then return state end
+if not is_one_of(state, may_release) then return state end
 local refused = fenced(newest, attempt, holder, owner, flush, flushed)
 if refused then return refused end
 
 if not is_written(flush, flushed) then
-  local bodies = {}
-  for index = FIRST_BODY, #ARGV do bodies[index - FIRST_BODY + 1] = ARGV[index] end
   seq = append_events(log, live, count(seq), newest, bodies)
   redis.call('HSET', generation, 'seq', seq, 'flush', flush, 'completion_tokens', completion_tokens,
     'solid_tokens', solid_tokens, 'text_bytes', bytes_of_text(text_bytes, mark, more))
@@ -31,7 +22,7 @@ if met ~= '' then redis.call('HSET', generation, 'met', met) end
 if failure ~= '' then
   redis.call('HSET', generation, 'errors', (errors and errors ~= '' and errors .. ',' or '') .. failure)
 end
-if is_charged == '1' then redis.call('HINCRBY', generation, 'failures', 1) end
+if is_charged then redis.call('HINCRBY', generation, 'failures', 1) end
 
 local time = now()
 redis.call('ZREM', leases, id)

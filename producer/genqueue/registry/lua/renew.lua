@@ -1,12 +1,8 @@
 -- Renew the leases of one worker's attempts, and the life of what they write; answers with the
 -- ids it no longer holds, each followed by the reason.
-local leases, rung, deadlines = KEYS[1], KEYS[2], KEYS[3]
-local keep_s, waiting_prefix, owner = ARGV[2], ARGV[3], ARGV[4]
-local lease_end_ms = milliseconds(now() + tonumber(ARGV[1]))
+local lease_end_ms = milliseconds(now() + lease_s)
 local lost = {}
-for index = 1, #KEYS / 3 - 1 do
-  local generation, log, text = KEYS[3 * index + 1], KEYS[3 * index + 2], KEYS[3 * index + 3]
-  local id, attempt = ARGV[2 * index + 3], ARGV[2 * index + 4]
+while next_row() do
   local state, newest, holder, generator = fields_of(generation, 'state', 'attempt', 'owner', 'generator')
   local refused = fenced(newest, attempt, holder, owner, 0, 0)
   if state == 'running' and not refused then

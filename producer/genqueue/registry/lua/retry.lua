@@ -1,10 +1,5 @@
 -- Submit a dead letter's request again, as a new generation that it remembers: who asks twice gets
 -- the same one.
-local dead, letter, text, generation, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local generators, doorbell, deadlines = KEYS[6], KEYS[7], KEYS[8]
-local id, new_id, generator, limit, keep_s, result_ttl_s, message =
-  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
-
 local state, retried_as, request, priority, submitted_at, deadline_at, stored_deadline_s, traceparent = fields_of(letter,
   'state', 'retried_as', 'request', 'priority', 'submitted_at', 'deadline_at', 'deadline_s', 'traceparent')
 if not state then return {'gone'} end

@@ -1,11 +1,5 @@
 -- Accept one generation and ring for it, or say why not. Safe to send twice: the second
 -- time finds the generation there.
-local generation, waiting, generators, doorbell, deadlines, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local id, generator, request, as_written, fingerprint = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local priority, deadline_s, keep_s, message = tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
-local limit, idempotency_ttl_s, traceparent = tonumber(ARGV[10]), ARGV[11], ARGV[12]
-local generation_prefix = string.sub(generation, 1, -1 - #id)
-
 if redis.call('EXISTS', generation) == 1 then return {'accepted', id} end
 if idempotency then
   local earlier = redis.call('GET', idempotency)
@@ -28,4 +22,4 @@ if idempotency then
   redis.call('HSET', generation, 'fingerprint', fingerprint)
 end
 if traceparent ~= '' then redis.call('HSET', generation, 'traceparent', traceparent) end
-return accept(generation, waiting, deadlines, doorbell, id, generator, request, priority, tonumber(deadline_s), keep_s, message)
+return accept(generation, waiting, deadlines, doorbell, id, generator, request, priority, deadline_s, keep_s, message)

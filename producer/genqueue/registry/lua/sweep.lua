@@ -7,13 +7,6 @@
 -- What is found leaves the place where it was found, or stands there later: so it is one sweeper's
 -- only, and hides nothing, even if no worker can claim it. Queues are looked through in turns: what a
 -- sweeper has looked through less than turn_s ago the others leave alone, so a thousand cost no more than a few.
-local leases, delayed, deadlines, rung, dead, swept = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local limit, end_limit, grace_s, look_again_s = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local lease_s, keep_s, priorities = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
-local running, queued, may_expire, template = ARGV[8], ARGV[9], ARGV[10], ARGV[11]
-local generation_prefix, waiting_prefix, claimed_prefix = ARGV[12], ARGV[13], ARGV[14]
-local queue_prefix, separator, turn_s = ARGV[15], ARGV[16], tonumber(ARGV[17])
-local longest_lease_s, longest_delay_s, states, FIRST_GENERATOR = tonumber(ARGV[18]), tonumber(ARGV[19]), ARGV[20], 21
 local time = now()
 local time_ms = milliseconds(time)
 local rings = {}
@@ -60,7 +53,7 @@ local function disbelieve(set, lap, stored, ahead_s, latest)
   if not is_turn and haste ~= '1' then return end
   local first_ms = milliseconds(time + ahead_s)
   if (number(from_ms) or 0) <= tonumber(first_ms) then from_ms, behind = '(' .. first_ms, 0 end
-  local size = haste == '1' and tonumber(limit) or LOOKED_AT
+  local size = haste == '1' and limit or LOOKED_AT
   local ahead = redis.call('ZRANGEBYSCORE', set, from_ms, '+inf', 'WITHSCORES', 'LIMIT', behind, size)
   local last_ms, stay = ahead[#ahead], 0
   for index = 1, #ahead, 2 do
@@ -119,7 +112,7 @@ end
 -- Have those of a set whose time has come wait in their queues again.
 local function wait_again(set, expected)
   local due = redis.call('ZRANGEBYSCORE', set, '-inf', time_ms, 'LIMIT', 0, limit)
-  has_more = has_more or #due == tonumber(limit)
+  has_more = has_more or #due == limit
   for _, id in ipairs(due) do
     local state, generator, priority, attempt, seq, submitted_at, deadline_at, deadline_s = fields_of(generation_prefix .. id,
       'state', 'generator', 'priority', 'attempt', 'seq', 'submitted_at', 'deadline_at', 'deadline_s')
@@ -173,7 +166,7 @@ wait_again(delayed, queued)
 
 local expired = {}
 local overdue = redis.call('ZRANGEBYSCORE', deadlines, '-inf', time_ms, 'LIMIT', 0, end_limit)
-has_more = has_more or #overdue == tonumber(end_limit)
+has_more = has_more or #overdue == end_limit
 for _, id in ipairs(overdue) do
   local state, generator, priority, attempt, seq, submitted_at, owner, errors, met = fields_of(generation_prefix .. id,
     'state', 'generator', 'priority', 'attempt', 'seq', 'submitted_at', 'owner', 'errors', 'met')
@@ -220,8 +213,8 @@ local function forget_gone(waiting, from_place, until_place)
       if redis.call('EXISTS', generation_prefix .. id) == 0 then gone[#gone + 1] = id end
     end
     if #gone > 0 then redis.call('ZREM', waiting, unpack(gone)) end
-    has_more = has_more or #gone == tonumber(limit)
-    return #gone == 0 and #old == tonumber(limit)
+    has_more = has_more or #gone == limit
+    return #gone == 0 and #old == limit
   end
   if look_at(0) then look_at(1 + math.floor(time / turn_s) % math.ceil(redis.call('ZCARD', waiting) / limit)) end
 end
@@ -280,8 +273,8 @@ local function look_for_lost_doorbells(generator, waiting)
 end
 
 local queues = {}
-for index = FIRST_GENERATOR, #ARGV do
-  local generator, waiting = ARGV[index], waiting_prefix .. ARGV[index]
+for _, generator in ipairs(generators) do
+  local waiting = waiting_prefix .. generator
   local turn, counted = 'queue ' .. generator, 'messages ' .. generator
   local looked_at, messages = unpack(redis.call('HMGET', swept, turn, counted))
   if math.abs(time - (number(looked_at) or 0)) >= turn_s then -- a clock may have gone back
