@@ -24,6 +24,8 @@ from genqueue.wire.request import read_request
 from genqueue.wire.result import GenerationResult, Outcome
 from genqueue_ops.local_redis import LocalRedis, local_redis
 
+from ..support.declared_keys import DeclaredKeys
+
 KEEP_S = 600
 LOG_TTL_S = 60
 RESULT_TTL_S = 120
@@ -220,24 +222,49 @@ def flush(
     return Flush(generation_id, attempt, number, tokens, "".join(texts), mark, bodies, solid_tokens=tokens)
 
 
+@pytest.fixture
+def declared_keys(redis_server: LocalRedis, redis_url: str) -> Iterator[DeclaredKeys | None]:
+    """On a real Redis scripts may touch what they declare, and nothing else; the fake one knows no users."""
+    if redis_server.kind.startswith("fakeredis"):
+        yield None
+        return
+    guard = DeclaredKeys(redis_url)
+    yield guard
+    refused = guard.refused()
+    guard.close()
+    assert refused == [], "a script touched what it does not declare"
+
+
 @pytest.fixture(params=["sync", "async"])
-def run(request: pytest.FixtureRequest, redis_url: str, loop_thread: LoopThread) -> Iterator[Callable[..., Any]]:
+def run(
+    request: pytest.FixtureRequest, redis_url: str, loop_thread: LoopThread, declared_keys: DeclaredKeys | None
+) -> Iterator[Callable[..., Any]]:
     """Each shell of the store in turn."""
+    url = redis_url if declared_keys is None else declared_keys.url
     if request.param == "sync":
-        store = Store(redis_url, 5.0)
-        yield store.run
+        store = Store(url, 5.0)
+        yield _permitting(declared_keys, store.run)
         store.close()
     else:
-        other = AsyncStore(redis_url, 5.0)
-        yield lambda call: loop_thread.call(other.run(call))
+        other = AsyncStore(url, 5.0)
+        yield _permitting(declared_keys, lambda call: loop_thread.call(other.run(call)))
         loop_thread.call(other.close())
 
 
+def _permitting(declared_keys: DeclaredKeys | None, run: Callable[..., Any]) -> Callable[..., Any]:
+    def permitted(call: Call[Any]) -> Any:
+        if declared_keys is not None:
+            declared_keys.permit(call)
+        return run(call)
+
+    return permitted
+
+
 @pytest.fixture
-def writer(redis_url: str, raw: redis.Redis) -> Iterator[Registry]:
+def writer(redis_url: str, raw: redis.Redis, declared_keys: DeclaredKeys | None) -> Iterator[Registry]:
     """The registry through one shell, for tests of those who read it."""
-    store = Store(redis_url, 5.0)
-    yield Registry(store.run, raw)
+    store = Store(redis_url if declared_keys is None else declared_keys.url, 5.0)
+    yield Registry(_permitting(declared_keys, store.run), raw)
     store.close()
 
 
