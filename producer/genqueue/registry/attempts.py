@@ -1,4 +1,4 @@
-"""What a worker says of its attempts: claimed, told, given up, ended.  Every write is fenced."""
+"""A worker claims an attempt, writes what it produces, gives it back or ends it.  Every write is fenced."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,13 +27,13 @@ class Claim:
         submitted_at, started_at, deadline_at: epoch seconds of Redis's clock.
         text_so_far: what earlier attempts produced.
         solid_tokens: how many tokens that took, up to its last character that is not white space.
-        failures: how many attempts failed by their own or their server's fault.
-        errors: what ended earlier attempts: ``attempt``, ``message`` and what else is known.
-        reasoning_so_far: what earlier attempts thought, of a chat.
+        failures: how many attempts failed by their own or their endpoint's fault.
+        errors: why earlier attempts ended: ``attempt``, ``message`` and what else is known.
+        reasoning_so_far: the reasoning of earlier attempts, of a chat.
         tokens_so_far: how many tokens all of that took.
         traceparent: of the span that submitted it, if that was traced.
-        answered_at: when Redis said so; later than ``started_at`` where its first answer was lost.
-        met: ``errors``, and what put the newest attempt back without being one: a server that cannot be reached.
+        answered_at: when Redis answered; later than ``started_at`` where its first answer was lost.
+        met: ``errors``, and why the newest attempt was put back if that was no error: an endpoint out of reach.
     """
 
     attempt: int
@@ -57,8 +57,8 @@ class NotClaimed:
     """Why not: "held", "gone", "elsewhere", "expired", "incomplete", or the final state.
 
     Attributes:
-        is_untold: whether it was cancelled while nobody ran it, and no other owner is to tell of that.
-        missing: what an incomplete record lacks, or has wrongly: names of fields.
+        is_untold: whether it was cancelled while nobody ran it, and this owner is the one to tell of that.
+        missing: the fields that an incomplete record lacks, or has wrongly.
         met: of one that expired, as in :class:`Claim`.
     """
 
@@ -70,13 +70,12 @@ class NotClaimed:
 
 @dataclass(slots=True)
 class Flush:
-    """What one attempt produced since its last flush.
+    """The output of one attempt since its last flush.
 
-    ``bodies`` are event bodies; ``text`` is what they add to the text so far, as
-    :func:`genqueue.registry.partial.encode_partial` writes it (it is kept also where no chunks are published),
-    ``solid_tokens`` are those up to its last character
-    that is not white space; ``mark`` is "reset" when the text so far must go
-    first, "first" when this is the first text, else "".
+    ``bodies`` are event bodies.  ``text`` is what they add to the text so far, as
+    :func:`genqueue.registry.partial.encode_partial` writes it; it is kept also where no chunks are published.
+    ``solid_tokens`` counts tokens up to its last character that is not white space.  ``mark`` is "reset" when
+    the text so far must go first, "first" when this is the first text, else "".
     """
 
     generation_id: str
@@ -91,10 +90,10 @@ class Flush:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a generation ends.
+    """The end of a generation.
 
     ``attempt`` None is an end from outside (cancel).  ``stillborn`` ends one that was never
-    registered, so that whoever sent an unreadable message gets an answer.  ``mark`` is as in
+    registered, so that the sender of an unreadable message gets an answer.  ``mark`` is as in
     :class:`Flush`.  ``owner`` and ``number`` are the attempt's worker and the number of its last flush.
     """
 
@@ -117,11 +116,10 @@ class End:
 def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, keep_s: int) -> Call[Claim | NotClaimed]:
     """Take a generation: attempt + 1, owner, lease and the ``started`` event, atomically.
 
-    A generation that is gone, elsewhere, held by a living lease or ended answers NotClaimed, and so does one whose
-    record lacks what it takes to run it, for the caller to end; one that was
-    cancelled while nobody ran it answers the first owner who asks that it is untold, until that says that it was told
-    (:func:`genqueue.registry.sweeping.discard`).
-    The same owner asking twice gets the same attempt twice.
+    The answer is NotClaimed for a generation that is gone, elsewhere, held by a living lease or ended, and for one
+    whose record lacks what is needed to run it; the caller ends that one.  A generation that was cancelled while
+    nobody ran it is untold: the first owner who asks hears so, until it says that it told of the cancel
+    (:func:`genqueue.registry.sweeping.discard`).  An owner that asks twice gets the same attempt twice.
     """
 
     def decode(answer: list[Any]) -> Claim | NotClaimed:
@@ -177,9 +175,9 @@ def claim(generation_id: str, generator: str, *, owner: str, lease_s: float, kee
 def append(flushes: Sequence[Flush], *, keep_s: int, owner: str = "") -> Call[list[str]]:
     """Write many attempts' events; each generation's own are atomic, and fenced.
 
-    Answers, in order: "ok", "superseded" by another attempt, "gone", or the final state
-    that somebody else gave it.  A flush sent twice is written once.  With an ``owner`` also "behind N":
-    Redis has lost what it had answered, N is the last flush it knows, those behind it must come again.
+    The answers, in order: "ok", "superseded" by another attempt, "gone", or the final state that somebody else
+    gave it.  A flush that is sent twice is written once.  With an ``owner`` also "behind N": Redis has lost
+    flushes that it had answered.  N is the last that it knows; the later ones must be sent again.
     """
     rows = [
         signatures.FlushRow(
@@ -204,18 +202,18 @@ def append(flushes: Sequence[Flush], *, keep_s: int, owner: str = "") -> Call[li
 def finish(end: End, *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[str]:
     """End a generation: last events, final state, Celery's result; all or nothing, fenced.
 
-    What failed and is worth another try becomes a dead letter: with its request and its text it rests for
-    ``keep_s``.  Of anything else the request is forgotten.
+    A failed generation that is worth another try becomes a dead letter: it rests for ``keep_s`` with its request and
+    its text.  The request of any other is forgotten.
 
-    Answers "ok" (also when it is sent a second time), "superseded", "gone", the final state that somebody
-    else gave it first, or "behind N" as :func:`append`.
+    The answer is "ok" (also when it is sent a second time), "superseded", "gone", the final state that somebody
+    else gave it first, or "behind N" as in :func:`append`.
     """
     parameters = _endings([end], log_ttl_s, result_ttl_s, keep_s)
     return scripted(parameters, lambda answer: _ended([end], answer)[0])
 
 
 def finish_all(ends: Sequence[End], *, log_ttl_s: int, result_ttl_s: int, keep_s: int) -> Call[list[str]]:
-    """As :func:`finish`, of many in one round trip; their answers are in their order."""
+    """End many as :func:`finish` does, in one round trip; the answers have their order."""
     parameters = _endings(ends, log_ttl_s, result_ttl_s, keep_s)
     return scripted(parameters, lambda answer: _ended(ends, answer))
 
@@ -251,7 +249,7 @@ def _endings(ends: Sequence[End], log_ttl_s: int, result_ttl_s: int, keep_s: int
 
 
 def _ended(ends: Sequence[End], answer: list[Any]) -> list[str]:
-    """What became of each; what is ended so already, was ended by the same call sent before."""
+    """The answer for each.  The same call, sent before, has ended one that has that end already."""
     return ["ok" if text_of(word) == end.state else text_of(word) for end, word in zip(ends, answer, strict=True)]
 
 
@@ -270,10 +268,10 @@ def release(
 ) -> Call[str]:
     """Put a running generation back into its queue, after ``delay_s`` or at once at its front; fenced.
 
-    ``last`` is what the attempt had not written yet, ``failure`` what ended it; it counts
-    against ``max_attempts`` only if ``is_charged``; ``waits_for`` is what it waits for beside its turn, for whoever
-    asks; ``met`` is what the attempt met where that is no failure.  Answers as :func:`finish`; a release that
-    is sent twice answers "queued" the second time.
+    ``last`` is what the attempt had not written yet.  ``failure`` ended it, and counts against ``max_attempts`` only
+    if ``is_charged``.  ``waits_for`` says what it waits for beside its turn; ``met`` is what the attempt met where
+    that is no failure.  The answers are those of :func:`finish`; a release that is sent twice answers "queued" the
+    second time.
     """
     generation_id = last.generation_id
     return scripted(
@@ -308,7 +306,7 @@ def release(
 def renew(held: Sequence[tuple[str, int]], *, lease_s: float, keep_s: int, owner: str = "") -> Call[dict[str, str]]:
     """Renew the leases of (generation id, attempt) pairs; their keys live ``keep_s`` from now on.
 
-    Answers the ids that are lost, and why: "superseded", "gone", or the final state.
+    The answer holds the ids that are lost, and why: "superseded", "gone", or the final state.
     """
 
     def decode(answer: list[bytes]) -> dict[str, str]:

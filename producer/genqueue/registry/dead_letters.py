@@ -25,9 +25,9 @@ def retry(
 ) -> Call[Accepted]:
     """Submit a dead letter's request again under ``new_id``; it leaves the list in the same call.
 
-    Answers the id under which it was retried first, however often it is asked.  Limits and errors are
-    :func:`genqueue.registry.submitting.submit`'s; GenerationNotFoundError when it is gone, NotDeadError when it
-    never was a dead letter or was dropped.
+    The answer is the id under which it was retried first, however often it is sent.  Limits and errors are those of
+    :func:`genqueue.registry.submitting.submit`.  The answer raises GenerationNotFoundError when the dead letter is
+    gone, NotDeadError when it never was one or was dropped.
     """
 
     def decode(answer: list[Any]) -> Accepted:
@@ -63,7 +63,7 @@ def retry(
 
 
 def drop(generation_id: str, *, result_ttl_s: int) -> Call[None]:
-    """Take a dead letter from the list and forget its request; what is none is left alone."""
+    """Take a dead letter from the list and forget its request; any other generation is left alone."""
     return scripted(
         signatures.Drop(
             letter=keys.generation(generation_id),

@@ -1,4 +1,4 @@
-"""What several answers of Redis have in common, read as ours."""
+"""Read the parts that several answers of Redis have in common."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def is_of_newer_version(raw: bytes) -> bool:
 
 
 def errors_of(value: bytes) -> list[dict[str, Any]]:
-    """What ended earlier attempts; what is no such thing was not written by a worker, and is passed over."""
+    """Why earlier attempts ended.  Anything else in there was not written by a worker, and is passed over."""
     try:
         found: list[Any] = from_json(b"[" + value + b"]")
     except ValueError:
@@ -45,7 +45,7 @@ def errors_of(value: bytes) -> list[dict[str, Any]]:
 
 
 def errors_met(errors: bytes, met: bytes) -> list[dict[str, Any]]:
-    """What attempts met: their errors and, if it is newer than those, what was none."""
+    """The errors of attempts, and what the newest attempt met if that was no error."""
     known = errors_of(errors)
     newest = max(map(_attempt, known), default=0)
     return [*known, *(each for each in errors_of(met) if _attempt(each) > newest)]
@@ -57,5 +57,5 @@ def _attempt(error: dict[str, Any]) -> int:
 
 
 def text_of(value: Any, errors: str = "backslashreplace") -> str:
-    """A word of Redis's; one that is no UTF-8, which nobody of ours wrote, keeps no other from being read."""
+    """A word of Redis's.  One that is no UTF-8 was not written by us, and keeps no other from being read."""
     return value.decode(errors=errors) if isinstance(value, bytes) else str(value)

@@ -1,7 +1,6 @@
-"""How a generation ended, as values: the error for a caller, and what is stored at the end.
+"""Endings of a generation as values: the error for a caller, and what is stored at the end.
 
-Pure.  Both sides use it: a worker (or whoever cancels) to end a generation, a reader to
-tell its caller.
+Pure.  Both sides use it: a worker, or a caller who cancels, to end a generation; a reader to tell its caller.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +23,13 @@ ENDINGS: dict[str, type[errors.GenerationError]] = {
     "expired": errors.GenerationExpiredError,
     "cancelled": errors.GenerationCancelledError,
 }
-"""What ``Outcome.error`` may say, and what a reader raises for it; for another word GenerationFailedError."""
+"""The words of ``Outcome.error``, and the error that a reader raises; for another word GenerationFailedError."""
 
 CANCELLED = Outcome(error="cancelled", message="cancelled")
 
 
 def said_in(result: GenerationResult) -> PartialOutput:
-    """The text of a result, and of a chat what was thought and called beside it."""
+    """The text of a result, and of a chat its reasoning and tool calls."""
     meta = result.meta[0]
     reasoning, tool_calls = meta.get("reasoning"), meta.get("tool_calls")
     return PartialOutput(
@@ -56,7 +55,7 @@ def _as_one_piece(index: int, call: Mapping[str, Any]) -> ToolCallDelta:
 
 
 def whole_text_chunk(record: Record, said: PartialOutput) -> list[Chunk]:
-    """All of it as one chunk, for a reader who got none; [] if there is nothing."""
+    """The whole output as one chunk, for a reader who got none; [] if there is nothing."""
     text, reasoning, whole_calls = said
     tool_calls = tuple(_as_one_piece(index, call) for index, call in enumerate(whole_calls))
     if not (text or reasoning or tool_calls):
@@ -129,10 +128,10 @@ def cancelled(generation_id: str, generator: str, *, date_done: str) -> End:
 
 
 def overdue(found: Overdue, *, date_done: str, trouble: str = "") -> End:
-    """The end of what passed its deadline while no worker had it; text and usage so far are kept.
+    """The end of a generation whose deadline passed while no worker had it; text and usage so far are kept.
 
-    Fenced: it is refused if somebody has begun a newer attempt.  ``trouble`` is why no attempt could begin, if that is
-    known.
+    It is fenced: it is refused if somebody has begun a newer attempt.  ``trouble`` says why no attempt could begin, if
+    that is known.
     """
     reason, errors = expired("in the queue", found.met, trouble), found.met
     if found.holder is not None:
@@ -144,7 +143,7 @@ def overdue(found: Overdue, *, date_done: str, trouble: str = "") -> End:
 
 
 def incomplete(missing: str) -> Outcome:
-    """The outcome of a generation whose record lacks what it takes to run it; ``missing`` are its fields."""
+    """The outcome of a generation whose record lacks the fields ``missing``, so that nobody can run it."""
     return Outcome(
         error="failed",
         message=f"its record in Redis is incomplete, nobody can run it: {missing}",
@@ -158,7 +157,7 @@ def rejection(message: str, **detail: Any) -> Outcome:
 
 
 def expired(where: str, met: Sequence[Mapping[str, Any]] = (), trouble: str = "") -> Outcome:
-    """The outcome of a generation whose deadline passed; it says what the last attempt met, else ``trouble``."""
+    """The outcome of a generation whose deadline passed; it names what the last attempt met, else ``trouble``."""
     cause = met[-1]["message"] if met else trouble
     message = f"the deadline passed {where}" + (f"; last error: {cause}" if cause else "")
     return Outcome(error="expired", message=message, detail={"finish_reason": "deadline"})

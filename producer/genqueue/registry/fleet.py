@@ -1,4 +1,4 @@
-"""Workers and what they announce, and an overview of all that waits and runs; ``Health`` says how an endpoint is."""
+"""Workers announce their generators and endpoints; an overview shows all that waits and runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from genqueue.registry.decoding import object_of, pairs_of, text_of
 from genqueue.registry.script import Call, scripted
 
 _OVERDUE_S = 10.0
-"""After so long a sweeper that lives would have found it."""
+"""A living sweeper would have found it within this time."""
 _COUNT_LIMIT = 2000
-"""Running generations, and dead letters, up to which an overview says whose they are."""
+"""An overview tells running generations, and dead letters, by generator up to this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What a worker said of itself last.
+    """The last announcement of a worker.
 
     Attributes:
         name: host, process id and a number of its own.
         announced_at: epoch seconds of Redis's clock.
-        generators: for each generator it serves, its servers: ``address``, ``health`` ("up",
+        generators: for each generator it serves, its endpoints: ``address``, ``health`` ("up",
             "rests" after a failure or while it is full, "waking", "refuses" whatever it is asked, "down"),
             ``running`` calls, ``trouble`` (the last one).
     """
@@ -42,7 +42,7 @@ class QueueStatus:
     Attributes:
         waiting: accepted generations that no worker has claimed; a backoff's are not among them.
         max_queue_depth: the limit that a worker announced; None if none did for ``keep_s``.
-        oldest_wait_s: since when the first submitted of them waits; None if none does.
+        oldest_wait_s: how long the first submitted of them has been waiting; None if none waits.
         doorbells: Celery messages in its lists; beside ``waiting`` those of plain Celery
             producers, and of generations that ended before a worker took the message.
         running: None where there are too many to tell whose they are; so is ``dead``.
@@ -98,11 +98,11 @@ def announce(
     keep_s: int,
     places: Mapping[str, Sequence[str]] | None = None,
 ) -> Call[None]:
-    """Tell everybody which generators a worker serves, where, and how their servers are.
+    """Announce which generators a worker serves, where, and how their endpoints are.
 
-    ``facts`` are a generator's, the same whoever serves it, and need ``max_queue_depth``;
-    ``servers`` as in :class:`WorkerStatus`, which lives ``worker_s``; ``places`` are those that
-    this worker calls (:mod:`genqueue.discovery`), by generator: of several workers they add up.
+    ``facts`` are a generator's, the same from every worker, and need ``max_queue_depth``.  ``servers`` are its
+    endpoints as in :class:`WorkerStatus`, which lives ``worker_s``.  ``places`` are those that this worker calls
+    (:mod:`genqueue.discovery`), by generator; those of several workers add up.
     """
     calls_at = [f"{name} {place}" for name, found in (places or {}).items() for place in found]
     parameters = signatures.Announce(
@@ -117,7 +117,7 @@ def announce(
 
 
 def retire(owner: str) -> Call[None]:
-    """A worker ends: forget what it announced of itself."""
+    """Forget the announcement of a worker that ends."""
     return Call(("HDEL", keys.WORKERS, owner), lambda answer: None)
 
 
@@ -151,7 +151,7 @@ def _workers(answer: Mapping[bytes, bytes]) -> list[WorkerStatus]:
 
 
 def _worker(name: str, about: bytes) -> WorkerStatus | None:
-    """What a worker of any version announced: what we do not know is passed over, so is what no worker wrote."""
+    """The announcement of a worker of any version.  Unknown facts are passed over; None for what no worker wrote."""
     facts = object_of(about)
     announced_at, generators = facts.get("announced_at"), facts.get("generators")
     if not isinstance(announced_at, int | float) or not isinstance(generators, dict):
@@ -165,7 +165,7 @@ def _worker(name: str, about: bytes) -> WorkerStatus | None:
 
 
 _SERVER: dict[str, Any] = {"address": "", "health": "?", "running": 0, "trouble": ""}
-"""What is said of a server, where its worker does not say it."""
+"""The facts of an endpoint where its worker announces none."""
 
 
 def _of_their_kind(facts: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def overview(generators: Sequence[str]) -> Call[Overview]:
 
 
 class Health(StrEnum):
-    """How a server is to be treated."""
+    """The state of an endpoint, which says how to treat it."""
 
     UP = "up"
     RESTS = "rests"

@@ -19,7 +19,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a generation is; the last three are final."""
+    """The state of a generation; the last three are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 class Transition(StrEnum):
-    """What moves a generation; but for the last two, readers are told by an event of the same name."""
+    """A step of a generation; readers are told of it by an event of the same name, but for the last two."""
 
     STARTED = "started"
     FINISHED = "finished"

@@ -10,7 +10,7 @@ from genqueue.wire.events import ToolCallDelta, join_tool_calls
 
 
 class PartialOutput(NamedTuple):
-    """What a generation has produced so far; the last of ``tool_calls`` (as OpenAI has them) may break off."""
+    """The output so far; the last of ``tool_calls`` (as OpenAI has them) may break off."""
 
     text: str = ""
     reasoning: str = ""
@@ -18,11 +18,11 @@ class PartialOutput(NamedTuple):
 
 
 _REASONING, _TOOL_CALLS = b"\xff", b"\xfe"
-"""Stand before and after what was thought, and what was called: bytes that no UTF-8 holds."""
+"""Bytes that no UTF-8 holds, before and after reasoning and tool calls."""
 
 
 def encode_partial(text: str, reasoning: str, tool_calls: Sequence[ToolCallDelta] = ()) -> str | bytes:
-    """What a flush adds to the text so far: the text, and what was thought and called in one string with it."""
+    """The string that a flush adds to the text so far: text, reasoning and tool calls in one."""
     if not (reasoning or tool_calls):
         return text
     thought = (_REASONING, reasoning.encode(), _REASONING) if reasoning else ()
@@ -34,7 +34,7 @@ _DELTAS = TypeAdapter(list[ToolCallDelta])
 
 
 def decode_partial(raw: bytes | None) -> PartialOutput:
-    """Out of the flushes of :func:`encode_partial`; raises ValueError for what is none."""
+    """The output from strings of :func:`encode_partial`, joined; raises ValueError for anything else."""
     parts = (raw or b"").split(_TOOL_CALLS)
     deltas = [delta for part in parts[1::2] for delta in _DELTAS.validate_json(part)]
     parts = b"".join(parts[::2]).split(_REASONING)
@@ -42,7 +42,7 @@ def decode_partial(raw: bytes | None) -> PartialOutput:
 
 
 def heard_if_readable(raw: bytes | None) -> PartialOutput:
-    """The same for a caller, who has an error or a cancel besides: nothing where nobody of ours wrote it."""
+    """The output for a caller, who has an error or a cancel besides; empty where it cannot be read."""
     try:
         return decode_partial(raw)
     except ValueError:

@@ -26,7 +26,7 @@ from genqueue.wire.result import GenerationResult, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the registry knows of one generation."""
+    """The registry's entry of one generation."""
 
     state: State
     generator: str
@@ -46,8 +46,8 @@ class Record:
 def read_log(generation_id: str, from_seq: int, limit: int = 1000) -> Call[list[Event]]:
     """Up to ``limit`` events with a number of at least ``from_seq``; [] when the log is gone.
 
-    What is no event under its own number was not written by a worker, and is passed over.
-    Raises StoreError for an event of a later version; one of a kind that came later is an OtherEvent.
+    An entry that is no event under its own number was not written by a worker, and is passed over.  The answer raises
+    StoreError for an event of a later version; an event of an unknown kind is an OtherEvent.
     """
 
     def decode(answer: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
@@ -74,7 +74,7 @@ _RECORD = tuple(field.name for field in dataclasses.fields(Record))
 
 
 def _record(generation_id: str, answer: Sequence[bytes | None]) -> Record | None:
-    """The record; None where there is none.  Raises StoreError for one that nobody of our version wrote."""
+    """The record; None where there is none.  Raises StoreError for one that this version cannot read."""
     field = dict(zip(_RECORD, answer, strict=True))
     if field["state"] is None:
         return None
@@ -114,7 +114,7 @@ def read_record(generation_id: str) -> Call[Record]:
 
 
 def read_home(generation_id: str) -> Call[str]:
-    """The generator of a generation, whatever else its record says, for whoever ends it; "default" if it says none."""
+    """The generator of a generation that is to be ended, whatever its record lacks; "default" if it names none."""
     return Call(("HGET", keys.generation(generation_id), "generator"), lambda answer: text_of(answer or b"default"))
 
 
@@ -165,7 +165,7 @@ def read_result(generation_id: str) -> Call[GenerationResult | None]:
 
 
 def has_result(generation_id: str) -> Call[bool]:
-    """Whether Celery's result key of that id is there, whoever wrote it."""
+    """Is Celery's result key of that id there, from any writer?"""
     return Call(("GET", keys.result(generation_id)), lambda answer: answer is not None)
 
 
@@ -175,7 +175,7 @@ def read_text(generation_id: str) -> Call[str]:
 
 
 def read_said(generation_id: str) -> Call[PartialOutput]:
-    """The text so far and, of a chat, what was thought and called beside it, there for as long."""
+    """The text so far and, of a chat, its reasoning and tool calls; they are kept as long as the text."""
     return Call(("GET", keys.text(generation_id)), heard_if_readable)
 
 

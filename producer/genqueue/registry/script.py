@@ -68,7 +68,7 @@ class Call(Generic[T_co]):
 
     @property
     def name(self) -> str:
-        """What it does, in one word of few: the script's name, or the command's."""
+        """The script's name, or the command's: one of a few words."""
         return self.script.name if self.script is not None else str(self.arguments[0]).lower()
 
 
@@ -79,7 +79,7 @@ def scripted(parameters: Signature, decode: Callable[[Any], T_co]) -> Call[T_co]
 
 
 def refuse(name: str, generator: str, words: list[str]) -> NoReturn:
-    """Raise what the words of a script mean that took nothing."""
+    """Raise the error that a script's refusal stands for."""
     match words:
         case ["unknown", *known]:
             raise UnknownGeneratorError(generator, known)

@@ -1,4 +1,4 @@
-"""What Redis says of itself and of our rights."""
+"""Facts about the Redis server, and our rights there."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from genqueue.registry.script import Call
 
 
 def hello() -> Call[dict[str, str]]:
-    """``server``, ``version``, ``mode`` and ``role``, which even a user with the fewest rights may see."""
+    """``server``, ``version``, ``mode`` and ``role``, which even the user with the fewest rights may see."""
     return Call(
         ("HELLO", "2"), lambda answer: {text_of(key): text_of(value) for key, value in pairs_of(answer).items()}
     )
@@ -19,7 +19,7 @@ def clock() -> Call[float]:
 
 
 def info() -> Call[dict[str, str]]:
-    """What Redis says of itself: version, memory, persistence, replication and what else it counts."""
+    """The facts of Redis's INFO: version, memory, persistence, replication and its counters."""
 
     def decode(answer: Any) -> dict[str, str]:
         if isinstance(answer, dict):  # redis-py takes it apart
@@ -31,7 +31,7 @@ def info() -> Call[dict[str, str]]:
 
 
 def may_say(*command: str) -> Call[bool]:
-    """Whether our user may: asked without a line in the ACL log, which Redis 7 or newer can; an older one refuses."""
+    """May our user say the command?  Redis 7 or newer answers without a line in its ACL log; an older one refuses."""
     return Call(("EVAL", "return redis.acl_check_cmd(unpack(ARGV)) and 1 or 0", "0", *command), bool)
 
 

@@ -1,7 +1,7 @@
 """A generation is handed over, and a doorbell rung for it.
 
 A doorbell is the Celery message that makes a worker look at a generation: its id and nothing else.
-It is written out here, not sent through Celery: so it goes to its list in the same Lua call that
+It is written out here and not sent through Celery.  So it goes to its list in the same Lua call that
 registers the generation (nothing can die between the two), the asyncio client needs no
 thread for it, and a producer needs no Celery.  The format is Celery's task message
 protocol 2 (docs.celeryq.dev, "Message Protocol") in the envelope of kombu's Redis
@@ -44,9 +44,9 @@ def submit(
     """Register a generation and ring for it, atomically; sending it twice accepts it once.
 
     ``max_queue_depth`` None takes the limit that a worker announced; -1 is no limit.
-    ``ring`` False is for a worker that has the generation's message in hand.  ``traceparent`` is of the span that
-    submits it (:func:`genqueue.tracing.valid_traceparent`).  The answer
-    raises UnknownGeneratorError, QueueFullError or IdempotencyConflictError.
+    ``ring`` False is for a worker that has the generation's message in hand.  ``traceparent`` belongs to the span
+    that submits it (:func:`genqueue.tracing.valid_traceparent`).  The answer raises UnknownGeneratorError,
+    QueueFullError or IdempotencyConflictError.
     """
 
     def decode(answer: list[Any]) -> Accepted:

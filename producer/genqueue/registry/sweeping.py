@@ -1,6 +1,6 @@
-"""The workers' work for everybody: lost leases, due delays, deadlines, lost doorbells.
+"""The sweep, which every worker makes for all: lost leases, due delays, deadlines, lost doorbells.
 
-And the doorbells that one worker puts back, or throws away.
+Here are also the doorbells that one worker puts back or throws away.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from genqueue.registry.script import Call, scripted
 from genqueue.registry.submitting import doorbell_message, doorbell_template
 
 _SWEEP_LIMIT = 500
-"""Generations of one kind (of one queue, where it is a queue's) that one sweep looks at."""
+"""One sweep looks at so many generations of one kind, of one queue where the kind is a queue's."""
 _END_LIMIT = 200
-"""Generations past their deadline that one sweep takes: all are ended by one call, which Redis may take 20 ms for."""
+"""One sweep takes so many that are past their deadline: one call ends them all, in up to 20 ms of Redis's time."""
 _LONGEST_LEASE_S = 60.0
 _LONGEST_DELAY_S = 3600.0
-"""What is believed of a lease, and of a delay, whose length its record does not say: an older worker's."""
+"""The longest lease and delay that are believed where the record of an older worker does not say the length."""
 _SWEEP_GRACE_S = 1.0
 """How long a doorbell may be on its way to a claim."""
 _LOOK_AGAIN_S = 3.0
-"""When another sweeper may look after what one has rung for, or was to end."""
+"""After this time another sweeper may look for what one has rung for, or was to end."""
 _TURNS = 12.0
-"""In a lease's length a queue is looked through so often at most, by all sweepers together: four times a second."""
+"""All sweepers together look through a queue so often in a lease's length: four times a second."""
 _DISCARD_LIMIT, _DISCARD_BYTES = 100, 1_000_000
-"""Messages of one list, and their bytes, that are looked through at once for those that ring for nothing."""
+"""So many messages of one list, and bytes of them, are looked through at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Incomplete:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What waits for one generator.
+    """The generations and messages that wait for one generator.
 
     Attributes:
         depth: how many accepted generations.
@@ -74,11 +74,11 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one sweep found, and only this sweeper did.
+    """The generations that one sweep found; no other sweeper has found them.
 
-    ``astray`` are the ids that were rung for, in the order in which they are to be taken;
-    ``expired`` must be ended (:func:`genqueue.registry.endings.overdue`), and so must ``incomplete``, whose records
-    lack what it takes to run them (:func:`genqueue.registry.endings.incomplete`).
+    ``astray`` are the ids that were rung for, in the order in which they are to be taken.
+    ``expired`` must be ended (:func:`genqueue.registry.endings.overdue`), and so must ``incomplete``
+    (:func:`genqueue.registry.endings.incomplete`): their records lack what is needed to run them.
     """
 
     astray: list[str]
@@ -105,10 +105,9 @@ class Swept:
 def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swept]:
     """Look for generations that nobody looks after and ring for them; one round trip however many there are.
 
-    Leases, delays and deadlines are everybody's, lost doorbells are looked for in those of ``generators`` in which
-    nobody just did.  After a time
-    without any sweep Redis was away, or all workers were: no lease is taken for ``lease_s`` then, within
-    which whoever lives renews its own.
+    Leases, delays and deadlines are looked at for all generators, lost doorbells in those of ``generators`` where no
+    other sweeper just looked.  After a time without any sweep Redis was away, or all workers were.  Then no lease is
+    taken for ``lease_s``, within which living workers renew their own.
     """
 
     def decode(answer: list[Any]) -> Swept:
@@ -157,17 +156,17 @@ def sweep(generators: Sequence[str], *, lease_s: float, keep_s: int) -> Call[Swe
 
 
 def ring(generation_id: str, generator: str, priority: int) -> Call[None]:
-    """Put a doorbell back to the front of its queue: whoever took it leaves the queue to others."""
+    """Put a doorbell back to the front of its queue; the worker that took it leaves the queue to others."""
     message = doorbell_message(generation_id, generator, priority)
     return Call(("RPUSH", keys.doorbell(generator, priority), message), lambda answer: None)
 
 
 def discard(generator: str, *, owner: str, told: Sequence[str], keep_s: int) -> Call[list[tuple[str, bool]]]:
-    """Throw away doorbells of a queue that ring for nothing: of those that come next, whose generation has ended.
+    """Throw away doorbells that ring for nothing: those next in the queue whose generation has ended.
 
-    Answers ids, and of each whether ``owner`` is to tell of it: it was cancelled while nobody ran it.  What an owner is
-    to tell of is answered until it comes in ``told``, so that no answer can get lost, and to no other owner.
-    [] when there are no more among the next.  A message that brings its own request stays.
+    The answer holds each id, and whether ``owner`` is to tell of it: it was cancelled while nobody ran it.  Such an id
+    is answered until it comes in ``told``, so that no answer can get lost, and to no other owner.  The answer is []
+    when no more are next.  A message that brings its own request stays.
     """
 
     def decode(answer: list[bytes]) -> list[tuple[str, bool]]:

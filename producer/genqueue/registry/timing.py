@@ -1,4 +1,4 @@
-"""How long the phases of a generation took, from timestamps of Redis's clock alone."""
+"""Durations of a generation's phases, from timestamps of Redis's clock alone."""
 
 from typing import TypedDict
 
@@ -7,8 +7,8 @@ class Timings(TypedDict):
     """Seconds that a generation's phases took; None where the phase was not reached.
 
     ``queue_wait_s``: submitted to the newest attempt's start.  ``waking_s``: from there, how
-    long its server woke up (an Inference Endpoint scaled to zero).  ``first_text_s``: from
-    there to the first chunk with text at the worker (the server's prefill, and its own queue).
+    long its endpoint woke up (an Inference Endpoint scaled to zero).  ``first_text_s``: from
+    there to the first chunk with text at the worker (the endpoint's prefill, and its own queue).
     ``decode_s``: that chunk to the end.  ``total_s``: submitted to the end.
     """
 

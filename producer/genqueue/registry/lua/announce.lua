@@ -1,7 +1,7 @@
 -- Make a worker, its generators and their places known, and forget workers that said nothing for
 -- worker_s, and generators that nobody announced for keep_s. A place stays as long as its generator, so that
 -- prompts can wait there for a worker; but one that the generator has left only for an hour after the last
--- worker called it, and for worker_s if it is another generator's now. Of each any LOOKED_AT are looked at, so
+-- worker called it, and for worker_s if it is another generator's now. Any LOOKED_AT of each are looked at, so
 -- that a thousand workers, who all announce, look at each other once a second and not at a hundred thousand.
 local time = now()
 

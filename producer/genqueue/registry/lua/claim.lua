@@ -47,7 +47,7 @@ if state == 'running' then -- its worker is gone, and takes an attempt with it
     '{"attempt":%d,"message":%s}', attempt, cjson.encode('the lease of ' .. (holder or 'a worker that is not known') .. ' ran out'))
   redis.call('HSET', generation, 'failures', failures, 'errors', errors)
 end
--- How far the queue has been served: what waits longer than this has lost its doorbell. Where that lies ahead of
+-- The queue has been served as far as this: a generation that waits longer has lost its doorbell. If it lies ahead of
 -- everything, Redis's clock went back.
 local place = tonumber(redis.call('ZSCORE', waiting, id) or nil)
 local served = number(redis.call('HGET', newest_claimed, priority)) or 0

@@ -18,7 +18,7 @@ local function stamp(seconds)
   return string.format('%.6f', seconds)
 end
 
--- What is stored as a number; nil where it is none: whoever may write here may have written anything.
+-- A stored number; nil where it is none, since others may have written anything here.
 local function number(stored)
   local read = tonumber(stored or nil)
   if read and read > -9e15 and read < 9e15 then return read end -- below 2^53, which a double holds exactly
@@ -97,8 +97,8 @@ local function state_of(stored)
   if stored ~= '' then return stored or nil end
 end
 
--- What a record lacks, or has wrongly, of what is needed to run its generation: in words; nil if it is whole. The
--- request is the claim's to look at: it may be large.
+-- The fields that a record needs to run its generation, and lacks or has wrongly, in words; nil if it is whole. The
+-- claim looks at the request: it may be large.
 local function lacks(generator, priority, attempt, seq, submitted_at, priorities)
   local missing = {}
   local function need(name, value, pattern, below)
@@ -149,7 +149,7 @@ local function milliseconds(seconds)
   return string.format('%.0f', seconds * 1e3)
 end
 
--- Where a generation stands in its queue: priority first, then the time of submission in units
+-- The place of a generation in its queue: priority first, then the time of submission in units
 -- of 10 us, fine enough to keep one caller's order. Nine times 3e14 and a time until the year
 -- 2065 are whole numbers that a double holds exactly.
 local PLACES_PER_S, PLACES_PER_PRIORITY = 1e5, 3e14

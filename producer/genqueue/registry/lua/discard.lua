@@ -1,6 +1,6 @@
 -- Throw away doorbells that ring for nothing, of what had ended before its turn came: in each list those that are taken
--- next are looked at. What waits or runs keeps its own. Only what is a doorbell to the letter goes (a template for each
--- list), no message that brings a request with it, and nothing that a consumer is to count.
+-- next are looked at. A generation that waits or runs keeps its own. Only what is a doorbell to the letter goes (a
+-- template for each list), no message that brings a request with it, and nothing that a consumer is to count.
 -- Answers id, 'untold' or '', id, …: untold is a cancel that the caller is to tell of. It is answered again until he says,
 -- with the next call, that he told.
 local answer = {}

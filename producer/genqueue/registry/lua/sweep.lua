@@ -4,7 +4,7 @@
 -- what passed its deadline, for the caller to end, of each generator how many wait, how long the
 -- oldest has been waiting and how many messages its lists had lately, how many dead letters there are, what cannot
 -- be run because its record lacks something, for the caller to end too, and whether there is more of all that.
--- What is found leaves the place where it was found, or stands there later: so it is one sweeper's
+-- A generation that is found leaves the place where it was found, or stands there later: so it is one sweeper's
 -- only, and hides nothing, even if no worker can claim it. Queues are looked through in turns: what a
 -- sweeper has looked through less than turn_s ago the others leave alone, so a thousand cost no more than a few.
 local time = now()
@@ -42,10 +42,10 @@ swept_at, leases_from = number(swept_at) or 0, number(leases_from) or 0
 local went_back = math.max(swept_at, number(clock) or 0) > time + 0.5
 local is_turn = went_back or math.abs(time - (number(clock_turn) or 0)) >= lease_s / 3
 
--- What lies further ahead than it can is not believed, but brought back to where it lies at most: whoever lives renews
--- it. The sweepers go through a set together, lap after lap: a few each turn, and as many as one sweep may, at once and
--- one sweep after the other, in the lap after the clock went back. A lap says where to go on: from which score, behind
--- how many of that score that were looked at, and whether in haste.
+-- An entry that lies further ahead than it can is not believed, but brought back as far as it may lie: a living worker
+-- renews it. The sweepers go through a set together, lap after lap: a few each turn, and as many as one sweep may, at
+-- once and one sweep after the other, in the lap after the clock went back. A lap says where to go on: from which score,
+-- behind how many of that score that were looked at, and whether in haste.
 local LOOKED_AT = 100
 local function disbelieve(set, lap, stored, ahead_s, latest)
   local from_ms, behind, haste = string.match(stored or '', '^(%S+) (%d+) ([01])$')
@@ -203,8 +203,8 @@ local function oldest_wait_s(waiting)
   return time - oldest_s
 end
 
--- What was submitted more than keep_s ago is gone, unless it was claimed since and given back: that one waits.
--- Where those who wait fill a page, another one is looked at too, each turn the next: they hide nothing.
+-- A generation submitted more than keep_s ago is gone, unless it was claimed since and given back: that one waits.
+-- If those that wait fill a page, another one is looked at too, each turn the next: they hide nothing.
 local function forget_gone(waiting, from_place, until_place)
   local function look_at(page)
     local old = redis.call('ZRANGEBYSCORE', waiting, from_place, until_place, 'LIMIT', page * limit, limit)
