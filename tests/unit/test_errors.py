@@ -32,3 +32,14 @@ def test_a_handle_stays_in_its_process():
     error = errors.StreamRestartedError("id")
     error.generation = lambda: None  # what cannot be pickled
     assert pickle.loads(pickle.dumps(error)).generation is None
+
+
+def test_the_tree_of_errors_is_the_one_in_its_docstring():
+    assert errors.__doc__ is not None
+    drawn = errors.__doc__
+    classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert [kind.__name__ for kind in classes if kind.__name__ not in drawn] == []
+    assert all(issubclass(kind, errors.GenqueueError) for kind in classes)
+    assert issubclass(errors.InvalidRequestError, ValueError)
+    assert issubclass(errors.RedisUnavailableError, ConnectionError)
+    assert issubclass(errors.ResultTimeoutError, TimeoutError)

@@ -242,7 +242,7 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Flow[l
             record = yield reading.read_record(generation_id)
     if record.state is not State.FINISHED:
         said: PartialOutput = yield reading.read_said(generation_id)
-        if given.is_empty and (chunks := endings.whole_text_chunk(record, said)):
+        if given.is_empty and (chunks := views.whole_text_chunk(record, said)):
             yield chunks
         raise views.error_of(record, said)
     if given.is_empty or not is_log_whole:
@@ -250,7 +250,7 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Flow[l
         if found is None:
             raise GenerationNotFoundError(generation_id)
         given.begin_anew(Reset(seq=0, attempt=record.attempt))
-        whole_text = endings.whole_text_chunk(record, endings.said_in(found))
+        whole_text = views.whole_text_chunk(record, views.said_in(found))
         rest = [chunk for whole in whole_text for chunk in given.take(whole)]
         if rest := rest + given.finish():
             yield rest

@@ -1,5 +1,6 @@
-"""How a generation is shown to its caller: where it stands, and how it failed."""
+"""How a generation is shown to its caller: where it stands, its text, and how it failed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,8 +10,9 @@ from genqueue.registry.lifecycle import State
 from genqueue.registry.partial import PartialOutput
 from genqueue.registry.reading import Record
 from genqueue.registry.timing import Timings, timings
+from genqueue.wire.events import Chunk, ToolCallDelta
 from genqueue.wire.request import GenerationRequest
-from genqueue.wire.result import Outcome
+from genqueue.wire.result import GenerationResult, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,3 +140,38 @@ def error_of(record: Record, partial: PartialOutput) -> errors.GenerationError:
             **outcome.detail,
         },
     )
+
+
+def said_in(result: GenerationResult) -> PartialOutput:
+    """The text of a result, and of a chat its reasoning and tool calls."""
+    meta = result.meta[0]
+    reasoning, tool_calls = meta.get("reasoning"), meta.get("tool_calls")
+    return PartialOutput(
+        result.replies[0],
+        reasoning if isinstance(reasoning, str) else "",
+        [call for call in tool_calls if _is_call(call)] if isinstance(tool_calls, list) else (),
+    )
+
+
+def _is_call(value: object) -> bool:
+    match value:
+        case {"id": str() | None, "function": {"name": str() | None, "arguments": str()}}:
+            return True
+        case {"id": str() | None, "type": "custom", "custom": {"name": str() | None, "input": str()}}:
+            return True
+    return False
+
+
+def _as_one_piece(index: int, call: Mapping[str, Any]) -> ToolCallDelta:
+    if call.get("type") == "custom":
+        return ToolCallDelta(index, call["id"], call["custom"]["name"], call["custom"]["input"])
+    return ToolCallDelta(index, call["id"], call["function"]["name"], call["function"]["arguments"])
+
+
+def whole_text_chunk(record: Record, said: PartialOutput) -> list[Chunk]:
+    """The whole output as one chunk, for a reader who got none; [] if there is nothing."""
+    text, reasoning, whole_calls = said
+    tool_calls = tuple(_as_one_piece(index, call) for index, call in enumerate(whole_calls))
+    if not (text or reasoning or tool_calls):
+        return []
+    return [Chunk(seq=record.seq, attempt=record.attempt, text=text, reasoning=reasoning, tool_calls=tool_calls)]

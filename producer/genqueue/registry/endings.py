@@ -1,6 +1,6 @@
-"""Endings of a generation as values: the error for a caller, and what is stored at the end.
+"""Endings of a generation as values: what is stored at the end, and which error stands for it.
 
-Pure.  Both sides use it: a worker, or a caller who cancels, to end a generation; a reader to tell its caller.
+Pure.  A worker uses it, or a caller who cancels; :mod:`genqueue.client.views` shows the end to a caller.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,8 @@ from typing import Any
 from genqueue import errors
 from genqueue.registry.attempts import End, Flush
 from genqueue.registry.lifecycle import State, Transition
-from genqueue.registry.partial import PartialOutput
-from genqueue.registry.reading import Record
 from genqueue.registry.sweeping import Overdue
-from genqueue.wire.events import Chunk, ToolCallDelta, event_body
+from genqueue.wire.events import event_body
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.result import GenerationResult, Outcome, celery_failure, celery_success
 
@@ -26,41 +24,6 @@ ENDINGS: dict[str, type[errors.GenerationError]] = {
 """The words of ``Outcome.error``, and the error that a reader raises; for another word GenerationFailedError."""
 
 CANCELLED = Outcome(error="cancelled", message="cancelled")
-
-
-def said_in(result: GenerationResult) -> PartialOutput:
-    """The text of a result, and of a chat its reasoning and tool calls."""
-    meta = result.meta[0]
-    reasoning, tool_calls = meta.get("reasoning"), meta.get("tool_calls")
-    return PartialOutput(
-        result.replies[0],
-        reasoning if isinstance(reasoning, str) else "",
-        [call for call in tool_calls if _is_call(call)] if isinstance(tool_calls, list) else (),
-    )
-
-
-def _is_call(value: object) -> bool:
-    match value:
-        case {"id": str() | None, "function": {"name": str() | None, "arguments": str()}}:
-            return True
-        case {"id": str() | None, "type": "custom", "custom": {"name": str() | None, "input": str()}}:
-            return True
-    return False
-
-
-def _as_one_piece(index: int, call: Mapping[str, Any]) -> ToolCallDelta:
-    if call.get("type") == "custom":
-        return ToolCallDelta(index, call["id"], call["custom"]["name"], call["custom"]["input"])
-    return ToolCallDelta(index, call["id"], call["function"]["name"], call["function"]["arguments"])
-
-
-def whole_text_chunk(record: Record, said: PartialOutput) -> list[Chunk]:
-    """The whole output as one chunk, for a reader who got none; [] if there is nothing."""
-    text, reasoning, whole_calls = said
-    tool_calls = tuple(_as_one_piece(index, call) for index, call in enumerate(whole_calls))
-    if not (text or reasoning or tool_calls):
-        return []
-    return [Chunk(seq=record.seq, attempt=record.attempt, text=text, reasoning=reasoning, tool_calls=tool_calls)]
 
 
 def finished(generation_id: str, generator: str, last: Flush, result: GenerationResult, *, date_done: str) -> End:
