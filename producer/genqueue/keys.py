@@ -136,3 +136,5 @@ def result(generation_id: str) -> str:
 
 GENERATOR_NAME = r"^[A-Za-z0-9._-]{1,64}$"
 """What a generator may be called: it is part of keys, queues and Celery's ``-Q``."""
+TASK_NAME = "genqueue.generate"
+"""The Celery task of which each doorbell is a message."""

@@ -6,10 +6,9 @@ from celery import Task
 from celery.exceptions import Ignore
 
 from genqueue.errors import GenerationFailedError
-from genqueue.keys import PRIORITIES, QUEUE_PREFIX
+from genqueue.keys import PRIORITIES, QUEUE_PREFIX, TASK_NAME
 from genqueue.registry.endings import ENDINGS
 from genqueue.wire.finish_reasons import shown_reason
-from genqueue.wire.request import TASK_NAME
 from genqueue.wire.result import GenerationResult, Outcome
 from genqueue_worker.app import app, runtime
 from genqueue_worker.engine.register import Done, Ended

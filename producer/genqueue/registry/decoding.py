@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from genqueue.wire.request import VERSION
+from genqueue.wire.version import VERSION
 
 NEWER = "a newer genqueue wrote it; upgrade genqueue where this error is raised"
 

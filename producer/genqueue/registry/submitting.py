@@ -20,7 +20,7 @@ from genqueue.errors import (
 from genqueue.registry import signatures
 from genqueue.registry.decoding import text_of
 from genqueue.registry.script import Call, refuse, scripted
-from genqueue.wire.request import TASK_NAME, GenerationRequest
+from genqueue.wire.request import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def doorbell_message(generation_id: str, generator: str, priority: int) -> bytes
             "content-type": "application/json",
             "headers": {
                 "lang": "py",
-                "task": TASK_NAME,
+                "task": keys.TASK_NAME,
                 "id": generation_id,
                 "root_id": generation_id,
                 "parent_id": None,

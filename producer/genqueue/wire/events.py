@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import from_json, to_json
 
-from genqueue.wire.request import VERSION
+from genqueue.wire.version import VERSION
 
 
 class Token(NamedTuple):

@@ -31,9 +31,7 @@ from genqueue.wire.chat import (
     ToolChoice,
 )
 from genqueue.wire.problems import describe
-
-VERSION: Literal[1] = 1
-TASK_NAME = "genqueue.generate"
+from genqueue.wire.version import VERSION
 
 Given = str | list[dict[str, Any]]
 """A prompt, or a chat's messages."""

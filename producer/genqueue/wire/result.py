@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from genqueue.wire.chat import (
     REASONING_FIELD,
 )
-from genqueue.wire.request import VERSION
+from genqueue.wire.version import VERSION
 
 
 class GenerationResult(BaseModel):

@@ -11,9 +11,9 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from genqueue import errors, keys
+from genqueue.keys import TASK_NAME
 from genqueue.registry.submitting import doorbell_message
 from genqueue.settings import load_settings
-from genqueue.wire.request import TASK_NAME
 from genqueue_worker.broker.config import celery_configuration
 
 GENERATORS = {"default": {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}}

@@ -8,8 +8,7 @@ from celery.exceptions import InvalidTaskError, NotRegistered
 from celery.utils.time import maybe_iso8601
 from kombu.utils.json import loads
 
-from genqueue.keys import names_a_generation
-from genqueue.wire.request import TASK_NAME
+from genqueue.keys import TASK_NAME, names_a_generation
 
 _MOST_WORD_BYTES = 512
 _MOST_CLOCK = 2**63

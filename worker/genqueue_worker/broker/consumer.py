@@ -17,7 +17,7 @@ from celery import signals
 from celery.worker import consumer, state
 
 from genqueue.connection.errors import refuses_for_now
-from genqueue.wire.request import TASK_NAME
+from genqueue.keys import TASK_NAME
 from genqueue_worker.broker.checks import check_call
 from genqueue_worker.broker.transport import REST_S, Transport, pulse
 from genqueue_worker.resources import lack_of

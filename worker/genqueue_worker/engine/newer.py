@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from genqueue.wire.request import VERSION
 from genqueue.wire.result import Outcome
+from genqueue.wire.version import VERSION
 
 _FIRST_S = 0.5
 _MOST_S = 300.0
