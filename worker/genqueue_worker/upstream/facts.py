@@ -1,7 +1,7 @@
 """Make facts of an error of a call, without the secrets that its words may quote."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import takewhile
 
@@ -9,8 +9,6 @@ import httpx2
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from genqueue.connection.address import secrets_of
-from genqueue.errors import ConfigError
-from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.resources import lack_of
 from genqueue_worker.upstream.faults import (
     LACK,
@@ -22,19 +20,6 @@ _LEAST_SECRET_CHARACTERS = 4
 """What is shorter keeps nobody out, and stands in words that say nothing of it."""
 _BEHIND_A_CUT = re.compile(r"\Z|[);,'\"]| …")
 _SCHEMES = frozenset({"bearer", "basic", "token"})
-
-
-def token_of(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:
-    """A generator's token, of the first of its variables that holds one."""
-    found = settings.find_token(environ)
-    if found is None:
-        return None
-    variable, token = found
-    if not is_sendable(token):
-        raise ConfigError(
-            f"{variable}, the token of generator {name!r}: holds a character that cannot stand in a header"
-        )
-    return token
 
 
 def secrets_among(headers: Iterable[str], urls: Iterable[str]) -> list[str]:
