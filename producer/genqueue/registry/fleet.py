@@ -18,6 +18,16 @@ _COUNT_LIMIT = 2000
 """An overview tells running generations, and dead letters, by generator up to this number."""
 
 
+class Health(StrEnum):
+    """The state of an endpoint, which says how to treat it."""
+
+    UP = "up"
+    RESTS = "rests"
+    WAKING = "waking"
+    REFUSES = "refuses"
+    DOWN = "down"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """The last announcement of a worker.
@@ -219,13 +229,3 @@ def overview(generators: Sequence[str]) -> Call[Overview]:
         )
 
     return scripted(signatures.Overview(overdue_s=_OVERDUE_S, most=_COUNT_LIMIT, wanted=generators), decode)
-
-
-class Health(StrEnum):
-    """The state of an endpoint, which says how to treat it."""
-
-    UP = "up"
-    RESTS = "rests"
-    WAKING = "waking"
-    REFUSES = "refuses"
-    DOWN = "down"
