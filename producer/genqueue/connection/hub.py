@@ -21,11 +21,12 @@ from genqueue.connection.options import (
     TRIES,
     async_connection,
     async_sentinel,
+    between_tries,
     connection_options,
     node_options,
     sentinel_pool,
 )
-from genqueue.connection.store import AsyncStore, nothing
+from genqueue.connection.store import AsyncStore
 from genqueue.connection.tasks import end_if_cancelled, end_tasks
 from genqueue.errors import GenqueueError
 
@@ -205,7 +206,7 @@ class LiveHub:
         if self._is_read:  # who reads notices that it was lost
             await self._pubsub.subscribe(*names)
         else:
-            await self._retry.call_with_retry(lambda: self._pubsub.subscribe(*names), nothing)
+            await self._retry.call_with_retry(lambda: self._pubsub.subscribe(*names), between_tries)
 
     async def _read(self) -> None:
         silent = False

@@ -10,17 +10,19 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 
 from genqueue.connection.address import RedisAddress
 
-untyped: Any = redis
-"""For what of it has no types."""
+untyped_redis: Any = redis
+"""redis-py, for those of its parts that have no types."""
 
 TRIES = 3
 BACKOFF = ExponentialBackoff(cap=0.1, base=0.02)
 """Between them, in seconds."""
 _CONNECTIONS = 16
-
-
 SENTINEL_TRIES = 2
 """Of what Sentinels manage: each may have to ask all of them, connect and call."""
+
+
+async def between_tries(error: Exception) -> None:
+    """redis-py awaits this between two tries of an asyncio client, which have nothing to do there."""
 
 
 def connection_options(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def sentinel_options(address: RedisAddress, timeout_s: float) -> dict[str, Any]:
 
 def node_options(address: RedisAddress) -> dict[str, Any]:
     """What each connection is made with."""
-    options: dict[str, Any] = untyped.connection.parse_url(address.url("redis"))
+    options: dict[str, Any] = untyped_redis.connection.parse_url(address.url("redis"))
     if options.get("db"):
         options["db"] = str(options["db"])  # no number goes to hiredis, see Call
     if address.master is not None:  # the Sentinels say where
@@ -128,7 +130,7 @@ class AsyncSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool, redis.asy
 def async_sentinel(address: RedisAddress, timeout_s: float) -> redis.asyncio.sentinel.Sentinel:
     """The Sentinels that an asyncio client asks for the master."""
     asked = sentinel_options(address, timeout_s) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
-    made: redis.asyncio.sentinel.Sentinel = untyped.asyncio.sentinel.Sentinel(
+    made: redis.asyncio.sentinel.Sentinel = untyped_redis.asyncio.sentinel.Sentinel(
         list(address.nodes), sentinel_kwargs=asked
     )
     return made

@@ -28,12 +28,13 @@ from genqueue.connection.options import (
     SentinelPool,
     async_connection,
     async_sentinel,
+    between_tries,
     connection_options,
     node_options,
     pool_options,
     sentinel_options,
     sentinel_pool,
-    untyped,
+    untyped_redis,
 )
 from genqueue.connection.tasks import end_if_cancelled
 from genqueue.errors import GenqueueError, RedisUnavailableError, StoreError
@@ -65,11 +66,11 @@ class Store:
         if address.master is None:
             kind = redis.SSLConnection if address.tls else redis.Connection
             retry = redis.retry.Retry(BACKOFF, TRIES - 1)
-            pool = untyped.BlockingConnectionPool(connection_class=kind, retry=retry, **options)
+            pool = untyped_redis.BlockingConnectionPool(connection_class=kind, retry=retry, **options)
             self._retry = redis.retry.Retry(NoBackoff(), 0)
         else:
             asked = sentinel_options(address, timeout_s) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
-            self._sentinel = untyped.sentinel.Sentinel(address.nodes, sentinel_kwargs=asked)
+            self._sentinel = untyped_redis.sentinel.Sentinel(address.nodes, sentinel_kwargs=asked)
             # redis-py would try to connect as often again in each try to call.
             retry = redis.retry.Retry(NoBackoff(), 0)
             pool = sentinel_pool(SentinelPool, address, self._sentinel, retry=retry, **options)
@@ -192,7 +193,7 @@ class AsyncStore:
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         try:
-            answer = await self._retry.call_with_retry(lambda: self._send(call), nothing)
+            answer = await self._retry.call_with_retry(lambda: self._send(call), between_tries)
         except redis.RedisError as error:
             end_if_cancelled(cancels)
             raise translate(self._address, error) from error
@@ -257,7 +258,3 @@ class PatientStore:
                     raise
                 logger.error("events wait: %s", error)  # out of memory, read-only: for whoever runs Redis to mend
             await asyncio.sleep(_RETRY_S)
-
-
-async def nothing(error: Exception) -> None:
-    """What is done between two tries."""
