@@ -13,6 +13,7 @@ import typer
 
 from genqueue import errors
 from genqueue.cli import output, tables
+from genqueue.cli.exits import ExitCode, exit_code
 from genqueue.client.sync import Generation, GenerationClient
 from genqueue.errors import GenerationError, GenqueueError
 from genqueue.registry.fleet import Overview
@@ -21,8 +22,6 @@ from genqueue.wire.result import GenerationResult
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-from genqueue.cli.exits import ExitCode, exit_code
 
 
 def say_if_nobody_serves(client: GenerationClient, generator: str) -> None:

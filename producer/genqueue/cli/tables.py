@@ -6,13 +6,12 @@ Pure.  The JSON's names, and the units in them, stay; the tables may change.
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from genqueue.durations import duration
 from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
 from genqueue.terminal import one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-from genqueue.durations import duration
 
 
 def as_json(found: Overview) -> dict[str, Any]:

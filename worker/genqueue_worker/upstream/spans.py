@@ -16,13 +16,11 @@ from genqueue.wire.events import Token, ToolCallDelta
 from genqueue.wire.finish_reasons import shown_reason
 from genqueue.wire.request import Given
 from genqueue_worker.observe.metrics import provider_of
+from genqueue_worker.observe.tracing import captures_content
 from genqueue_worker.upstream.sink import Sink
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
-
-
-from genqueue_worker.observe.tracing import captures_content
 
 _PARAMETERS = {
     "max_new_tokens": "max_tokens",
