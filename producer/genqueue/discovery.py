@@ -1,7 +1,7 @@
 """Find the generator by where its model is, for those who know that and not its name.
 
 A component of Haystack is told an ``api_type`` and a ``url`` or ``model``; workers have named
-generators.  Both sides make the same digest of a place, so that the registry can be asked
+generators.  Both sides make the same digest of a location, so that the registry can be asked
 without an address or a secret in it: a worker announces the digests of its generators, a
 producer compares its own.  Pure.
 """
@@ -18,7 +18,7 @@ from genqueue.settings import GeneratorSettings
 _PORTS = {"http": 80, "https": 443}
 
 
-def place(
+def location_digest(
     api_type: str,
     *,
     url: str | None = None,
@@ -36,18 +36,20 @@ def place(
     return hashlib.sha256(json.dumps([api_type, *at, bill_to]).encode()).hexdigest()
 
 
-def places(generator: GeneratorSettings) -> list[str]:
-    """Every :func:`place` that a generator calls."""
+def location_digests(generator: GeneratorSettings) -> list[str]:
+    """Every :func:`location_digest` that a generator calls."""
     params = generator.api_params
     return [
-        place(generator.api_type, url=url, model=params.model, provider=params.provider, bill_to=params.bill_to)
+        location_digest(
+            generator.api_type, url=url, model=params.model, provider=params.provider, bill_to=params.bill_to
+        )
         for url in params.addresses or (None,)
     ]
 
 
-def at_place(wanted: str, places_of: Mapping[str, Collection[str]]) -> list[str]:
-    """The names of the generators that call the place ``wanted``, in order."""
-    return sorted(name for name, found in places_of.items() if wanted in found)
+def generators_at(wanted: str, digests_of: Mapping[str, Collection[str]]) -> list[str]:
+    """The names of the generators that call the location with the digest ``wanted``, in order."""
+    return sorted(name for name, digests in digests_of.items() if wanted in digests)
 
 
 def toml_for(

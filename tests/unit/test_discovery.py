@@ -5,11 +5,11 @@ import tomllib
 
 import pytest
 
-from genqueue.discovery import at_place, place, places, toml_for
+from genqueue.discovery import generators_at, location_digest, location_digests, toml_for
 from genqueue.settings import GeneratorSettings, Settings
 
 TGI, ENDPOINT, FREE = "text_generation_inference", "inference_endpoints", "serverless_inference_api"
-HERE = place(TGI, url="http://tgi:8080")
+HERE = location_digest(TGI, url="http://tgi:8080")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ HERE = place(TGI, url="http://tgi:8080")
     ],
 )
 def test_spelling_and_secrets_make_no_other_place(spelling):
-    assert place(TGI, url=spelling) == HERE
+    assert location_digest(TGI, url=spelling) == HERE
 
 
 @pytest.mark.parametrize(
@@ -36,18 +36,18 @@ def test_spelling_and_secrets_make_no_other_place(spelling):
     ],
 )
 def test_what_is_said_and_what_goes_without_saying_are_one_place(one, other):
-    assert place(FREE, **one) == place(FREE, **other)
+    assert location_digest(FREE, **one) == location_digest(FREE, **other)
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        pytest.param(place(ENDPOINT, url="http://tgi:8080"), id="type"),
-        pytest.param(place(TGI, url="https://tgi:8080"), id="scheme"),
-        pytest.param(place(TGI, url="http://tgi:8081"), id="port"),
-        pytest.param(place(TGI, url="http://tgi:8080/v1"), id="path"),
-        pytest.param(place(TGI, url="http://tgi:8080", bill_to="us"), id="bill_to"),
-        pytest.param(place(TGI, model="http://tgi:8080"), id="model"),
+        pytest.param(location_digest(ENDPOINT, url="http://tgi:8080"), id="type"),
+        pytest.param(location_digest(TGI, url="https://tgi:8080"), id="scheme"),
+        pytest.param(location_digest(TGI, url="http://tgi:8081"), id="port"),
+        pytest.param(location_digest(TGI, url="http://tgi:8080/v1"), id="path"),
+        pytest.param(location_digest(TGI, url="http://tgi:8080", bill_to="us"), id="bill_to"),
+        pytest.param(location_digest(TGI, model="http://tgi:8080"), id="model"),
     ],
 )
 def test_other_places_are_others(other):
@@ -57,15 +57,15 @@ def test_other_places_are_others(other):
 def test_a_generator_is_found_by_its_place():
     here = GeneratorSettings(api_type=TGI, api_params={"url": "http://me:secret@tgi:8080/"})
     there = GeneratorSettings(api_type=FREE, api_params={"model": "m", "provider": "hf-inference"})
-    places_of = {"here": places(here), "there": places(there), "too": places(here)}
-    assert at_place(HERE, places_of) == ["here", "too"]
-    assert at_place(place(FREE, model="m", provider="hf-inference"), places_of) == ["there"]
-    assert at_place(place(FREE, model="m"), places_of) == []
+    digests_of = {"here": location_digests(here), "there": location_digests(there), "too": location_digests(here)}
+    assert generators_at(HERE, digests_of) == ["here", "too"]
+    assert generators_at(location_digest(FREE, model="m", provider="hf-inference"), digests_of) == ["there"]
+    assert generators_at(location_digest(FREE, model="m"), digests_of) == []
 
 
 def test_a_generator_with_several_addresses_is_at_each():
     both = GeneratorSettings(api_type=TGI, api_params={"urls": ["http://tgi:8080", "http://tgi:8081"]})
-    assert places(both) == [HERE, place(TGI, url="http://tgi:8081")]
+    assert location_digests(both) == [HERE, location_digest(TGI, url="http://tgi:8081")]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_toml_that_is_proposed_makes_a_generator_at_that_place(api_type, api
     proposed = tomllib.loads(toml_for(api_type, api_params, token_env))["generators"]["default"]
     generator = GeneratorSettings.model_validate(proposed)
     rest = {key: value for key, value in api_params.items() if key != "timeout"}
-    assert places(generator) == [place(api_type, **rest)]
+    assert location_digests(generator) == [location_digest(api_type, **rest)]
     assert generator.api_params.timeout == api_params.get("timeout")
     assert not token_env or generator.token_env == token_env
 
@@ -96,7 +96,9 @@ def test_the_toml_that_is_proposed_can_be_added_to_what_is_there():
     )
     taken = tomllib.loads(there)["generators"].keys()
     settings = Settings(**tomllib.loads(there + toml_for(TGI, {"url": "http://tgi:8080/"}, ("KEY",), taken)))
-    assert at_place(HERE, {name: places(own) for name, own in settings.generators.items()}) == ["default-3"]
+    assert generators_at(HERE, {name: location_digests(own) for name, own in settings.generators.items()}) == [
+        "default-3"
+    ]
 
 
 def test_the_toml_that_is_proposed_holds_no_secret_but_says_what_is_left_out():

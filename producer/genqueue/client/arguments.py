@@ -13,7 +13,7 @@ from genqueue.client.flows import Flow, ItemT
 from genqueue.client.patience import Deadline, Patience
 from genqueue.client.reading import Reader
 from genqueue.client.views import DeadLetter
-from genqueue.discovery import places
+from genqueue.discovery import location_digests
 from genqueue.errors import InvalidRequestError
 from genqueue.registry import submitting as registry_submitting
 from genqueue.registry.script import Call
@@ -153,7 +153,7 @@ def retry(generation_id: str, settings: Settings) -> Flow[str]:
 
 def places_of(settings: Settings, known: dict[str, set[str]]) -> dict[str, set[str]]:
     """For each generator where its model is, as workers and the own settings say."""
-    own = {name: set(places(generator)) for name, generator in settings.generators.items()}
+    own = {name: set(location_digests(generator)) for name, generator in settings.generators.items()}
     return {name: own.get(name, set()) | known.get(name, set()) for name in own.keys() | known.keys()}
 
 

@@ -11,7 +11,7 @@ from haystack.utils.auth import SecretType
 from haystack.utils.url_validation import is_valid_http_url
 
 from genqueue.connection.address import without_secrets
-from genqueue.discovery import at_place, place, toml_for
+from genqueue.discovery import generators_at, location_digest, toml_for
 from genqueue.errors import ConfigError, UnknownGeneratorError
 from genqueue.masking import MASK, is_token
 from genqueue.settings import GeneratorSettings
@@ -65,34 +65,34 @@ class Placed:
         found: str = self.api_params["model" if is_serverless else "url"]
         return found
 
-    def find(self, places_of: Mapping[str, Collection[str]]) -> str:
+    def find(self, digests_of: Mapping[str, Collection[str]]) -> str:
         """The name of the generator that calls this place.
 
         Args:
-            places_of: for each generator the digests of its places.
+            digests_of: for each generator the digests of the locations that it calls.
 
         Raises:
             ConfigError: there is none, and how to make one; or there are several.
         """
         params = self.api_params
         is_serverless = self.api_type is HFGenerationAPIType.SERVERLESS_INFERENCE_API
-        wanted = place(
+        wanted = location_digest(
             self.api_type,
             url=None if is_serverless else params["url"],
             model=params.get("model"),
             provider=params.get("provider"),
             bill_to=params.get("bill_to"),
         )
-        match at_place(wanted, places_of):
+        match generators_at(wanted, digests_of):
             case [name]:
                 return name
             case []:
                 at = params["model"] if is_serverless else without_secrets(params["url"])
-                known = ", ".join(sorted(places_of)) or "none (has a worker ever started on this Redis?)"
+                known = ", ".join(sorted(digests_of)) or "none (has a worker ever started on this Redis?)"
                 raise ConfigError(
                     f"no worker has a generator for {self.api_type} at {at}; known: {known}.\n"
                     f"Add this to the workers' genqueue.toml under this name or one of your own, and restart them:\n\n"
-                    f"{toml_for(self.api_type, params, self.token_env, places_of.keys())}\n"
+                    f"{toml_for(self.api_type, params, self.token_env, digests_of.keys())}\n"
                 )
             case several:
                 raise ConfigError(

@@ -37,7 +37,7 @@ from genqueue import (
 )
 from genqueue.connection.shared import LoopThread
 from genqueue.connection.store import Store
-from genqueue.discovery import places
+from genqueue.discovery import location_digests
 from genqueue.registry import fleet
 from genqueue.registry.attempts import Flush
 from genqueue.registry.lifecycle import State
@@ -213,7 +213,7 @@ def test_the_generators_are_those_that_workers_announced_and_the_own_ones(reader
 def test_where_a_model_is_is_known_of_workers_and_of_the_own_settings(reader, writer):
     announced = {"default": ["theirs"], "other": ["elsewhere"]}
     writer.run(fleet.announce({}, "host:1:a", {}, worker_s=30.0, keep_s=60, places=announced))
-    (own,) = places(reader.settings.generators["default"])
+    (own,) = location_digests(reader.settings.generators["default"])
     assert reader.places() == {"default": {own, "theirs"}, "other": {"elsewhere"}}
 
 

@@ -7,7 +7,7 @@ import pytest
 from haystack.utils import Secret
 
 from genqueue import ConfigError, GeneratorSettings
-from genqueue.discovery import place, places
+from genqueue.discovery import location_digest, location_digests
 from genqueue.haystack.target import target_of
 
 TGI, ENDPOINT, FREE = "text_generation_inference", "inference_endpoints", "serverless_inference_api"
@@ -50,12 +50,12 @@ def test_what_is_an_address_is_taken(url):
 
 
 def test_the_generator_at_the_place_is_found():
-    places_of = {"here": {place(TGI, url="http://localhost:8080/"), "another"}, "there": {"another"}}
-    assert target_of(None, TGI, URL, None).find(places_of) == "here"
+    digests_of = {"here": {location_digest(TGI, url="http://localhost:8080/"), "another"}, "there": {"another"}}
+    assert target_of(None, TGI, URL, None).find(digests_of) == "here"
 
 
 def test_several_at_one_place_must_be_told_apart():
-    here = {place(TGI, **URL)}
+    here = {location_digest(TGI, **URL)}
     with pytest.raises(ConfigError, match=r"generators one, two call the same place: say which with generator="):
         target_of(None, TGI, URL, None).find({"two": here, "one": here})
 
@@ -73,11 +73,11 @@ def test_several_at_one_place_must_be_told_apart():
 def test_where_there_is_none_the_error_shows_the_toml_that_makes_one(api_type, api_params, token, token_env):
     target = target_of(None, api_type, api_params, token)
     with pytest.raises(ConfigError, match="known: default, here, there") as refused:
-        target.find({"there": set(), "here": {place(TGI, url="http://elsewhere")}, "default": set()})
+        target.find({"there": set(), "here": {location_digest(TGI, url="http://elsewhere")}, "default": set()})
     assert "hf_hidden" not in str(refused.value)
     toml = str(refused.value).partition("\n\n")[2]
     proposed = GeneratorSettings.model_validate(tomllib.loads(toml)["generators"]["default-2"])
-    assert target.find({"new": places(proposed)}) == "new"
+    assert target.find({"new": location_digests(proposed)}) == "new"
     assert proposed.token_env == token_env
 
 

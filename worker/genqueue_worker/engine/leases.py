@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genqueue.connection.store import Store, T
-from genqueue.discovery import places
+from genqueue.discovery import location_digests
 from genqueue.errors import RedisUnavailableError, StoreError
 from genqueue.registry import attempts as registry_attempts
 from genqueue.registry import endings, fleet, script, sweeping
@@ -206,7 +206,7 @@ class LeaseKeeper:
         }
         self._announced_s = time.monotonic()
         servers = self._servers()
-        where = {name: places(generators[name]) for name in servers}
+        where = {name: location_digests(generators[name]) for name in servers}
         self._run(fleet.announce(facts, self._owner, servers, worker_s=_FORGOTTEN_S, keep_s=keep_s, places=where))
 
     def _sweep(self) -> None:
