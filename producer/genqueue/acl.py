@@ -177,7 +177,9 @@ class PermissionCheck:
     on: str = ""
 
 
-def trials(role: Role, scratch_id: str, database: int) -> tuple[list[PermissionCheck], list[PermissionCheck]]:
+def permission_checks(
+    role: Role, scratch_id: str, database: int
+) -> tuple[list[PermissionCheck], list[PermissionCheck]]:
     """What a role says to Redis: (what may be queued in a transaction and discarded, the rest in its order).
 
     Keys that are one generation's or generator's are a scratch one's; those that all share are
@@ -191,7 +193,7 @@ def trials(role: Role, scratch_id: str, database: int) -> tuple[list[PermissionC
         for name in COMMANDS[role].split()
         if name in _ALONE
     ]
-    said = [PermissionCheck((name.upper(),), name) for name in ("exec", "discard")]
+    live = [PermissionCheck((name.upper(),), name) for name in ("exec", "discard")]
     for names, patterns in (*OURS[role], *CELERYS[role]):
         for pattern in patterns:
             # Of pieces of a name all are the scratch id: *.celery.pidbox*
@@ -205,15 +207,15 @@ def trials(role: Role, scratch_id: str, database: int) -> tuple[list[PermissionC
         channel = pattern.replace("{db}", str(database))
         scratch = channel.replace("*", scratch_id)
         queued.append(PermissionCheck(("PUBLISH", scratch, ""), "publish", f"&{channel}"))
-        said.append(PermissionCheck(("SUBSCRIBE", scratch), "subscribe", f"&{channel}"))
+        live.append(PermissionCheck(("SUBSCRIBE", scratch), "subscribe", f"&{channel}"))
         if pattern in _EVENTS:  # kombu listens by pattern, which has to be a rule's own word for word
-            said.append(PermissionCheck(("PSUBSCRIBE", channel), "psubscribe", f"&{channel}"))
-    said += [
+            live.append(PermissionCheck(("PSUBSCRIBE", channel), "psubscribe", f"&{channel}"))
+    live += [
         PermissionCheck((name.upper(), scratch_id), name)
         for name in COMMANDS[role].split()
         if name in {"unsubscribe", "punsubscribe"}
     ]
-    return queued, said
+    return queued, live
 
 
 _HEAD = """\

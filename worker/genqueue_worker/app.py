@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery, signals
 
 from genqueue import keys
-from genqueue.acl import Role, trials
+from genqueue.acl import Role, permission_checks
 from genqueue.connection.address import read_address
 from genqueue.connection.store import Store
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
@@ -138,10 +138,10 @@ def look_for_redis(settings: Settings, role: Role) -> None:
         StoreError: it refuses, or we do.
     """
     address = read_address(settings.redis_url)
-    queued, live = trials(role, f"start-{uuid.uuid4().hex}", address.database)
+    queued, live = permission_checks(role, f"start-{uuid.uuid4().hex}", address.database)
     store = Store(settings.redis_url, settings.redis_timeout_s)
     try:
-        if store.refused([trial.command for trial in queued], [trial.command for trial in live]) != []:
+        if store.refused([check.command for check in queued], [check.command for check in live]) != []:
             user = address.username or "default"
             raise StoreError(
                 f"Redis at {address.name} lets its user {user!r} not do all that a {role} does: "

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from genqueue.acl import COMMANDS, Role, trials
+from genqueue.acl import COMMANDS, Role, permission_checks
 from genqueue.connection.address import read_address, secrets_of, without_secrets
 from genqueue.connection.store import Store
 from genqueue.doctor import judge
@@ -85,12 +85,12 @@ def _role_of(user: str | None) -> Role | None:
 
 
 def _gather(store: Store, settings: Settings, role: Role, database: int) -> Facts:
-    queued, live = trials(role, f"doctor-{uuid.uuid4().hex}", database)
+    queued, live = permission_checks(role, f"doctor-{uuid.uuid4().hex}", database)
     # First: it is what tells wrong credentials from a lack of rights.
-    refused = store.refused([trial.command for trial in queued], [trial.command for trial in live])
-    began, asked = time.time(), time.monotonic()
+    refused = store.refused([check.command for check in queued], [check.command for check in live])
+    began, began_s = time.time(), time.monotonic()
     redis_s = store.ask(server.clock())
-    took_s = time.monotonic() - asked
+    took_s = time.monotonic() - began_s
     overview, overview_error = None, ""
     try:
         if role != "flower":
@@ -161,10 +161,10 @@ def _is_private_group(group: int, user: int) -> bool:
     import pwd
 
     try:
-        found, owner = grp.getgrgid(group), pwd.getpwuid(user)
+        group_entry, owner = grp.getgrgid(group), pwd.getpwuid(user)
     except KeyError:
         return False
-    return found.gr_name == owner.pw_name and set(found.gr_mem) <= {owner.pw_name}
+    return group_entry.gr_name == owner.pw_name and set(group_entry.gr_mem) <= {owner.pw_name}
 
 
 def _holds_secrets(tables: Mapping[str, Any]) -> bool:
@@ -276,5 +276,5 @@ def _headers(generator: GeneratorSettings) -> dict[str, str]:
 
 
 def _broken_tokens(settings: Settings) -> dict[str, str]:
-    found = {name: generator.find_token(os.environ) for name, generator in settings.generators.items()}
-    return {name: token[0] for name, token in found.items() if token and not is_sendable(token[1])}
+    token_of = {name: generator.find_token(os.environ) for name, generator in settings.generators.items()}
+    return {name: token[0] for name, token in token_of.items() if token and not is_sendable(token[1])}

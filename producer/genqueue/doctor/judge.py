@@ -92,7 +92,7 @@ class Facts:
         hello: server, version, mode and role, as HELLO says; None where it is no command.
         info: the fields of INFO; None if refused.
         save: the snapshot rules of ``CONFIG GET save``; None if refused.
-        refused: the trials that Redis refused for lack of rights; None if trying itself was refused.
+        refused: the permission checks that Redis refused for lack of rights; None if trying itself was refused.
         clock_ahead_s: this host's clock less Redis's, true to ``clock_bound_s``; None if refused.
         overview: queues and workers; None if refused, and ``overview_error`` says why.
         endpoints: the model servers of the settings.
@@ -122,7 +122,7 @@ class Facts:
 
 def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Finding]:
     """Every finding, in the order in which to read them."""
-    found = [
+    findings = [
         *_server(facts),
         *_rights(role, facts, user),
         *_noted(facts, user),
@@ -146,33 +146,33 @@ def judge(settings: Settings, role: Role, facts: Facts, user: str) -> list[Findi
     ]
     if facts.overview is None:
         if role == "flower":
-            return found  # it neither may nor needs to see them
-        return [*found, Finding("fail", "queues and workers", facts.overview_error, "see the findings above")]
-    return [*found, *_queues(facts.overview), *_workers(facts.overview), *_agreement(settings, facts.overview)]
+            return findings  # it neither may nor needs to see them
+        return [*findings, Finding("fail", "queues and workers", facts.overview_error, "see the findings above")]
+    return [*findings, *_queues(facts.overview), *_workers(facts.overview), *_agreement(settings, facts.overview)]
 
 
 def judge_file(seen: FileSeen) -> list[Finding]:
     """Whether somebody else can change the settings file, and send the workers' tokens and prompts where they like."""
     what = f"settings file {seen.path}"
-    found = []
+    findings = []
     others = stat.S_IWOTH | (0 if seen.group_is_owners else stat.S_IWGRP)
     mode = f"mode {stat.S_IMODE(seen.mode):04o}"
     if seen.owner not in {0, seen.us}:
         do = f"have it belong to root or to this user: it says where the workers' tokens are sent (chown {seen.us})"
-        found.append(Finding("warn", what, f"belongs to user {seen.owner}", do))
+        findings.append(Finding("warn", what, f"belongs to user {seen.owner}", do))
     if seen.mode & others and not seen.is_read_only:
         do = f"chmod go-w {seen.path}: it says where the workers' tokens are sent"
-        found.append(Finding("warn", what, f"others may write it ({mode})", do))
+        findings.append(Finding("warn", what, f"others may write it ({mode})", do))
     others = stat.S_IWOTH | (0 if seen.folder_group_is_owners else stat.S_IWGRP)
     may_replace = seen.folder_mode & others and not seen.folder_mode & stat.S_ISVTX
     if (may_replace or seen.folder_owner not in {0, seen.us}) and not seen.is_read_only:
         do = "move it, or chmod go-w its folder: it says where the workers' tokens are sent"
-        found.append(Finding("warn", what, "others may put another in its place: they may write its folder", do))
+        findings.append(Finding("warn", what, "others may put another in its place: they may write its folder", do))
     others = stat.S_IROTH | (0 if seen.group_is_owners else stat.S_IRGRP)
     if seen.holds_secrets and seen.mode & others:
         do = f"chmod go-r {seen.path}: it holds a password or a header's value"
-        found.append(Finding("warn", what, f"others may read it ({mode})", do))
-    return found
+        findings.append(Finding("warn", what, f"others may read it ({mode})", do))
+    return findings
 
 
 def has_failed(findings: Sequence[Finding]) -> bool:
@@ -190,51 +190,51 @@ def _hidden(what: str, commands: str) -> Finding:
 
 
 def _server(facts: Facts) -> list[Finding]:
-    found = []
+    findings = []
     hello = facts.hello or {}
     version = facts.version
     numbers = _numbers(version)
     name = f"{hello.get('server', 'redis')} {version or 'of no known version'}"
     if numbers >= OLDEST_REDIS:
-        found.append(Finding("ok", "version", name))
+        findings.append(Finding("ok", "version", name))
     elif facts.hello is None and not version:
-        found.append(
+        findings.append(
             Finding("fail", "version", name, "Redis before 6 has no HELLO: use 6.2 or newer, and leave it its name")
         )
     else:
-        found.append(Finding("fail", "version", name, "use Redis 6.2 or newer, or Valkey"))
+        findings.append(Finding("fail", "version", name, "use Redis 6.2 or newer, or Valkey"))
     if hello.get("mode") == "cluster":
         do = "use a Redis without cluster mode: one for each group of generators (docs/deploy.md)"
-        found.append(Finding("fail", "mode", "cluster", do))
+        findings.append(Finding("fail", "mode", "cluster", do))
     if hello.get("role", "master") != "master":
-        found.append(
+        findings.append(
             Finding("fail", "role", hello["role"], "name the master in redis_url, or its Sentinels (docs/deploy.md)")
         )
     if facts.info is None:
-        return [*found, _hidden("eviction, memory, persistence", "INFO")]
-    return [*found, *_memory(facts.info), *_persistence(facts.info, facts.save)]
+        return [*findings, _hidden("eviction, memory, persistence", "INFO")]
+    return [*findings, *_memory(facts.info), *_persistence(facts.info, facts.save)]
 
 
 def _memory(info: Mapping[str, str]) -> list[Finding]:
-    found = []
+    findings = []
     policy = info.get("maxmemory_policy")
     if policy is None:
-        found.append(_hidden("eviction", "INFO memory"))
+        findings.append(_hidden("eviction", "INFO memory"))
     elif policy == "noeviction":
-        found.append(Finding("ok", "eviction", policy))
+        findings.append(Finding("ok", "eviction", policy))
     else:
         do = f"CONFIG SET maxmemory-policy noeviction, {_LASTING}: every other throws accepted generations away"
-        found.append(Finding("fail", "eviction", policy, do))
+        findings.append(Finding("fail", "eviction", policy, do))
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     seen = f"{used / 1e6:.0f} MB used" + (f" of {most / 1e6:.0f} MB" if most else ", no limit")
     if most and used >= most:
-        found.append(Finding("fail", "memory", seen, "raise maxmemory, or lower log_ttl_s and result_ttl_s"))
+        findings.append(Finding("fail", "memory", seen, "raise maxmemory, or lower log_ttl_s and result_ttl_s"))
     elif most and used >= NEARLY_FULL * most:
-        found.append(Finding("warn", "memory", seen, "raise maxmemory, or lower log_ttl_s and result_ttl_s"))
+        findings.append(Finding("warn", "memory", seen, "raise maxmemory, or lower log_ttl_s and result_ttl_s"))
     elif most:
-        found.append(Finding("ok", "memory", seen))
+        findings.append(Finding("ok", "memory", seen))
     else:
-        found.append(
+        findings.append(
             Finding(
                 "warn",
                 "memory",
@@ -242,20 +242,20 @@ def _memory(info: Mapping[str, str]) -> list[Finding]:
                 "set maxmemory in redis.conf: at a limit Redis refuses, without one it is killed",
             )
         )
-    return found
+    return findings
 
 
 def _persistence(info: Mapping[str, str], save: str | None) -> list[Finding]:
-    found = []
+    findings = []
     if info.get("aof_enabled") is None:
-        found.append(_hidden("persistence", "INFO persistence"))
+        findings.append(_hidden("persistence", "INFO persistence"))
     elif info["aof_enabled"] == "1":
-        found.append(Finding("ok", "persistence", "appendonly yes"))
+        findings.append(Finding("ok", "persistence", "appendonly yes"))
     elif save is None:
-        found.append(_hidden("persistence (appendonly no; snapshots?)", "CONFIG GET save"))
+        findings.append(_hidden("persistence (appendonly no; snapshots?)", "CONFIG GET save"))
     elif save:
         seen = f"appendonly no, snapshots {save!r}"
-        found.append(
+        findings.append(
             Finding(
                 "warn",
                 "persistence",
@@ -264,7 +264,7 @@ def _persistence(info: Mapping[str, str], save: str | None) -> list[Finding]:
             )
         )
     else:
-        found.append(
+        findings.append(
             Finding(
                 "fail",
                 "persistence",
@@ -274,8 +274,8 @@ def _persistence(info: Mapping[str, str], save: str | None) -> list[Finding]:
         )
     for name, what in (("aof_last_write_status", "append-only file"), ("rdb_last_bgsave_status", "last snapshot")):
         if info.get(name, "ok") != "ok":
-            found.append(Finding("fail", what, info[name], "look into Redis's log: its disk may be full"))
-    return found
+            findings.append(Finding("fail", what, info[name], "look into Redis's log: its disk may be full"))
+    return findings
 
 
 def _rights(role: Role, facts: Facts, user: str) -> list[Finding]:
@@ -286,12 +286,12 @@ def _rights(role: Role, facts: Facts, user: str) -> list[Finding]:
     if not facts.refused:
         return [Finding("ok", what, f"{user} has every right that it needs")]
     by_command: dict[str, list[str]] = {}
-    for trial in facts.refused:
-        by_command.setdefault(trial.right, []).append(trial.on)
+    for check in facts.refused:
+        by_command.setdefault(check.right, []).append(check.on)
     has_selectors = _numbers(facts.version) >= FIRST_WITH_SELECTORS
     return [
-        _lacking(what, user, right, [on for on in found if on], has_selectors=has_selectors)
-        for right, found in by_command.items()
+        _lacking(what, user, right, [on for on in patterns if on], has_selectors=has_selectors)
+        for right, patterns in by_command.items()
     ]
 
 
@@ -347,21 +347,21 @@ def _endpoint(seen: EndpointSeen) -> Finding:
         return Finding(
             "fail", what, "no HTTP answer to /health", "mend its address: what listens there is no model server"
         )
-    found = f"answers /health with {status}"
+    words = f"answers /health with {status}"
     if status >= 500:
-        return Finding("fail", what, found, "look into its log: its model is still loading, or cannot answer")
+        return Finding("fail", what, words, "look into its log: its model is still loading, or cannot answer")
     if status in {401, 403}:
-        return Finding("warn", what, found, "see that the worker has its token: token_env, or api_params.headers")
+        return Finding("warn", what, words, "see that the worker has its token: token_env, or api_params.headers")
     if status >= 400:
         return Finding(
-            "warn", what, found, "is that address a Text Generation Inference's? workers will call it all the same"
+            "warn", what, words, "is that address a Text Generation Inference's? workers will call it all the same"
         )
     if status >= 300:
-        return Finding("fail", what, found, "name the address to which it leads: a redirect is not followed")
-    return Finding("ok", what, found)
+        return Finding("fail", what, words, "name the address to which it leads: a redirect is not followed")
+    return Finding("ok", what, words)
 
 
-def _queues(found: Overview) -> list[Finding]:
+def _queues(overview: Overview) -> list[Finding]:
     findings = [
         Finding(
             "fail",
@@ -369,28 +369,28 @@ def _queues(found: Overview) -> list[Finding]:
             f"cannot be read: {words}",
             "if it is of a wrong type, whose is it? else see the rights",
         )
-        for key, words in found.unreadable.items()
+        for key, words in overview.unreadable.items()
     ]
-    for count, what in ((found.running_overdue, "running"), (found.delayed_overdue, "delayed")):
+    for count, what in ((overview.running_overdue, "running"), (overview.delayed_overdue, "delayed")):
         if count:
             seen = f"{count} that no worker has looked after for 10 s"
             findings.append(Finding("fail", what, seen, "start a worker: any worker takes them up again"))
-    for queue in found.queues:
+    for queue in overview.queues:
         findings += _queue(queue)
-    if found.dead:
+    if overview.dead:
         do = "genqueue dead list says why; genqueue dead retry, or drop"
-        findings.append(Finding("warn", "dead letters", str(found.dead), do))
+        findings.append(Finding("warn", "dead letters", str(overview.dead), do))
     if all(finding.level == "ok" for finding in findings):
-        findings.append(Finding("ok", "queues", f"{len(found.queues)} known, none is stuck"))
+        findings.append(Finding("ok", "queues", f"{len(overview.queues)} known, none is stuck"))
     return findings
 
 
 def _queue(queue: QueueStatus) -> list[Finding]:
-    what, found = f"queue {queue.generator!r}", []
+    what, findings = f"queue {queue.generator!r}", []
     oldest = queue.oldest_wait_s or 0.0
     if queue.waiting and not queue.workers:
         seen = f"{queue.waiting} wait, the oldest for {duration(oldest)}; no worker serves it"
-        found.append(
+        findings.append(
             Finding(
                 "fail",
                 what,
@@ -401,47 +401,49 @@ def _queue(queue: QueueStatus) -> list[Finding]:
     elif queue.waiting and not queue.doorbells and oldest > STUCK_S:
         seen = f"{queue.waiting} wait for up to {duration(oldest)}, and no doorbell is in its list"
         do = "are its workers' endpoints up, and do they log 'sweep'? restart the workers"
-        found.append(Finding("fail", what, seen, do))
+        findings.append(Finding("fail", what, seen, do))
     limit = queue.max_queue_depth
     if limit is not None and limit >= 0 and queue.waiting >= limit * NEARLY_FULL and queue.waiting:
         level: Level = "fail" if queue.waiting >= limit else "warn"
         do = "add workers, or raise max_queue_depth; submit refuses what is above it"
-        found.append(Finding(level, what, f"{queue.waiting} wait, limit {limit}", do))
-    return found
-
-
-def _workers(found: Overview) -> list[Finding]:
-    if not found.workers:
-        return [Finding("fail", "workers", "none in the last 30 s", "start one: genqueue worker")]
-    findings = [Finding("ok", "workers", f"{len(found.workers)} in the last 30 s")]
-    up = {(name, server["health"]) for worker in found.workers for name, server in _servers(worker)}
-    for worker in found.workers:
-        for name, server in _servers(worker):
-            if server["health"] == "up":
-                continue
-            # Another that is up takes the work.
-            level: Level = "warn" if server["health"] not in {"down", "refuses"} or (name, "up") in up else "fail"
-            seen = f"{server['health']} at {worker.name}" + (f": {server['trouble']}" if server["trouble"] else "")
-            do = "look at that model server; its worker goes on by itself when it answers"
-            if server["health"] == "refuses":
-                do = "mend its address in the worker's settings, or the token: token_env, or api_params.headers"
-            findings.append(Finding(level, f"endpoint {server['address']} of {name!r}", seen, do))
+        findings.append(Finding(level, what, f"{queue.waiting} wait, limit {limit}", do))
     return findings
 
 
-def _servers(worker: WorkerStatus) -> list[tuple[str, dict[str, Any]]]:
-    return [(name, server) for name, servers in worker.generators.items() for server in servers]
+def _workers(overview: Overview) -> list[Finding]:
+    if not overview.workers:
+        return [Finding("fail", "workers", "none in the last 30 s", "start one: genqueue worker")]
+    findings = [Finding("ok", "workers", f"{len(overview.workers)} in the last 30 s")]
+    up = {(name, endpoint["health"]) for worker in overview.workers for name, endpoint in _endpoints(worker)}
+    for worker in overview.workers:
+        for name, endpoint in _endpoints(worker):
+            if endpoint["health"] == "up":
+                continue
+            # Another that is up takes the work.
+            level: Level = "warn" if endpoint["health"] not in {"down", "refuses"} or (name, "up") in up else "fail"
+            seen = f"{endpoint['health']} at {worker.name}" + (
+                f": {endpoint['trouble']}" if endpoint["trouble"] else ""
+            )
+            do = "look at that model server; its worker goes on by itself when it answers"
+            if endpoint["health"] == "refuses":
+                do = "mend its address in the worker's settings, or the token: token_env, or api_params.headers"
+            findings.append(Finding(level, f"endpoint {endpoint['address']} of {name!r}", seen, do))
+    return findings
 
 
-def _agreement(settings: Settings, found: Overview) -> list[Finding]:
+def _endpoints(worker: WorkerStatus) -> list[tuple[str, dict[str, Any]]]:
+    return [(name, endpoint) for name, endpoints in worker.generators.items() for endpoint in endpoints]
+
+
+def _agreement(settings: Settings, overview: Overview) -> list[Finding]:
     """What these settings and those of the workers disagree on."""
     findings = []
-    for queue in found.queues:
+    for queue in overview.queues:
         ours = settings.generators.get(queue.generator)
         if ours is None:
             continue
         what = f"generator {queue.generator!r}"
-        if found.workers and not queue.workers and not queue.waiting:
+        if overview.workers and not queue.workers and not queue.waiting:
             do = "start a worker with it, or take it out of these settings"
             findings.append(Finding("warn", what, "no worker serves it", do))
         for name in ("api_type", "max_queue_depth"):

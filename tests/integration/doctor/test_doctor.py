@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 
-from genqueue.acl import CELERYS, CHANNELS, COMMANDS, OURS, trials
+from genqueue.acl import CELERYS, CHANNELS, COMMANDS, OURS, permission_checks
 from genqueue.connection.store import Store
 from genqueue_ops.local_redis import find_redis_server, free_port, local_redis
 from genqueue_ops.processes import Child
@@ -130,8 +130,8 @@ def one_less(role):
 
 
 def refused_to(server, role, given):
-    """(right, key or channel) of each trial that a user with these rules is refused; None without MULTI."""
-    queued, live = trials(role, "doctor-test", 0)
+    """(right, key or channel) of each check that a user with these rules is refused; None without MULTI."""
+    queued, live = permission_checks(role, "doctor-test", 0)
     with redis.Redis.from_url(server.url) as operator:
         before = operator.dbsize()
         operator.execute_command("ACL", "SETUSER", "lame", *given)
