@@ -257,22 +257,22 @@ class GeneratorSettings(_Checked):
         """
         is_serverless = self.api_type == "serverless_inference_api"
         allowed = (ANY,) if self.allowed_extra_body is None and is_serverless else self.allowed_extra_body or ()
-        if not {ANY, REFERENCE} & {*allowed} and (found := remote_references(forms or {})):
+        if not {ANY, REFERENCE} & {*allowed} and (places := remote_references(forms or {})):
             return (
-                f"{found[0]}: a model server would fetch this reference; put what it means into the schema and refer "
+                f"{places[0]}: a model server would fetch this reference; put what it means into the schema and refer "
                 "to that (#/$defs/…), or have the generator's settings name $ref in allowed_extra_body"
             )
         if isinstance(given, str):
             return None
         may_fetch = is_serverless if self.fetches_images is None else self.fetches_images
-        if not may_fetch and (found := addresses(given, extra_body)):
+        if not may_fetch and (places := addresses(given, extra_body)):
             return (
-                f"{found[0]}: the model server would fetch this address; give a data: URI, "
+                f"{places[0]}: the model server would fetch this address; give a data: URI, "
                 "or have the generator's settings say fetches_images = true"
             )
-        if found := refused(extra_body or {}, self.chat_kwargs.extra_body or {}, allowed):
+        if places := refused(extra_body or {}, self.chat_kwargs.extra_body or {}, allowed):
             return (
-                f"generation_kwargs.extra_body.{found[0]}: no parameter that is known to be harmless; if it is, "
+                f"generation_kwargs.extra_body.{places[0]}: no parameter that is known to be harmless; if it is, "
                 "have the generator's settings name it in allowed_extra_body"
             )
         return None
@@ -296,8 +296,8 @@ class GeneratorSettings(_Checked):
 
     def find_token(self, environ: Mapping[str, str]) -> tuple[str, str] | None:
         """The first of its variables that is set, and the token without the line's end that files of secrets have."""
-        found = ((name, environ.get(name, "").strip()) for name in self.token_names)
-        return next(((name, token) for name, token in found if token), None)
+        values = ((name, environ.get(name, "").strip()) for name in self.token_names)
+        return next(((name, token) for name, token in values if token), None)
 
 
 class Settings(_Checked):
@@ -420,14 +420,14 @@ def mistyped(variables: Iterable[str]) -> dict[str, str]:
     """
     prefix = _Variables.model_config["env_prefix"]
     known = ["CONFIG", *(name.upper() for name in Settings.model_fields)]
-    found = {}
+    meant = {}
     for variable in variables:
         name = variable.upper().removeprefix(prefix)
         if name == variable.upper() or name in known or _OF_A_SERVICE.search(name):
             continue
         for like in difflib.get_close_matches(name, known, n=1, cutoff=0.7):
-            found[variable] = prefix + like
-    return found
+            meant[variable] = prefix + like
+    return meant
 
 
 def _http_address(value: str) -> str:

@@ -38,4 +38,4 @@ def one_line(message: str) -> str:
 
 def escaped(document: str) -> str:
     r"""JSON that means the same, with ``\u001b`` and the like for each character that a terminal would obey."""
-    return _IN_TEXT.sub(lambda found: json.dumps(found[0])[1:-1] if found[0] != "\x7f" else r"\u007f", document)
+    return _IN_TEXT.sub(lambda match: json.dumps(match[0])[1:-1] if match[0] != "\x7f" else r"\u007f", document)

@@ -129,8 +129,8 @@ def submit(
     prompt = _stdin() if prompt == "-" else prompt
     with GenerationClient() as client:
         if chat:
-            told = [] if system is None else [{"role": "system", "content": system}]
-            generation = client.submit_chat([*told, {"role": "user", "content": prompt}], **options)
+            system_message = [] if system is None else [{"role": "system", "content": system}]
+            generation = client.submit_chat([*system_message, {"role": "user", "content": prompt}], **options)
         else:
             generation = client.submit(prompt, **options)
         say_if_nobody_serves(client, generator)
@@ -179,23 +179,23 @@ def status(
         print_overview(as_json, every if watch else None)
         return
     with GenerationClient() as client:
-        found = client.generation(generation_id).status()
+        status = client.generation(generation_id).status()
     facts = {
-        "id": found.id,
-        "state": found.state,
-        "generator": found.generator,
-        "priority": found.priority,
-        "position": found.position,
-        "attempt": found.attempt,
-        "completion_tokens": found.completion_tokens,
-        "error": found.error,
-        "retried_as": found.retried_as,
-        "waits_for": found.waits_for,
+        "id": status.id,
+        "state": status.state,
+        "generator": status.generator,
+        "priority": status.priority,
+        "position": status.position,
+        "attempt": status.attempt,
+        "completion_tokens": status.completion_tokens,
+        "error": status.error,
+        "retried_as": status.retried_as,
+        "waits_for": status.waits_for,
     }
     if as_json:
-        output.json_line({**facts, "timings": found.timings})
+        output.json_line({**facts, "timings": status.timings})
     else:
-        print_facts({**facts, **found.timings})
+        print_facts({**facts, **status.timings})
 
 
 @app.command()
@@ -286,29 +286,29 @@ def dead_show(
 ) -> None:
     """Say all that is kept of a dead letter."""
     with GenerationClient() as client:
-        found = client.dead_letter(generation_id)
-    given = found.request.given
+        detail = client.dead_letter(generation_id)
+    given = detail.request.given
     prompt = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     if with_prompt and not as_json:
         output.text(prompt)
         return
-    characters, sha256 = found.request.digest()
+    characters, sha256 = detail.request.digest()
     facts = {
-        **asdict(found.letter),
+        **asdict(detail.letter),
         "state": State.FAILED,
         "prompt_characters": characters,
         "prompt_sha256": sha256,
-        "prompt_tokens": found.usage["prompt_tokens"],
-        "partial_text": found.partial_text,
+        "prompt_tokens": detail.usage["prompt_tokens"],
+        "partial_text": detail.partial_text,
     }
     if as_json:
         own = {"prompt": prompt} if with_prompt else {}
-        whole = {**facts, **own, "errors": found.errors, "timings": found.timings}
+        whole = {**facts, **own, "errors": detail.errors, "timings": detail.timings}
         output.json_line(whole, is_ascii=False)
     else:
-        facts["partial_text"] = json.dumps(found.partial_text, ensure_ascii=False)
-        ended_by = {f"error of attempt {one['attempt']}": one["message"] for one in found.errors}
-        print_facts({**facts, **ended_by, **found.timings})
+        facts["partial_text"] = json.dumps(detail.partial_text, ensure_ascii=False)
+        ended_by = {f"error of attempt {one['attempt']}": one["message"] for one in detail.errors}
+        print_facts({**facts, **ended_by, **detail.timings})
 
 
 @dead.command("retry")
@@ -365,12 +365,12 @@ def _stdin() -> str:
 
 def _json_object(raw: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(raw or "{}")
+        parsed = json.loads(raw or "{}")
     except ValueError as error:
         raise typer.BadParameter(f"--kwargs is no JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise typer.BadParameter("--kwargs must be a JSON object")
-    return found
+    return parsed
 
 
 def add_command(entry: EntryPoint, about: str, extra: str | None) -> None:
@@ -427,9 +427,9 @@ def _run(name: str) -> int:
     try:
         return command.main(prog_name=name, standalone_mode=False) or ExitCode.OK
     except _UsageError as error:
-        asked = error.ctx.command_path if error.ctx else name
+        command_path = error.ctx.command_path if error.ctx else name
         if message := error.format_message():  # none where the command was missing and its help is shown
-            output.say(f"{message.rstrip('.').replace('Value error, ', '', 1)} ({asked} --help)")
+            output.say(f"{message.rstrip('.').replace('Value error, ', '', 1)} ({command_path} --help)")
         return ExitCode.USAGE
     except GenqueueError as error:
         output.say(str(error))

@@ -39,49 +39,49 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 
 def print_workers(as_json: bool) -> None:
-    """One line for each server of each generator of each worker."""
+    """One line for each endpoint of each generator of each worker."""
     with GenerationClient() as client:
-        found = client.workers()
+        workers = client.workers()
     if as_json:
-        output.json_line([asdict(worker) for worker in found])
+        output.json_line([asdict(worker) for worker in workers])
         return
-    for worker in found:
-        for generator, servers in worker.generators.items():
-            for server in servers:
-                line = f"{worker.name:<32} {generator:<16} {server['health']:<6} {server['running']:>4} running  "
-                output.line(f"{line}{server['address']}  {one_line(server['trouble'])}".rstrip())
-    if not found:
+    for worker in workers:
+        for generator, endpoints in worker.generators.items():
+            for endpoint in endpoints:
+                line = f"{worker.name:<32} {generator:<16} {endpoint['health']:<6} {endpoint['running']:>4} running  "
+                output.line(f"{line}{endpoint['address']}  {one_line(endpoint['trouble'])}".rstrip())
+    if not workers:
         output.say("no worker has announced itself in the last 30 s")
 
 
 def print_overview(as_json: bool, every_s: float | None) -> None:
     """Once, or every ``every_s`` until Ctrl-C; who watches is told when Redis goes away, and watches on."""
 
-    def show(found: Overview) -> None:
+    def show(overview: Overview) -> None:
         if as_json:
-            output.json_line(tables.as_json(found))
+            output.json_line(tables.as_json(overview))
         else:
-            output.table(tables.as_tables(found))
+            output.table(tables.as_tables(overview))
 
     with GenerationClient() as client:
-        found = client.overview()
+        overview = client.overview()
         if every_s is None:
-            show(found)
+            show(overview)
             return
         with contextlib.suppress(KeyboardInterrupt):
             if sys.stdout.isatty() and not as_json:
-                _watch_live(client, found, every_s)
+                _watch_live(client, overview, every_s)
             while True:
-                show(found)
+                show(overview)
                 time.sleep(every_s)
-                found = _next_overview(client, every_s)
+                overview = _next_overview(client, every_s)
 
 
-def _watch_live(client: GenerationClient, found: Overview, every_s: float) -> NoReturn:
+def _watch_live(client: GenerationClient, overview: Overview, every_s: float) -> NoReturn:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(output.guarded(tables.as_tables(found)), console=output.console(), auto_refresh=False) as screen:
+    with Live(output.guarded(tables.as_tables(overview)), console=output.console(), auto_refresh=False) as screen:
         while True:
             time.sleep(every_s)
             try:
@@ -150,7 +150,7 @@ def _print_live(generation: Generation, from_seq: int) -> _Ending:
             ended = error
     except KeyboardInterrupt:
         _end_line(last)
-        _leave(generation.id, seq)
+        _exit_interrupted(generation.id, seq)
     except errors.StoreError as error:  # the generation goes on
         _end_line(last)
         _fail(generation.id, error)
@@ -167,7 +167,7 @@ def _print_whole(generation: Generation, from_seq: int) -> _Ending:
         else:
             text, result, ended = _outcome(generation)
     except KeyboardInterrupt:
-        _leave(generation.id, from_seq)
+        _exit_interrupted(generation.id, from_seq)
     except (errors.StoreError, errors.StreamRestartedError) as error:
         _fail(generation.id, error)
     output.text(text)
@@ -191,7 +191,7 @@ def print_result(generation: Generation) -> None:
     try:
         _, result, ended = _outcome(generation)
     except KeyboardInterrupt:
-        _leave(generation.id, 0)
+        _exit_interrupted(generation.id, 0)
     if result is not None:
         output.json_line({"id": generation.id, **result.model_dump()}, is_ascii=False)
         return
@@ -220,7 +220,7 @@ def print_events(generation: Generation, from_seq: int) -> None:
                 seq = event.seq
         _, _, ended = _outcome(generation)
     except KeyboardInterrupt:
-        _leave(generation.id, seq)
+        _exit_interrupted(generation.id, seq)
     if ended is not None:
         raise ended
 
@@ -243,7 +243,7 @@ def _figures(generation_id: str, result: GenerationResult) -> str:
     return f"{generation_id}: {', '.join(parts)}, attempts {meta.get('attempts')}"
 
 
-def _leave(generation_id: str, seq: int) -> NoReturn:
+def _exit_interrupted(generation_id: str, seq: int) -> NoReturn:
     """End on Ctrl-C: the generation is not ours to stop."""
     resume = f"genqueue tail {generation_id}" + (f" --from-seq {seq}" if seq else "")
     output.say(f"the generation goes on; to read on: {resume}; to end it: genqueue cancel {generation_id}")

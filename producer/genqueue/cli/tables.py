@@ -14,18 +14,23 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def as_json(found: Overview) -> dict[str, Any]:
+def as_json(overview: Overview) -> dict[str, Any]:
     """One object: ``at``, ``queues``, ``workers`` and the counts of :class:`Overview`; durations in seconds."""
-    return asdict(found)
+    return asdict(overview)
 
 
-def totals(found: Overview) -> str:
+def totals(overview: Overview) -> str:
     """One line of what belongs to no queue."""
-    waiting = sum(queue.waiting for queue in found.queues)
-    parts = [f"waiting {waiting}", f"running {found.running}", f"delayed {found.delayed}", f"dead {found.dead}"]
-    overdue = found.running_overdue + found.delayed_overdue
+    waiting = sum(queue.waiting for queue in overview.queues)
+    parts = [
+        f"waiting {waiting}",
+        f"running {overview.running}",
+        f"delayed {overview.delayed}",
+        f"dead {overview.dead}",
+    ]
+    overdue = overview.running_overdue + overview.delayed_overdue
     parts += [f"overdue {overdue}: no worker looks after them"] if overdue else []
-    return ", ".join([*parts, f"workers {len(found.workers)}"])
+    return ", ".join([*parts, f"workers {len(overview.workers)}"])
 
 
 def queue_row(queue: QueueStatus) -> tuple[str, ...]:
@@ -43,16 +48,24 @@ def queue_row(queue: QueueStatus) -> tuple[str, ...]:
 
 
 def worker_rows(worker: WorkerStatus, at: float) -> list[tuple[str, ...]]:
-    """Worker, said so long ago, generator, health, running, address, trouble; a row for each server."""
+    """Worker, said so long ago, generator, health, running, address, trouble; a row for each endpoint."""
     heard = f"{max(0.0, at - worker.announced_at):.0f} s ago"
     return [
-        (worker.name, heard, generator, server["health"], str(server["running"]), server["address"], server["trouble"])
-        for generator, servers in worker.generators.items()
-        for server in servers
+        (
+            worker.name,
+            heard,
+            generator,
+            endpoint["health"],
+            str(endpoint["running"]),
+            endpoint["address"],
+            endpoint["trouble"],
+        )
+        for generator, endpoints in worker.generators.items()
+        for endpoint in endpoints
     ] or [(worker.name, heard, "", "", "", "", "")]
 
 
-def as_tables(found: Overview) -> "RenderableType":
+def as_tables(overview: Overview) -> "RenderableType":
     """A line of totals, queues and workers."""
     from rich import box
     from rich.console import Group
@@ -70,19 +83,19 @@ def as_tables(found: Overview) -> "RenderableType":
 
     queues = table(
         ("queue", "waiting", "oldest wait", "running", "dead", "workers"),
-        [queue_row(queue) for queue in found.queues],
-        ["red" if queue.waiting and not queue.workers else "" for queue in found.queues],
+        [queue_row(queue) for queue in overview.queues],
+        ["red" if queue.waiting and not queue.workers else "" for queue in overview.queues],
     )
-    rows = [row for worker in found.workers for row in worker_rows(worker, found.at)]
+    rows = [row for worker in overview.workers for row in worker_rows(worker, overview.at)]
     workers = table(
         ("worker", "heard", "generator", "health", "running", "address", "trouble"),
         rows,
         [{"down": "red", "refuses": "red", "rests": "yellow", "waking": "yellow"}.get(row[3], "") for row in rows],
     )
-    lines = [totals(found), *(f"cannot be read: {key!r}: {words}" for key, words in found.unreadable.items())]
-    if not found.workers:
+    lines = [totals(overview), *(f"cannot be read: {key!r}: {words}" for key, words in overview.unreadable.items())]
+    if not overview.workers:
         lines.append("no worker has announced itself in the last 30 s")
     # First what must be seen on a screen that is too small for all of it.
     return Group(
-        *(Text(one_line(line)) for line in lines), *([queues] if found.queues else []), *([workers] if rows else [])
+        *(Text(one_line(line)) for line in lines), *([queues] if overview.queues else []), *([workers] if rows else [])
     )

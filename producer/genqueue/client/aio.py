@@ -76,14 +76,14 @@ class AsyncGeneration:
         """As :meth:`~genqueue.client.sync.Generation.result`."""
         reader = reader_of(self, keys.result(self.id), flows.result(self.id), timeout_s)
         async with self._client._listen(reader) as results:
-            async for found in results:
-                return found
+            async for result in results:
+                return result
         raise ResultTimeoutError(self.id, timeout_s or 0.0)
 
     async def status(self) -> GenerationStatus:
         """As :meth:`~genqueue.client.sync.Generation.status`."""
-        (found,) = [item async for item in self._client._steps(flows.status(self.id))]
-        return found
+        (status,) = [item async for item in self._client._steps(flows.status(self.id))]
+        return status
 
     async def cancel(self) -> bool:
         """As :meth:`~genqueue.client.sync.Generation.cancel`."""
@@ -174,8 +174,8 @@ class AsyncGenerationClient:
 
     async def dead_letter(self, generation_id: str) -> DeadLetterDetail:
         """As :meth:`~genqueue.client.sync.GenerationClient.dead_letter`."""
-        (found,) = [item async for item in self._steps(flows.dead_letter(self.generation(generation_id).id))]
-        return found
+        (letter,) = [item async for item in self._steps(flows.dead_letter(self.generation(generation_id).id))]
+        return letter
 
     async def retry(self, generation_id: str) -> AsyncGeneration:
         """As :meth:`~genqueue.client.sync.GenerationClient.retry`."""

@@ -241,16 +241,16 @@ def stream(generation_id: str, from_seq: int, *, resets: bool = False) -> Flow[l
         if message is None or any(isinstance(event, Finished | Failed | Cancelled) for event in _events_in(message)):
             record = yield reading.read_record(generation_id)
     if record.state is not State.FINISHED:
-        said: PartialOutput = yield reading.read_said(generation_id)
-        if given.is_empty and (chunks := views.whole_text_chunk(record, said)):
+        partial: PartialOutput = yield reading.read_said(generation_id)
+        if given.is_empty and (chunks := views.whole_text_chunk(record, partial)):
             yield chunks
-        raise views.error_of(record, said)
+        raise views.error_of(record, partial)
     if given.is_empty or not is_log_whole:
-        found: GenerationResult | None = yield reading.read_result(generation_id)
-        if found is None:
+        result: GenerationResult | None = yield reading.read_result(generation_id)
+        if result is None:
             raise GenerationNotFoundError(generation_id)
         given.begin_anew(Reset(seq=0, attempt=record.attempt))
-        whole_text = views.whole_text_chunk(record, views.said_in(found))
+        whole_text = views.whole_text_chunk(record, views.output_of(result))
         rest = [chunk for whole in whole_text for chunk in given.take(whole)]
         if rest := rest + given.finish():
             yield rest
@@ -276,17 +276,17 @@ def batches(generation_id: str, from_seq: int, *, resets: bool = False) -> Flow[
 def result(generation_id: str) -> Flow[list[GenerationResult]]:
     """The result, once it is there; raises the typed error of a generation that ended otherwise."""
     while True:
-        found: GenerationResult | None = yield reading.read_result(generation_id)
-        if found is None:
+        result: GenerationResult | None = yield reading.read_result(generation_id)
+        if result is None:
             record: Record = yield reading.read_record(generation_id)
             if record.state is State.FINISHED:  # between the two looks
-                found = yield reading.read_result(generation_id)
-                if found is None:
+                result = yield reading.read_result(generation_id)
+                if result is None:
                     raise GenerationNotFoundError(generation_id)
             elif record.state.is_final:
                 raise views.error_of(record, (yield reading.read_said(generation_id)))
-        if found is not None:
-            yield [found]
+        if result is not None:
+            yield [result]
             return
         yield WAIT
 

@@ -120,14 +120,14 @@ class Generation:
             GenerationError: how it ended, if not with a result; carries the partial text.
         """
         with self._client._listen(reader_of(self, keys.result(self.id), flows.result(self.id), timeout_s)) as results:
-            for found in results:
-                return found
+            for result in results:
+                return result
         raise ResultTimeoutError(self.id, timeout_s or 0.0)
 
     def status(self) -> GenerationStatus:
         """Where it is now."""
-        (found,) = self._client._steps(flows.status(self.id))
-        return found
+        (status,) = self._client._steps(flows.status(self.id))
+        return status
 
     def cancel(self) -> bool:
         """Cancel it, wherever it is; the text so far is kept.
@@ -261,8 +261,8 @@ class GenerationClient:
             NotDeadError: it ended otherwise or not yet, or was retried or dropped.
             GenerationNotFoundError: nothing is known of it.
         """
-        (found,) = self._steps(flows.dead_letter(self.generation(generation_id).id))
-        return found
+        (letter,) = self._steps(flows.dead_letter(self.generation(generation_id).id))
+        return letter
 
     def retry(self, generation_id: str) -> Generation:
         """Submit a dead letter's request again, as a new generation; it leaves the dead letters.

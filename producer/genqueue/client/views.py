@@ -142,7 +142,7 @@ def error_of(record: Record, partial: PartialOutput) -> errors.GenerationError:
     )
 
 
-def said_in(result: GenerationResult) -> PartialOutput:
+def output_of(result: GenerationResult) -> PartialOutput:
     """The text of a result, and of a chat its reasoning and tool calls."""
     meta = result.meta[0]
     reasoning, tool_calls = meta.get("reasoning"), meta.get("tool_calls")
@@ -168,9 +168,9 @@ def _as_one_piece(index: int, call: Mapping[str, Any]) -> ToolCallDelta:
     return ToolCallDelta(index, call["id"], call["function"]["name"], call["function"]["arguments"])
 
 
-def whole_text_chunk(record: Record, said: PartialOutput) -> list[Chunk]:
+def whole_text_chunk(record: Record, partial: PartialOutput) -> list[Chunk]:
     """The whole output as one chunk, for a reader who got none; [] if there is nothing."""
-    text, reasoning, whole_calls = said
+    text, reasoning, whole_calls = partial
     tool_calls = tuple(_as_one_piece(index, call) for index, call in enumerate(whole_calls))
     if not (text or reasoning or tool_calls):
         return []

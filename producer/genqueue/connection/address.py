@@ -127,10 +127,10 @@ def secrets_of(url: str) -> list[str]:
     """What :func:`without_secrets` leaves out of a url, but for the user's name, in each form in which it is sent."""
     parts = urlsplit(url)
     user, _, password = (unquote(part) for part in parts.netloc.rpartition("@")[0].partition(":"))
-    found = [*parse_qsl(parts.query), ("", parts.query), ("", password), ("", parts.password or "")]
+    secrets = [*parse_qsl(parts.query), ("", parts.query), ("", password), ("", parts.password or "")]
     if password:
-        found.append(("", b64encode(f"{user}:{password}".encode()).decode()))  # the header that a client makes of it
-    return [value for _, value in found if value]
+        secrets.append(("", b64encode(f"{user}:{password}".encode()).decode()))  # the header that a client makes of it
+    return [value for _, value in secrets if value]
 
 
 def _node(text: str, default_port: int) -> tuple[str, int]:
@@ -152,12 +152,12 @@ def _path(path: str, has_sentinels: bool) -> tuple[str | None, int]:
         if not re.fullmatch(r"(/[0-9]*)?", path):
             raise ValueError("the path must be the number of a database")
         return None, int(path[1:] or 0)
-    found = re.fullmatch(r"/([^/]+)(?:/([0-9]*))?", path)
-    if found is None:
+    parts = re.fullmatch(r"/([^/]+)(?:/([0-9]*))?", path)
+    if parts is None:
         raise ValueError(
             "the path must be the name of the Sentinels' master, and may end with the number of a database"
         )
-    return unquote(found[1]), int(found[2] or 0)
+    return unquote(parts[1]), int(parts[2] or 0)
 
 
 def _tls(given: dict[str, str], is_tls: bool) -> dict[str, Any] | None:

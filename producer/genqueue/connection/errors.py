@@ -55,7 +55,7 @@ def translate(address: RedisAddress, error: Exception) -> GenqueueError:
 
 def _reason(words: str) -> str:
     """redis-py's words without the host and port, which ours name; a name that nobody knows has a number below 0."""
-    found = _NOT_CONNECTED.fullmatch(words)
-    if found is None:
+    parts = _NOT_CONNECTED.fullmatch(words)
+    if parts is None:
         return words
-    return os.strerror(int(found["number"])) if found["number"].isdecimal() else found["rest"]
+    return os.strerror(int(parts["number"])) if parts["number"].isdecimal() else parts["rest"]

@@ -129,8 +129,8 @@ class AsyncSentinelPool(redis.asyncio.sentinel.SentinelConnectionPool, redis.asy
 
 def async_sentinel(address: RedisAddress, timeout_s: float) -> redis.asyncio.sentinel.Sentinel:
     """The Sentinels that an asyncio client asks for the master."""
-    asked = sentinel_options(address, timeout_s) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
-    made: redis.asyncio.sentinel.Sentinel = untyped_redis.asyncio.sentinel.Sentinel(
-        list(address.nodes), sentinel_kwargs=asked
+    options = sentinel_options(address, timeout_s) | {"retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
+    sentinel: redis.asyncio.sentinel.Sentinel = untyped_redis.asyncio.sentinel.Sentinel(
+        list(address.nodes), sentinel_kwargs=options
     )
-    return made
+    return sentinel

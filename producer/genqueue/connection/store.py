@@ -69,8 +69,8 @@ class Store:
             pool = untyped_redis.BlockingConnectionPool(connection_class=kind, retry=retry, **options)
             self._retry = redis.retry.Retry(NoBackoff(), 0)
         else:
-            asked = sentinel_options(address, timeout_s) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
-            self._sentinel = untyped_redis.sentinel.Sentinel(address.nodes, sentinel_kwargs=asked)
+            sentinel_kwargs = sentinel_options(address, timeout_s) | {"retry": redis.retry.Retry(NoBackoff(), 0)}
+            self._sentinel = untyped_redis.sentinel.Sentinel(address.nodes, sentinel_kwargs=sentinel_kwargs)
             # redis-py would try to connect as often again in each try to call.
             retry = redis.retry.Retry(NoBackoff(), 0)
             pool = sentinel_pool(SentinelPool, address, self._sentinel, retry=retry, **options)
@@ -127,10 +127,10 @@ class Store:
         with self._trying() as may:
             if not may(("MULTI",)):
                 return None
-            found = [index for index, command in enumerate(queued) if not may(command)]
+            refused = [index for index, command in enumerate(queued) if not may(command)]
             may(("DISCARD",))
         with self._trying() as may:
-            return found + [index for index, command in enumerate(live, len(queued)) if not may(command)]
+            return refused + [index for index, command in enumerate(live, len(queued)) if not may(command)]
 
     @contextlib.contextmanager
     def _trying(self) -> Iterator[Callable[[Sequence[str]], bool]]:

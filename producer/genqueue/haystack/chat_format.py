@@ -32,8 +32,8 @@ def messages_for(messages: Sequence[ChatMessage] | str) -> list[dict[str, Any]]:
     for message in messages:
         _check_parts(message)
         sent = convert_message_to_hf_format(message)
-        for call, said in zip(message.tool_calls, sent.get("tool_calls", ()), strict=False):
-            ids.append((call, said.setdefault("id", str(len(ids)))))
+        for call, sent_call in zip(message.tool_calls, sent.get("tool_calls", ()), strict=False):
+            ids.append((call, sent_call.setdefault("id", str(len(ids)))))
         for result in message.tool_call_results:
             sent["content"] = _content_of(result)
             known = next((call_id for call, call_id in reversed(ids) if call == result.origin), None)
@@ -106,8 +106,8 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
             return inline(defs[name], within | {name})
         return {key: inline(value, within) for key, value in part.items() if key != "$defs"}
 
-    found: dict[str, Any] = inline(schema, frozenset()) if defs else schema
-    return found
+    inlined: dict[str, Any] = inline(schema, frozenset()) if defs else schema
+    return inlined
 
 
 def message_from(result: GenerationResult, model: str | None, first_at: str | None) -> ChatMessage:
@@ -117,12 +117,12 @@ def message_from(result: GenerationResult, model: str | None, first_at: str | No
         model: where the component was told that the model is; None if it was not.
         first_at: when the first streaming chunk was shown; None if nothing streamed.
     """
-    found, text = result.meta[0], result.replies[0]
-    tool_calls = [call for raw in found.get("tool_calls") or () if (call := _tool_call(raw)) is not None]
+    own_meta, text = result.meta[0], result.replies[0]
+    tool_calls = [call for raw in own_meta.get("tool_calls") or () if (call := _tool_call(raw)) is not None]
     meta: dict[str, Any] = {
-        "model": model or found["model"],
+        "model": model or own_meta["model"],
         "index": 0,
-        "finish_reason": haystacks_word(found["finish_reason"], called=bool(found.get("tool_calls"))),
+        "finish_reason": haystacks_word(own_meta["finish_reason"], called=bool(own_meta.get("tool_calls"))),
         "usage": usage_of(result),
     }
     if first_at is not None:
@@ -130,7 +130,7 @@ def message_from(result: GenerationResult, model: str | None, first_at: str | No
     return ChatMessage.from_assistant(
         text=text or None if tool_calls or first_at is not None else text,
         tool_calls=tool_calls,
-        reasoning=found.get("reasoning"),
+        reasoning=own_meta.get("reasoning"),
         meta=meta,
     )
 

@@ -117,13 +117,13 @@ class HuggingFaceAPIChatGenerator(HuggingFaceAPI):
         self, messages: list[ChatMessage] | str, generation_kwargs: dict[str, Any] | None, tools: ToolsType | None
     ) -> dict[str, Any]:
         self._warm_up_tools()
-        asked = {**self.generation_kwargs, **(generation_kwargs or {})}
+        parameters = {**self.generation_kwargs, **(generation_kwargs or {})}
         return {
             "messages": messages_for(messages),
             "tools": tools_for(flatten_tools_or_toolsets(tools or self.tools)),
-            "tool_choice": asked.pop("tool_choice", None),
-            "response_format": asked.pop("response_format", None),
-            "generation_kwargs": asked,
+            "tool_choice": parameters.pop("tool_choice", None),
+            "response_format": parameters.pop("response_format", None),
+            "generation_kwargs": parameters,
             "deadline_s": self.deadline_s,
         }
 

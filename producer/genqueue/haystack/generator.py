@@ -92,9 +92,9 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         """
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=False)
         shown = self._shown(callback)
-        asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        result = self._queue.run("submit", self._request(prompt, asked), shown)
-        return self._output(result, shown, prompt, asked)
+        parameters = {**self.generation_kwargs, **(generation_kwargs or {})}
+        result = self._queue.run("submit", self._request(prompt, parameters), shown)
+        return self._output(result, shown, prompt, parameters)
 
     @component.output_types(replies=list[str], meta=list[dict[str, Any]])
     async def run_async(
@@ -106,27 +106,27 @@ class HuggingFaceAPIGenerator(HuggingFaceAPI):
         """As :meth:`run`, awaited."""
         callback = select_streaming_callback(self.streaming_callback, streaming_callback, requires_async=True)
         shown = self._shown(callback)
-        asked = {**self.generation_kwargs, **(generation_kwargs or {})}
-        result = await self._queue.run_async("submit", self._request(prompt, asked), shown)
-        return self._output(result, shown, prompt, asked)
+        parameters = {**self.generation_kwargs, **(generation_kwargs or {})}
+        result = await self._queue.run_async("submit", self._request(prompt, parameters), shown)
+        return self._output(result, shown, prompt, parameters)
 
-    def _request(self, prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def _request(self, prompt: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """What is submitted; the prompt need not come back to be put before the reply."""
-        sent = {name: value for name, value in asked.items() if name != "return_full_text"}
+        sent = {name: value for name, value in parameters.items() if name != "return_full_text"}
         return {"prompt": prompt, "generation_kwargs": sent, "deadline_s": self.deadline_s}
 
     def _output(
-        self, result: GenerationResult, shown: Shown | None, prompt: str, asked: Mapping[str, Any]
+        self, result: GenerationResult, shown: Shown | None, prompt: str, parameters: Mapping[str, Any]
     ) -> dict[str, Any]:
-        found = result.meta[0]
+        own_meta = result.meta[0]
         meta = {
-            "model": self._model or found["model"],
-            "finish_reason": found["finish_reason"],
-            "usage": {"completion_tokens": found["usage"]["completion_tokens"]},
+            "model": self._model or own_meta["model"],
+            "finish_reason": own_meta["finish_reason"],
+            "usage": {"completion_tokens": own_meta["usage"]["completion_tokens"]},
         }
         if shown is not None:
             return {"replies": result.replies, "meta": [{**meta, "completion_start_time": shown.chunks.first_at}]}
-        prefix = prompt if asked.get("return_full_text") else ""
+        prefix = prompt if parameters.get("return_full_text") else ""
         return {"replies": [prefix + text for text in result.replies], "meta": [meta]}
 
     def _chunks(self) -> TextChunks:

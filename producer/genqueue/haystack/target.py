@@ -62,8 +62,8 @@ class Placed:
     def model(self) -> str:
         """The ``url`` or ``model`` that the component was given."""
         is_serverless = self.api_type is HFGenerationAPIType.SERVERLESS_INFERENCE_API
-        found: str = self.api_params["model" if is_serverless else "url"]
-        return found
+        model: str = self.api_params["model" if is_serverless else "url"]
+        return model
 
     def find(self, digests_of: Mapping[str, Collection[str]]) -> str:
         """The name of the generator that calls this place.

@@ -137,8 +137,8 @@ class _FunctionOrCustom(_Open):
             raise ValueError("type 'function' needs 'function'")
         if fields["type"] == "custom":
             custom = (self.model_extra or {}).get("custom")
-            said = [custom.get(name) for name in self._of_custom] if isinstance(custom, Mapping) else [None]
-            if not said[0] or not all(isinstance(value, str) for value in said):
+            values = [custom.get(name) for name in self._of_custom] if isinstance(custom, Mapping) else [None]
+            if not values[0] or not all(isinstance(value, str) for value in values):
                 raise ValueError(f"type 'custom' needs 'custom', an object with {' and '.join(self._of_custom)}")
         return self
 

@@ -55,8 +55,8 @@ def join_tool_calls(deltas: Iterable[ToolCallDelta], custom: Collection[int] = (
         arguments.setdefault(index, []).append(piece)
     calls = []
     for index in sorted(arguments):
-        kind, said = ("custom", "input") if index in custom else ("function", "arguments")
-        called = {"name": "".join(names[index]) or None, said: "".join(arguments[index])}
+        kind, field = ("custom", "input") if index in custom else ("function", "arguments")
+        called = {"name": "".join(names[index]) or None, field: "".join(arguments[index])}
         calls.append({"id": ids[index], "type": kind, kind: called})
     return calls
 

@@ -162,18 +162,18 @@ def refused(extra_body: Mapping[str, Any], own: Mapping[str, Any], allowed: Coll
     """
     if ANY in allowed:
         return []
-    found: list[str] = []
+    places: list[str] = []
     for name, value in extra_body.items():
         if name in allowed or (name in own and own[name] == value):
             continue
         if name not in PICKS_TOKENS and name not in _HARMLESS:
-            found.append(name)
+            places.append(name)
         elif name == "chat_template_kwargs" and isinstance(value, Mapping):
-            found += [f"{name}.{key}" for key in value if key in _NO_TEMPLATE_KWARGS]
+            places += [f"{name}.{key}" for key in value if key in _NO_TEMPLATE_KWARGS]
         if (name in PICKS_TOKENS or name in _HARMLESS) and name not in _TEXTS:
-            found += _addresses({name: value})
-            found += remote_references({name: value})
-    return found
+            places += _addresses({name: value})
+            places += remote_references({name: value})
+    return places
 
 
 def _addresses(value: Any, place: str = "") -> Iterator[str]:

@@ -62,5 +62,5 @@ def remote_references(form: Mapping[str, Any]) -> list[str]:
 
 
 def _all_of(pairs: list[tuple[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else [{name: value} for name, value in pairs]
+    members = dict(pairs)
+    return members if len(members) == len(pairs) else [{name: value} for name, value in pairs]

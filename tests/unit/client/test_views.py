@@ -85,7 +85,7 @@ def test_whoever_got_none_gets_thoughts_and_calls_in_the_one_chunk_too():
     calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     calls.append({"id": "2", "type": "custom", "custom": {"name": "sql", "input": "select 1"}})
     result = GenerationResult(replies=[""], meta=[{"reasoning": "Hm", "tool_calls": calls}])
-    (chunk,) = views.whole_text_chunk(record(State.FINISHED), views.said_in(result))
+    (chunk,) = views.whole_text_chunk(record(State.FINISHED), views.output_of(result))
     pieces = (ToolCallDelta(0, "1", "f", "{}"), ToolCallDelta(1, "2", "sql", "select 1"))
     assert (chunk.text, chunk.reasoning, chunk.tool_calls) == ("", "Hm", pieces)
 
@@ -106,4 +106,4 @@ CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{
     ],
 )
 def test_of_a_result_is_said_what_is_text(meta, said):
-    assert views.said_in(GenerationResult(replies=["It"], meta=[meta])) == said
+    assert views.output_of(GenerationResult(replies=["It"], meta=[meta])) == said
