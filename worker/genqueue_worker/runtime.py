@@ -95,9 +95,9 @@ class Runtime:
             look=self.look,
             show=self.show,
         )
-        self._leases = LeaseKeeper(settings, engine.owner, engine.held, engine.lose, self.servers, engine.metrics)
+        self._leases = LeaseKeeper(settings, engine.owner, engine.held, engine.lose, self.endpoints, engine.metrics)
         self._is_draining = False
-        self._last_resort = LastResort(self._leave)
+        self._last_resort = LastResort(self.exit_now)
         self._monitor: Monitor | None = None
         if settings.monitor_port is not None:
             probes = {"/livez": self.is_alive, "/readyz": self.is_ready}
@@ -136,12 +136,12 @@ class Runtime:
         self.follow()
 
     def is_served(self, generator: str) -> bool:
-        """Whether Celery consumes its queue, or would if it had a server; any thread may ask."""
+        """Whether Celery consumes its queue, or would if it had an endpoint; any thread may ask."""
         return keys.queue(generator) in (self.consumer.served if self.consumer else self._consumable())
 
-    def servers(self) -> dict[str, list[dict[str, Any]]]:
+    def endpoints(self) -> dict[str, list[dict[str, Any]]]:
         """Those of the generators that are served, as :meth:`Engine.servers` has them; any thread may ask."""
-        return {name: servers for name, servers in self.engine.servers().items() if self.is_served(name)}
+        return {name: endpoints for name, endpoints in self.engine.servers().items() if self.is_served(name)}
 
     def drain(self, at_once: bool = False) -> None:
         """Take no more work; what still runs after ``drain_s``, or ``at_once``, is handed over to others."""
@@ -150,7 +150,7 @@ class Runtime:
         self.engine.drain(within_s)
         self._last_resort.within(within_s + _HAND_OVER_S)
 
-    def _leave(self) -> None:
+    def exit_now(self) -> None:
         """End at once: the hand-over, or a library, waits for a Redis that is away, and nobody else waits for that."""
         logger.warning("%d generations are left to others: they could not be handed over", len(self.engine.held()))
         with contextlib.suppress(OSError):  # a full disk
@@ -170,7 +170,7 @@ class Runtime:
         """What ``/readyz`` answers."""
         return readiness(
             self._leases.redis_trouble,
-            self.servers(),
+            self.endpoints(),
             is_started=self.consumer is not None,
             is_draining=self._is_draining,
         )
@@ -180,7 +180,7 @@ class Runtime:
         swept = self._leases.swept
         return Now(
             in_flight=self.engine.in_flight(),
-            servers=self.servers(),
+            endpoints=self.endpoints(),
             queues=swept.queues if swept else None,
             dead_letters=swept.dead_letters if swept else None,
             silent_s=self._silent_s(),

@@ -283,7 +283,7 @@ def everything():
     down = {"address": "http://tgi", "health": Health.DOWN, "running": 0, "calls": 1}
     return Now(
         in_flight={"default": 2},
-        servers={"default": [up, down], "hub": [{**up, "address": "cerebras"}]},
+        endpoints={"default": [up, down], "hub": [{**up, "address": "cerebras"}]},
         queues={"default": Queue(4, 1.5, 6), "hub": Queue(0, 0.0, 0)},
         dead_letters=3,
         silent_s={"engine": 0.25},

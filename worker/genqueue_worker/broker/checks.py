@@ -79,9 +79,9 @@ def is_order(message: Any) -> bool:
         case {"method": str()} as order:
             kinds = {"arguments": dict, "destination": list, "ticket": str}
             # Celery would hold a pattern against the worker's name, in Python's re: a bad one never ends.
-            said = {name for name, value in order.items() if value is not None or name not in _PATTERN}
+            given = {name for name, value in order.items() if value is not None or name not in _PATTERN}
             return (
-                said <= _ORDER
+                given <= _ORDER
                 and all(isinstance(order.get(name), kind | None) for name, kind in kinds.items())
                 and _is_address(order.get("reply_to"))
             )

@@ -117,14 +117,14 @@ class SentinelBackend(backends.SentinelBackend):
 
 def _sentinel(address: RedisAddress, **options: Any) -> Any:
     """All Sentinels; ``options`` are for connections to the master."""
-    asked: dict[str, Any] = {
+    sentinel_kwargs: dict[str, Any] = {
         "username": address.sentinel_username,
         "password": address.sentinel_password,
         "socket_connect_timeout": _SENTINEL_TIMEOUT_S,
         "socket_timeout": _SENTINEL_TIMEOUT_S,
         **({"ssl": True, **address.tls} if address.tls else {}),
     }
-    return redis.sentinel.Sentinel(address.nodes, sentinel_kwargs=asked, **options)
+    return redis.sentinel.Sentinel(address.nodes, sentinel_kwargs=sentinel_kwargs, **options)
 
 
 class Transport(redis.Transport):

@@ -91,23 +91,23 @@ def liveness(silent_s: Mapping[str, float], *, redis_up_s: float, redis_timeout_
 
 def readiness(
     redis_trouble: str,
-    servers: Mapping[str, Sequence[Mapping[str, Any]]],
+    endpoints: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     is_started: bool,
     is_draining: bool,
 ) -> Verdict:
-    """Whether a worker can be counted on: Redis answers, and a server of some generator can be asked.
+    """Whether a worker can be counted on: Redis answers, and an endpoint of some generator can be asked.
 
     Args:
         redis_trouble: why Redis does not answer; "" if it does.
-        servers: for each generator that is served ``address`` and ``health`` of its servers.
+        endpoints: for each generator that is served ``address`` and ``health`` of its endpoints.
         is_started: whether Celery consumes.
         is_draining: whether the worker was told to stop.
     """
     consumer = "told to stop" if is_draining else "" if is_started else "not started yet"
-    asked = [server for found in servers.values() for server in found]
-    useless = [server for server in asked if server["health"] in {Health.DOWN, Health.REFUSES}]
-    told = ", ".join(f"{server['address']} ({server['health']})" for server in useless)
-    any_of_use = len(useless) < len(asked)
-    endpoints = "" if any_of_use else f"none can be asked: {told}" if told else "none is served"
-    return Verdict({CONSUMER: consumer, "redis": redis_trouble, "endpoints": endpoints})
+    served = [endpoint for of_one in endpoints.values() for endpoint in of_one]
+    useless = [endpoint for endpoint in served if endpoint["health"] in {Health.DOWN, Health.REFUSES}]
+    words = ", ".join(f"{endpoint['address']} ({endpoint['health']})" for endpoint in useless)
+    any_of_use = len(useless) < len(served)
+    endpoints_trouble = "" if any_of_use else f"none can be asked: {words}" if words else "none is served"
+    return Verdict({CONSUMER: consumer, "redis": redis_trouble, "endpoints": endpoints_trouble})

@@ -30,11 +30,11 @@ _QUIET_S = 60.0
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """What a line was given beside its words; the id of a generation also from Celery's own lines."""
-    found = {name: value for name, value in record.__dict__.items() if name not in _OWN and value is not None}
+    fields = {name: value for name, value in record.__dict__.items() if name not in _OWN and value is not None}
     data = record.__dict__.get("data")  # of Celery's lines about a task
     if isinstance(data, Mapping) and isinstance(data.get("id"), str):
-        found.setdefault("generation_id", data["id"])
-    return found
+        fields.setdefault("generation_id", data["id"])
+    return fields
 
 
 class TextFormatter(logging.Formatter):

@@ -15,16 +15,16 @@ def is_loopback(address: str) -> bool:
     if address.lower() == "localhost":
         return True
     try:
-        found = ipaddress.ip_address(address)
-        return (getattr(found, "ipv4_mapped", None) or found).is_loopback  # ::ffff:127.0.0.1 is 127.0.0.1
+        parsed = ipaddress.ip_address(address)
+        return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback  # ::ffff:127.0.0.1 is 127.0.0.1
     except ValueError:
         return False
 
 
 def host_named(header: str) -> str | None:
     """The name or address in a ``Host`` header, in small letters and without port; None where it is no such header."""
-    found = _HOST.fullmatch(header)
-    return (found[1] or found[2]).lower() if found else None
+    match = _HOST.fullmatch(header)
+    return (match[1] or match[2]).lower() if match else None
 
 
 def is_own_name(header: str, *also: str) -> bool:

@@ -214,7 +214,7 @@ class Now:
 
     Attributes:
         in_flight: attempts under way, by generator.
-        servers: for each generator its servers: ``address``, ``health``, ``running``, ``calls``.
+        endpoints: for each generator its endpoints: ``address``, ``health``, ``running``, ``calls``.
         queues: what waits; None while nobody knows: an old number would be taken for a new one.
         dead_letters: how many there are; None likewise.
         silent_s: for each part of the worker the seconds since it last turned.
@@ -224,7 +224,7 @@ class Now:
     """
 
     in_flight: Mapping[str, int] = field(default_factory=dict)
-    servers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    endpoints: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     queues: Mapping[str, Queue] | None = None
     dead_letters: int | None = None
     silent_s: Mapping[str, float] = field(default_factory=dict)
@@ -363,15 +363,15 @@ class Metrics(Collector):
             labels=_GEN_AI,
         )
         for meter in self._meters.values():
-            for values, found in meter.gaps():
-                gaps.add_metric(values, found.buckets(), found.sum_s)
+            for values, histogram in meter.gaps():
+                gaps.add_metric(values, histogram.buckets(), histogram.sum_s)
         yield gaps
         in_flight = GaugeMetricFamily("genqueue_in_flight", "Attempts under way.", labels=["generator"])
         for name in self._meters:
             in_flight.add_metric([name], now.in_flight.get(name, 0))
         yield in_flight
         yield from _of_queues(now)
-        yield from _of_servers(now)
+        yield from _of_endpoints(now)
         if now.concurrency is not None:
             yield GaugeMetricFamily(
                 "genqueue_concurrency", "Attempts that there may be at once.", value=now.concurrency
@@ -415,7 +415,7 @@ def _of_queues(now: Now) -> Iterator[Metric]:
         )
 
 
-def _of_servers(now: Now) -> Iterator[Metric]:
+def _of_endpoints(now: Now) -> Iterator[Metric]:
     health = GaugeMetricFamily(
         "genqueue_endpoint_health",
         "1 for what an endpoint is: up, rests (failed, or was full), waking, refuses (whatever it is asked) or down.",
@@ -424,14 +424,14 @@ def _of_servers(now: Now) -> Iterator[Metric]:
     running = GaugeMetricFamily("genqueue_endpoint_in_flight", "Calls under way.", labels=["generator", "endpoint"])
     calls = CounterMetricFamily("genqueue_endpoint_calls", "Calls begun.", labels=["generator", "endpoint"])
     # Without user and query two addresses may be the same: their numbers add up.
-    found: Tally[tuple[str, str, str]] = Tally()
-    for name, servers in now.servers.items():
-        for server in servers:
+    sums: Tally[tuple[str, str, str]] = Tally()
+    for name, endpoints in now.endpoints.items():
+        for endpoint in endpoints:
             for state in Health:
-                found[name, server["address"], state] += server["health"] == state
-            found[name, server["address"], "running"] += server["running"]
-            found[name, server["address"], "calls"] += server["calls"]
-    for (name, address, what), number in found.items():
+                sums[name, endpoint["address"], state] += endpoint["health"] == state
+            sums[name, endpoint["address"], "running"] += endpoint["running"]
+            sums[name, endpoint["address"], "calls"] += endpoint["calls"]
+    for (name, address, what), number in sums.items():
         if what == "running":
             running.add_metric([name, address], number)
         elif what == "calls":

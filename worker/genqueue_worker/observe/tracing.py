@@ -32,11 +32,11 @@ def exporters(environ: Mapping[str, str]) -> dict[str, str]:
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return {}
-    asked = next((name for name in (_EXPORTER, *_ENDPOINTS) if environ.get(name, "").strip()), None)
-    names = environ[asked].split(",") if asked == _EXPORTER else ["otlp"] if asked else []
-    chosen = {name.strip(): str(asked) for name in names if name.strip() not in {"", "none"}}
-    if (asked := chosen.pop("otlp", None)) is not None:
-        protocol = next((name for name in _PROTOCOLS if environ.get(name, "").strip()), asked)
+    variable = next((name for name in (_EXPORTER, *_ENDPOINTS) if environ.get(name, "").strip()), None)
+    names = environ[variable].split(",") if variable == _EXPORTER else ["otlp"] if variable else []
+    chosen = {name.strip(): str(variable) for name in names if name.strip() not in {"", "none"}}
+    if (variable := chosen.pop("otlp", None)) is not None:
+        protocol = next((name for name in _PROTOCOLS if environ.get(name, "").strip()), variable)
         is_grpc = environ[protocol].strip() == "grpc"
         chosen["otlp_proto_grpc" if is_grpc else "otlp_proto_http"] = protocol
     return chosen
@@ -74,13 +74,13 @@ def set_up(owner: str, environ: Mapping[str, str] = os.environ) -> Callable[[], 
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     is_heard = False
     for name, variable in chosen.items():
-        found = tuple(entry_points(group="opentelemetry_traces_exporter", name=name))
-        if not found:
+        entries = tuple(entry_points(group="opentelemetry_traces_exporter", name=name))
+        if not entries:
             install = f": pip install {_PACKAGES[name]}" if name in _PACKAGES else ""
             logger.warning("no traces by %r, which %s asks for: it is not installed%s", name, variable, install)
             continue
         try:
-            provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+            provider.add_span_processor(BatchSpanProcessor(entries[0].load()()))
             is_heard = True
         except Exception as error:  # of a value that it cannot take
             logger.warning("no traces by %r: %s: %s", name, type(error).__name__, error)
