@@ -26,7 +26,7 @@ from genqueue_worker.upstream.client import ModelClient
 from genqueue_worker.upstream.faults import LACK, Fault, fault_of
 from genqueue_worker.upstream.peers import Patience
 from genqueue_worker.upstream.pool import EndpointPool
-from genqueue_worker.upstream.transport import Exchange, UpstreamError, exchange, exchanging, open_transport
+from genqueue_worker.upstream.transport import Exchange, UpstreamError, current_exchange, exchanging, open_transport
 
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 EARLY = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
@@ -434,10 +434,10 @@ async def test_the_certificates_of_a_directory_are_read_at_the_start(server, tmp
 async def test_a_call_leaves_nothing_in_the_context_of_whoever_made_it(calls, server):
     server.scripts = [[ANSWER], ["close"], ["close"]]
     await calls()
-    assert exchange.get(None) is None
+    assert current_exchange.get(None) is None
     with pytest.raises(UpstreamError):
         await calls()
-    assert exchange.get(None) is None
+    assert current_exchange.get(None) is None
 
 
 async def wake(upstream, endpoint):
@@ -450,7 +450,7 @@ async def test_what_a_call_has_asked_of_its_server_is_no_part_of_the_call(calls,
     """Whoever fails first asks for all: the question has neither that call's span nor an answer for it."""
     call = Exchange(lambda data: True, lambda data: None, traceparent=f"00-{'1' * 32}-{'2' * 16}-01")
     with exchanging():
-        exchange.set(call)
+        current_exchange.set(call)
         await ask(calls.upstream, calls.endpoint)
     (probe,) = server.probes
     assert probe.startswith(b"GET /health ")

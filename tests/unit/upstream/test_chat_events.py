@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue_worker.upstream.engines.chat_events import Said, plain_text, read_event
+from genqueue_worker.upstream.engines.chat_events import ChatEvent, plain_text, read_event
 
 VALUES = st.sampled_from([None, True, False, "", "a", "null", 0, 1, -1, [], {}, ["a"], {"a": 1}])
 NAMES = [
@@ -33,7 +33,7 @@ EVENTS = st.fixed_dictionaries({"choices": st.lists(CHOICES, max_size=2)}, optio
 def test_a_plain_text_is_all_that_its_event_says(event):
     text = plain_text(event)
     if text is not None:
-        assert read_event(event) == Said(None, is_of_this_answer=True, content=text)
+        assert read_event(event) == ChatEvent(None, is_of_this_answer=True, content=text)
 
 
 def test_nearly_every_event_is_one():

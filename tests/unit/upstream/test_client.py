@@ -9,7 +9,7 @@ from genqueue.connection.address import without_secrets
 from genqueue.errors import ConfigError
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.request import read_request
-from genqueue_worker.upstream.client import asked_tokens, call_parameters, goes_one_shot
+from genqueue_worker.upstream.client import call_parameters, goes_one_shot, requested_tokens
 from genqueue_worker.upstream.pool import EndpointPool
 
 
@@ -199,4 +199,4 @@ async def test_a_server_that_is_asleep_again_when_it_has_woken_is_waited_for_aga
     ],
 )
 def test_how_many_tokens_a_call_asks_for(parameters, expected):
-    assert asked_tokens(parameters) == expected
+    assert requested_tokens(parameters) == expected

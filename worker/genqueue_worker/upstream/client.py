@@ -27,11 +27,11 @@ from genqueue_worker.upstream.faults import OUTGROWN, UpstreamFacts, error_class
 from genqueue_worker.upstream.fields import GIVEN_UP, integer
 from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.server_errors import damage, unreadable
-from genqueue_worker.upstream.serverless import CHATS, PROMPTS, asked, find_provider
+from genqueue_worker.upstream.serverless import CHATS, PROMPTS, ask_hub, find_provider
 from genqueue_worker.upstream.silence import Silence
 from genqueue_worker.upstream.sink import Sink, Stopped
 from genqueue_worker.upstream.spans import ended, open_call
-from genqueue_worker.upstream.transport import Answered, Exchange, UpstreamError, exchange, exchanging
+from genqueue_worker.upstream.transport import Answered, Exchange, UpstreamError, current_exchange, exchanging
 
 Answer = NativeAnswer | ChatReader | CompletionAnswer
 _DEFAULT_MAX_NEW_TOKENS = 512
@@ -78,11 +78,11 @@ def call_parameters(generator: GeneratorSettings, request: GenerationRequest) ->
     go out: without them neither usage nor a reply free of the prompt is certain.
     """
     own = generator.generation_kwargs.model_dump(exclude_none=True)
-    asked = request.generation_kwargs.model_dump(exclude_none=True)
-    if {"stop", "stop_sequences"} & asked.keys():
+    requested = request.generation_kwargs.model_dump(exclude_none=True)
+    if {"stop", "stop_sequences"} & requested.keys():
         own.pop("stop", None)
         own.pop("stop_sequences", None)
-    parameters = {"max_new_tokens": _DEFAULT_MAX_NEW_TOKENS, **own, **asked}
+    parameters = {"max_new_tokens": _DEFAULT_MAX_NEW_TOKENS, **own, **requested}
     stop = [*parameters.pop("stop", ()), *parameters.pop("stop_sequences", ())]
     stop = list(dict.fromkeys([*stop, *generator.stop_words, *request.stop_words]))
     if stop:
@@ -104,10 +104,10 @@ def forms_in(generator: GeneratorSettings, parameters: Mapping[str, Any]) -> dic
     return {"generation_kwargs": {"grammar": grammar}, **forms}
 
 
-def asked_tokens(parameters: Mapping[str, Any]) -> int:
+def requested_tokens(parameters: Mapping[str, Any]) -> int:
     """How many tokens a call asks for."""
-    said = {**parameters, **parameters.get("extra_body", {})}
-    return max(integer(said.get(name)) or 0 for name in _LIMITS)
+    merged = {**parameters, **parameters.get("extra_body", {})}
+    return max(integer(merged.get(name)) or 0 for name in _LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,17 +210,17 @@ class ModelClient:
             into = call.listen(prompt, sink)
 
             def listened(answer: Answer, **more: Any) -> Exchange:
-                told = Exchange(
+                exchange = Exchange(
                     answer.take,
                     answer.take_whole,
                     after_read=after_read,
                     most_bytes=self._most_bytes,
-                    most_events=_EVENTS_PER_TOKEN * asked_tokens(parameters) + _MORE_EVENTS,
+                    most_events=_EVENTS_PER_TOKEN * requested_tokens(parameters) + _MORE_EVENTS,
                     traceparent=call.traceparent,
                     **more,
                 )
-                exchange.set(told)
-                return told
+                current_exchange.set(exchange)
+                return exchange
 
             async with silence.limited():
                 try:
@@ -228,13 +228,13 @@ class ModelClient:
                 except Stopped:
                     ending = Ending(finish_reason="stop_sequence")
                 except MemoryError as error:
-                    told = exchange.get()
-                    if told is None or not told.is_answered:
+                    exchange = current_exchange.get()
+                    if exchange is None or not exchange.is_answered:
                         raise
                     raise UpstreamError(UpstreamFacts(lack_of(error), error_type=OUTGROWN)) from error
                 except ValueError as error:
-                    told = exchange.get()
-                    if told is None or not told.is_answered:
+                    exchange = current_exchange.get()
+                    if exchange is None or not exchange.is_answered:
                         raise  # huggingface_hub refuses to make the call
                     raise RuntimeError("a defect of ours, in what reads an answer") from error
                 finally:
@@ -243,8 +243,8 @@ class ModelClient:
             if ending.finish_reason in GIVEN_UP:
                 message = f"the server ended its answer with {ending.finish_reason!r}"
                 raise UpstreamError(UpstreamFacts(message, error_type="generation"))
-            if (told := exchange.get()) is not None:
-                ending = replace(ending, extra={**ending.extra, **damage(ending.lost, told.charset)})
+            if (exchange := current_exchange.get()) is not None:
+                ending = replace(ending, extra={**ending.extra, **damage(ending.lost, exchange.charset)})
             call.answered(ending.finish_reason, ending.prompt_tokens, ending.completion_tokens, silence.first_s)
         meter.used(ending.prompt_tokens, ending.completion_tokens)
         reason = ending.finish_reason and self.upstream.masked(ending.finish_reason)
@@ -257,7 +257,7 @@ class ModelClient:
         asking = self._providers.get(task)
         if asking is None or (asking.done() and (asking.cancelled() or asking.exception() is not None)):
             params, token = self.settings.api_params, self.upstream.token
-            asking = asyncio.create_task(asked(lambda: find_provider(params, token, task), params.model))
+            asking = asyncio.create_task(ask_hub(lambda: find_provider(params, token, task), params.model))
             self._providers[task] = asking
         return await asyncio.shield(asking)
 
@@ -271,11 +271,11 @@ class ModelClient:
 
     async def _one_shot(self, ask: _Ask) -> Ending:
         answer = NativeAnswer(ask.sink)
-        told = ask.listen(answer, is_whole=True)
+        exchange = ask.listen(answer, is_whole=True)
         where = ask.endpoint.url or self.settings.api_params.model
         with suppress(Answered):
             await ask.client.text_generation(ask.prompt, model=where, **ask.parameters)
-        prompt_tokens = told.headers.get("x-prompt-tokens", "")
+        prompt_tokens = exchange.headers.get("x-prompt-tokens", "")
         if re.fullmatch("[0-9]{1,15}", prompt_tokens):
             answer.prompt_tokens = int(prompt_tokens)
         return _native_ending(answer, ask.parameters)

@@ -57,7 +57,7 @@ _STATUS_OF = {
 """What a status is called where no number stands."""
 
 
-class ErrorSaid(NamedTuple):
+class ErrorFields(NamedTuple):
     """Of an error, what its server says; None for what it does not."""
 
     words: str | None
@@ -65,18 +65,17 @@ class ErrorSaid(NamedTuple):
     status: int | None
 
 
-def read_error(said: Mapping[str, Any]) -> ErrorSaid:
+def read_error(error: Mapping[str, Any]) -> ErrorFields:
     """What an error says, an event or a body that is one.
 
     A status is a number from 400 to 599, or what such a one is called.
     """
-    places, words = list(_places(said)), _words(said)
+    places, words = list(_places(error)), _words(error)
     types = (word(place.get(name)) for name in ("errortype", "type") for place in places)
     statuses = [*_numbers(places), *_spelt(places)]
-    return ErrorSaid(
+    return ErrorFields(
         encodable(words[:_MOST_CHARACTERS]) if words else None,
-        next(iter(_spent(places)), None)
-        or next((found for found in types if found and _bare(found) not in _FAILS), None),
+        next(iter(_spent(places)), None) or next((kind for kind in types if kind and _bare(kind) not in _FAILS), None),
         next(iter(statuses), None),
     )
 
@@ -117,17 +116,17 @@ def _speaks(value: object, *, is_wrapped: bool = False) -> bool:
     return isinstance(value, str | list | Mapping if is_wrapped else str | list) and bool(value)
 
 
-def _names(said: Mapping[str, Any]) -> dict[str, Any]:
+def _names(fields: Mapping[str, Any]) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    for name, value in said.items():
+    for name, value in fields.items():
         if value is not None and value != "":
             names.setdefault(_bare(name), value)
     return names
 
 
-def _places(said: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
+def _places(error: Mapping[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
     """The error itself, innermost first, and what it is wrapped in."""
-    names = _names(said)
+    names = _names(error)
     if depth < _MOST_DEPTH:
         for name in _WRAPPED:
             inner = names.get(name)
@@ -147,23 +146,23 @@ def _words(value: object, depth: int = 0) -> str | None:
     if not isinstance(value, Mapping):
         return None
     names = _names(value)
-    found = next(filter(None, (_words(names.get(name), depth + 1) for name in _WORDS)), None)
-    if found is None:
+    words = next(filter(None, (_words(names.get(name), depth + 1) for name in _WORDS)), None)
+    if words is None:
         return _by_field(value) if depth else None
     error = names.get("error")
-    if isinstance(error, str) and error.strip() and error.strip() not in found:  # OAuth's code, Spring's phrase
-        return f"{error.strip()}: {found}"
-    return found
+    if isinstance(error, str) and error.strip() and error.strip() not in words:  # OAuth's code, Spring's phrase
+        return f"{error.strip()}: {words}"
+    return words
 
 
-def _by_field(said: Mapping[str, Any]) -> str | None:
+def _by_field(fields: Mapping[str, Any]) -> str | None:
     """Words that stand under the names of what is wrong, as Rails and Laravel have them; else all that is said."""
     of_fields = {
         name: "; ".join(value) if isinstance(value, list) else value
-        for name, value in list(said.items())[:_MOST_OF_A_LIST]
+        for name, value in list(fields.items())[:_MOST_OF_A_LIST]
         if isinstance(value, str) or (value and isinstance(value, list) and all(isinstance(one, str) for one in value))
     }
-    if len(of_fields) == len(said) and not {_bare(name) for name in said} & {*_SPELT}:
+    if len(of_fields) == len(fields) and not {_bare(name) for name in fields} & {*_SPELT}:
         return "; ".join(f"{name}: {words}" for name, words in of_fields.items()) or None
     return None
 

@@ -25,9 +25,9 @@ _SCHEMES = frozenset({"bearer", "basic", "token"})
 def secrets_among(headers: Iterable[str], urls: Iterable[str]) -> list[str]:
     """What no error may hold of what is sent to a server: the longest first, for one may be a part of another."""
     # Of "Bearer <token>" a server may name the token alone.
-    found = {part for value in headers for part in (value, value.rpartition(" ")[2])}
-    found |= {value for url in urls for value in secrets_of(url)}
-    return sorted((value for value in found if len(value) >= _LEAST_SECRET_CHARACTERS), key=len, reverse=True)
+    secrets = {part for value in headers for part in (value, value.rpartition(" ")[2])}
+    secrets |= {value for url in urls for value in secrets_of(url)}
+    return sorted((value for value in secrets if len(value) >= _LEAST_SECRET_CHARACTERS), key=len, reverse=True)
 
 
 def without(secrets: Iterable[str], facts: UpstreamFacts) -> UpstreamFacts:
@@ -44,12 +44,12 @@ def without(secrets: Iterable[str], facts: UpstreamFacts) -> UpstreamFacts:
 def _without_beginning(words: str, secret: str) -> str:
     """Words that may have been cut in the middle of a secret, and then put into others."""
     kept, at = [], 0
-    for found in re.finditer(re.escape(secret[:_LEAST_SECRET_CHARACTERS]), words):
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(words[found.start() :], secret, strict=False))
+    for match in re.finditer(re.escape(secret[:_LEAST_SECRET_CHARACTERS]), words):
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(words[match.start() :], secret, strict=False))
         begun = "".join(sign for sign, _ in pairs)
-        end = found.start() + len(begun)
-        if found.start() >= at and _BEHIND_A_CUT.match(words, end) and begun.strip().lower() not in _SCHEMES:
-            kept += [words[at : found.start()], "***"]
+        end = match.start() + len(begun)
+        if match.start() >= at and _BEHIND_A_CUT.match(words, end) and begun.strip().lower() not in _SCHEMES:
+            kept += [words[at : match.start()], "***"]
             at = end
     return "".join([*kept, words[at:]])
 

@@ -186,5 +186,5 @@ def error_class(facts: UpstreamFacts) -> str:
 
 def shown(facts: UpstreamFacts) -> str:
     """An error for whoever may not see what was asked: its class, as a server's words may quote a prompt."""
-    found = error_class(facts)
-    return f"HTTP {found}" if found.isdecimal() else found
+    kind = error_class(facts)
+    return f"HTTP {kind}" if kind.isdecimal() else kind

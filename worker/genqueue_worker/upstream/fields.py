@@ -119,8 +119,8 @@ def usage_in(event: Mapping[str, Any], choice: Mapping[str, Any] | None) -> Mapp
 
 def reason(value: object) -> str | None:
     """``value`` if it is a word for an answer's end."""
-    said = word(value) if value else None
-    return None if said in _NO_WORDS else said
+    end_word = word(value) if value else None
+    return None if end_word in _NO_WORDS else end_word
 
 
 def word(value: object, most_characters: int = _MOST_WORD_CHARACTERS) -> str | None:
@@ -161,8 +161,8 @@ def content_of(value: object) -> tuple[str, str]:
         kind = word(part.get("type"))
         if kind in _THOUGHTS:
             thoughts.append(thoughts_of(part))
-        elif isinstance(said := _text_of_part(part, kind), str | None):
-            texts.append(said or "")
+        elif isinstance(part_text := _text_of_part(part, kind), str | None):
+            texts.append(part_text or "")
         else:
             raise TypeError(f"a part of a content has no text, it is {kind or 'untyped'}")
     return "".join(texts), "".join(thoughts)
@@ -181,18 +181,18 @@ def thoughts_of(value: object, depth: int = 0) -> str:
         return "".join(thoughts_of(part, depth + 1) for part in value)
     if not isinstance(value, dict):
         return ""
-    said = (thoughts_of(value.get(name), depth + 1) for name in _OF_THOUGHTS if value.get(name))
-    return next(filter(None, said), "") or (thoughts_of(value.get("summary"), depth + 1) if "type" in value else "")
+    texts = (thoughts_of(value.get(name), depth + 1) for name in _OF_THOUGHTS if value.get(name))
+    return next(filter(None, texts), "") or (thoughts_of(value.get("summary"), depth + 1) if "type" in value else "")
 
 
 def _text_of_part(part: Mapping[str, Any], kind: str | None) -> object:
     """The text of a part of a content; None if it has none, and anything else if nobody knows."""
-    said = part.get("text")
-    if isinstance(said, dict):  # as OpenAI's assistants have it
-        said = said.get("value", said)
-    if said is None and kind == "refusal":
+    value = part.get("text")
+    if isinstance(value, dict):  # as OpenAI's assistants have it
+        value = value.get("value", value)
+    if value is None and kind == "refusal":
         return part.get("refusal")
-    return said if said is not None or kind in _NO_TEXT or kind in _TEXTS else part
+    return value if value is not None or kind in _NO_TEXT or kind in _TEXTS else part
 
 
 def encodable(value: str) -> str:
@@ -215,8 +215,8 @@ def _without_beginning(value: str) -> tuple[str, str]:
     """A text that ends with half a pair, and what of it may be the beginning of a character."""
     if value[-1] <= "\udbff":
         return value[:-1], value[-1]
-    found = _LAST_BYTES.search(value)
-    for start in range(found.start(), found.end()) if found else ():
+    match = _LAST_BYTES.search(value)
+    for start in range(match.start(), match.end()) if match else ():
         begun = value[start:].encode("utf-8", "surrogateescape")
         try:
             codecs.getincrementaldecoder("utf-8")().decode(begun)
@@ -228,8 +228,8 @@ def _without_beginning(value: str) -> tuple[str, str]:
 
 def _joined(value: str) -> str:
     """A text whose first bytes may be a character by now."""
-    found = _FIRST_BYTES.match(value)
-    for end in range(2, found.end() + 1) if found else ():
+    match = _FIRST_BYTES.match(value)
+    for end in range(2, match.end() + 1) if match else ():
         try:
             return value[:end].encode("utf-8", "surrogateescape").decode("utf-8") + value[end:]
         except UnicodeDecodeError:
@@ -283,23 +283,23 @@ def first_choice(choices: Any) -> Any:
     return None
 
 
-def said_in(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+def delta_of(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a choice adds: its ``delta``, or what stands in its place: ``message`` of a whole answer, or ``text``.
 
     Raises:
         TypeError: there is something else.
     """
-    said = choice.get("delta") or choice.get("message") or {}
-    if said is True:
-        said = {}
-    if isinstance(said, str):
-        return {"content": said}
-    if type(said) is not dict:
-        raise TypeError(f"a delta is {type(said).__name__}")
-    if not said.get("content"):
-        found = said.get("text") or choice.get("text")
-        return said if found is None else {**said, "content": found}
-    return said
+    delta = choice.get("delta") or choice.get("message") or {}
+    if delta is True:
+        delta = {}
+    if isinstance(delta, str):
+        return {"content": delta}
+    if type(delta) is not dict:
+        raise TypeError(f"a delta is {type(delta).__name__}")
+    if not delta.get("content"):
+        content = delta.get("text") or choice.get("text")
+        return delta if content is None else {**delta, "content": content}
+    return delta
 
 
 def whole_beside(choice: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -330,27 +330,27 @@ UNKNOWN_TOKEN = -1
 """The id of a token whose server names none."""
 
 
-def odd_token(said: Any) -> Token:
+def odd_token(fields: Any) -> Token:
     """As :func:`token`, of one that lacks whatever is not its text, or has it in another type.
 
     Raises:
         TypeError, KeyError, AttributeError: it has no text.
     """
-    token_id, is_special = count(said.get("id")), said.get("special")
+    token_id, is_special = count(fields.get("id")), fields.get("special")
     return token(
         UNKNOWN_TOKEN if token_id is None else token_id,
-        text(said["text"]),
-        said.get("logprob"),
+        text(fields["text"]),
+        fields.get("logprob"),
         is_special.lower() == "true" if isinstance(is_special, str) else is_special in (True, 1),
     )
 
 
-def token(token_id: Any, said: Any, logprob: Any, special: Any) -> Token:
+def token(token_id: Any, token_text: Any, logprob: Any, special: Any) -> Token:
     """One token; TypeError if it is none of TGI's."""
-    if type(token_id) is not int or not -1 <= token_id <= _MOST_INTEGER or type(said) is not str:
+    if type(token_id) is not int or not -1 <= token_id <= _MOST_INTEGER or type(token_text) is not str:
         raise TypeError("no token")
     if type(special) is not bool:
         raise TypeError("no token")
     if type(logprob) is not float or not -_MOST_NUMBER < logprob < _MOST_NUMBER:
         logprob = number(logprob)
-    return Token(token_id, said, logprob, special)
+    return Token(token_id, token_text, logprob, special)

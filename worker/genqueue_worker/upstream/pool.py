@@ -407,10 +407,10 @@ def is_answer(status: int | None) -> bool:
 
 def token_of(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:
     """A generator's token, of the first of its variables that holds one."""
-    found = settings.find_token(environ)
-    if found is None:
+    named_token = settings.find_token(environ)
+    if named_token is None:
         return None
-    variable, token = found
+    variable, token = named_token
     if not is_sendable(token):
         raise ConfigError(
             f"{variable}, the token of generator {name!r}: holds a character that cannot stand in a header"

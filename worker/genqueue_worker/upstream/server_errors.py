@@ -64,8 +64,8 @@ _CHARSETS = frozenset(
 
 def foreign_charset(content_type: str) -> str | None:
     """The charset that a content type declares, if it is not UTF-8, which event streams and JSON are in any case."""
-    found = _CHARSET.search(content_type)
-    name = found[1].lower() if found else "utf-8"
+    match = _CHARSET.search(content_type)
+    name = match[1].lower() if match else "utf-8"
     if name in {"utf-8", "utf8", "us-ascii", "ascii"}:
         return None
     return name if name in _CHARSETS else "another charset"
@@ -87,21 +87,21 @@ def no_events(form: Form, body: bytes, content_type: str) -> UpstreamFacts:
     kind = word(content_type.partition(";")[0].strip(), 100) or "of no content type"
     if form is Form.PAGE:
         title = _TITLE.search(body)
-        said = seen(title[1] if title else body)
-        return UpstreamFacts(f"the server answers with a web page ({kind}): {said}", error_type=WEB_PAGE)
+        words = seen(title[1] if title else body)
+        return UpstreamFacts(f"the server answers with a web page ({kind}): {words}", error_type=WEB_PAGE)
     return unreadable(f"it is no event stream ({kind})", body)
 
 
-def unreadable(why: str, said: bytes) -> UpstreamFacts:
-    """Of a server that says what no model server would; ``said`` is what was seen."""
+def unreadable(why: str, answer: bytes) -> UpstreamFacts:
+    """Of a server that says what no model server would; ``answer`` is what was seen."""
     return UpstreamFacts(
-        f"the server's answer is none of TGI's or OpenAI's: {why}; it says {seen(said)}", error_type="generation"
+        f"the server's answer is none of TGI's or OpenAI's: {why}; it says {seen(answer)}", error_type="generation"
     )
 
 
-def no_json(said: bytes) -> UpstreamFacts:
+def no_json(event: bytes) -> UpstreamFacts:
     """Of an event that is none."""
-    return UpstreamFacts(f"the stream is no JSON: {seen(said)}", error_type="generation")
+    return UpstreamFacts(f"the stream is no JSON: {seen(event)}", error_type="generation")
 
 
 def trouble(error: Exception) -> str:
@@ -118,11 +118,11 @@ def events_of(body: bytes) -> list[Any]:
         ValueError: it is no JSON.
     """
     try:
-        said = read_json(body)
+        parsed = read_json(body)
     except ValueError:
         lines = filter(None, map(bytes.strip, body.splitlines()))
         return [DONE.decode() if line == DONE else read_json(line) for line in lines]
-    return said if isinstance(said, list) else [said]
+    return parsed if isinstance(parsed, list) else [parsed]
 
 
 def is_streamed(body: bytes, events: Sequence[Any]) -> bool:
@@ -140,9 +140,9 @@ def _is_piece(event: object) -> bool:
     return any(isinstance(one, Mapping) and "delta" in one and not one.get("message") for one in choices)
 
 
-def seen(said: bytes) -> str:
+def seen(answer: bytes) -> str:
     """The beginning of what a server said, in one line."""
-    words = " ".join(said[: 4 * _MOST_SEEN_CHARACTERS].decode("utf-8", "replace").split())
+    words = " ".join(answer[: 4 * _MOST_SEEN_CHARACTERS].decode("utf-8", "replace").split())
     return f"{words[:_MOST_SEEN_CHARACTERS]} …" if len(words) > _MOST_SEEN_CHARACTERS else words or "nothing"
 
 
@@ -175,11 +175,11 @@ def error_in_choice(choice: Mapping[str, Any], delta: Mapping[str, Any]) -> Upst
 
 
 def _facts(event: Mapping[str, Any]) -> UpstreamFacts:
-    said = read_error(event)
+    error = read_error(event)
     return UpstreamFacts(
-        message=said.words or f"the server reports an error without words; it says {seen(_compact(event))}",
-        status=said.status,
-        error_type=said.error_type,
+        message=error.words or f"the server reports an error without words; it says {seen(_compact(event))}",
+        status=error.status,
+        error_type=error.error_type,
     )
 
 

@@ -1,7 +1,7 @@
 """What the Hub says of a serverless model: whether it is there, whether we may use it, and for what.
 
 huggingface_hub asks the Hub with blocking calls that have no limit of time: so are these, for
-:func:`asked`.  What they find is an :class:`~genqueue_worker.upstream.transport.UpstreamError` in words that name the
+:func:`ask_hub`.  What they find is an :class:`~genqueue_worker.upstream.transport.UpstreamError` in words that name the
 model.
 """
 
@@ -54,7 +54,7 @@ _REFUSALS = [
 T = TypeVar("T")
 
 
-async def asked(question: Callable[[], T], model: str | None) -> T:
+async def ask_hub(question: Callable[[], T], model: str | None) -> T:
     """The answer to a question about ``model``, asked in a thread that keeps no worker from ending.
 
     Raises:
@@ -112,7 +112,7 @@ async def examine(name: str, params: ApiParams, token: str | None) -> str:
         What is wrong; "" if it can be used, or if the Hub cannot be asked.
     """
     try:
-        refused = await asked(lambda: _refusals(params, token), params.model)
+        refused = await ask_hub(lambda: _refusals(params, token), params.model)
     except UpstreamError as error:
         logger.info("generator %r is not checked: %s", name, error.facts.message)
         return ""
@@ -171,7 +171,7 @@ def _hub_errors(model: str | None) -> Iterator[None]:
 
 def _refusal(words: str) -> str:
     """huggingface_hub's refusal of a model, with no word of the Hub's but a known name; "" of other words."""
-    refusal = next((found for shape in _REFUSALS if (found := shape.fullmatch(words))), None)
+    refusal = next((match for shape in _REFUSALS if (match := shape.fullmatch(words))), None)
     if refusal is None:
         return ""
     name = refusal.groupdict().get("hubs")

@@ -73,8 +73,8 @@ class CallSpan:
         if self._span is None or not self._span.is_recording() or not captures_content():
             return sink
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        said = [{"role": each["role"], "parts": _parts(each.get("content"))} for each in messages]
-        self._span.set_attribute("gen_ai.input.messages", json.dumps(said))
+        inputs = [{"role": each["role"], "parts": _parts(each.get("content"))} for each in messages]
+        self._span.set_attribute("gen_ai.input.messages", json.dumps(inputs))
         self._heard = ListeningSink(sink)
         return cast(Sink, self._heard)  # which passes on what it does not take itself
 
@@ -101,8 +101,8 @@ class CallSpan:
         if self._span is None:
             return
         if self._heard is not None:
-            said = [{"role": "assistant", "parts": _parts("".join(self._heard.text))}]
-            self._span.set_attribute("gen_ai.output.messages", json.dumps(said))
+            outputs = [{"role": "assistant", "parts": _parts("".join(self._heard.text))}]
+            self._span.set_attribute("gen_ai.output.messages", json.dumps(outputs))
         if error_type is not None:
             fail(self._span, error_type)
         self._span.end()

@@ -102,18 +102,18 @@ class Exchange:
     more_fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-exchange: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("exchange")
+current_exchange: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("current_exchange")
 """Of the call that is made; None, or none, where no caller listens."""
 
 
 @contextmanager
 def exchanging() -> Iterator[None]:
     """Around a call, which may set its exchange: what comes behind it, or runs beside it, has none of that."""
-    token = exchange.set(None)
+    token = current_exchange.set(None)
     try:
         yield
     finally:
-        exchange.reset(token)
+        current_exchange.reset(token)
 
 
 _OF_THE_WIRE = (aiohttp.ClientError, OSError)
@@ -184,17 +184,17 @@ class _Response(httpx2.Response):
         The last event may lack its empty line, if it is whole: some servers end so.  One that is not is a
         stream that broke off, however its body was ended.
         """
-        told, body = exchange.get(None), self.extensions.get("genqueue_body")
-        if told is None or body is None:
+        exchange, body = current_exchange.get(None), self.extensions.get("genqueue_body")
+        if exchange is None or body is None:
             async for plain in super().aiter_lines():
                 yield plain
             return
-        if not await self._begins_with_events(told, body):
+        if not await self._begins_with_events(exchange, body):
             return
         stream = EventStream(
-            most_bytes=told.most_bytes,
-            most_events=told.most_events,
-            most_lines=_IDLE_LINES_PER_EVENT * told.most_events + _MORE_IDLE_LINES,
+            most_bytes=exchange.most_bytes,
+            most_events=exchange.most_events,
+            most_lines=_IDLE_LINES_PER_EVENT * exchange.most_events + _MORE_IDLE_LINES,
             on_named=_with_its_name,
         )
         read: Callable[[], Awaitable[bytes]] = body.upstream.content.readany
@@ -225,28 +225,28 @@ class _Response(httpx2.Response):
                                 "the stream broke off within an event", error_type="incomplete_generation_stream"
                             )
                         )
-                    if not told.on_data(event):
+                    if not exchange.on_data(event):
                         await _read_out(read)
                         return
-            await told.after_read()
+            await exchange.after_read()
         if not stream.events:
             raise UpstreamError(no_events(Form.TEXT, beginning, self.headers.get("content-type", "")))
 
     async def aread(self) -> bytes:
         """The whole body, which goes to the caller first if that is what was asked for."""
         data = await super().aread()
-        told = exchange.get(None)
-        if told is not None and told.is_whole:
+        exchange = current_exchange.get(None)
+        if exchange is not None and exchange.is_whole:
             kind = self.headers.get("content-type", "")
-            told.charset = foreign_charset(kind)
-            _take_whole(told, form_of(data, kind), data, kind)
+            exchange.charset = foreign_charset(kind)
+            _take_whole(exchange, form_of(data, kind), data, kind)
             raise Answered
         return data
 
-    async def _begins_with_events(self, told: Exchange, body: "_Body") -> bool:
+    async def _begins_with_events(self, exchange: Exchange, body: "_Body") -> bool:
         """Whether the answer is an event stream, of which nothing is read then; any other was read to its end."""
         kind = self.headers.get("content-type", "")
-        told.charset = foreign_charset(kind)
+        exchange.charset = foreign_charset(kind)
         beginning, form = bytearray(), None
         async with aclosing(body.__aiter__()) as parts:
             async for data in parts:
@@ -256,7 +256,7 @@ class _Response(httpx2.Response):
                 if form is Form.EVENTS:
                     body.beginning = bytes(beginning)
                     return True
-        _take_whole(told, form, bytes(beginning), kind)
+        _take_whole(exchange, form, bytes(beginning), kind)
         return False
 
 
@@ -267,10 +267,10 @@ def _with_its_name(name: bytes, data: bytes) -> bytes:
     if name != b"error":
         return data
     try:
-        said = from_json(data)
+        parsed = from_json(data)
     except ValueError:
-        said = data.decode("utf-8", "replace")
-    return data if isinstance(said, dict) and said.get("error") is not None else to_json({"error": said})
+        parsed = data.decode("utf-8", "replace")
+    return data if isinstance(parsed, dict) and parsed.get("error") is not None else to_json({"error": parsed})
 
 
 def _is_whole(data: bytes) -> bool:
@@ -283,13 +283,13 @@ def _is_whole(data: bytes) -> bool:
     return True
 
 
-def _take_whole(told: Exchange, form: Form | None, data: bytes, content_type: str) -> None:
+def _take_whole(exchange: Exchange, form: Form | None, data: bytes, content_type: str) -> None:
     """Have an answer read that came in one piece."""
     if form is None:
         raise UpstreamError(UpstreamFacts("the server's answer is empty", error_type="incomplete_generation_stream"))
     if form is not Form.JSON:
         raise UpstreamError(no_events(form, data, content_type))
-    told.on_whole(data)
+    exchange.on_whole(data)
 
 
 async def _read_out(read: Callable[[], Awaitable[bytes]]) -> None:
@@ -326,11 +326,11 @@ class Transport(httpx2.AsyncBaseTransport):
         limits: dict[str, Any] = request.extensions.get("timeout", {})
         headers = [(name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers.raw]
         body = b"".join([part async for part in request.stream])
-        told = exchange.get(None)
-        if told is not None and told.traceparent is not None:
-            headers.append(("traceparent", told.traceparent))
-        if told is not None and told.more_fields and request.method == "POST":
-            body = to_json({**from_json(body), **told.more_fields})
+        exchange = current_exchange.get(None)
+        if exchange is not None and exchange.traceparent is not None:
+            headers.append(("traceparent", exchange.traceparent))
+        if exchange is not None and exchange.more_fields and request.method == "POST":
+            body = to_json({**from_json(body), **exchange.more_fields})
             headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
         try:
             upstream = await self._sent(
@@ -351,7 +351,7 @@ class Transport(httpx2.AsyncBaseTransport):
             if not isinstance(error, _OF_THE_WIRE):
                 raise
             raise _as_httpx2(error, request) from error
-        answer = _Body(upstream, _MOST_UNASKED_BYTES if told is None else told.most_bytes)
+        answer = _Body(upstream, _MOST_UNASKED_BYTES if exchange is None else exchange.most_bytes)
         return _Response(
             upstream.status,
             headers=upstream.raw_headers,
@@ -414,8 +414,8 @@ def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) 
     if isinstance(parsed, list) and parsed and isinstance(parsed[0], dict):  # Google's
         parsed = parsed[0]
     if isinstance(parsed, dict):
-        said = read_error(parsed)
-        message, error_type = said.words or message, said.error_type
+        error = read_error(parsed)
+        message, error_type = error.words or message, error.error_type
     if "<html" in text[:500].lower():
         message = ""
     return UpstreamFacts(
@@ -446,10 +446,10 @@ async def _on_response(response: httpx2.Response) -> None:
     # A few bytes can unpack to any number of them, and what is packed is no live stream.
     codings = (coding.strip() for coding in headers.get("content-encoding", "").split(","))
     encoding = ", ".join(coding for coding in codings if coding.lower() not in {"", "identity"})
-    told = exchange.get(None)
-    if told is not None:
-        told.headers = {name: value for name, value in headers.items() if name.startswith("x-")}
-        told.is_answered = response.status_code < 300
+    exchange = current_exchange.get(None)
+    if exchange is not None:
+        exchange.headers = {name: value for name, value in headers.items() if name.startswith("x-")}
+        exchange.is_answered = response.status_code < 300
     if 300 <= response.status_code < 400:
         # Following it would take the call, with the prompt and the settings' headers, wherever the server likes.
         raise UpstreamError(redirect_facts(response.status_code, str(response.url), headers.get("location", "")))
@@ -465,13 +465,13 @@ async def _on_response(response: httpx2.Response) -> None:
 
 async def _beginning(body: _Body) -> bytes:
     """As much of a body as an error's words may take."""
-    found = bytearray()
+    beginning = bytearray()
     async with aclosing(body.__aiter__()) as parts:
         async for data in parts:
-            found += data
-            if len(found) >= _ERROR_BODY_LIMIT_BYTES:
+            beginning += data
+            if len(beginning) >= _ERROR_BODY_LIMIT_BYTES:
                 break
-    return bytes(found[:_ERROR_BODY_LIMIT_BYTES])
+    return bytes(beginning[:_ERROR_BODY_LIMIT_BYTES])
 
 
 def open_transport(patience: Patience = PATIENCE) -> Transport:

@@ -15,11 +15,11 @@ from genqueue_worker.upstream.engines.tool_calls import Piece, read_piece
 from genqueue_worker.upstream.faults import UpstreamFacts
 from genqueue_worker.upstream.fields import (
     content_of,
+    delta_of,
     encodable,
     first_choice,
     number,
     reason,
-    said_in,
     text,
     thoughts_of,
     usage_in,
@@ -55,7 +55,7 @@ _MOST_NAME_CHARACTERS = 60
 
 
 @dataclass(slots=True)
-class Said:
+class ChatEvent:
     """What one event says of the first answer.
 
     Attributes:
@@ -109,7 +109,7 @@ def plain_text(event: Any) -> str | None:
     return content
 
 
-def read_event(event: Mapping[str, Any]) -> Said:
+def read_event(event: Mapping[str, Any]) -> ChatEvent:
     """What one event, or a whole answer, says.
 
     Raises:
@@ -118,37 +118,37 @@ def read_event(event: Mapping[str, Any]) -> Said:
     """
     choice = first_choice(event.get("choices"))
     usage = usage_in(event, choice)
-    said = Said(usage)
+    chat_event = ChatEvent(usage)
     if choice is None:
         if "choices" not in event and usage is None:
-            said.unread = _unread(event, _OF_AN_EVENT)
-        return said
+            chat_event.unread = _unread(event, _OF_AN_EVENT)
+        return chat_event
     whole = whole_beside(choice)
-    said.is_copy = whole is not None
-    delta = said_in(choice if whole is None else {**choice, "delta": whole})
-    said.is_of_this_answer = True
-    said.error = error_in_choice(choice, delta)
-    if said.error is not None:
-        return said
-    said.finish_reason = reason(choice.get("finish_reason")) or reason(delta.get("finish_reason"))
-    said.content, said.reasoning = content_of(delta.get("content"))
-    if said.reasoning:
-        said.reasoning_field = "content"
+    chat_event.is_copy = whole is not None
+    delta = delta_of(choice if whole is None else {**choice, "delta": whole})
+    chat_event.is_of_this_answer = True
+    chat_event.error = error_in_choice(choice, delta)
+    if chat_event.error is not None:
+        return chat_event
+    chat_event.finish_reason = reason(choice.get("finish_reason")) or reason(delta.get("finish_reason"))
+    chat_event.content, chat_event.reasoning = content_of(delta.get("content"))
+    if chat_event.reasoning:
+        chat_event.reasoning_field = "content"
     for field, handed_back in _REASONING.items():
         if (value := delta.get(field)) and (thought := thoughts_of(value)):
-            said.reasoning += thought
-            said.reasoning_field = handed_back
+            chat_event.reasoning += thought
+            chat_event.reasoning_field = handed_back
             break
     if refusal := text(delta.get("refusal") or None):
-        said.refusal = refusal
-        said.content += refusal
+        chat_event.refusal = refusal
+        chat_event.content += refusal
     if calls := _calls_in(delta.get("tool_calls")) or _calls_in(delta.get("function_call")):
-        said.pieces = [read_piece(call) for call in calls]
+        chat_event.pieces = [read_piece(call) for call in calls]
     if logprobs := choice.get("logprobs"):
-        said.logprobs = _logprobs(logprobs)
-    if not (said.content or said.reasoning or said.pieces):
-        said.unread = _unread(choice) | _unread(delta)
-    return said
+        chat_event.logprobs = _logprobs(logprobs)
+    if not (chat_event.content or chat_event.reasoning or chat_event.pieces):
+        chat_event.unread = _unread(choice) | _unread(delta)
+    return chat_event
 
 
 def _unread(place: Mapping[str, Any], read: Set[str] = _READ) -> Set[str]:
@@ -178,16 +178,16 @@ def _calls_in(value: Any) -> list[Mapping[str, Any]]:
     return [call for call in value if call]
 
 
-def _logprobs(said: Any) -> list[dict[str, Any]]:
+def _logprobs(logprobs: Any) -> list[dict[str, Any]]:
     """What every engine says of each token, whatever else one adds; without those that name no token."""
-    tokens = said.get("content") if isinstance(said, dict) else said
-    found = []
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else logprobs
+    entries = []
     for token in tokens if isinstance(tokens, list) else ():
         if (known := _one_logprob(token)) is not None:
             others = token.get("top_logprobs")
             top = [_one_logprob(other) for other in others] if isinstance(others, list) else ()
-            found.append({**known, "top_logprobs": [other for other in top if other is not None]})
-    return found
+            entries.append({**known, "top_logprobs": [other for other in top if other is not None]})
+    return entries
 
 
 def _one_logprob(token: Any) -> dict[str, Any] | None:

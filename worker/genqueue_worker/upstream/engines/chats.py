@@ -14,7 +14,7 @@ from genqueue.settings import GeneratorSettings
 from genqueue.wire.chat import REASONING_FIELD
 from genqueue.wire.events import ToolCallDelta
 from genqueue.wire.request import GenerationRequest
-from genqueue_worker.upstream.engines.chat_events import Said, plain_text, read_event
+from genqueue_worker.upstream.engines.chat_events import ChatEvent, plain_text, read_event
 from genqueue_worker.upstream.engines.openai_answers import OpenAIAnswer
 from genqueue_worker.upstream.engines.tool_calls import ToolCalls, made_up_id
 from genqueue_worker.upstream.faults import UpstreamFacts
@@ -44,9 +44,9 @@ def chat_parameters(generator: GeneratorSettings, request: GenerationRequest) ->
     ``extra_body`` is merged; the ``stop_words`` of both are added to whichever ``stop`` stands.
     """
     own = generator.chat_kwargs.model_dump(exclude_none=True)
-    asked = request.generation_kwargs.model_dump(exclude_none=True)
-    parameters = {"max_tokens": _DEFAULT_MAX_TOKENS, **own, **asked}
-    if extra_body := {**own.get("extra_body", {}), **asked.get("extra_body", {})}:
+    requested = request.generation_kwargs.model_dump(exclude_none=True)
+    parameters = {"max_tokens": _DEFAULT_MAX_TOKENS, **own, **requested}
+    if extra_body := {**own.get("extra_body", {}), **requested.get("extra_body", {})}:
         parameters["extra_body"] = extra_body
     stop = list(dict.fromkeys([*parameters.pop("stop", ()), *generator.stop_words, *request.stop_words]))
     if stop:
@@ -144,7 +144,7 @@ class ChatReader(OpenAIAnswer):
     def extra(self) -> dict[str, Any]:
         """See the class."""
         reasoning, refusal = (encodable("".join(parts)) for parts in (self._reasoning, self._refusal))
-        found = {
+        values = {
             "tool_calls": self._calls.joined(),
             "unreadable_tool_calls": self._calls.unreadable,
             "reasoning": reasoning,
@@ -152,7 +152,7 @@ class ChatReader(OpenAIAnswer):
             "refusal": refusal,
             "logprobs": self._logprobs,
         }
-        return {name: value for name, value in found.items() if value}
+        return {name: value for name, value in values.items() if value}
 
     @property
     def _is_cut(self) -> bool:
@@ -164,40 +164,42 @@ class ChatReader(OpenAIAnswer):
     def _take(self, event: Any, data: bytes) -> None:
         # Read first, then push: what our own code raises is no fault of the server's.
         try:
-            said = error_in(event) or read_event(event)
+            chat_event = error_in(event) or read_event(event)
         except UNREADABLE as wrong:
             raise UpstreamError(unreadable(trouble(wrong), data)) from None
-        if isinstance(said, UpstreamFacts):
-            raise UpstreamError(said)
-        if said.error is not None:
-            raise UpstreamError(said.error)
-        if said.usage:
-            self.usage.update(counts(said.usage))
-        if said.unread and not self._came:
-            self._unread |= said.unread
-            if not (said.is_of_this_answer or self._strange):
+        if isinstance(chat_event, UpstreamFacts):
+            raise UpstreamError(chat_event)
+        if chat_event.error is not None:
+            raise UpstreamError(chat_event.error)
+        if chat_event.usage:
+            self.usage.update(counts(chat_event.usage))
+        if chat_event.unread and not self._came:
+            self._unread |= chat_event.unread
+            if not (chat_event.is_of_this_answer or self._strange):
                 self._strange = data
-        self._has_choices = self._has_choices or said.is_of_this_answer
-        if said.is_copy and self._came:
-            said = Said(said.usage, said.is_of_this_answer, finish_reason=said.finish_reason)
-        if said.is_of_this_answer:
-            self._push(said)
+        self._has_choices = self._has_choices or chat_event.is_of_this_answer
+        if chat_event.is_copy and self._came:
+            chat_event = ChatEvent(
+                chat_event.usage, chat_event.is_of_this_answer, finish_reason=chat_event.finish_reason
+            )
+        if chat_event.is_of_this_answer:
+            self._push(chat_event)
 
-    def _push(self, said: Said) -> None:
+    def _push(self, chat_event: ChatEvent) -> None:
         of_text, of_thoughts = self._halves
-        content, reasoning = of_text.take(said.content), of_thoughts.take(said.reasoning)
-        pieces = [self._calls.take(piece) for piece in said.pieces]
-        reason = said.finish_reason
+        content, reasoning = of_text.take(chat_event.content), of_thoughts.take(chat_event.reasoning)
+        pieces = [self._calls.take(piece) for piece in chat_event.pieces]
+        reason = chat_event.finish_reason
         ends = reason is not None and reason not in GIVEN_UP and self._finish_reason is None
         if ends or self._finish_reason is not None:
             content, reasoning = content + of_text.rest(), reasoning + of_thoughts.rest()
-        if said.reasoning:
-            self._reasoning_field = said.reasoning_field
-        if said.refusal:
-            self._refusal.append(said.refusal)
-        if said.logprobs:
-            self._logprobs += said.logprobs
-            self._sink.keep(len(to_json(said.logprobs)))
+        if chat_event.reasoning:
+            self._reasoning_field = chat_event.reasoning_field
+        if chat_event.refusal:
+            self._refusal.append(chat_event.refusal)
+        if chat_event.logprobs:
+            self._logprobs += chat_event.logprobs
+            self._sink.keep(len(to_json(chat_event.logprobs)))
         if content or reasoning or pieces:
             self._push_text(content, reasoning, pieces)
         elif ends:

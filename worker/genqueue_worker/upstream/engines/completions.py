@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from genqueue_worker.upstream.engines.openai_answers import OpenAIAnswer
-from genqueue_worker.upstream.fields import Halves, content_of, counts, first_choice, lost, reason, said_in, usage_in
+from genqueue_worker.upstream.fields import Halves, content_of, counts, delta_of, first_choice, lost, reason, usage_in
 from genqueue_worker.upstream.server_errors import UNREADABLE, error_in, error_in_choice, trouble, unreadable
 from genqueue_worker.upstream.sink import Sink
 from genqueue_worker.upstream.transport import UpstreamError
@@ -36,10 +36,10 @@ def plain_text(event: Any) -> str | None:
     """
     try:
         (choice,) = event["choices"]
-        said = choice["text"]
+        text = choice["text"]
         if (
-            type(said) is not str
-            or not said
+            type(text) is not str
+            or not text
             or choice.get("finish_reason")
             or choice.get("index")
             or choice.get("delta")
@@ -51,7 +51,7 @@ def plain_text(event: Any) -> str | None:
             return None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return said
+    return text
 
 
 class CompletionAnswer(OpenAIAnswer):
@@ -92,8 +92,8 @@ class CompletionAnswer(OpenAIAnswer):
             error = error_in(event)
             choice = first_choice(event.get("choices")) if error is None else None
             if choice is not None:
-                error = error_in_choice(choice, said_in(choice))
-            said = "" if choice is None or error is not None else self._said_in(choice)
+                error = error_in_choice(choice, delta_of(choice))
+            text = "" if choice is None or error is not None else self._text_of(choice)
             finish_reason = None if choice is None else reason(choice.get("finish_reason"))
             usage = usage_in(event, choice)
             if error is None and event and "choices" not in event and usage is None:
@@ -104,25 +104,25 @@ class CompletionAnswer(OpenAIAnswer):
             raise UpstreamError(error)
         if usage:
             self.usage.update(counts(usage))
-        said = self._halves.take(said)
+        text = self._halves.take(text)
         if finish_reason or self.finish_reason:
-            said += self._halves.rest()
-        if said:
-            self._push(said)
+            text += self._halves.rest()
+        if text:
+            self._push(text)
         if finish_reason:
             self.finish_reason = finish_reason
             self._sink.close()
 
-    def _push(self, said: str) -> None:
+    def _push(self, text: str) -> None:
         self._came = True
         if self.is_odd:
-            self.lost += lost(said)
-        self._sink.push_delta(said)
+            self.lost += lost(text)
+        self._sink.push_delta(text)
 
-    def _said_in(self, choice: Mapping[str, Any]) -> str:
+    def _text_of(self, choice: Mapping[str, Any]) -> str:
         if self._came and type(choice.get("text")) is str and not choice.get("delta"):
             return str(choice["text"])  # a message beside it is a copy of the whole answer
-        return content_of(said_in(choice).get("content"))[0]
+        return content_of(delta_of(choice).get("content"))[0]
 
     def _end(self) -> None:
         """``[DONE]`` alone is no end."""

@@ -69,9 +69,9 @@ class NativeAnswer:
         """
         try:
             event = from_json(data)
-            said = event["token"]
+            fields = event["token"]
             is_all = not (event.get("generated_text") is not None or "error" in event or event.get("top_tokens"))
-            read = token(said["id"], said["text"], said.get("logprob"), said["special"]) if is_all else None
+            read = token(fields["id"], fields["text"], fields.get("logprob"), fields["special"]) if is_all else None
         except (ValueError, TypeError, KeyError, AttributeError):
             read = None
         if read is None or self._halves is not None:
@@ -151,13 +151,13 @@ class NativeAnswer:
         return event
 
     def _push(self, read: Token, top: list[Token] | None, *, is_last: bool) -> None:
-        said = "" if read.special else read.text
+        piece = "" if read.special else read.text
         if read.special:
             self.specials.add(read.text)
         if self._halves is not None:
-            said = self._halves.take(said) + (self._halves.rest() if is_last else "")
-            self.lost += lost(said)
-        self._sink.push(read, said, top)
+            piece = self._halves.take(piece) + (self._halves.rest() if is_last else "")
+            self.lost += lost(piece)
+        self._sink.push(read, piece, top)
 
     def _hear(self, end: "_End") -> None:
         self.generated_text = end.generated_text
@@ -203,19 +203,19 @@ def _list(value: Any) -> list[Any]:
 
 def _read_token(event: Mapping[str, Any]) -> tuple[Token | None, list[Token] | None]:
     """The token of an event and its alternatives; None for what there is not."""
-    said = event.get("token")
-    if not said:
+    fields = event.get("token")
+    if not fields:
         return None, None
     try:
         top = [odd_token(other) for other in _list(event.get("top_tokens"))]
     except (TypeError, KeyError, AttributeError):
         top = []
-    return odd_token(said), top or None
+    return odd_token(fields), top or None
 
 
 def _tokens_of(answer: Mapping[str, Any]) -> list[Token]:
     """The tokens of a whole answer; [] if it names none."""
-    return [odd_token(said) for said in _list(_object(answer.get("details")).get("tokens"))]
+    return [odd_token(fields) for fields in _list(_object(answer.get("details")).get("tokens"))]
 
 
 def _read_end(answer: Mapping[str, Any]) -> _End:
@@ -232,9 +232,9 @@ def _read_end(answer: Mapping[str, Any]) -> _End:
         ]
     if others := [_object(other) for other in _list(details.get("best_of_sequences"))]:
         extra["best_of_sequences"] = [
-            {"text": said, "finish_reason": reason(other.get("finish_reason"))}
+            {"text": reply, "finish_reason": reason(other.get("finish_reason"))}
             for other in others
-            if (said := _text_or_none(other.get("generated_text"))) is not None
+            if (reply := _text_or_none(other.get("generated_text"))) is not None
         ]
     return _End(
         encodable(text(answer["generated_text"])),

@@ -66,10 +66,10 @@ class ToolCalls:
     def __bool__(self) -> bool:
         return bool(self._calls)
 
-    def take(self, said: Piece) -> ToolCallDelta:
+    def take(self, piece: Piece) -> ToolCallDelta:
         """Take one piece, and say what it adds to which call."""
-        index, call_id, name, arguments, is_custom = said
-        call = self._whose(said)
+        index, call_id, name, arguments, is_custom = piece
+        call = self._whose(piece)
         if call is None:
             name, self._named_again = name or self._named_again, ""
             call = self._begin(index)
@@ -86,14 +86,14 @@ class ToolCalls:
         known_name, call.name = call.name, self._name(call, name)
         news = call.news_in(arguments)
         call.add(news)
-        piece = ToolCallDelta(
+        delta = ToolCallDelta(
             call.number,
             encodable(told_id) if told_id else None,
             encodable(call.name[len(known_name) :]) or None,
             encodable(call.halves.take(news)),
         )
-        self._pieces.append(piece)
-        return piece
+        self._pieces.append(delta)
+        return delta
 
     def close(self, *, is_cut: bool) -> list[ToolCallDelta]:
         """What the answer's end adds: an id where none came, and ``{}`` for no arguments if no limit cut them off."""
@@ -134,15 +134,15 @@ class ToolCalls:
         """The arguments of a call whose name never came, which nobody can carry out; None if there is none."""
         return next((call.text for call in self._calls.values() if call.text and not call.name), None)
 
-    def _whose(self, said: Piece) -> "_Call | None":
+    def _whose(self, piece: Piece) -> "_Call | None":
         """The call that a piece goes on with; None if it begins one."""
-        index, call_id, name, arguments, _ = said
+        index, call_id, name, arguments, _ = piece
         known = self._by_id.get(call_id) if call_id else None
         at_index = None if index is None else self._by_index.get(index)
         if known is not None:
             if at_index is not None and at_index.said_id == call_id:
                 known = at_index  # its server gives several calls one id
-            if known.opening and self._is_filled_by(known, said):
+            if known.opening and self._is_filled_by(known, piece):
                 return known
             if index is not None and at_index is None and self._is_beside(known, name, arguments):
                 return None
@@ -150,15 +150,15 @@ class ToolCalls:
         if index is not None and at_index is None and (call_id or name):
             return None
         call = at_index or self._last
-        if call is None or (call.opening and self._is_filled_by(call, said)):
+        if call is None or (call.opening and self._is_filled_by(call, piece)):
             return call
         if call_id:
             return self._unless_its_id_is_anothers(call, name, arguments)
         return self._unless_another(call, "", name, arguments)
 
-    def _is_filled_by(self, call: "_Call", said: Piece) -> bool:
+    def _is_filled_by(self, call: "_Call", piece: Piece) -> bool:
         """Whether a piece brings the arguments of a call that was opened with empty ones."""
-        index, call_id, name, arguments, _ = said
+        index, call_id, name, arguments, _ = piece
         if not arguments.strip() or _is_empty(arguments):
             return False
         is_its_place = index is None or index == call.index
@@ -384,7 +384,7 @@ class _Brackets:
             self.is_whole = self._depth == 0 and not self._in_string
 
 
-def read_piece(said: Mapping[str, Any]) -> Piece:
+def read_piece(fields: Mapping[str, Any]) -> Piece:
     """What an object says of a tool call.
 
     A sign that is none (an index of -1) is not said: the others tell calls apart.
@@ -392,19 +392,19 @@ def read_piece(said: Mapping[str, Any]) -> Piece:
     Raises:
         TypeError: what is called is none.
     """
-    custom = said.get("custom")
-    function: Any = said.get("function")
+    custom = fields.get("custom")
+    function: Any = fields.get("function")
     if isinstance(custom, dict):
         function = {"name": custom.get("name"), "arguments": custom.get("input")}
     elif function is None:
-        function = said if said.keys() & {"name", "arguments"} else {}  # as OpenAI's older ``function_call``
+        function = fields if fields.keys() & {"name", "arguments"} else {}  # as OpenAI's older ``function_call``
     elif isinstance(function, str):
-        function = {**said, "name": function}
+        function = {**fields, "name": function}
     if not isinstance(function, dict):
         raise TypeError(f"a tool call's function is {type(function).__name__}")
-    call_id, name = said.get("id"), function.get("name")
+    call_id, name = fields.get("id"), function.get("name")
     arguments = next((function[word] for word in _ARGUMENTS if function.get(word) is not None), None)
-    index = count(said.get("index"))
+    index = count(fields.get("index"))
     if index is not None and index > _MOST_CALLS:
         index = None
     if type(call_id) is int:
@@ -416,7 +416,7 @@ def read_piece(said: Mapping[str, Any]) -> Piece:
         call_id if isinstance(call_id, str) else "",
         name if isinstance(name, str) else "",
         arguments or "",
-        isinstance(custom, dict) or said.get("type") == "custom",
+        isinstance(custom, dict) or fields.get("type") == "custom",
     )
 
 
