@@ -5,12 +5,13 @@ import os
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import NoReturn
 
 import pytest
 import redis
 
 from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
+
+from .support.missing import not_here
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported; children inherit it
 
@@ -45,13 +46,6 @@ def nothing_left_open_by_a_file() -> Iterator[None]:
     yield
     gc.collect()
     gc.freeze()  # or each test would look through whatever the files before it imported and remember
-
-
-def not_here(what: str) -> NoReturn:
-    """Skip the test that needs it; where ``CI`` is set nothing may be missing."""
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")

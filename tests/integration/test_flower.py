@@ -33,7 +33,7 @@ from genqueue_ops.processes import Child
 from genqueue_ops.standin.chat import render
 from genqueue_ops.standin.prose import tag_of
 
-from ..conftest import not_here
+from ..support.missing import not_here
 from ..support.roles import as_role, password, refusals
 from .conftest import TOKENS, clean_environment, plain_celery, toml_of, wait_for
 

@@ -21,7 +21,7 @@ import redis
 from genqueue import GenerationCancelledError
 from genqueue.keys import doorbell
 
-from ..conftest import not_here
+from ..support.missing import not_here
 
 BEFORE = "517d8462ef37be90444d8aaf8e8e16fb57de95ad"
 """The commit that stands for the version before."""

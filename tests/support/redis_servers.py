@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 import redis.exceptions
 import trustme
@@ -173,3 +174,7 @@ def sentinel_family(folder: Path, certificates: Certificates | None) -> Iterator
             assert time.monotonic() < deadline_s, family.sentinels[0].child.log.read_text()
             time.sleep(0.05)
         yield family
+
+
+only_real_redis = pytest.mark.parametrize("redis_server", ["redis"], indirect=True)
+"""For what fakeredis does not have: CLIENT LIST, CLIENT KILL."""

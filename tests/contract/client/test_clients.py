@@ -45,7 +45,9 @@ from genqueue.registry.partial import encode_partial
 from genqueue.wire.events import chunk_body
 from genqueue_ops.local_redis import local_redis
 
-from ..conftest import Registry, flush, only_real_redis, until
+from ...support.redis_servers import only_real_redis
+from ...support.registry import Registry, flush
+from ...support.waiting import until
 
 GENERATORS: dict[str, Any] = {
     "default": {

@@ -26,7 +26,9 @@ from genqueue import (
     keys,
 )
 
-from ..conftest import Registry, flush, only_real_redis, until
+from ...support.redis_servers import only_real_redis
+from ...support.registry import Registry, flush
+from ...support.waiting import until
 
 
 @pytest.fixture

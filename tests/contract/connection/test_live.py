@@ -16,7 +16,7 @@ from genqueue.connection.shared import shared_hub
 from genqueue.errors import RedisUnavailableError
 from genqueue_ops.local_redis import local_redis
 
-from ..conftest import only_real_redis
+from ...support.redis_servers import only_real_redis
 
 Inbox = asyncio.Queue[bytes | None]
 

@@ -23,7 +23,7 @@ from genqueue.registry import attempts, fleet, reading
 from genqueue.registry.script import Call
 from genqueue_ops.local_redis import LocalRedis, local_redis
 
-from ..conftest import until
+from ...support.waiting import until
 
 PASSWORD = "s3cret-do-not-show"
 

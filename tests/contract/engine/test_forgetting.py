@@ -20,7 +20,7 @@ from genqueue_worker.engine.outbox import Outbox
 from genqueue_worker.engine.writer import Writer
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 
-from ..conftest import DONE, KEEP_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
+from ...support.registry import DONE, KEEP_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
 
 OWNER = "worker-1"
 GENERATORS = {

@@ -14,7 +14,8 @@ from genqueue.registry.partial import encode_partial
 from genqueue.wire.events import chunk_body, event_body
 from genqueue.wire.result import Outcome
 
-from ..conftest import KEEP_S, LEASE_S, Registry, flush, only_real_redis
+from ...support.redis_servers import only_real_redis
+from ...support.registry import KEEP_S, LEASE_S, Registry, flush
 
 
 def test_a_flush_is_logged_published_and_kept_as_text(registry):

@@ -11,7 +11,7 @@ from genqueue.registry.attempts import Claim, NotClaimed
 from genqueue.registry.lifecycle import FINAL
 from genqueue.wire.events import Started
 
-from ..conftest import KEEP_S, LEASE_S, flush
+from ...support.registry import KEEP_S, LEASE_S, flush
 
 
 def test_a_claim_is_the_next_attempt_with_a_lease_and_an_event(registry):

@@ -10,7 +10,7 @@ from genqueue.registry import attempts, fleet, sweeping
 from genqueue.registry.attempts import Claim, NotClaimed
 from genqueue.registry.sweeping import Found, Swept
 
-from ..conftest import KEEP_S, LEASE_S, Registry, flush
+from ...support.registry import KEEP_S, LEASE_S, Registry, flush
 
 BACK_S = 3600.0
 QUEUE_MOMENTS = ["at", "clock", "leases_from", "turn of the clock"]

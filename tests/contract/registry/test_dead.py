@@ -19,7 +19,8 @@ from genqueue.registry import dead_letters, fleet, reading
 from genqueue.registry.attempts import Claim
 from genqueue.registry.lifecycle import State
 
-from ..conftest import KEEP_S, RESULT_TTL_S, flush, until
+from ...support.registry import KEEP_S, RESULT_TTL_S, flush
+from ...support.waiting import until
 
 TGI = {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}
 GENERATORS = {"default": {**TGI, "max_queue_depth": 3}, "chat": TGI}

@@ -14,7 +14,8 @@ from genqueue.registry import attempts, dead_letters, fleet, reading, sweeping
 from genqueue.registry.declaring import Channel, Key, Prefix, Signature
 from genqueue.registry.script import Call, script_of
 
-from ..conftest import KEEP_S, RESULT_TTL_S, flush, only_real_redis
+from ...support.redis_servers import only_real_redis
+from ...support.registry import KEEP_S, RESULT_TTL_S, flush
 
 SCRIPTS = {
     file.name.removesuffix(".lua")

@@ -12,7 +12,7 @@ from genqueue.registry.attempts import NotClaimed
 from genqueue.registry.lifecycle import FINAL, State
 from genqueue.registry.submitting import doorbell_message
 
-from ..conftest import KEEP_S
+from ...support.registry import KEEP_S
 
 
 def discard(registry, *told, owner="worker-1", generator="default"):

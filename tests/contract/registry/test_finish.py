@@ -11,7 +11,7 @@ from genqueue.registry import reading
 from genqueue.registry.lifecycle import FINAL, State
 from genqueue.wire.events import event_body
 
-from ..conftest import KEEP_S, LOG_TTL_S, RESULT_TTL_S, flush
+from ...support.registry import KEEP_S, LOG_TTL_S, RESULT_TTL_S, flush
 
 ENDINGS = ["finished", "failed", "cancelled"]
 

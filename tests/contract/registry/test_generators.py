@@ -7,7 +7,8 @@ import pytest
 from genqueue import keys
 from genqueue.registry import fleet
 
-from ..conftest import KEEP_S, only_real_redis
+from ...support.redis_servers import only_real_redis
+from ...support.registry import KEEP_S
 
 WORKER_S = 30.0
 UP = {"address": "http://a", "health": "up", "running": 2, "trouble": ""}

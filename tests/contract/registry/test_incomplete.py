@@ -14,7 +14,7 @@ from genqueue.registry import attempts, dead_letters, endings, fleet, reading
 from genqueue.registry.attempts import Claim, NotClaimed
 from genqueue.registry.lifecycle import FINAL, State
 
-from ..conftest import DONE, KEEP_S, LEASE_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
+from ...support.registry import DONE, KEEP_S, LEASE_S, LOG_TTL_S, RESULT_TTL_S, Registry, flush
 
 NEEDED = ["state", "generator", "priority", "attempt", "seq", "submitted_at", "request"]
 """Without these nobody can run it."""

@@ -6,7 +6,7 @@ from genqueue import keys
 from genqueue.registry import attempts
 from genqueue.registry.lifecycle import FINAL
 
-from ..conftest import KEEP_S, flush
+from ...support.registry import KEEP_S, flush
 
 
 def renew(registry, *held, lease_s=30.0):

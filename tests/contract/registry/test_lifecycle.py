@@ -8,7 +8,7 @@ from genqueue.registry import reading
 from genqueue.registry.attempts import Claim
 from genqueue.registry.lifecycle import EDGES, State, Transition
 
-from ..conftest import flush
+from ...support.registry import flush
 
 
 @pytest.mark.parametrize(("state", "transition"), list(product(State, Transition)))

@@ -5,7 +5,7 @@ import pytest
 from genqueue import keys
 from genqueue.registry import attempts, fleet
 
-from ..conftest import KEEP_S, flush
+from ...support.registry import KEEP_S, flush
 
 SHARED = (
     keys.waiting("default"),

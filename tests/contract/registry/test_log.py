@@ -6,7 +6,7 @@ from genqueue import GenerationClient, ResultTimeoutError, Settings, keys
 from genqueue.errors import StoreError
 from genqueue.registry import reading
 
-from ..conftest import flush
+from ...support.registry import flush
 
 
 def test_a_log_is_read_in_pages(registry):

@@ -5,7 +5,7 @@ import pytest
 from genqueue import keys
 from genqueue.registry import dead_letters, fleet, reading
 
-from ..conftest import KEEP_S
+from ...support.registry import KEEP_S
 
 
 def overview(registry, *generators):

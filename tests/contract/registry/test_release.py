@@ -9,7 +9,7 @@ from genqueue.registry import attempts, reading
 from genqueue.registry.lifecycle import FINAL, State
 from genqueue.wire.events import event_body
 
-from ..conftest import KEEP_S, flush
+from ...support.registry import KEEP_S, flush
 
 
 def test_without_a_delay_it_is_the_next_to_be_taken(registry):

@@ -9,7 +9,7 @@ from genqueue.errors import IdempotencyConflictError, QueueFullError, UnknownGen
 from genqueue.registry import fleet, reading
 from genqueue.wire.request import GenerationRequest, read_request
 
-from ..conftest import KEEP_S, RESULT_TTL_S, Registry, flush
+from ...support.registry import KEEP_S, RESULT_TTL_S, Registry, flush
 
 
 def rings(registry: Registry, priority: int = 5, generator: str = "default") -> list[str]:

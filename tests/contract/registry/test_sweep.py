@@ -15,7 +15,8 @@ from genqueue.registry import attempts, endings, sweeping
 from genqueue.registry.attempts import NotClaimed
 from genqueue.registry.sweeping import Found, Overdue
 
-from ..conftest import DONE, KEEP_S, LEASE_S, flush, only_real_redis
+from ...support.redis_servers import only_real_redis
+from ...support.registry import DONE, KEEP_S, LEASE_S, flush
 
 NOTHING = Found([], [])
 MINUTE_S = 60.0
