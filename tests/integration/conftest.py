@@ -7,18 +7,12 @@ worker starts one of their own with ``start_worker``.
 import contextlib
 import itertools
 import json
-import os
-import re
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +25,13 @@ from huggingface_hub.utils._http import default_async_client_factory
 from genqueue import AsyncGenerationClient, GenerationClient, Settings
 from genqueue_ops.local_redis import LocalRedis
 from genqueue_ops.standin.llama import start_llama
-from genqueue_ops.standin.prose import expected_text
 
+from ..support.programs import FlowerProcess, plain_celery
+from ..support.readers import Reading
 from ..support.roles import as_role, guarded_redis
-
-LOG_TAIL_CHARACTERS = 6000
-
-# Values no test may find anywhere but in the Authorization header that they are meant for.
-TOKENS = {
-    "HF_API_TOKEN": "hf_canaryApiToken0001",
-    "HF_TOKEN": "hf_canaryHubToken0002",
-    "STANDIN_KEY": "canary-standin-key-0003",
-    "OTHER_TOKEN": "canary-other-token-0004",
-}
-
-
-def wait_for(condition: Callable[[], Any], within_s: float = 30.0, what: str = "") -> Any:
-    """The condition's first true value; an AssertionError once ``within_s`` have passed."""
-    deadline_s = time.monotonic() + within_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"not within {within_s} s: {what or condition}")
-        time.sleep(0.005)
+from ..support.standins import Prompt, StandinProcess, running_standin
+from ..support.waiting import wait_for
+from ..support.workers import LOG_TAIL_CHARACTERS, TOKENS, Fleet, Hosts, WorkerProcess, clean_environment, toml_of
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +59,6 @@ def eventually() -> Callable[..., Any]:
     return wait_for
 
 
-class Prompt(str):
-    """A prompt of its own, with a stand-in directive, and the text that answers it."""
-
-    tokens: int
-
-    @property
-    def answer(self) -> str:
-        """The stand-in's whole text."""
-        return expected_text(self, 100_000, tokens=self.tokens)
-
-    def beginning(self, tokens: int) -> str:
-        """The first ``tokens`` tokens of that text."""
-        return expected_text(self, tokens, tokens=self.tokens)
-
-
 @pytest.fixture(autouse=True)
 def hub_of_its_own() -> Iterator[None]:
     """huggingface_hub as it comes: a test may have had it use our transport, which is closed by now."""
@@ -121,66 +82,6 @@ def ask(request: pytest.FixtureRequest) -> Callable[..., Prompt]:
         return prompt
 
     return make
-
-
-@dataclass
-class StandinProcess:
-    """A stand-in in a process of its own, and its control routes."""
-
-    url: str
-    process: "subprocess.Popen[str]"
-
-    def _control(self, method: str, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/standin/{path}", data, method=method)
-        with urllib.request.urlopen(request, timeout=10) as response:
-            raw = response.read()
-        return json.loads(raw) if raw else None
-
-    def script(self, **update: Any) -> None:
-        """Change what every request without a directive meets."""
-        self._control("PUT", "script", update)
-
-    def requests(self, prompt: str | None = None) -> list[dict[str, Any]]:
-        """What came over the wire, oldest first; only the calls for ``prompt`` if it is given."""
-        entries: list[dict[str, Any]] = self._control("GET", "requests")
-        if prompt is None:
-            return entries
-        return [entry for entry in entries if isinstance(entry["body"], dict) and entry["body"].get("inputs") == prompt]
-
-    def attempts(self, prompt: str) -> list[dict[str, Any]]:
-        """The calls for ``prompt`` and those that continue its text, oldest first."""
-        return [entry for entry in self.requests() if str(entry["body"].get("inputs")).startswith(prompt)]
-
-    def chats(self, prompt: str) -> list[dict[str, Any]]:
-        """The chats whose first message is ``prompt``, oldest first."""
-        entries = [entry for entry in self.requests() if "messages" in entry["body"]]
-        return [entry for entry in entries if entry["body"]["messages"][0]["content"] == prompt]
-
-    def only(self, prompt: str) -> dict[str, Any]:
-        """The one call for ``prompt``."""
-        (entry,) = self.requests(prompt)
-        return entry
-
-    def clear(self) -> None:
-        """Forget all requests."""
-        self._control("DELETE", "requests")
-
-
-@contextlib.contextmanager
-def running_standin(*arguments: str) -> Iterator[StandinProcess]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "genqueue_ops.standin", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        found = re.fullmatch(r"listening on (\S+)\n", line)
-        assert found, f"the stand-in said {line!r}"
-        yield StandinProcess(found[1], process)
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
 
 
 @pytest.fixture(scope="session")
@@ -226,115 +127,6 @@ def db(queue_redis: LocalRedis) -> Iterator[redis.Redis]:
         yield client
 
 
-@dataclass
-class WorkerProcess:
-    """A Celery worker in a process of its own."""
-
-    process: "subprocess.Popen[bytes]"
-    log_path: Path
-    redis_url: str
-    generators: list[str] = field(default_factory=list)
-
-    @property
-    def producer_url(self) -> str:
-        """Where its producers find Redis, and as whom."""
-        return as_role(self.redis_url, "producer")
-
-    @property
-    def log(self) -> str:
-        """Everything it has logged."""
-        return self.log_path.read_text(errors="replace")
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        """Its log, of which each line must be JSON; without the one that is not whole yet."""
-        return [json.loads(line) for line in self.log.splitlines(keepends=True) if line.endswith("\n")]
-
-    def outcomes(self, generation_id: str) -> list[dict[str, Any]]:
-        """The lines that say what came of a generation's doorbells and attempts."""
-        return [line for line in self.lines if line.get("generation_id") == generation_id and "outcome" in line]
-
-    def wait_until_ready(self) -> None:
-        """Its generators are announced and Celery consumes."""
-        with redis.Redis.from_url(self.redis_url) as client:
-            wait_for(
-                lambda: self._is_ready(client), within_s=60, what=f"ready; its log: {self.log[-LOG_TAIL_CHARACTERS:]}"
-            )
-
-    def _is_ready(self, client: redis.Redis) -> bool:
-        assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.log}"
-        return " ready." in self.log and {name.encode() for name in self.generators} <= set(
-            client.hkeys("genqueue:generators")
-        )
-
-    def end(self, within_s: float = 60.0) -> int:
-        """Send SIGTERM and wait for the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(within_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            pytest.fail(f"the worker did not end within {within_s} s of SIGTERM:\n{self.log[-LOG_TAIL_CHARACTERS:]}")
-
-
-class Fleet:
-    """Workers on a Redis of their own, which tests may kill, freeze and replace.
-
-    Attributes:
-        redis: that Redis.
-        client: a producer that knows the generators.
-    """
-
-    def __init__(
-        self,
-        server: LocalRedis,
-        launch: Callable[..., WorkerProcess],
-        generators: dict[str, dict[str, Any]],
-        environ: dict[str, str],
-    ) -> None:
-        self.redis = server
-        self.producer_url = as_role(server.url, "producer")
-        self.client = GenerationClient(Settings(redis_url=self.producer_url, generators=generators))  # type: ignore[arg-type]
-        self.workers: list[WorkerProcess] = []
-        self._launch = launch
-        self._generators = generators
-        self._environ = environ
-
-    def staff(self, count: int, **environ: str) -> list[WorkerProcess]:
-        """See to it that ``count`` workers run and are ready."""
-        self.workers = [worker for worker in self.workers if worker.process.poll() is None]
-        began = [
-            self._launch(self._generators, self.redis.url, "-c", "64", environ={**self._environ, **environ}, wait=False)
-            for _ in range(count - len(self.workers))
-        ]
-        self.workers += began
-        for worker in began:
-            worker.wait_until_ready()
-        return self.workers
-
-    def holder(self, generation: Any) -> WorkerProcess:
-        """The worker that began the newest attempt."""
-        with redis.Redis.from_url(self.redis.url) as db:
-            owner = wait_for(lambda: db.hget(f"genqueue:generation:{generation.id}", "owner"), what="an attempt")
-        (found,) = [worker for worker in self.workers if str(worker.process.pid) == owner.decode().split(":")[-2]]
-        return found
-
-    def record(self, generation: Any) -> dict[str, str]:
-        """The registry's entry."""
-        with redis.Redis.from_url(self.redis.url, decode_responses=True) as db:
-            found: dict[str, str] = db.hgetall(f"genqueue:generation:{generation.id}")
-        return found
-
-    def kill(self) -> None:
-        """End all, whatever they do and whether they are frozen or not."""
-        self.client.close()
-        for worker in self.workers:
-            worker.process.kill()
-            worker.process.wait()
-
-
 @pytest.fixture(scope="session")
 def fleet_of(
     real_redis: LocalRedis, launch_worker: Callable[..., WorkerProcess], tmp_path_factory: pytest.TempPathFactory
@@ -351,41 +143,6 @@ def fleet_of(
                 fleet.kill()
 
     return open_fleet
-
-
-class Hosts:
-    """A worker for each model server, as they stand side by side on their hosts."""
-
-    def __init__(
-        self,
-        redis_url: str,
-        launch: Callable[..., WorkerProcess],
-        urls_of_each: list[list[str]],
-        *,
-        places: int = 64,
-        **options: Any,
-    ) -> None:
-        self.settings = Settings(redis_url=as_role(redis_url, "producer"), generators={})
-        self.workers = [
-            launch(
-                {"default": {"api_type": "text_generation_inference", **options, "api_params": {"urls": urls}}},
-                redis_url,
-                "-c",
-                str(places),
-                wait=False,
-            )
-            for urls in urls_of_each
-        ]
-        for worker in self.workers:
-            worker.wait_until_ready()
-        self.client = GenerationClient(self.settings)
-
-    def health(self, worker: WorkerProcess) -> list[str] | None:
-        """What the worker says of its servers; None before it said anything."""
-        for status in self.client.workers():
-            if f":{worker.process.pid}:" in status.name:
-                return [server["health"] for server in status.generators["default"]]
-        return None
 
 
 @pytest.fixture
@@ -406,85 +163,10 @@ def hosts(
         yield start
 
 
-class Reading:
-    """One generation read live in the background."""
-
-    def __init__(self, generation: Any) -> None:
-        self.generation = generation
-        self.events: list[tuple[float, Any]] = []
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        try:
-            for event in self.generation.events():
-                self.events.append((time.time(), event))
-        except BaseException as error:
-            self.error = error
-
-    def came(self, kind: str, attempt: int) -> float | None:
-        """When (epoch seconds) an event came; None if it has not."""
-        return next((at_s for at_s, event in list(self.events) if (event.type, event.attempt) == (kind, attempt)), None)
-
-    def kinds(self) -> list[str]:
-        """``attempt.type`` of all events, chunks left out."""
-        return [f"{event.attempt}.{event.type}" for _, event in self.events if event.type != "chunk"]
-
-    def text(self, within_s: float = 30.0) -> str:
-        """What a reader has at the end, who follows the events' rules."""
-        self._thread.join(within_s)
-        assert not self._thread.is_alive(), f"no end; so far: {self.kinds()}"
-        if self.error is not None:
-            raise self.error
-        assert [event.seq for _, event in self.events] == list(range(1, len(self.events) + 1))
-        parts: list[str] = []
-        for _, event in self.events:
-            if event.type == "reset":
-                parts = []
-            parts.append(getattr(event, "text", ""))
-        return "".join(parts)
-
-
 @pytest.fixture(scope="session")
 def read() -> Callable[[Any], Reading]:
     """``read(generation)``: a reader that starts now and keeps when each event came."""
     return Reading
-
-
-def printed_by(code: str, redis_url: str) -> str:
-    """What a Python program of a page prints that finds its queue at ``redis_url``."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, "GENQUEUE_REDIS_URL": redis_url},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def toml_of(generators: dict[str, dict[str, Any]]) -> str:
-    """A ``genqueue.toml``; JSON scalars, arrays and strings are TOML's too."""
-
-    def value(item: Any) -> str:
-        if isinstance(item, dict):
-            return "{ " + ", ".join(f"{json.dumps(key)} = {value(part)}" for key, part in item.items()) + " }"
-        return json.dumps(item)
-
-    lines = []
-    for name, options in generators.items():
-        lines.append(f"[generators.{name}]")
-        lines += [f"{key} = {value(item)}" for key, item in options.items()]
-    return "\n".join(lines) + "\n"
-
-
-def clean_environment(folder: Path) -> dict[str, str]:
-    """This process's environment without what would configure genqueue or huggingface_hub."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("GENQUEUE_", "HF_", "HUGGING"))}
-    return {**kept, "HF_HOME": str(folder), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 _started: list[WorkerProcess] = []
@@ -547,23 +229,6 @@ def start_worker(launch_worker: Callable[..., WorkerProcess]) -> Iterator[Callab
     yield start
     for worker in started:
         worker.end()
-
-
-@dataclass
-class FlowerProcess:
-    """Flower, and its HTTP API, which asks for no password here."""
-
-    url: str
-    log_path: Path
-
-    def ask(self, path: str, method: str = "GET") -> Any:
-        """The JSON that a route answers; None while there is none."""
-        try:
-            request = urllib.request.Request(f"{self.url}/api/{path}", method=method)
-            with urllib.request.urlopen(request, timeout=5) as response:
-                return json.load(response)
-        except OSError:
-            return None
 
 
 @pytest.fixture(scope="session")
@@ -658,18 +323,6 @@ def client(settings: Settings) -> Iterator[GenerationClient]:
 async def async_client(settings: Settings) -> Any:
     async with AsyncGenerationClient(settings) as made:
         yield made
-
-
-@contextlib.contextmanager
-def plain_celery(url: str, broker: str | None = None) -> Iterator[Celery]:
-    """An app that knows nothing of genqueue; ``Celery.close`` leaves the connections to its results open."""
-    with Celery("plain", broker=broker or url, backend=url, set_as_current=False) as app:
-        try:
-            yield app
-        finally:
-            app.backend.result_consumer.stop()
-            app.backend.result_consumer._pubsub = None  # or a result that is forgotten later unsubscribes on it
-            app.backend.client.close()
 
 
 @pytest.fixture

@@ -34,8 +34,10 @@ from genqueue_ops.standin.chat import render
 from genqueue_ops.standin.prose import tag_of
 
 from ..support.missing import not_here
+from ..support.programs import plain_celery
 from ..support.roles import as_role, password, refusals
-from .conftest import TOKENS, clean_environment, plain_celery, toml_of, wait_for
+from ..support.waiting import wait_for
+from ..support.workers import TOKENS, clean_environment, toml_of
 
 ROOT = Path(__file__).parents[2]
 BARE = ("-m", "celery", "-A", "genqueue_worker.app", "flower")

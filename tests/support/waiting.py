@@ -12,3 +12,15 @@ def until(condition: Callable[[], Any], within_s: float = 10.0) -> Any:
         assert time.monotonic() < deadline, f"not within {within_s:g} s"
         time.sleep(0.005)
     return found
+
+
+def wait_for(condition: Callable[[], Any], within_s: float = 30.0, what: str = "") -> Any:
+    """The condition's first true value; an AssertionError once ``within_s`` have passed."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s} s: {what or condition}")
+        time.sleep(0.005)

@@ -24,8 +24,8 @@ from genqueue.registry import submitting
 from genqueue.registry.submitting import doorbell_message
 from genqueue.wire.request import GenerationRequest
 
+from ...support.programs import plain_celery
 from ...support.roles import as_role
-from ..conftest import plain_celery
 
 LONG = {"max_new_tokens": 5000}
 

@@ -12,7 +12,7 @@ from celery import Celery
 from genqueue import GenerationClient, RedisUnavailableError, Settings
 
 from ...support.roles import as_role
-from ..conftest import clean_environment, toml_of
+from ...support.workers import clean_environment, toml_of
 
 SOON_S = 10.0
 """How long a hand-over, and what an end needs besides, may take here: as docs/deploy.md has it."""

@@ -11,8 +11,8 @@ from celery.result import AsyncResult
 
 from genqueue import GenerationCancelledError, keys
 
+from ...support.programs import plain_celery
 from ...support.roles import as_role
-from ..conftest import plain_celery
 
 CLOSED_WITHIN_S = 5.0  # here whatever else runs; `make chaos` holds the 95th percentile to 0.1 s
 

@@ -17,7 +17,7 @@ from genqueue_ops.local_redis import find_redis_server, free_port, local_redis
 from genqueue_ops.processes import Child
 
 from ...support.roles import as_role, guarded_redis, password, refusals
-from ..conftest import TOKENS
+from ...support.workers import TOKENS
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from huggingface_hub import InferenceClient
 
 from genqueue.haystack import HuggingFaceAPIChatGenerator
 
-from ..conftest import printed_by
+from ...support.programs import printed_by
 
 PAGE = (Path(__file__).parents[3] / "docs/haystack.md").read_text(encoding="utf-8")
 QUESTION = "What's Natural Language Processing?"

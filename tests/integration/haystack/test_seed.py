@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ...support.programs import printed_by
 from ...support.serverless_router import TOKEN, hugging_face_beside
-from ..conftest import printed_by
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/haystack.md").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from genqueue.keys import doorbell
 from genqueue.registry.submitting import doorbell_message
 
 from ...support.roles import as_role, guarded_redis
-from ..conftest import running_standin
+from ...support.standins import running_standin
 
 TGI = "text_generation_inference"
 WASTED = "genqueue_wasted_tokens_total"

@@ -17,7 +17,7 @@ import trustme
 from genqueue import GenerationClient, GenerationExpiredError, Settings
 
 from ...support.roles import as_role, guarded_redis
-from ..conftest import running_standin
+from ...support.standins import running_standin
 
 TGI = "text_generation_inference"
 

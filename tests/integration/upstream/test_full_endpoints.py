@@ -9,7 +9,7 @@ import redis
 from genqueue import GenerationClient, GenerationRejectedError, QueueFullError, Settings
 from genqueue.keys import doorbell
 
-from ..conftest import running_standin
+from ...support.standins import running_standin
 
 TGI = "text_generation_inference"
 ENDLESS = {"max_new_tokens": 5000}

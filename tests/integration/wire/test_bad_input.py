@@ -29,7 +29,7 @@ from genqueue_ops.local_redis import local_redis
 from genqueue_ops.standin.chat import render
 from genqueue_ops.standin.prose import expected_text
 
-from ..conftest import plain_celery
+from ...support.programs import plain_celery
 
 
 @pytest.fixture
