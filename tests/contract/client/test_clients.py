@@ -47,7 +47,7 @@ from genqueue_ops.local_redis import local_redis
 
 from ...support.redis_servers import only_real_redis
 from ...support.registry import Registry, flush
-from ...support.waiting import until
+from ...support.waiting import wait_for
 
 GENERATORS: dict[str, Any] = {
     "default": {
@@ -155,11 +155,11 @@ def listens(writer: Registry, generation_id: str) -> Callable[[], bool]:
 def test_a_reader_hears_each_chunk_as_it_is_written(reader, writer):
     generation_id = writer.submit()
     seen, reading = reader.start(generation_id)
-    until(listens(writer, generation_id))
+    wait_for(listens(writer, generation_id))
     writer.claim(generation_id)
     for number, text in enumerate(["It ", "is ", "é🦜"], 1):
         writer.append(flush(generation_id, number, [text]))
-        until(lambda expected=number: len(seen) == expected)
+        wait_for(lambda expected=number: len(seen) == expected)
     writer.finish(writer.finished(generation_id))
     assert [chunk.text for chunk in reading.result(10)] == ["It ", "is ", "é🦜"]
     assert [(chunk.seq, chunk.attempt, chunk.tokens[0].id) for chunk in seen] == [(2, 1, 1), (3, 1, 1), (4, 1, 1)]
@@ -168,7 +168,7 @@ def test_a_reader_hears_each_chunk_as_it_is_written(reader, writer):
 def test_readers_before_in_the_middle_and_after_see_the_same_text(reader, writer):
     generation_id = writer.submit()
     readings = [reader.start(generation_id)]
-    until(listens(writer, generation_id))
+    wait_for(listens(writer, generation_id))
     writer.claim(generation_id)
     for number in range(1, 6):
         writer.append(flush(generation_id, number, [f"{number} "]))
@@ -194,11 +194,11 @@ def test_events_are_all_events(reader, writer):
 def test_batches_are_the_events_that_came_together(reader, writer):
     generation_id = writer.submit()
     batches, reading = reader.start(generation_id, what="batches")
-    until(listens(writer, generation_id))
+    wait_for(listens(writer, generation_id))
     writer.claim(generation_id)
-    until(lambda: len(batches) == 1)
+    wait_for(lambda: len(batches) == 1)
     writer.append(flush(generation_id, 1, ["a", "b"]))
-    until(lambda: len(batches) == 2)
+    wait_for(lambda: len(batches) == 2)
     writer.finish(writer.finished(generation_id))
     types = [[event.type for event in batch] for batch in reading.result(10)]
     assert types == [["started"], ["chunk", "chunk"], ["finished"]]
@@ -228,7 +228,7 @@ def test_a_reader_whose_connection_is_killed_misses_and_repeats_nothing(reader, 
         writer.append(flush(generation_id, number, [f"{number} "]))
         expected += f"{number} "
         if number % 5 == 0:
-            until(lambda least=number - 4: len(seen) >= least)
+            wait_for(lambda least=number - 4: len(seen) >= least)
             writer.raw.client_kill_filter(_type="pubsub")
         if number % 7 == 0:
             writer.raw.client_kill_filter(_type="normal", skipme=True)
@@ -241,7 +241,7 @@ def test_fifty_readers_of_one_process_are_one_subscription(reader, writer):
     ids = [writer.running() for _ in range(10)]
     readings = [reader.start(generation_id) for generation_id in ids for _ in range(5)]
     for generation_id in ids:
-        until(listens(writer, generation_id))
+        wait_for(listens(writer, generation_id))
     (connection,) = writer.raw.client_list(_type="pubsub")
     assert int(connection["sub"]) == 10
     for generation_id in ids:
@@ -286,7 +286,7 @@ def test_a_failed_generation_gives_its_chunks_then_its_error(reader, writer, whe
         writer.finish(end)
     seen, reading = reader.start(generation_id)
     if when == "after":
-        until(lambda: seen)
+        wait_for(lambda: seen)
         writer.finish(end)
     with pytest.raises(GenerationFailedError, match="words") as raised:
         reading.result(10)
@@ -303,7 +303,7 @@ def test_a_result_is_awaited(reader, writer, when):
         writer.finish(writer.finished(generation_id, "done"))
     waiting = reader._pool.submit(reader.result, generation_id)
     if when == "after":
-        until(lambda: keys.result(generation_id).encode() in writer.raw.pubsub_channels())
+        wait_for(lambda: keys.result(generation_id).encode() in writer.raw.pubsub_channels())
         writer.finish(writer.finished(generation_id, "done"))
     assert waiting.result(10).replies == ["done"]
 
@@ -417,7 +417,7 @@ def test_a_cancel_ends_it_for_every_reader(reader, writer):
     generation_id = writer.running()
     writer.append(flush(generation_id, 1, ["partial"]))
     seen, reading = reader.start(generation_id)
-    until(lambda: seen)
+    wait_for(lambda: seen)
     assert reader.cancel(generation_id)
     with pytest.raises(GenerationCancelledError) as raised:
         reading.result(10)
@@ -591,7 +591,7 @@ def test_a_reader_that_stops_early_leaves_its_channel(reader, writer):
             await chunks.aclose()
 
         reader._loop.call(look())
-    until(lambda: not listens(writer, generation_id)())
+    wait_for(lambda: not listens(writer, generation_id)())
 
 
 def test_a_client_can_be_used_again_after_it_was_closed(reader, writer):
@@ -625,7 +625,7 @@ async def test_a_task_that_is_cancelled_while_it_reads_leaves_the_others_alone(r
             return "".join([chunk.text async for chunk in client.generation(generation_id).stream()])
 
         tasks = [asyncio.create_task(read()) for _ in range(6)]
-        await asyncio.to_thread(until, listens(writer, generation_id))
+        await asyncio.to_thread(wait_for, listens(writer, generation_id))
         for task in tasks[::2]:
             task.cancel()
         await asyncio.wait(tasks[::2])
@@ -758,7 +758,7 @@ def test_a_submit_that_is_interrupted_before_its_answer_leaves_nothing_running(
     accepted: set[str] = set()
 
     def interrupt() -> None:
-        accepted.update(until(lambda: waiting_ids(raw) - {first}))
+        accepted.update(wait_for(lambda: waiting_ids(raw) - {first}))
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     with GenerationClient(far(redis_url, late)) as client:

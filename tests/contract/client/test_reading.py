@@ -28,7 +28,7 @@ from genqueue import (
 
 from ...support.redis_servers import only_real_redis
 from ...support.registry import Registry, flush
-from ...support.waiting import until
+from ...support.waiting import wait_for
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_ctrl_c_between_any_two_steps_leaves_a_whole_text_or_an_error_and_no_sub
         try:
             if said == "True True\n":
                 assert program.poll() is None
-                until(lambda: not channels())
+                wait_for(lambda: not channels())
         finally:
             _, trouble = program.communicate(timeout=60)
     assert said == "True True\n", trouble
@@ -234,7 +234,7 @@ def test_who_waits_while_it_is_closed_is_told_so_at_once(client, writer, channel
     generation = client.generation(begun(writer))
     reading = generation.batches(timeout_s=timeout_s)
     thread, ends = reading_in_thread(lambda: generation.result(timeout_s) if what == "result" else [*reading])
-    until(channels)
+    wait_for(channels)
     time.sleep(0.05)  # until it waits; sooner is right too
     began_s = time.monotonic()
     (client if whose == "client" else reading).close()
@@ -243,7 +243,7 @@ def test_who_waits_while_it_is_closed_is_told_so_at_once(client, writer, channel
     assert isinstance(error, GenqueueError), error
     assert "closed while it was in use" in str(error)
     assert time.monotonic() - began_s < 3.0
-    until(lambda: not channels())
+    wait_for(lambda: not channels())
 
 
 @only_real_redis
@@ -328,12 +328,12 @@ def test_no_subscription_is_left_behind(client, writer, channels, how):
         writer.raw.delete(keys.log(generation_id), keys.generation(generation_id))
         writer.raw.publish(keys.live(generation_id), b'[{"seq":9,"attempt":1,"v":1,"type":"resumed"}]')
         with pytest.raises(GenerationNotFoundError):
-            until(lambda: next(reading))
+            wait_for(lambda: next(reading))
     else:
         begin_anew(writer, generation_id, "x")
         with pytest.raises(StreamRestartedError):
             next(reading)
-    until(lambda: not channels())
+    wait_for(lambda: not channels())
 
 
 @only_real_redis

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,6 +17,7 @@ from genqueue.errors import RedisUnavailableError
 from genqueue_ops.local_redis import local_redis
 
 from ...support.redis_servers import only_real_redis
+from ...support.waiting import wait_beside
 
 Inbox = asyncio.Queue[bytes | None]
 
@@ -34,12 +35,6 @@ async def hub(redis_url: str) -> AsyncIterator[LiveHub]:
 def subscriptions(raw: redis.Redis) -> list[dict[str, str]]:
     """The server's connections that listen."""
     return raw.client_list(_type="pubsub")
-
-
-async def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def heard(inbox: Inbox, within_s: float = 10.0) -> bytes | None:
@@ -93,7 +88,7 @@ async def test_the_last_to_leave_ends_the_subscription(hub: LiveHub, raw: redis.
     inbox = Inbox()
     async with hub.listen("a", inbox.put_nowait), hub.listen("b", inbox.put_nowait):
         assert {b"a", b"b"} <= set(raw.pubsub_channels())
-    await eventually(lambda: not {b"a", b"b"} & set(raw.pubsub_channels()))
+    await wait_beside(lambda: not {b"a", b"b"} & set(raw.pubsub_channels()))
 
 
 async def test_who_joins_as_the_last_one_leaves_hears_everything(hub: LiveHub, raw: redis.Redis):
@@ -163,7 +158,7 @@ async def test_a_connection_that_was_lost_in_a_rest_is_made_anew(hub: LiveHub, r
     for _ in range(2):
         inbox = Inbox()
         async with hub.listen("a", inbox.put_nowait):
-            await eventually(lambda: {b"a"} & set(raw.pubsub_channels()))
+            await wait_beside(lambda: {b"a"} & set(raw.pubsub_channels()))
             raw.publish("a", "1")
             while await heard(inbox) is None:
                 pass
@@ -219,7 +214,7 @@ async def test_a_redis_that_was_away_for_a_while_is_found_again(server):
             assert await heard(inbox) is None  # told at once, not when it is back
             own.start()
             with redis.Redis.from_url(own.url) as client:
-                await eventually(lambda: client.publish("a", "1") == 1, 20.0)
+                await wait_beside(lambda: client.publish("a", "1") == 1, 20.0)
             message = await heard(inbox)
             while message is None:
                 message = await heard(inbox)
@@ -330,7 +325,7 @@ async def test_a_hub_whose_tasks_were_cancelled_first_leaves_none_behind(redis_u
                 await asyncio.Event().wait()
 
         listening = asyncio.create_task(listen())
-        await eventually(lambda: len(asyncio.all_tasks() - before) == 3)
+        await wait_beside(lambda: len(asyncio.all_tasks() - before) == 3)
         for _ in range(yields):
             await asyncio.sleep(0)
         for task in asyncio.all_tasks() - before:

@@ -23,7 +23,7 @@ from genqueue.registry import attempts, fleet, reading
 from genqueue.registry.script import Call
 from genqueue_ops.local_redis import LocalRedis, local_redis
 
-from ...support.waiting import until
+from ...support.waiting import wait_for
 
 PASSWORD = "s3cret-do-not-show"
 
@@ -343,10 +343,10 @@ def test_a_store_that_is_closed_beside_a_call_leaves_no_connection(real_redis):
             return [client["cmd"] for client in db.client_list() if client["db"] == "3"]
 
         running = pool.submit(store.run, call)
-        until(lambda: connections() == ["blpop"])
+        wait_for(lambda: connections() == ["blpop"])
         store.close()
         with contextlib.suppress(StoreError):
             running.result(10)
-        until(lambda: connections() == [])
+        wait_for(lambda: connections() == [])
         store.run(reading.read_text("nobody's"))  # it may be used again
-        until(lambda: connections() == [])
+        wait_for(lambda: connections() == [])

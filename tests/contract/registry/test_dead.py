@@ -20,7 +20,7 @@ from genqueue.registry.attempts import Claim
 from genqueue.registry.lifecycle import State
 
 from ...support.registry import KEEP_S, RESULT_TTL_S, flush
-from ...support.waiting import until
+from ...support.waiting import wait_for
 
 TGI = {"api_type": "text_generation_inference", "api_params": {"url": "http://127.0.0.1:1"}}
 GENERATORS = {"default": {**TGI, "max_queue_depth": 3}, "chat": TGI}
@@ -64,7 +64,7 @@ def failed(writer, *texts, error="failed", generator="default", **fields):
     for number, text in enumerate(texts, 1):
         writer.append(flush(generation_id, number, [text]))
     assert writer.finish(writer.failed(generation_id, error=error)) == "ok"
-    until(lambda now_ms=writer.now_ms: writer.now_ms > now_ms + 1)  # the list is ordered by milliseconds
+    wait_for(lambda now_ms=writer.now_ms: writer.now_ms > now_ms + 1)  # the list is ordered by milliseconds
     return generation_id
 
 

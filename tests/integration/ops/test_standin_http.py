@@ -16,6 +16,8 @@ from genqueue_ops.standin.protocol import Limits
 from genqueue_ops.standin.script import Script
 from genqueue_ops.standin.server import serve
 
+from ...support.waiting import wait_beside
+
 ENDLESS = Script(itl_s=0.005)
 
 
@@ -32,12 +34,6 @@ def events(raw):
     lines = raw[:-2].split(b"\n\n")
     assert all(line.startswith(b"data: ") for line in lines)
     return [line[6:] if line == b"data: [DONE]" else json.loads(line[6:]) for line in lines]
-
-
-async def until(condition, deadline_s=5.0):
-    async with asyncio.timeout(deadline_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_native_stream_ends_without_done():
@@ -202,7 +198,7 @@ async def test_an_overloaded_server_answers_so_even_to_invalid_requests():
             async with http.post("/generate_stream", json={"inputs": "Hi"}) as response:
                 assert response.status == 200
                 assert events(await response.read()) == [{"error": "Model is overloaded", "error_type": "overloaded"}]
-        await until(lambda: http.served.requests()[0]["state"] == "dropped")
+        await wait_beside(lambda: http.served.requests()[0]["state"] == "dropped")
         async with http.post("/generate", json={"inputs": "Hi", "parameters": {"max_new_tokens": 1}}) as response:
             assert response.status == 200
 
@@ -214,7 +210,7 @@ async def test_the_batch_is_full_and_the_next_one_waits():
             second = asyncio.create_task(
                 http.post("/generate", json={"inputs": "second", "parameters": {"max_new_tokens": 1}}).__aenter__()
             )
-            await until(lambda: len(http.served.requests()) == 2)
+            await wait_beside(lambda: len(http.served.requests()) == 2)
             async with http.get("/metrics") as response:
                 lines = (await response.text()).splitlines()
             assert "tgi_queue_size 1" in lines
@@ -229,7 +225,7 @@ async def test_a_client_that_leaves_stops_its_generation():
         async with http.post("/generate_stream", json={"inputs": "Hi"}) as response:
             for _ in range(6):
                 await response.content.readline()
-        await until(lambda: http.served.requests()[0]["state"] == "dropped")
+        await wait_beside(lambda: http.served.requests()[0]["state"] == "dropped")
         (entry,) = http.served.requests()
         assert 3 <= entry["tokens_sent"] <= 6
         assert entry["closed_at_s"] >= entry["first_token_at_s"] >= entry["started_at_s"]
