@@ -9,6 +9,7 @@ import redis
 
 from genqueue import keys
 from genqueue.registry import attempts, endings, partial, reading, submitting, sweeping
+from genqueue.registry import script as registry_script
 from genqueue.registry.attempts import Claim, End, Flush, NotClaimed
 from genqueue.registry.lifecycle import State
 from genqueue.registry.script import Call
@@ -183,3 +184,7 @@ def flush(
     bodies = [chunk_body(text, [Token(1, text, None, False)]) for text in texts]
     tokens = tokens or len(texts)
     return Flush(generation_id, attempt, number, tokens, "".join(texts), mark, bodies, solid_tokens=tokens)
+
+
+def keys_of(call: registry_script.Call[Any]) -> list[str]:
+    return list(call.arguments[1 : 1 + int(call.arguments[0])])
