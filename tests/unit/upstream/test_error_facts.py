@@ -5,7 +5,7 @@ import json
 import pytest
 
 from genqueue_worker.upstream.facts import secrets_among, without
-from genqueue_worker.upstream.faults import Fault, UpstreamFacts, fault_of, shown
+from genqueue_worker.upstream.faults import Fault, UpstreamFacts, fault_of
 from genqueue_worker.upstream.transport import error_facts, redirect_facts
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>503</title></head><body>nginx</body></html>"
@@ -104,21 +104,6 @@ URLS = ["http://me:p%40ss@tgi/?key=of-a-query"]
 def test_no_error_holds_what_lets_us_in(words, expected):
     told = without(secrets_among(HEADERS, URLS), UpstreamFacts(words, 500, words or None))
     assert (told.message, told.status, told.error_type) == (expected, 500, expected or None)
-
-
-@pytest.mark.parametrize(
-    ("status", "error_type", "expected"),
-    [
-        (422, None, "HTTP 422"),
-        (422, "validation", "validation"),
-        (500, "words of the server", "HTTP 500"),
-        (None, "generation", "generation"),
-        (None, "words of the server", "_OTHER"),
-        (999, None, "_OTHER"),
-    ],
-)
-def test_who_may_not_see_the_prompt_sees_the_class_of_an_error(status, error_type, expected):
-    assert shown(UpstreamFacts("words of the server", status, error_type)) == expected
 
 
 SENT = "HTTP 307: the server sends us to {}; if it moved there, mend its address"

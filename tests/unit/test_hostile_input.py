@@ -16,7 +16,7 @@ from genqueue.wire.events import read_event, read_events
 from genqueue.wire.request import GenerationRequest, read_request
 from genqueue_worker.broker.checks import ExpiredError, check_call, is_celery_message, is_order
 
-from ...support.hostile import bodies, entries, events, orders, publications, requests, values
+from ..support.hostile import bodies, entries, events, orders, publications, requests, values
 
 NEAR = st.integers(1, 5)
 many = settings(derandomize=True, max_examples=200, suppress_health_check=list(HealthCheck))
