@@ -20,10 +20,10 @@ from genqueue.wire.result import GenerationResult
 from genqueue_ops.standin.server import cleanup
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.upstream.client import ModelClient
-from genqueue_worker.upstream.faults import Fault, fault_of
+from genqueue_worker.upstream.faults import Fault, UpstreamError, fault_of
 from genqueue_worker.upstream.fields import encodable
 from genqueue_worker.upstream.pool import EndpointPool
-from genqueue_worker.upstream.transport import UpstreamError, open_transport
+from genqueue_worker.upstream.transport import open_transport
 
 DONE = "[DONE]"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}

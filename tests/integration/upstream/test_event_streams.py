@@ -13,9 +13,9 @@ from genqueue.wire.request import read_request
 from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.upstream.client import ModelClient
-from genqueue_worker.upstream.faults import Fault, fault_of
+from genqueue_worker.upstream.faults import Fault, UpstreamError, fault_of
 from genqueue_worker.upstream.pool import EndpointPool
-from genqueue_worker.upstream.transport import UpstreamError, open_transport
+from genqueue_worker.upstream.transport import open_transport
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 QUIET = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"

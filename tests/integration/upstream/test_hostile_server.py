@@ -26,10 +26,10 @@ from genqueue_worker.engine.outbox import Outbox
 from genqueue_worker.observe.health import turns
 from genqueue_worker.observe.metrics import AttemptMeter, Metrics
 from genqueue_worker.upstream.client import ModelClient
-from genqueue_worker.upstream.faults import Fault, fault_of
+from genqueue_worker.upstream.faults import Fault, UpstreamError, fault_of
 from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.sink import ReplyTooLongError
-from genqueue_worker.upstream.transport import UpstreamError, open_transport
+from genqueue_worker.upstream.transport import open_transport
 
 from ...support.hostile import answers, drawn
 from ...support.roles import as_role, guarded_redis

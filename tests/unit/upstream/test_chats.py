@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from genqueue_worker.upstream.engines.chats import ChatReader
-from genqueue_worker.upstream.server_errors import error_in
+from genqueue_worker.upstream.errors.answers import error_in
 
 from ...support.heard import Heard
 

@@ -12,7 +12,7 @@ from genqueue_worker.upstream.engines.completions import (
     more_fields,
     plain_text,
 )
-from genqueue_worker.upstream.transport import UpstreamError
+from genqueue_worker.upstream.faults import UpstreamError
 
 from ...support.heard import Heard
 

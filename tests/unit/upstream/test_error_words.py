@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from genqueue_worker.upstream.error_words import read_error
+from genqueue_worker.upstream.errors.answers import error_in, events_of
+from genqueue_worker.upstream.errors.responses import error_facts
+from genqueue_worker.upstream.errors.words import read_error
 from genqueue_worker.upstream.faults import Fault, fault_of
 from genqueue_worker.upstream.fields import read_json
-from genqueue_worker.upstream.server_errors import error_in, events_of
-from genqueue_worker.upstream.transport import error_facts
 
 REQUEST, ENDPOINT, CAPACITY, SERVER = Fault.REQUEST, Fault.ENDPOINT, Fault.CAPACITY, Fault.SERVER
 WORDLESS = "the server reports an error without words; it says "

@@ -8,8 +8,7 @@ import pytest
 
 from genqueue.wire.events import Token
 from genqueue_worker.upstream.engines.native import NativeAnswer
-from genqueue_worker.upstream.faults import Fault, fault_of
-from genqueue_worker.upstream.transport import UpstreamError
+from genqueue_worker.upstream.faults import Fault, UpstreamError, fault_of
 
 from ...support.heard import Heard
 

@@ -9,9 +9,9 @@ from genqueue.wire.events import Token
 from genqueue_worker.upstream.engines.chats import ChatReader
 from genqueue_worker.upstream.engines.completions import CompletionAnswer
 from genqueue_worker.upstream.engines.native import NativeAnswer
+from genqueue_worker.upstream.errors.answers import damage, foreign_charset
+from genqueue_worker.upstream.faults import UpstreamError
 from genqueue_worker.upstream.fields import UNKNOWN_TOKEN, encodable
-from genqueue_worker.upstream.server_errors import damage, foreign_charset
-from genqueue_worker.upstream.transport import UpstreamError
 
 from ...support.heard import Heard
 

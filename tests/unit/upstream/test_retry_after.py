@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue_worker.upstream.retry_after import http_date, retry_after_s
+from genqueue_worker.upstream.errors.retry_after import http_date, retry_after_s
 
 NOW_S = 784111777.0  # the moment of RFC 9110's examples: 1994-11-06 08:49:37
 

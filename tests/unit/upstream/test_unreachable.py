@@ -8,7 +8,7 @@ import aiohttp
 import httpx2
 import pytest
 
-from genqueue_worker.upstream.unreachable import words_of
+from genqueue_worker.upstream.errors.unreachable import words_of
 
 
 def behind(error):

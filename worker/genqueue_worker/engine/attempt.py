@@ -43,9 +43,8 @@ from genqueue_worker.observe.metrics import DEFERRED, HANDED_OVER, RETRIED, SUPE
 from genqueue_worker.observe.report import Report
 from genqueue_worker.resources import lack_of
 from genqueue_worker.upstream.client import Ending, ModelClient
-from genqueue_worker.upstream.faults import UpstreamFacts, error_class
+from genqueue_worker.upstream.faults import UpstreamError, UpstreamFacts, error_class
 from genqueue_worker.upstream.sink import ReplyTooLongError, Sink
-from genqueue_worker.upstream.transport import UpstreamError
 
 logger = logging.getLogger(__name__)
 

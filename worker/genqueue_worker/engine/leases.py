@@ -23,7 +23,7 @@ from genqueue.settings import Settings
 from genqueue_worker.observe.health import Pulse
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.observe.report import Report
-from genqueue_worker.upstream.unreachable import no_server
+from genqueue_worker.upstream.errors.unreachable import no_server
 
 logger = logging.getLogger(__name__)
 

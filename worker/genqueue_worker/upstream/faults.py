@@ -1,4 +1,7 @@
-"""The facts of an endpoint's error, and whose fault it is.  Pure."""
+"""The facts of an endpoint's error, and whose fault it is.  Pure.
+
+:mod:`genqueue_worker.upstream.errors` reads the facts, in whichever shape an endpoint has them.
+"""
 
 import re
 from dataclasses import dataclass
@@ -188,3 +191,11 @@ def shown(facts: UpstreamFacts) -> str:
     """An error for whoever may not see what was asked: its class, as a server's words may quote a prompt."""
     kind = error_class(facts)
     return f"HTTP {kind}" if kind.isdecimal() else kind
+
+
+class UpstreamError(Exception):
+    """The model server refused, failed or fell silent."""
+
+    def __init__(self, facts: UpstreamFacts) -> None:
+        self.facts = facts
+        super().__init__(facts.message)

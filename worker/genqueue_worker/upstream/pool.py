@@ -1,7 +1,7 @@
 """One generator's servers: how they are called, how long they may be silent, and which are down.
 
 Every error of the client or of a server leaves here as
-:class:`~genqueue_worker.upstream.transport.UpstreamError`.
+:class:`~genqueue_worker.upstream.faults.UpstreamError`.
 """
 
 import asyncio
@@ -22,12 +22,14 @@ from genqueue.settings import GeneratorSettings, is_sendable
 from genqueue_worker.observe.metrics import CallMeter
 from genqueue_worker.upstream.admission import Admission
 from genqueue_worker.upstream.endpoint import Endpoint, any_up, choose
-from genqueue_worker.upstream.facts import facts_of, secrets_among, without
+from genqueue_worker.upstream.errors.exceptions import facts_of, secrets_among, without
+from genqueue_worker.upstream.errors.unreachable import no_server, words_of
 from genqueue_worker.upstream.faults import (
     LACK,
     OF_THE_ADDRESS,
     OUTGROWN,
     Fault,
+    UpstreamError,
     UpstreamFacts,
     error_class,
     fault_of,
@@ -35,8 +37,6 @@ from genqueue_worker.upstream.faults import (
 )
 from genqueue_worker.upstream.serverless import check_provider, examine
 from genqueue_worker.upstream.sink import Sink
-from genqueue_worker.upstream.transport import UpstreamError
-from genqueue_worker.upstream.unreachable import no_server, words_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

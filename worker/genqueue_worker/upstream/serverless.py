@@ -1,7 +1,7 @@
 """What the Hub says of a serverless model: whether it is there, whether we may use it, and for what.
 
 huggingface_hub asks the Hub with blocking calls that have no limit of time: so are these, for
-:func:`ask_hub`.  What they find is an :class:`~genqueue_worker.upstream.transport.UpstreamError` in words that name the
+:func:`ask_hub`.  What they find is an :class:`~genqueue_worker.upstream.faults.UpstreamError` in words that name the
 model.
 """
 
@@ -21,8 +21,7 @@ from huggingface_hub.inference._providers import PROVIDERS, get_provider_helper
 
 from genqueue.errors import ConfigError
 from genqueue.settings import ApiParams
-from genqueue_worker.upstream.faults import UpstreamFacts
-from genqueue_worker.upstream.transport import UpstreamError
+from genqueue_worker.upstream.faults import UpstreamError, UpstreamFacts
 
 logger = logging.getLogger(__name__)
 

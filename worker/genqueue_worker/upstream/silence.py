@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from genqueue_worker.observe.metrics import CallMeter
 from genqueue_worker.upstream.endpoint import Endpoint
 from genqueue_worker.upstream.faults import (
+    UpstreamError,
     UpstreamFacts,
 )
-from genqueue_worker.upstream.transport import UpstreamError
 
 
 class Silence:

@@ -14,14 +14,12 @@ dataclasses, and what nobody can read is said in words of ours, with what was se
 
 import asyncio
 import contextvars
-import time
 import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urljoin
 
 import aiohttp
 import httpx2
@@ -29,18 +27,15 @@ import yarl
 from huggingface_hub import set_async_client_factory
 from pydantic_core import from_json, to_json
 
-from genqueue.connection.address import without_secrets
 from genqueue.no_proxy import proxy_for
 from genqueue_worker.resources import lack_of
 from genqueue_worker.upstream.connections import FloodError, open_session, sending, tls_context
-from genqueue_worker.upstream.error_words import read_error
+from genqueue_worker.upstream.errors.answers import Form, foreign_charset, form_of, no_events, unreadable
+from genqueue_worker.upstream.errors.responses import error_facts, redirect_facts
 from genqueue_worker.upstream.event_stream import DONE, EventStream, FieldError, StreamTooLongError
-from genqueue_worker.upstream.faults import LACK, UpstreamFacts
+from genqueue_worker.upstream.faults import LACK, UpstreamError, UpstreamFacts
 from genqueue_worker.upstream.peers import PATIENCE, Patience
-from genqueue_worker.upstream.retry_after import retry_after_s
-from genqueue_worker.upstream.server_errors import Form, foreign_charset, form_of, no_events, unreadable
 
-_ERROR_BODY_LIMIT_CHARACTERS = 2000
 _ERROR_BODY_LIMIT_BYTES = 64 * 1024
 _MOST_UNASKED_BYTES = 1_000_000
 _MOST_UNASKED_EVENTS = 1_000
@@ -52,14 +47,6 @@ _HEARTBEATS = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive", b"k
 _STEP_BYTES = 16 * 1024
 """Of one read, which the kernel may make far larger, so much is read before others have their turn."""
 _DONE_PATIENCE_S = 0.5
-
-
-class UpstreamError(Exception):
-    """The model server refused, failed or fell silent."""
-
-    def __init__(self, facts: UpstreamFacts) -> None:
-        self.facts = facts
-        super().__init__(facts.message)
 
 
 class Answered(Exception):
@@ -401,44 +388,6 @@ class Transport(httpx2.AsyncBaseTransport):
         """Close every connection."""
         await self._session.close()
         await self._once.close()
-
-
-def error_facts(status: int, reason: str, headers: dict[str, str], body: bytes) -> UpstreamFacts:
-    """Read an HTTP error response: TGI's JSON, axum's plain text, a proxy's page, or nothing at all."""
-    text = body.decode("utf-8", "replace").strip()
-    message, error_type = text[:_ERROR_BODY_LIMIT_CHARACTERS], None
-    try:
-        parsed = from_json(text)
-    except ValueError:
-        parsed = None
-    if isinstance(parsed, list) and parsed and isinstance(parsed[0], dict):  # Google's
-        parsed = parsed[0]
-    if isinstance(parsed, dict):
-        error = read_error(parsed)
-        message, error_type = error.words or message, error.error_type
-    if "<html" in text[:500].lower():
-        message = ""
-    return UpstreamFacts(
-        message=message or f"HTTP {status} {reason}".strip(),
-        status=status,
-        error_type=error_type,
-        retry_after_s=retry_after_s(headers, time.time()),
-    )
-
-
-def redirect_facts(status: int, url: str, location: str) -> UpstreamFacts:
-    """Of an answer that would have us ask elsewhere; ``location`` is its header, "" if it has none."""
-    try:
-        where = without_secrets(urljoin(url, location.strip()))
-    except ValueError:
-        where = ""
-    if not location.strip():
-        message = f"HTTP {status}: a redirect without an address"
-    elif not where:
-        message = f"HTTP {status}: a redirect whose address cannot be read"
-    else:
-        message = f"HTTP {status}: the server sends us to {where}; if it moved there, mend its address"
-    return UpstreamFacts(message, status=status, error_type="redirect")
 
 
 async def _on_response(response: httpx2.Response) -> None:

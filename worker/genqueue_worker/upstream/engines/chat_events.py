@@ -12,6 +12,7 @@ from typing import Any
 
 from genqueue.wire.chat import REASONING_FIELD
 from genqueue_worker.upstream.engines.tool_calls import Piece, read_piece
+from genqueue_worker.upstream.errors.answers import error_in_choice
 from genqueue_worker.upstream.faults import UpstreamFacts
 from genqueue_worker.upstream.fields import (
     content_of,
@@ -25,7 +26,6 @@ from genqueue_worker.upstream.fields import (
     usage_in,
     whole_beside,
 )
-from genqueue_worker.upstream.server_errors import error_in_choice
 
 _REASONING = {
     REASONING_FIELD: REASONING_FIELD,
@@ -114,7 +114,7 @@ def read_event(event: Mapping[str, Any]) -> ChatEvent:
 
     Raises:
         TypeError, KeyError, AttributeError: it is none of a chat
-        (:data:`genqueue_worker.upstream.server_errors.UNREADABLE`).
+        (:data:`genqueue_worker.upstream.errors.answers.UNREADABLE`).
     """
     choice = first_choice(event.get("choices"))
     usage = usage_in(event, choice)

@@ -17,11 +17,10 @@ from genqueue.wire.request import GenerationRequest
 from genqueue_worker.upstream.engines.chat_events import ChatEvent, plain_text, read_event
 from genqueue_worker.upstream.engines.openai_answers import OpenAIAnswer
 from genqueue_worker.upstream.engines.tool_calls import ToolCalls, made_up_id
-from genqueue_worker.upstream.faults import UpstreamFacts
+from genqueue_worker.upstream.errors.answers import UNREADABLE, error_in, trouble, unreadable
+from genqueue_worker.upstream.faults import UpstreamError, UpstreamFacts
 from genqueue_worker.upstream.fields import GIVEN_UP, Halves, counts, encodable, lost
-from genqueue_worker.upstream.server_errors import UNREADABLE, error_in, trouble, unreadable
 from genqueue_worker.upstream.sink import Sink
-from genqueue_worker.upstream.transport import UpstreamError
 
 _DEFAULT_MAX_TOKENS = 512
 

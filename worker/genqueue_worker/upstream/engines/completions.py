@@ -10,10 +10,10 @@ from typing import Any
 from pydantic_core import from_json
 
 from genqueue_worker.upstream.engines.openai_answers import OpenAIAnswer
+from genqueue_worker.upstream.errors.answers import UNREADABLE, error_in, error_in_choice, trouble, unreadable
+from genqueue_worker.upstream.faults import UpstreamError
 from genqueue_worker.upstream.fields import Halves, content_of, counts, delta_of, first_choice, lost, reason, usage_in
-from genqueue_worker.upstream.server_errors import UNREADABLE, error_in, error_in_choice, trouble, unreadable
 from genqueue_worker.upstream.sink import Sink
-from genqueue_worker.upstream.transport import UpstreamError
 
 _OF_TGI = ("details", "return_full_text", "decoder_input_details")
 """Parameters that only shape TGI's answer."""

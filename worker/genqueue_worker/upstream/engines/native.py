@@ -10,6 +10,8 @@ from pydantic_core import from_json, to_json
 
 from genqueue.wire.chat import U64
 from genqueue.wire.events import Token
+from genqueue_worker.upstream.errors.answers import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
+from genqueue_worker.upstream.faults import UpstreamError
 from genqueue_worker.upstream.fields import (
     Halves,
     encodable,
@@ -23,9 +25,7 @@ from genqueue_worker.upstream.fields import (
     token,
     tokens,
 )
-from genqueue_worker.upstream.server_errors import UNREADABLE, error_in, events_of, no_json, trouble, unreadable
 from genqueue_worker.upstream.sink import Sink
-from genqueue_worker.upstream.transport import UpstreamError
 
 
 class NativeAnswer:

@@ -7,10 +7,10 @@ Pure.  What an event says is for :mod:`genqueue_worker.upstream.engines.chats` a
 from abc import ABC, abstractmethod
 from typing import Any
 
+from genqueue_worker.upstream.errors.answers import events_of, is_streamed, no_json
 from genqueue_worker.upstream.event_stream import DONE
+from genqueue_worker.upstream.faults import UpstreamError
 from genqueue_worker.upstream.fields import read_json
-from genqueue_worker.upstream.server_errors import events_of, is_streamed, no_json
-from genqueue_worker.upstream.transport import UpstreamError
 
 _DONE_SPELT = DONE.decode()
 """The last word, as those say it who make JSON of all that they send."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from genqueue_worker.upstream.error_words import is_error, read_error
+from genqueue_worker.upstream.errors.words import is_error, read_error
 from genqueue_worker.upstream.event_stream import DONE
 from genqueue_worker.upstream.faults import WEB_PAGE, UpstreamFacts
 from genqueue_worker.upstream.fields import read_json, word
@@ -150,7 +150,7 @@ def error_in(event: Any) -> UpstreamFacts | None:
     """The error that an event, or an answer, is; None if it is none.
 
     TGI has ``error`` and ``error_type`` beside each other, OpenAI an object in ``error``; others have it in
-    other shapes (:mod:`genqueue_worker.upstream.error_words`), which count only where nothing adds to an answer.
+    other shapes (:mod:`genqueue_worker.upstream.errors.words`), which count only where nothing adds to an answer.
 
     Raises:
         TypeError: the event is no object.
