@@ -24,9 +24,10 @@ from genqueue_ops.standin.server import stop_accepting
 from genqueue_worker.observe.metrics import Metrics
 from genqueue_worker.upstream.client import ModelClient
 from genqueue_worker.upstream.faults import LACK, Fault, UpstreamError, fault_of
-from genqueue_worker.upstream.peers import Patience
+from genqueue_worker.upstream.http.exchange import Exchange, current_exchange, exchanging
+from genqueue_worker.upstream.http.peers import Patience
 from genqueue_worker.upstream.pool import EndpointPool
-from genqueue_worker.upstream.transport import Exchange, current_exchange, exchanging, open_transport
+from genqueue_worker.upstream.transport import open_transport
 
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 EARLY = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"

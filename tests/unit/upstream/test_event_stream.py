@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genqueue_worker.upstream.event_stream import EventStream, FieldError, StreamTooLongError
+from genqueue_worker.upstream.http.event_stream import EventStream, FieldError, StreamTooLongError
 
 MARK = b"\xef\xbb\xbf"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue_worker.upstream.peers import Patience, borne_ms
+from genqueue_worker.upstream.http.peers import Patience, borne_ms
 
 PATIENCE = Patience(idle_s=5, between_s=3, unheard_s=15)
 

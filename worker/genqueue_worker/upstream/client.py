@@ -26,12 +26,12 @@ from genqueue_worker.upstream.errors.answers import damage, unreadable
 from genqueue_worker.upstream.errors.exceptions import facts_of
 from genqueue_worker.upstream.faults import OUTGROWN, UpstreamError, UpstreamFacts, error_class
 from genqueue_worker.upstream.fields import GIVEN_UP, integer
+from genqueue_worker.upstream.http.exchange import Answered, Exchange, current_exchange, exchanging
 from genqueue_worker.upstream.pool import EndpointPool
 from genqueue_worker.upstream.serverless import CHATS, PROMPTS, ask_hub, find_provider
 from genqueue_worker.upstream.silence import Silence
 from genqueue_worker.upstream.sink import Sink, Stopped
 from genqueue_worker.upstream.spans import ended, open_call
-from genqueue_worker.upstream.transport import Answered, Exchange, current_exchange, exchanging
 
 Answer = NativeAnswer | ChatReader | CompletionAnswer
 _DEFAULT_MAX_NEW_TOKENS = 512

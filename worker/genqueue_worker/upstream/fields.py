@@ -354,3 +354,7 @@ def token(token_id: Any, token_text: Any, logprob: Any, special: Any) -> Token:
     if type(logprob) is not float or not -_MOST_NUMBER < logprob < _MOST_NUMBER:
         logprob = number(logprob)
     return Token(token_id, token_text, logprob, special)
+
+
+DONE = b"[DONE]"
+"""The end of a stream in OpenAI's dialect, which is no JSON."""

@@ -8,9 +8,8 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from genqueue_worker.upstream.errors.answers import events_of, is_streamed, no_json
-from genqueue_worker.upstream.event_stream import DONE
 from genqueue_worker.upstream.faults import UpstreamError
-from genqueue_worker.upstream.fields import read_json
+from genqueue_worker.upstream.fields import DONE, read_json
 
 _DONE_SPELT = DONE.decode()
 """The last word, as those say it who make JSON of all that they send."""

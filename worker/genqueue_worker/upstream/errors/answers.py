@@ -11,9 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from genqueue_worker.upstream.errors.words import is_error, read_error
-from genqueue_worker.upstream.event_stream import DONE
 from genqueue_worker.upstream.faults import WEB_PAGE, UpstreamFacts
-from genqueue_worker.upstream.fields import read_json, word
+from genqueue_worker.upstream.fields import DONE, read_json, word
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """What reading raises of JSON that is of no shape we know; around nothing but reading."""

@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 from pydantic_core import from_json
 
-DONE = b"[DONE]"
-"""The end of a stream in OpenAI's dialect, which is no JSON."""
+from genqueue_worker.upstream.fields import DONE
+
 _MARK = b"\xef\xbb\xbf"
 _ALMOST_DATA = re.compile(r"[\s\0\u200b\u2060\ufeff]*data[\s\0\u200b\u2060\ufeff]*", re.IGNORECASE)
 _MOST_NAME_BYTES = 64

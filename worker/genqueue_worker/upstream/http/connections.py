@@ -28,7 +28,7 @@ from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
 
 from genqueue_worker.resources import upstream_socket
-from genqueue_worker.upstream.peers import Patience, Watch, set_clocks
+from genqueue_worker.upstream.http.peers import Patience, Watch, set_clocks
 
 logger = logging.getLogger(__name__)
 
