@@ -17,12 +17,12 @@ import httpx2
 from huggingface_hub import AsyncInferenceClient, get_async_session
 
 from genqueue.connection.address import without_secrets
-from genqueue.errors import ConfigError
-from genqueue.settings import GeneratorSettings, is_sendable
+from genqueue.settings import GeneratorSettings
 from genqueue_worker.observe.metrics import CallMeter
 from genqueue_worker.upstream.admission import Admission
+from genqueue_worker.upstream.credentials import secrets_among, token_of, without
 from genqueue_worker.upstream.endpoint import Endpoint, any_up, choose
-from genqueue_worker.upstream.errors.exceptions import facts_of, secrets_among, without
+from genqueue_worker.upstream.errors.exceptions import facts_of
 from genqueue_worker.upstream.errors.unreachable import no_server, words_of
 from genqueue_worker.upstream.faults import (
     LACK,
@@ -403,16 +403,3 @@ def _unanswered(endpoint: Endpoint) -> str:
 def is_answer(status: int | None) -> bool:
     """Whether a server that answered ``/health`` so can be called; one that has no such route can."""
     return status is not None and status != NOT_ASKED and status < 500
-
-
-def token_of(name: str, settings: GeneratorSettings, environ: Mapping[str, str]) -> str | None:
-    """A generator's token, of the first of its variables that holds one."""
-    named_token = settings.find_token(environ)
-    if named_token is None:
-        return None
-    variable, token = named_token
-    if not is_sendable(token):
-        raise ConfigError(
-            f"{variable}, the token of generator {name!r}: holds a character that cannot stand in a header"
-        )
-    return token

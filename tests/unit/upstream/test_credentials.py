@@ -2,7 +2,7 @@
 
 import pytest
 
-from genqueue_worker.upstream.errors.exceptions import secrets_among, without
+from genqueue_worker.upstream.credentials import secrets_among, without
 from genqueue_worker.upstream.faults import UpstreamFacts
 
 HEADERS = ["hf_ABCDEF", "Bearer of-a-header", "hf_ABC", "1"]
