@@ -26,7 +26,6 @@ from genqueue_ops.standin.metrics import Metrics
 from genqueue_ops.standin.protocol import (
     GenerateRequest,
     Limits,
-    Rejection,
     TgiError,
     check_best_of,
     check_streamable,
@@ -37,6 +36,7 @@ from genqueue_ops.standin.protocol import (
     validate,
 )
 from genqueue_ops.standin.script import DirectiveError, Fault, Script, changed, choose_fault, directed, quoting
+from genqueue_ops.standin.serde import Rejection
 
 VERSION = "3.3.6-dev0"
 COMPUTE_TYPE = "cpu+standin"

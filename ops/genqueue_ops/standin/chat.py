@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genqueue_ops.standin.protocol import (
+from genqueue_ops.standin.protocol import GenerateRequest, Parameters, TgiError
+from genqueue_ops.standin.serde import (
     Fields,
-    GenerateRequest,
-    Parameters,
-    TgiError,
     boolean,
     f32,
     grammar,

@@ -3,7 +3,8 @@
 import pytest
 
 from genqueue_ops.standin.chat import continue_last, parse_chat, render
-from genqueue_ops.standin.protocol import Rejection, TgiError, is_sampling
+from genqueue_ops.standin.protocol import TgiError, is_sampling
+from genqueue_ops.standin.serde import Rejection
 
 USER = {"role": "user", "content": "Hi"}
 

@@ -6,7 +6,6 @@ import pytest
 
 from genqueue_ops.standin.protocol import (
     Limits,
-    Rejection,
     TgiError,
     check_best_of,
     check_streamable,
@@ -16,6 +15,7 @@ from genqueue_ops.standin.protocol import (
     stop_matches,
     validate,
 )
+from genqueue_ops.standin.serde import Rejection
 
 LIMITS = Limits(max_input_tokens=10, max_total_tokens=16)
 
