@@ -6,8 +6,6 @@ model is the engine's.  This module holds connections, permits, the batch and th
 
 import asyncio
 import random
-import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -22,6 +20,15 @@ from genqueue_ops.standin.answers import Answer, ChatAnswer, NativeAnswer, Run, 
 from genqueue_ops.standin.chat import parse_chat
 from genqueue_ops.standin.decoding import Decoded
 from genqueue_ops.standin.engine import Engine, EngineError, Job, Step
+from genqueue_ops.standin.http import (
+    COMPUTE_TYPE,
+    allow_any_origin,
+    body_of,
+    empty_errors,
+    json_response,
+    timing_headers,
+)
+from genqueue_ops.standin.lines import Cut, Line, abort, break_off, fail_before_headers, play
 from genqueue_ops.standin.metrics import Metrics
 from genqueue_ops.standin.protocol import (
     GenerateRequest,
@@ -39,7 +46,6 @@ from genqueue_ops.standin.script import DirectiveError, Fault, Script, changed, 
 from genqueue_ops.standin.serde import Rejection
 
 VERSION = "3.3.6-dev0"
-COMPUTE_TYPE = "cpu+standin"
 CHAT_PATH = "/v1/chat/completions"
 
 _SSE_HEADERS = {
@@ -48,8 +54,6 @@ _SSE_HEADERS = {
     "x-accel-buffering": "no",
     "x-compute-type": COMPUTE_TYPE,
 }
-_DRIP_BYTES, _DRIP_S = 13, 0.001
-_STATUS_OF = {"validation": 422, "overloaded": 429, "generation": 424}
 _METRIC_OF = {"incomplete_generation": "incomplete", "template_error": "template"}
 
 
@@ -91,8 +95,8 @@ class Standin:
 
     def application(self) -> web.Application:
         """The routes."""
-        app = web.Application(client_max_size=self._limits.payload_limit_bytes, middlewares=[_empty_errors])
-        app.on_response_prepare.append(_allow_any_origin)
+        app = web.Application(client_max_size=self._limits.payload_limit_bytes, middlewares=[empty_errors])
+        app.on_response_prepare.append(allow_any_origin)
         app.router.add_post("/", self._post)
         app.router.add_post("/generate", self._post)
         app.router.add_post("/generate_stream", self._post)
@@ -123,9 +127,9 @@ class Standin:
             self._count_failure(error, entry)
             body = wire.error_body(error.message, error.error_type)
             return web.Response(status=error.status, body=body, content_type="application/json")
-        except _Cut as cut:
+        except Cut as cut:
             entry.state = "failed"
-            await _abort(request, reset=cut.fault.kind == "reset")
+            await abort(request, reset=cut.fault.kind == "reset")
             return web.Response()
         except asyncio.CancelledError:
             if entry.state == "running":
@@ -147,7 +151,7 @@ class Standin:
         if await self._is_asleep(request):
             entry.state, entry.fault = "failed", "asleep"
             return web.Response(status=503)
-        payload = parse_body(await _body_of(request, entry), request.headers.get("content-type", ""))
+        payload = parse_body(await body_of(request, entry), request.headers.get("content-type", ""))
         entry.body = payload
         try:
             generate, answer, script = await self._understand(request.path, payload)
@@ -159,7 +163,7 @@ class Standin:
             entry.fault = fault.kind
             if fault.quotes:
                 fault = quoting(fault, payload, entry.headers)
-            early = await _fail_before_headers(request, entry, fault)
+            early = await fail_before_headers(request, entry, fault)
             if early is not None:
                 return early
         if script.by_header is not None:
@@ -233,7 +237,7 @@ class Standin:
         response = web.StreamResponse(headers={**_SSE_HEADERS, "x-compute-characters": str(len(work.generate.inputs))})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        line, entry, answer = _Line(request, self._keep_alive_s), work.entry, work.answer
+        line, entry, answer = Line(request, self._keep_alive_s), work.entry, work.answer
         try:
             check_streamable(work.generate.parameters)
             async with self._running(work) as (run, steps):
@@ -245,24 +249,24 @@ class Standin:
             self._count_failure(error, entry)
             line.send(answer.error_event(error))
             line.send(answer.end())
-        except _Cut as cut:
+        except Cut as cut:
             entry.state = "failed"
             if cut.fault.kind in ("close", "reset"):
-                await _abort(request, reset=cut.fault.kind == "reset")
+                await abort(request, reset=cut.fault.kind == "reset")
         finally:
             line.close()
         await response.write_eof()
         return response
 
-    async def _send_steps(self, run: Run, steps: AsyncIterator[Step], line: "_Line", work: "Work") -> None:
+    async def _send_steps(self, run: Run, steps: AsyncIterator[Step], line: Line, work: "Work") -> None:
         decoded, entry, fault, event = run.decoded, work.entry, work.fault, work.answer.event
         fault_at = -1 if fault is None else fault.after_tokens
         if fault is not None and fault_at == 0:
-            await _play(fault, line)
+            await play(fault, line)
         async for step in steps:
             finished = decoded.push(step)
             if fault is not None and fault_at == entry.tokens_sent and fault.kind in ("garbage", "half"):
-                _break(fault, line, event(run, step))
+                break_off(fault, line, event(run, step))
             elif line.drips:
                 await line.drip(event(run, step))
             else:
@@ -273,7 +277,7 @@ class Standin:
             if finished:
                 return
             if fault is not None and entry.tokens_sent == fault_at:
-                await _play(fault, line)
+                await play(fault, line)
         raise TgiError(500, "Incomplete generation stream", "incomplete_generation_stream")
 
     async def _complete(self, work: "Work") -> web.Response:
@@ -298,7 +302,7 @@ class Standin:
         return web.Response(
             body=work.answer.body(best, others),
             content_type="application/json",
-            headers=_timing_headers(best, len(work.generate.inputs)),
+            headers=timing_headers(best, len(work.generate.inputs)),
         )
 
     async def _decode(self, work: "Work", candidate: int) -> Run:
@@ -306,12 +310,12 @@ class Standin:
         async with self._running(work, candidate) as (run, steps):
             decoded = run.decoded
             if fault is not None and fault.after_tokens == 0:
-                await _play(fault, None)
+                await play(fault, None)
             async for step in steps:
                 if decoded.push(step):
                     return run
                 if fault is not None and len(decoded.tokens) == fault.after_tokens:
-                    await _play(fault, None)
+                    await play(fault, None)
         raise TgiError(500, "Incomplete generation", "incomplete_generation")
 
     def _count_failure(self, error: TgiError, entry: journal.Entry) -> None:
@@ -356,7 +360,7 @@ class Standin:
 
     async def _info(self, _: web.Request) -> web.Response:
         limits = self._limits
-        return _json(
+        return json_response(
             {
                 "model_id": self._engine.model_id,
                 "model_sha": None,
@@ -378,7 +382,7 @@ class Standin:
     async def _models(self, _: web.Request) -> web.Response:
         model_id = self._engine.model_id
         model = {"id": model_id, "object": "model", "created": 0, "owned_by": model_id}
-        return _json({"object": "list", "data": [model]})
+        return json_response({"object": "list", "data": [model]})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         gauges = {
@@ -392,7 +396,7 @@ class Standin:
     # -- the stand-in's own routes ----------------------------------------------------------
 
     async def _get_script(self, _: web.Request) -> web.Response:
-        return _json(self.script.model_dump(mode="json"))
+        return json_response(self.script.model_dump(mode="json"))
 
     async def _put_script(self, request: web.Request) -> web.Response:
         try:
@@ -406,10 +410,10 @@ class Standin:
             self._fired.clear()  # what is counted begins anew; of faults that are not, prompts keep their own counts
         if "asleep_s" in update:
             self._awake_at_s = None
-        return _json(self.script.model_dump(mode="json"))
+        return json_response(self.script.model_dump(mode="json"))
 
     async def _get_requests(self, _: web.Request) -> web.Response:
-        return _json(self.journal.entries())
+        return json_response(self.journal.entries())
 
     async def _delete_requests(self, _: web.Request) -> web.Response:
         self.journal.clear()
@@ -426,179 +430,3 @@ class Work:
     fault: Fault | None
     timings: Timings
     entry: journal.Entry
-
-
-class _Cut(Exception):
-    """A fault ends the connection."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.kind)
-        self.fault = fault
-
-
-class _Line:
-    """Writes chunks to one connection and comments into its silences.
-
-    Writes go to the transport itself: of a token's cost, that saves a third.
-
-    Args:
-        request: whose connection it is.
-        keep_alive_s: silence after which a comment is sent.
-    """
-
-    def __init__(self, request: web.Request, keep_alive_s: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._transport = request.transport
-        self._keep_alive_s = keep_alive_s
-        self._sent_at_s = self._loop.time()
-        self.comments = True
-        self.drips = False
-        self._timer = self._loop.call_later(keep_alive_s, self._break_silence)
-
-    def send(self, data: bytes) -> None:
-        """Send one chunk, unless it is empty or the client has left."""
-        transport = self._transport
-        if data and transport is not None and not transport.is_closing():
-            transport.write(wire.chunk(data))
-            self._sent_at_s = self._loop.time()
-
-    async def drip(self, data: bytes) -> None:
-        """Send it in pieces of a few bytes, cut anywhere: also in the middle of a line, or of a character."""
-        for start in range(0, len(data), _DRIP_BYTES):
-            self.send(data[start : start + _DRIP_BYTES])
-            await asyncio.sleep(_DRIP_S)
-
-    def close(self) -> None:
-        """No more comments."""
-        self._timer.cancel()
-
-    def _break_silence(self) -> None:
-        keep_alive_s = self._keep_alive_s
-        silent_s = self._loop.time() - self._sent_at_s
-        if silent_s >= keep_alive_s * 0.999:
-            if self.comments:
-                self.send(wire.KEEP_ALIVE)
-            silent_s = 0.0
-        self._timer = self._loop.call_later(keep_alive_s - silent_s, self._break_silence)
-
-
-async def _abort(request: web.Request, *, reset: bool) -> None:
-    """Send what is buffered, then close the connection without an end, by RST or by FIN."""
-    transport: asyncio.Transport | None = request.transport  # uvloop's has no such base class
-    if transport is None:
-        return  # the client has left
-    while transport.get_write_buffer_size() and not transport.is_closing():
-        await asyncio.sleep(0.001)
-    if reset:
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-    else:
-        transport.close()
-
-
-async def _fail_before_headers(request: web.Request, entry: journal.Entry, fault: Fault) -> web.StreamResponse | None:
-    match fault.kind:
-        case "refuse":
-            entry.state = "failed"
-            await _abort(request, reset=True)
-            return web.Response()
-        case "status":
-            await asyncio.sleep(fault.delay_s or 0.0)
-            entry.state = "failed"
-            if isinstance(fault.body, str):
-                return web.Response(status=fault.status, text=fault.body, headers=fault.headers)
-            return web.Response(
-                status=fault.status,
-                body=wire.json_bytes(fault.body),
-                headers={"content-type": "application/json", **fault.headers},
-            )
-        case "slow_headers":
-            await _sleep(fault.delay_s)
-    return None
-
-
-async def _play(fault: Fault, line: _Line | None) -> None:
-    """A fault in the middle of the answer; ``line`` if it streams."""
-    match fault.kind:
-        case "error":
-            raise TgiError(_STATUS_OF.get(fault.error_type, 500), fault.error, fault.error_type)
-        case "cut" | "close" | "reset":
-            raise _Cut(fault)
-        case "stall":
-            if line is not None:
-                line.comments = fault.comments
-            await _sleep(fault.delay_s)
-            if line is not None:
-                line.comments = True
-        case "drip":
-            if line is not None:
-                line.drips = True
-
-
-def _break(fault: Fault, line: _Line, event: bytes) -> None:
-    """Send an event of which the second half is missing, with bytes of no text in its place, or nothing at all."""
-    half = event[: len(event) // 2]
-    if fault.kind == "half":
-        line.send(half)
-        raise _Cut(fault)
-    line.send(half + b"\xff\x00\xfe\n\n")
-
-
-async def _sleep(delay_s: float | None) -> None:
-    """Sleep; None is until the client leaves, which cancels the handler."""
-    if delay_s is None:
-        await asyncio.get_running_loop().create_future()
-    else:
-        await asyncio.sleep(delay_s)
-
-
-async def _body_of(request: web.Request, entry: journal.Entry) -> bytes:
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise Rejection(413, "Failed to buffer the request body: length limit exceeded") from error
-    entry.body = body.decode("utf-8", "replace")
-    return body
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(body=wire.json_bytes(value), content_type="application/json")
-
-
-def _timing_headers(run: Run, prompt_chars: int) -> dict[str, str]:
-    timings, tokens = run.timings, len(run.decoded.tokens)
-    total_s = timings.ended_s - timings.received_s
-    inference_s = timings.ended_s - timings.started_s
-    return {
-        "x-compute-type": COMPUTE_TYPE,
-        "x-compute-time": f"{total_s:.9f}",
-        "x-compute-characters": str(prompt_chars),
-        "x-total-time": _ms(total_s),
-        "x-validation-time": _ms(timings.validated_s - timings.received_s),
-        "x-queue-time": _ms(timings.started_s - timings.validated_s),
-        "x-inference-time": _ms(inference_s),
-        "x-time-per-token": _ms(inference_s / tokens),
-        "x-prompt-tokens": str(run.valid.input_tokens),
-        "x-generated-tokens": str(tokens),
-    }
-
-
-def _ms(duration_s: float) -> str:
-    return str(int(duration_s * 1000))
-
-
-async def _allow_any_origin(_: web.Request, response: web.StreamResponse) -> None:
-    response.headers["access-control-allow-origin"] = "*"
-    response.headers.popall("server", None)  # hyper sends none
-
-
-@web.middleware
-async def _empty_errors(request: web.Request, handler: Any) -> web.StreamResponse:
-    """axum answers unknown paths and methods without a body."""
-    try:
-        return await handler(request)  # type: ignore[no-any-return]  # aiohttp types handlers loosely
-    except web.HTTPMethodNotAllowed as error:
-        return web.Response(status=405, headers={"allow": error.headers["allow"]})
-    except web.HTTPNotFound:
-        return web.Response(status=404)
