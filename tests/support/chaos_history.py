@@ -3,7 +3,7 @@
 from genqueue.registry.lifecycle import State
 from genqueue.wire.events import Chunk, Finished, Reset, Resumed, Started
 from genqueue_lab.chaos.orders import Order
-from genqueue_lab.chaos.verdict import Call, Outages, Trace
+from genqueue_lab.chaos.trace import Call, Outages, Trace
 
 ORDER = Order(
     number=1,

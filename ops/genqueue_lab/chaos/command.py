@@ -34,7 +34,8 @@ from genqueue_lab.chaos.orders import Order, orders
 from genqueue_lab.chaos.plan import STORMS, Evil, evils, least_span_s
 from genqueue_lab.chaos.redis_pair import find_faketime
 from genqueue_lab.chaos.stage import CONCURRENCY, DRAIN_S, Stage
-from genqueue_lab.chaos.verdict import LATE_S, Call, Clock, Finding, Outages, Trace, judge, judge_storm
+from genqueue_lab.chaos.trace import LATE_S, Call, Clock, Finding, Outages, Trace
+from genqueue_lab.chaos.verdict import judge, judge_storm
 from genqueue_lab.figures import Figure, show
 
 _END_WITHIN_S = 120.0

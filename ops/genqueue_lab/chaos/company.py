@@ -27,7 +27,8 @@ from genqueue.registry import reading
 from genqueue.wire.events import Chunk, Event, Reset, Started
 from genqueue_lab.chaos.orders import Order, behind
 from genqueue_lab.chaos.plan import DEEP, Evil, Kind
-from genqueue_lab.chaos.verdict import Clock, Span, Storm, Trace
+from genqueue_lab.chaos.trace import Clock, Span, Trace
+from genqueue_lab.chaos.verdict import Storm
 
 _RETRY_S = 0.3
 _STORM = 300

@@ -11,7 +11,8 @@ from itertools import pairwise
 
 from genqueue.registry.lifecycle import State
 from genqueue.wire.events import Chunk, Reset
-from genqueue_lab.chaos.verdict import Call, Outages, Span, Trace, attempt_of, covered_s
+from genqueue_lab.chaos.trace import Call, Outages, Span, Trace
+from genqueue_lab.chaos.verdict import attempt_of, covered_s
 
 RECOVERY_S = 3.0
 """How long after an outage of Redis or of the subscriptions a cancel counts as one that fell into it."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import redis
 
 from genqueue_lab.chaos.network import FAIR, Network, Weather, network
-from genqueue_lab.chaos.verdict import Span
+from genqueue_lab.chaos.trace import Span
 from genqueue_ops.local_redis import LocalRedis, find_redis_server, local_redis
 
 _NOTED_EVERY_S = 0.02

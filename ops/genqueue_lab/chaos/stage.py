@@ -32,7 +32,7 @@ from genqueue_lab.chaos.network import FAIR, Weather
 from genqueue_lab.chaos.orders import LOGIN, WORKER_HEADER
 from genqueue_lab.chaos.plan import DEEP, GENERATORS, LEASES_S, WORKER_CLOCKS_S, WORKER_EVILS, WORKERS, Evil, Kind
 from genqueue_lab.chaos.redis_pair import RedisPair
-from genqueue_lab.chaos.verdict import Call, Outages, Span
+from genqueue_lab.chaos.trace import Call, Outages, Span
 from genqueue_ops.local_redis import free_port
 from genqueue_ops.processes import Child
 

@@ -7,7 +7,7 @@ import pytest
 from genqueue.registry.lifecycle import State
 from genqueue.wire.events import Cancelled
 from genqueue_lab.chaos.delays import cancel_delay, recoveries, taken_from_the_living, takeovers, thrown_away
-from genqueue_lab.chaos.verdict import Outages, Span
+from genqueue_lab.chaos.trace import Outages, Span
 
 from ...support.chaos_history import (
     NOTHING,

@@ -8,7 +8,8 @@ import pytest
 from genqueue.registry.lifecycle import State
 from genqueue.wire.events import Cancelled, Failed, Reset, Resumed
 from genqueue_lab.chaos.orders import LOGIN
-from genqueue_lab.chaos.verdict import LATE_S, Clock, Outages, Span, Storm, attempt_of, differences, judge, judge_storm
+from genqueue_lab.chaos.trace import LATE_S, Clock, Outages, Span
+from genqueue_lab.chaos.verdict import Storm, attempt_of, differences, judge, judge_storm
 
 from ...support.chaos_history import (
     NAMES,
