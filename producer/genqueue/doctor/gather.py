@@ -25,7 +25,7 @@ from genqueue.acl import COMMANDS, Role, permission_checks
 from genqueue.connection.address import read_address, secrets_of, without_secrets
 from genqueue.connection.store import Store
 from genqueue.doctor import judge
-from genqueue.doctor.judge import EndpointSeen, Facts, FileSeen, Finding
+from genqueue.doctor.facts import EndpointSeen, Facts, FileSeen, Finding
 from genqueue.errors import ConfigError, RedisUnavailableError, StoreError
 from genqueue.masking import shown_path
 from genqueue.no_proxy import proxy_for

@@ -6,7 +6,7 @@ import pytest
 
 from genqueue.acl import PermissionCheck
 from genqueue.doctor import judge
-from genqueue.doctor.judge import EndpointSeen, Facts, FileSeen
+from genqueue.doctor.facts import EndpointSeen, Facts, FileSeen
 from genqueue.registry.fleet import Overview, QueueStatus, WorkerStatus
 from genqueue.settings import Settings
 
