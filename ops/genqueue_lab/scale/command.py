@@ -4,7 +4,7 @@ that is so.
 Measures, in this order and each by itself: the steps of the protocol (``costs``), a real worker
 beside a stand-in (``worker``), sweeps beside many that wait (``sweep``).  Then the model says what
 gives out first (``fleet``), and ``check`` drives one Redis until it does.  What is not measured in a
-run is taken from ``measured.json``, or from the file that an earlier run wrote.
+run is taken from ``genqueue_ops/measured.json``, or from the file that an earlier run wrote.
 """
 
 import asyncio
@@ -17,12 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter
 
 from genqueue import AsyncGenerationClient, Settings, load_settings
 from genqueue.connection.store import AsyncStore
@@ -31,17 +29,27 @@ from genqueue_lab.bench.stack import configured
 from genqueue_lab.scale import costs as scale_costs
 from genqueue_lab.scale.costs import Gauge
 from genqueue_lab.scale.drive import Driven, drive
-from genqueue_lab.scale.model import Costs, Fleet, Limits, breaks_at, load, spent
-from genqueue_lab.scale.report import (
-    Ran,
-    Swept,
-    Worked,
+from genqueue_lab.scale.report import Ran, Swept, Worked, show_check, show_costs, show_sweeps, show_worker
+from genqueue_ops.capacity import Costs, Fleet, breaks_at, load, spent
+from genqueue_ops.capacity_command import (
+    NUMBERS_OF_HOSTS,
+    CostsFile,
+    FlushGapS,
+    Generators,
+    Hosts,
+    MaxConnections,
+    MemoryGb,
+    NetworkGbitS,
+    Producers,
+    Readers,
+    Streams,
+    Tokens,
+    TokensPerS,
+    TtlS,
     changed,
-    show_check,
-    show_costs,
+    limits_of,
+    measured,
     show_fleet,
-    show_sweeps,
-    show_worker,
 )
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.processes import started
@@ -57,12 +65,6 @@ class Part(StrEnum):
     SWEEP = "sweep"
     FLEET = "fleet"
     CHECK = "check"
-
-
-def measured(path: Path | None) -> Costs:
-    """The costs in a file that ``--json`` wrote; of None those that come with this package."""
-    source = files("genqueue_lab.scale") / "measured.json" if path is None else path
-    return TypeAdapter(Costs).validate_python(json.loads(source.read_text("utf-8"))["costs"])
 
 
 async def _run(client: AsyncGenerationClient, tokens: int, at_once: int, count: int) -> None:
@@ -184,22 +186,20 @@ def check(costs: Costs, fleet: Fleet, ladder: Sequence[int], processes: int, las
 
 def scale(
     parts: Annotated[list[Part] | None, typer.Argument(help="What to do; everything if not said.")] = None,
-    hosts: Annotated[list[int] | None, typer.Option(min=1, help="GPU hosts; may be repeated. 10, 100, 1000.")] = None,
-    streams: Annotated[int, typer.Option(min=1, help="Generations at once on a host.")] = 32,
-    tokens_per_s: Annotated[float, typer.Option(min=0.1, help="Of one stream.")] = 40.0,
-    tokens: Annotated[int, typer.Option(min=1, help="Of one generation.")] = 200,
-    readers: Annotated[float, typer.Option(min=0, help="Of one generation.")] = 1.0,
-    producers: Annotated[float, typer.Option(min=0, help="Producer processes for each host.")] = 1.0,
-    generators: Annotated[int, typer.Option(min=1, help="That each worker serves.")] = 1,
-    flush_gap_s: Annotated[float, typer.Option(min=0.001, help="The workers' setting.")] = 0.02,
-    log_ttl_s: Annotated[float, typer.Option(min=1, help="The setting.")] = 3600.0,
-    result_ttl_s: Annotated[float, typer.Option(min=1, help="The setting.")] = 86_400.0,
-    memory_gb: Annotated[float, typer.Option(min=0.1, help="What one Redis may hold.")] = 64.0,
-    network_gbit_s: Annotated[float, typer.Option(min=0.1, help="What its network carries.")] = 10.0,
-    max_connections: Annotated[int, typer.Option(min=1, help="Redis's maxclients.")] = 10_000,
-    costs_file: Annotated[
-        Path | None, typer.Option("--costs", exists=True, help="Take costs from a file that --json wrote.")
-    ] = None,
+    hosts: Hosts = None,
+    streams: Streams = 32,
+    tokens_per_s: TokensPerS = 40.0,
+    tokens: Tokens = 200,
+    readers: Readers = 1.0,
+    producers: Producers = 1.0,
+    generators: Generators = 1,
+    flush_gap_s: FlushGapS = 0.02,
+    log_ttl_s: TtlS = 3600.0,
+    result_ttl_s: TtlS = 86_400.0,
+    memory_gb: MemoryGb = 64.0,
+    network_gbit_s: NetworkGbitS = 10.0,
+    max_connections: MaxConnections = 10_000,
+    costs_file: CostsFile = None,
     thoroughness: Annotated[float, typer.Option(min=0.01, max=10, help="1: two minutes of measuring.")] = 1.0,
     workers: Annotated[
         list[int] | None, typer.Option(min=1, help="Synthetic workers of check; may be repeated, ascending.")
@@ -216,7 +216,7 @@ def scale(
     fleet = Fleet(
         1, streams, tokens_per_s, tokens, readers, producers, generators, 1, flush_gap_s, 3.0, log_ttl_s, result_ttl_s
     )
-    limits = Limits(0.8, network_gbit_s / 8 * 1e9, memory_gb * 1e9, max_connections)
+    limits = limits_of(network_gbit_s, memory_gb, max_connections)
     costs = measured(costs_file)
     document: dict[str, Any] = {}
     if Part.COSTS in wanted:
@@ -243,7 +243,7 @@ def scale(
         document["sweep"] = [asdict(each) for each in swept]
         show_sweeps(swept)
     if Part.FLEET in wanted:
-        numbers = hosts or [10, 100, 1000]
+        numbers = hosts or NUMBERS_OF_HOSTS
         show_fleet(costs, fleet, limits, numbers)
         document["fleet"] = {
             "of": asdict(fleet),

@@ -28,7 +28,7 @@ from genqueue.registry.script import Call
 from genqueue.wire.events import Token, chunk_body
 from genqueue.wire.request import GenerationRequest, read_request
 from genqueue.wire.result import GenerationResult
-from genqueue_lab.scale.model import Costs, Memory, Step
+from genqueue_ops.capacity import Costs, Memory, Step
 
 KEEP_S, LOG_TTL_S, RESULT_TTL_S = 7 * 86_400, 3600, 86_400
 LEASE_S = 3.0
@@ -258,7 +258,7 @@ class Measure:
         return ids
 
     async def steps(self) -> dict[str, Step]:
-        """What each step costs, by its name in :func:`genqueue_lab.scale.model.rates`."""
+        """What each step costs, by its name in :func:`genqueue_ops.capacity.rates`."""
         found: dict[str, Step] = {}
         asked = request()
         fresh: list[str] = []

@@ -21,7 +21,7 @@ from genqueue.connection.store import AsyncStore
 from genqueue.registry import attempts, sweeping
 from genqueue_lab.scale import costs as scale_costs
 from genqueue_lab.scale.costs import Gauge
-from genqueue_lab.scale.model import ANNOUNCE_EVERY_S, Costs, Fleet, Step, rates, spent
+from genqueue_ops.capacity import ANNOUNCE_EVERY_S, Costs, Fleet, Step, rates, spent
 from genqueue_ops.processes import Child
 
 try:

@@ -1,15 +1,12 @@
 """What the measurements say, as tables."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from rich.table import Table
+from dataclasses import asdict, dataclass
 
 from genqueue.cli import output
 from genqueue_lab.scale.drive import Driven
-from genqueue_lab.scale.model import Costs, Fleet, Limits, Step, breaks_at, load
+from genqueue_ops.capacity import Costs, Step
+from genqueue_ops.capacity_command import print_table
 
 _WORDS = {"cpu_us": "Redis CPU, us", "commands": "commands", "trips": "round trips", "in_bytes": "bytes in"}
 _WORDS |= {"out_bytes": "bytes out"}
@@ -61,28 +58,15 @@ class Swept:
     look: Step
 
 
-def _plain(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*(each if isinstance(each, str) else _plain(each) for each in row))
-    output.table(table)
-
-
 def _show_steps(title: str, steps: dict[str, Step]) -> None:
     rows = [(name, *(getattr(step, field) for field in _WORDS)) for name, step in steps.items()]
-    _table(title, ("", *_WORDS.values()), rows)
+    print_table(title, ("", *_WORDS.values()), rows)
 
 
 def show_costs(costs: Costs) -> None:
     """What each step costs, and what a generation holds."""
     _show_steps(f"One step, at Redis ({costs.machine})", dict(costs.steps))
-    _table("Memory of one generation, bytes", ("", *asdict(costs.memory)), [("", *asdict(costs.memory).values())])
+    print_table("Memory of one generation, bytes", ("", *asdict(costs.memory)), [("", *asdict(costs.memory).values())])
 
 
 def fixed_and_marginal(runs: Sequence[Ran]) -> dict[int, tuple[Step, Step]]:
@@ -104,7 +88,7 @@ def show_worker(worked: Worked) -> None:
         steps[f"fixed, of each generation, {at_once} at once"] = generation
         steps[f"each token, {at_once} at once"] = token
     _show_steps("A real worker, and one reader of each generation", steps)
-    _table(
+    print_table(
         "Flushes, and the model beside it",
         ("tokens", "at once", "flushes a token", "CPU, us", "the model says", "measured / model"),
         [
@@ -127,7 +111,7 @@ def show_worker(worked: Worked) -> None:
 
 def show_sweeps(found: Sequence[Swept]) -> None:
     """What sweeps cost."""
-    _table(
+    print_table(
         "One sweep",
         ("waiting", "running", "generators", "CPU, us", "commands", "CPU when it looks, us", "commands when it looks"),
         [
@@ -145,66 +129,9 @@ def show_sweeps(found: Sequence[Swept]) -> None:
     )
 
 
-CHANGES: Sequence[tuple[str, dict[str, Any]]] = (
-    ("as it comes", {}),
-    ("log_ttl_s 300, result_ttl_s 3600", {"log_ttl_s": 300.0, "result_ttl_s": 3600.0}),
-    ("and flush_gap_s 0.1", {"flush_gap_s": 0.1}),
-    ("and flush_gap_s 0.25", {"flush_gap_s": 0.25}),
-)
-
-
-def changed(fleet: Fleet) -> list[tuple[str, Fleet]]:
-    """The fleet as it is, and with one change after the other."""
-    found = []
-    for words, change in CHANGES:
-        fleet = replace(fleet, **change)
-        found.append((words, fleet))
-    return found
-
-
-def show_fleet(costs: Costs, fleet: Fleet, limits: Limits, hosts: Sequence[int]) -> None:
-    """What one Redis has to do, what gives out first, and what changes that."""
-    rows: list[tuple[str | float, ...]] = []
-    for number in hosts:
-        asked = load(costs, replace(fleet, hosts=number))
-        shares = asked.shares(limits)
-        over = sorted(((name, share) for name, share in shares.items() if share > 1), key=lambda each: -each[1])
-        heaviest = sorted(asked.cpu_of, key=lambda name: -asked.cpu_of[name])[:3]
-        rows.append(
-            (
-                f"{number:,}",
-                replace(fleet, hosts=number).generations_per_s,
-                asked.commands_per_s,
-                f"{asked.cpu:.0%}",
-                asked.in_bytes_per_s / 1e6,
-                asked.out_bytes_per_s / 1e6,
-                asked.memory_bytes / 1e9,
-                asked.connections,
-                ", ".join(f"{name} {share:.0%}" for name, share in over),
-                ", ".join(f"{name} {asked.cpu_of[name] / asked.cpu:.0%}" for name in heaviest),
-            )
-        )
-    told = f"{fleet.streams} streams of {fleet.tokens_per_s:g} tokens/s a host, {fleet.tokens} tokens a generation"
-    asked_for = ("hosts", "generations/s", "commands/s", "one thread", "MB/s in", "MB/s out", "GB", "connections")
-    _table(f"One Redis, {told}", (*asked_for, "over", "of the CPU"), rows)
-    helped: list[tuple[str | float, ...]] = []
-    for words, other in changed(fleet):
-        broken = breaks_at(costs, other, limits)
-        first, at = next(iter(broken.items()), ("nothing", max(hosts) + 1))
-        redises = (math.ceil(number / max(1, at - 1)) for number in hosts)
-        each = (broken.get(name, "") for name in ("memory", "CPU", "connections", "network"))
-        helped.append((words, first, *each, *redises))
-    headings = ("", "breaks first", "memory", "CPU", "connections", "network")
-    _table(
-        "At how many hosts one Redis has too much of what, and how many Redises each fleet needs",
-        (*headings, *(f"{number:,} hosts" for number in hosts)),
-        helped,
-    )
-
-
 def show_check(driven: Sequence[Driven]) -> None:
     """The model beside a real Redis."""
-    _table(
+    print_table(
         "Synthetic workers at one real Redis",
         (
             "workers",

@@ -47,6 +47,7 @@ _CONTRIBUTED = {
     "demo": ("Redis, a model, a worker and a prompt, here and now.", "ops"),
     "flower": ("Watch workers and generations in a browser.", "monitor"),
     "tgi-standin": ("Serve TGI's protocol without a GPU.", "ops"),
+    "capacity": ("Say how much Redis a fleet of GPU hosts needs.", "ops"),
 }
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

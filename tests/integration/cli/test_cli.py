@@ -846,7 +846,7 @@ def test_a_producer_alone_submits_and_reads(producer_only, ask):
 def test_a_producer_alone_lists_every_command(producer_only):
     listed = producer_only("--help").stdout
     ours = {entry.name for entry in importlib.metadata.entry_points(group="genqueue.commands")}
-    assert ours >= {"worker", "demo", "flower", "tgi-standin"}
+    assert ours >= {"worker", "demo", "flower", "tgi-standin", "capacity"}
     assert all(f" {name} " in listed for name in ours)
     assert "From genqueue" not in listed  # each is told of in words
 
@@ -866,6 +866,12 @@ def test_a_producer_alone_is_told_which_extra_is_missing(producer_only, command,
     done = producer_only(command)
     assert done.returncode == ExitCode.CONFIG
     assert only_line(done).endswith(f"which is not installed: pip install 'genqueue[{extra}]'")
+
+
+def test_a_producer_alone_computes_what_a_fleet_asks_of_redis(producer_only):
+    done = producer_only("capacity", "--hosts", "40")
+    assert done.returncode == 0, done.stderr
+    assert "memory 140%" in done.stdout  # as docs/scaling.md has it: 22 GB for ten hosts, of 64
 
 
 def test_help_lists_every_exit_code(genqueue):

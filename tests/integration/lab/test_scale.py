@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from genqueue_lab.scale.command import measured
-from genqueue_lab.scale.model import Fleet, Step, rates
 from genqueue_lab.scale.report import Ran, fixed_and_marginal
+from genqueue_ops.capacity import Fleet, Step, rates
+from genqueue_ops.capacity_command import measured
 
 PAGE = (Path(__file__).parents[3] / "docs/scaling.md").read_text("utf-8")
 COUNTED = ("commands", "trips", "in_bytes", "out_bytes")

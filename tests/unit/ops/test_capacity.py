@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from genqueue_lab.scale.command import measured
-from genqueue_lab.scale.drive import _Stream
-from genqueue_lab.scale.model import Costs, Fleet, Limits, Memory, Step, breaks_at, load, rates, spent
+from genqueue_ops.capacity import Costs, Fleet, Limits, Memory, Step, breaks_at, load, rates, spent
+from genqueue_ops.capacity_command import measured
 
 ONE = Step(1.0, 1.0, 1.0, 1.0, 1.0)
 NAMES = list(rates(Fleet(1)))
@@ -150,9 +149,3 @@ def test_the_costs_that_come_with_it_name_their_machine_and_every_step():
     assert "Redis" in known.machine and "Python" in known.machine
     assert set(known.steps) == set(NAMES)
     assert all(getattr(step, name) >= -0.05 for step in known.steps.values() for name in Step.__dataclass_fields__)
-
-
-def test_a_worker_that_wakes_a_moment_early_takes_nothing_back():
-    stream = _Stream("id", began_s=100.0)
-    stream.made = 4  # at 40 tokens/s: until 100.1
-    assert [stream.come(at_s, Fleet(1)) for at_s in (100.099, 100.101, 100.126)] == [0, 0, 1]

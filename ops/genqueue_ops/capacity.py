@@ -1,9 +1,9 @@
 """What a fleet asks of one Redis, and which of its limits is met first.
 
-Pure: what each step costs was measured by :mod:`genqueue_lab.scale.costs` and is an argument, as
-the fleet is.  Costs add up: a load is the sum, over all steps, of how often a second each is
+Pure: what each step costs was measured by ``make scale`` and is an argument, as the fleet is.  Costs add up: a load is
+    the sum, over all steps, of how often a second each is
 taken and what it costs.  What a sum cannot see (how latency grows as the thread fills up, a
-network that is shared) is left out; :mod:`genqueue_lab.scale.drive` holds the sum beside a real Redis.
+network that is shared) is left out; ``make scale`` holds the sum beside a real Redis (docs/scaling.md).
 """
 
 import math
