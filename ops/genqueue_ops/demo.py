@@ -1,23 +1,20 @@
 """``genqueue demo``: a Redis, a model server, a worker and a prompt, on one machine and gone again.
 
-This module decides in which order the parts come up, what happens where one of them cannot be
-had, and what the user is told.  The parts themselves are :mod:`genqueue_ops.local_redis`, the
-TGI stand-in and ``genqueue worker``, each a process of its own.
+This module decides what happens where a part cannot be had, and what the user is told.  The parts come up in
+:mod:`genqueue_ops.stack`: Redis, the TGI stand-in and ``genqueue worker``, each a process of its own.
 """
 
 import json
-import os
 import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any, NoReturn
@@ -29,15 +26,14 @@ from genqueue.client.sync import Generation, GenerationClient
 from genqueue.errors import GenqueueError
 from genqueue.wire.events import Chunk
 from genqueue.wire.result import GenerationResult
-from genqueue_ops.local_redis import Kind, local_redis
-from genqueue_ops.processes import Child, ChildError
+from genqueue_ops.processes import Child, ChildError, started
+from genqueue_ops.stack import Stack, running_stack
 from genqueue_ops.standin.llama import LlamaEngine, LlamaUnavailableError, model_path
 
 QUESTION = "What's Natural Language Processing?"
 # TGI's native route takes the prompt as it is, so a chat model's turns are ours to mark.  Without
 # them SmolLM2 answers this question with "The answer is: 1."
 _AS_CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-_READY_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.2
 
 
@@ -62,98 +58,25 @@ class DemoError(GenqueueError):
     """A part of the demo failed; its log has been shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """A running Redis, model server and worker.
-
-    Attributes:
-        redis_url: for producers.
-        config: the worker's settings; producers may have the same.
-        engine: who writes the text.
-        parts: the processes, in the order in which they were started, without Redis.
-    """
-
-    redis_url: str
-    config: Path
-    engine: EngineChoice
-    parts: tuple[Child, ...]
-
-    def check(self) -> None:
-        """Raise ChildError if a part has ended."""
-        for part in self.parts:
-            part.check()
-
-
-@contextmanager
-def running_stack(engine: EngineChoice, redis: Kind, tell: Callable[[str, str], None]) -> Iterator[Stack]:
-    """Everything that a generation needs, for the length of a ``with`` block.
-
-    Args:
-        engine: AUTO is the model, or the scripted text where the model does not run.
-        redis: see ``local_redis``.
-        tell: is told of each part that is ready: what, and which.
-
-    Sets ``GENQUEUE_REDIS_URL`` and ``GENQUEUE_CONFIG`` of this process, and removes what else was
-    set of that kind: it shall be this Redis and no other.
-
-    Raises:
-        ChildError: a part does not start; holds the end of its log.
-        LocalRedisError: there is no Redis, or it does not start.
-    """
-    with ExitStack() as opened:
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-demo-")))
-        server = opened.enter_context(local_redis(redis))
-        tell("Redis", f"{server.kind}, {server.url}")
-        config = folder / "genqueue.toml"
-        for name in [name for name in os.environ if name.startswith("GENQUEUE_")]:
-            del os.environ[name]
-        os.environ |= {"GENQUEUE_REDIS_URL": server.url, "GENQUEUE_CONFIG": str(config)}
-
-        chosen, standin, url = _start_standin(engine, folder, opened, tell)
-        tell("model", f"{_MODELS[chosen]}, {url}")
-        config.write_text(
-            f'redis_url = "{server.url}"\n\n[generators.default]\n'
-            f'api_type = "text_generation_inference"\napi_params = {{ url = "{url}", model = "{_MODELS[chosen]}" }}\n'
-        )
-        worker = _child("the worker", folder, "worker", "--concurrency", "64")
-        _start(worker, opened, lambda logged: " ready." in logged)
-        tell("worker", f"process {worker.process.pid}, serves the queue generate.default")
-        yield Stack(server.url, config, chosen, (standin, worker))
-
-
 _MODELS = {EngineChoice.LLAMA: LlamaEngine.model_id, EngineChoice.SCRIPTED: "scripted text, no language model"}
 _ENGINE_OPTIONS = {EngineChoice.LLAMA: [], EngineChoice.SCRIPTED: ["--itl-s", "0.02"]}
 
 
-def _start_standin(
-    engine: EngineChoice, folder: Path, opened: ExitStack, tell: Callable[[str, str], None]
-) -> tuple[EngineChoice, Child, str]:
-    """(which engine it became, the process, its address)."""
+def _start_standin(engine: EngineChoice, opened: ExitStack, folder: Path) -> tuple[Child, str]:
+    """(the process, its model): the language model, or the scripted text where that does not run and AUTO allows it."""
     if engine is EngineChoice.AUTO:
         try:
             model_path()  # the cheap half of the question
-            return _start_standin(EngineChoice.LLAMA, folder, opened, tell)
+            return _start_standin(EngineChoice.LLAMA, opened, folder)
         except (LlamaUnavailableError, ChildError) as error:
             reason = str(error).splitlines()[-1].removeprefix("genqueue: ")
-            tell("no model", f"{reason}; going on with scripted text")
+            _tell("no model", f"{reason}; going on with scripted text")
             engine = EngineChoice.SCRIPTED
     options = ["--engine", engine, *_ENGINE_OPTIONS[engine]]
-    standin = _child("the model server", folder, "tgi-standin", *options)
-    _start(standin, opened, lambda logged: "listening on " in logged and logged.endswith("\n"))
-    return engine, standin, standin.logged().partition("listening on ")[2].split()[0]
-
-
-def _child(name: str, folder: Path, *arguments: str) -> Child:
-    """One of our own commands; -P keeps the caller's folder from hiding a module."""
-    command = [sys.executable, "-P", "-m", "genqueue", *arguments]
-    return Child(name, command, folder / f"{arguments[0]}.log")
-
-
-def _start(child: Child, opened: ExitStack, is_ready: Callable[[str], bool]) -> None:
-    child.start()
-    # At once: nothing of the demo is to be kept, and a worker asked politely finishes its generation first.
-    opened.callback(child.end, signal.SIGKILL)
-    child.wait_until(is_ready, _READY_WITHIN_S)
+    name = "the model server"
+    # At once: nothing of the demo is to be kept.
+    child = started(opened, folder, ["tgi-standin", *options], "listening on ", name=name, end_with=signal.SIGKILL)
+    return child, _MODELS[engine]
 
 
 def demo(
@@ -171,7 +94,15 @@ def demo(
     signal.signal(signal.SIGHUP, _end_on_signal)
     began_s = time.monotonic()
     try:
-        with running_stack(engine, redis.value, _tell) as stack:
+        with running_stack(
+            partial(_start_standin, engine),
+            concurrency=64,
+            redis=redis.value,
+            on_redis=lambda server: _tell("Redis", f"{server.kind}, {server.url}"),
+            on_endpoint=lambda model, url: _tell("model", f"{model}, {url}"),
+        ) as stack:
+            worker = stack.parts[-1]
+            _tell("worker", f"process {worker.process.pid}, serves the queue generate.default")
             try:
                 _ask(stack, max_new_tokens)
             except GenqueueError:
@@ -188,7 +119,7 @@ def demo(
 
 
 def _ask(stack: Stack, max_new_tokens: int) -> None:
-    prompt = _AS_CHAT.format(QUESTION) if stack.engine is EngineChoice.LLAMA else QUESTION
+    prompt = _AS_CHAT.format(QUESTION) if stack.model == LlamaEngine.model_id else QUESTION
     with GenerationClient() as client:
         generation = client.submit(prompt, generation_kwargs={"max_new_tokens": max_new_tokens})
         _tell("submitted", generation.id)

@@ -139,15 +139,28 @@ def started(
     arguments: list[str],
     ready: str,
     environ: Mapping[str, str] | None = None,
+    *,
+    name: str | None = None,
+    end_with: signal.Signals = signal.SIGTERM,
 ) -> Child:
     """A ``genqueue`` command that has logged ``ready`` in a whole line; ``opened`` ends it.
+
+    Args:
+        opened: ends it, by ``end_with``.
+        folder: has its log, and is where it runs.
+        arguments: of the command.
+        ready: what it logs when it is ready.
+        environ: None for our own environment.
+        name: for people; the command's if None.
+        end_with: what it is told to end.
 
     Raises:
         ChildError: it ended before, or is not ready in time.
     """
+    # -P keeps the caller's folder from hiding a module.
     command = [sys.executable, "-P", "-m", "genqueue", *arguments]
-    child = Child(arguments[0], command, folder / f"{arguments[0]}.log", environ)
+    child = Child(name or arguments[0], command, folder / f"{arguments[0]}.log", environ)
     child.start()
-    opened.callback(child.end)
+    opened.callback(child.end, end_with)
     child.wait_until(lambda logged: ready in logged and logged.endswith("\n"), _READY_WITHIN_S)
     return child

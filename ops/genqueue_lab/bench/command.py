@@ -41,7 +41,7 @@ from genqueue_lab.bench.stack import (
     Sample,
     check_checkout,
     checkouts,
-    configured,
+    environ_of,
     resident_mb,
     start_contestants,
     threads,
@@ -117,7 +117,7 @@ def submits(rounds: int, against: Path | None) -> Taken:
         for name, checkout in checkouts(against).items():
             own = folder / name
             own.mkdir()
-            environs[name] = configured(own, opened.enter_context(local_redis()).url, "http://127.0.0.1:1", checkout)
+            environs[name] = environ_of(own, opened.enter_context(local_redis()).url, "http://127.0.0.1:1", checkout)
         for _ in range(rounds):
             for name, environ in environs.items():
                 taken.setdefault(name, []).append(_submit(folder / name / "rates.json", environ))

@@ -21,6 +21,7 @@ import redis
 from genqueue_lab.bench.client import Kind, Load
 from genqueue_ops.local_redis import LocalRedis, local_redis
 from genqueue_ops.processes import Child, ChildError, started
+from genqueue_ops.stack import configured
 
 FIRST_MS = 50
 BETWEEN_MS = 20
@@ -49,22 +50,10 @@ def threads(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
-def configured(folder: Path, redis_url: str, endpoint_url: str, checkout: Path | None = None) -> dict[str, str]:
-    """The environment of a producer or worker with one generator; its settings file is put in ``folder``.
-
-    Args:
-        folder: an existing one.
-        redis_url: the queue's.
-        endpoint_url: of a TGI.
-        checkout: a checkout of genqueue whose producer and worker are to run in place of ours.
-    """
-    config = folder / "genqueue.toml"
-    config.write_text(
-        f'redis_url = "{redis_url}"\n[generators.default]\napi_type = "text_generation_inference"\n'
-        f'api_params = {{ url = "{endpoint_url}" }}\nmax_queue_depth = 1000000\n'
-    )
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GENQUEUE_")}
-    return {**environ, "GENQUEUE_CONFIG": str(config), **(_path_to(checkout) if checkout is not None else {})}
+def environ_of(folder: Path, redis_url: str, endpoint_url: str, checkout: Path | None = None) -> dict[str, str]:
+    """The environment of a producer or worker; ``checkout`` has theirs run in place of ours."""
+    environ = configured(folder, redis_url, endpoint_url, max_queue_depth=1_000_000)
+    return {**environ, **(_path_to(checkout) if checkout is not None else {})}
 
 
 def _path_to(checkout: Path) -> dict[str, str]:
@@ -232,7 +221,7 @@ def start_queue(
 ) -> Queue:
     """Run a Redis and a worker of ours, or of another checkout."""
     server = opened.enter_context(local_redis())
-    environ = configured(folder, server.url, endpoint.url, checkout)
+    environ = environ_of(folder, server.url, endpoint.url, checkout)
     worker = started(opened, folder, ["worker", "--concurrency", str(concurrency)], " ready.", environ)
     return Queue(server, worker, environ)
 

@@ -9,12 +9,11 @@ run is taken from ``genqueue_ops/measured.json``, or from the file that an earli
 
 import asyncio
 import json
-import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +24,6 @@ import typer
 from genqueue import AsyncGenerationClient, Settings, load_settings
 from genqueue.connection.store import AsyncStore
 from genqueue.registry import sweeping
-from genqueue_lab.bench.stack import configured
 from genqueue_lab.scale import costs as scale_costs
 from genqueue_lab.scale.costs import Gauge
 from genqueue_lab.scale.drive import Driven, drive
@@ -52,7 +50,8 @@ from genqueue_ops.capacity_command import (
     show_fleet,
 )
 from genqueue_ops.local_redis import local_redis
-from genqueue_ops.processes import started
+from genqueue_ops.processes import Child, started
+from genqueue_ops.stack import running_stack
 
 SIZES = (20, 200)
 
@@ -82,23 +81,9 @@ async def _run(client: AsyncGenerationClient, tokens: int, at_once: int, count: 
     await asyncio.gather(*(some() for _ in range(at_once)))
 
 
-@contextmanager
-def _running_worker() -> Iterator[Settings]:
-    """A Redis, a stand-in of TGI and a worker, each a process, for the length of a ``with`` block.
-
-    Sets ``GENQUEUE_CONFIG`` of this process and removes the other ``GENQUEUE_*`` variables.
-    """
-    with ExitStack() as opened:
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="genqueue-scale-")))
-        server = opened.enter_context(local_redis())
-        limits = ["--max-concurrent-requests", "2000", "--max-batch", "2000"]
-        standin = started(opened, folder, ["tgi-standin", "--itl-s", "0.02", *limits], "listening on ")
-        url = standin.logged().partition("listening on ")[2].split()[0]
-        environ = configured(folder, server.url, url)
-        started(opened, folder, ["worker", "--concurrency", "256"], " ready.", environ)
-        os.environ.clear()
-        os.environ.update(environ)
-        yield load_settings()
+def _start_standin(opened: ExitStack, folder: Path) -> tuple[Child, None]:
+    limits = ["--max-concurrent-requests", "2000", "--max-batch", "2000"]
+    return started(opened, folder, ["tgi-standin", "--itl-s", "0.02", *limits], "listening on "), None
 
 
 async def worker(settings: Settings, costs: Costs, shapes: Sequence[tuple[int, int]], rest_s: float) -> Worked:
@@ -224,7 +209,8 @@ def scale(
             connections = costs.worker_connections, costs.producer_connections
             costs = asyncio.run(scale_costs.measure(server.url, 5, thoroughness, *connections))
     if Part.WORKER in wanted:
-        with _running_worker() as settings:
+        with running_stack(_start_standin, concurrency=256, max_queue_depth=1_000_000):
+            settings = load_settings()
             shapes = [(1, max(2, round(10 * thoroughness))), (64, max(64, round(256 * thoroughness)))]
             worked = asyncio.run(worker(settings, costs, shapes, max(2.0, 10 * thoroughness)))
         costs = replace(
