@@ -8,7 +8,7 @@ of one belongs to :mod:`genqueue_worker.upstream.engines.tool_calls`'.  How the 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from genqueue.settings import GeneratorSettings
 from genqueue.wire.chat import REASONING_FIELD
@@ -81,35 +81,21 @@ class ChatReader(OpenAIAnswer):
     def __init__(
         self, sink: Sink, max_tokens: int, offered: Collection[str] = (), make_id: Callable[[], str] = made_up_id
     ) -> None:
+        super().__init__(sink, plain_text)
         self._max_tokens = max_tokens
         self.usage: dict[str, int] = {}
-        self._sink = sink
         self._finish_reason: str | None = None
         self._is_done = self._is_finished = False
-        self._came = False
         self._reasoning: list[str] = []
         self._reasoning_field: str | None = None
         self._refusal: list[str] = []
         self._calls = ToolCalls(offered, make_id)
         self._logprobs: list[dict[str, Any]] = []
-        self._halves = Halves(), Halves()
+        self._halves_of_thoughts = Halves()
         self._unread: set[str] = set()
         self._has_choices = False
         self.lost = 0
         self._strange: bytes | None = None
-
-    def take(self, data: bytes) -> bool:
-        """As :meth:`OpenAIAnswer.take`; most events are one plain text."""
-        try:
-            event = from_json(data)
-        except ValueError:
-            return super().take(data)
-        plain = plain_text(event)
-        if plain is None or self._halves[0].waits:
-            return self._take_all(event, data)
-        self._came = True
-        self._sink.push_delta(plain)
-        return True
 
     @property
     def is_complete(self) -> bool:
@@ -185,7 +171,7 @@ class ChatReader(OpenAIAnswer):
             self._push(chat_event)
 
     def _push(self, chat_event: ChatEvent) -> None:
-        of_text, of_thoughts = self._halves
+        of_text, of_thoughts = self._halves, self._halves_of_thoughts
         content, reasoning = of_text.take(chat_event.content), of_thoughts.take(chat_event.reasoning)
         pieces = [self._calls.take(piece) for piece in chat_event.pieces]
         reason = chat_event.finish_reason
@@ -228,7 +214,7 @@ class ChatReader(OpenAIAnswer):
         if self._is_finished or not (self._is_done or self.is_complete) or self._finish_reason in GIVEN_UP:
             return
         self._is_finished = True
-        content, reasoning = (half.rest() for half in self._halves)
+        content, reasoning = self._halves.rest(), self._halves_of_thoughts.rest()
         last = self._calls.close(is_cut=self.finish_reason == "length")
         if content or reasoning or last:
             self._push_text(content, reasoning, last)

@@ -7,12 +7,10 @@ Pure but for the sink.  huggingface_hub asks these providers, but cannot read th
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import from_json
-
 from genqueue_worker.upstream.engines.openai_answers import OpenAIAnswer
 from genqueue_worker.upstream.errors.answers import UNREADABLE, error_in, error_in_choice, trouble, unreadable
 from genqueue_worker.upstream.faults import UpstreamError
-from genqueue_worker.upstream.fields import Halves, content_of, counts, delta_of, first_choice, lost, reason, usage_in
+from genqueue_worker.upstream.fields import content_of, counts, delta_of, first_choice, lost, reason, usage_in
 from genqueue_worker.upstream.sink import Sink
 
 _OF_TGI = ("details", "return_full_text", "decoder_input_details")
@@ -67,25 +65,11 @@ class CompletionAnswer(OpenAIAnswer):
     strange: bytes | None = None
 
     def __init__(self, sink: Sink) -> None:
+        super().__init__(sink, plain_text)
         self.finish_reason: str | None = None
         self.usage: dict[str, int] = {}
-        self._sink = sink
-        self._halves = Halves()
         self.lost = 0
-        self._came = self._is_whole = False
-
-    def take(self, data: bytes) -> bool:
-        """As :meth:`OpenAIAnswer.take`; most events are one plain text."""
-        try:
-            event = from_json(data)
-        except ValueError:
-            return super().take(data)
-        plain = plain_text(event)
-        if plain is None or self._halves.waits:
-            return self._take_all(event, data)
-        self._came = True
-        self._sink.push_delta(plain)
-        return True
+        self._is_whole = False
 
     def _take(self, event: Any, data: bytes) -> None:
         try:

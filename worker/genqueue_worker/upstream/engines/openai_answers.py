@@ -5,11 +5,15 @@ Pure.  What an event says is for :mod:`genqueue_worker.upstream.engines.chats` a
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
+
+from pydantic_core import from_json
 
 from genqueue_worker.upstream.errors.answers import events_of, is_streamed, no_json
 from genqueue_worker.upstream.faults import UpstreamError
-from genqueue_worker.upstream.fields import DONE, read_json
+from genqueue_worker.upstream.fields import DONE, Halves, read_json
+from genqueue_worker.upstream.sink import Sink
 
 _DONE_SPELT = DONE.decode()
 """The last word, as those say it who make JSON of all that they send."""
@@ -18,14 +22,24 @@ _DONE_SPELT = DONE.decode()
 class OpenAIAnswer(ABC):
     """The answer to one call as its events come, or as a whole.
 
+    Args:
+        sink: takes it.
+        plain_text: gives the text of an event that says nothing else, and None of any other.
+
     Attributes:
         is_odd: whether there was JSON that the fast reader does not read: half a character may be in it.
     """
 
     is_odd = False
 
+    def __init__(self, sink: Sink, plain_text: Callable[[Any], str | None]) -> None:
+        self._sink = sink
+        self._plain_text = plain_text
+        self._halves = Halves()  # of the text
+        self._came = False
+
     def take(self, data: bytes) -> bool:
-        """Push what one event of the stream adds.
+        """Push what one event of the stream adds; most are one plain text.
 
         Returns:
             False for the stream's last word, ``[DONE]``.
@@ -33,7 +47,20 @@ class OpenAIAnswer(ABC):
         Raises:
             UpstreamError: the event is an error, or nobody can read it.
         """
-        self.is_odd = True  # who reads events the short way has tried that
+        try:
+            event = from_json(data)
+        except ValueError:
+            return self._take_odd(data)
+        plain = self._plain_text(event)
+        if plain is None or self._halves.waits:
+            return self._take_all(event, data)
+        self._came = True
+        self._sink.push_delta(plain)
+        return True
+
+    def _take_odd(self, data: bytes) -> bool:
+        """As :meth:`take`, of what the fast reader does not read."""
+        self.is_odd = True
         try:
             event = read_json(data)
         except ValueError:
