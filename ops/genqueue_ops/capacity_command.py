@@ -19,25 +19,11 @@ from rich.table import Table
 from genqueue.cli import output
 from genqueue_ops.capacity import Costs, Fleet, Limits, breaks_at, load
 
-Hosts = Annotated[list[int] | None, typer.Option(min=1, help="GPU hosts; may be repeated. 10, 100, 1000.")]
-Streams = Annotated[int, typer.Option(min=1, help="Generations at once on a host.")]
-TokensPerS = Annotated[float, typer.Option(min=0.1, help="Of one stream.")]
-Tokens = Annotated[int, typer.Option(min=1, help="Of one generation.")]
-Readers = Annotated[float, typer.Option(min=0, help="Of one generation.")]
-Producers = Annotated[float, typer.Option(min=0, help="Producer processes for each host.")]
-Generators = Annotated[int, typer.Option(min=1, help="That each worker serves.")]
-FlushGapS = Annotated[float, typer.Option(min=0.001, help="The workers' setting.")]
-TtlS = Annotated[float, typer.Option(min=1, help="The setting.")]
-MemoryGb = Annotated[float, typer.Option(min=0.1, help="What one Redis may hold.")]
-NetworkGbitS = Annotated[float, typer.Option(min=0.1, help="What its network carries.")]
-MaxConnections = Annotated[int, typer.Option(min=1, help="Redis's maxclients.")]
 CostsFile = Annotated[
     Path | None,
     typer.Option("--costs", exists=True, help="Take costs from a file that python -m genqueue_lab scale --json wrote."),
 ]
 NUMBERS_OF_HOSTS = (10, 100, 1000)
-_THREAD_SHARE = 0.8
-"""Of Redis's thread so much may be used: what comes behind waits longer and longer."""
 
 
 def _plain(value: float) -> str:
@@ -117,30 +103,27 @@ def measured(path: Path | None) -> Costs:
     return TypeAdapter(Costs).validate_python(json.loads(source.read_text("utf-8"))["costs"])
 
 
-def limits_of(network_gbit_s: float, memory_gb: float, max_connections: int) -> Limits:
-    """The limits of one Redis."""
-    return Limits(_THREAD_SHARE, network_gbit_s / 8 * 1e9, memory_gb * 1e9, max_connections)
-
-
 def capacity(
-    hosts: Hosts = None,
-    streams: Streams = 32,
-    tokens_per_s: TokensPerS = 40.0,
-    tokens: Tokens = 200,
-    readers: Readers = 1.0,
-    producers: Producers = 1.0,
-    generators: Generators = 1,
-    flush_gap_s: FlushGapS = 0.02,
-    log_ttl_s: TtlS = 3600.0,
-    result_ttl_s: TtlS = 86_400.0,
-    memory_gb: MemoryGb = 64.0,
-    network_gbit_s: NetworkGbitS = 10.0,
-    max_connections: MaxConnections = 10_000,
+    hosts: Annotated[list[int] | None, typer.Option(min=1, help="GPU hosts; may be repeated. 10, 100, 1000.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Generations at once on a host.")] = 32,
+    tokens_per_s: Annotated[float, typer.Option(min=0.1, help="Of one stream.")] = 40.0,
+    tokens: Annotated[int, typer.Option(min=1, help="Of one generation.")] = 200,
+    readers: Annotated[float, typer.Option(min=0, help="Of one generation.")] = 1.0,
+    producers: Annotated[float, typer.Option(min=0, help="Producer processes for each host.")] = 1.0,
+    generators: Annotated[int, typer.Option(min=1, help="That each worker serves.")] = 1,
+    flush_gap_s: Annotated[float, typer.Option(min=0.001, help="The workers' setting.")] = 0.02,
+    log_ttl_s: Annotated[float, typer.Option(min=1, help="The setting.")] = 3600.0,
+    result_ttl_s: Annotated[float, typer.Option(min=1, help="The setting.")] = 86_400.0,
+    memory_gb: Annotated[float, typer.Option(min=0.1, help="What one Redis may hold.")] = 64.0,
+    network_gbit_s: Annotated[float, typer.Option(min=0.1, help="What its network carries.")] = 10.0,
+    max_connections: Annotated[int, typer.Option(min=1, help="Redis's maxclients.")] = 10_000,
     costs_file: CostsFile = None,
 ) -> None:
     """Say what a fleet of GPU hosts asks of one Redis, and what gives out first."""
     fleet = Fleet(
         1, streams, tokens_per_s, tokens, readers, producers, generators, 1, flush_gap_s, 3.0, log_ttl_s, result_ttl_s
     )
-    limits = limits_of(network_gbit_s, memory_gb, max_connections)
+    limits = Limits(
+        network_bytes_per_s=network_gbit_s / 8 * 1e9, memory_bytes=memory_gb * 1e9, connections=max_connections
+    )
     show_fleet(measured(costs_file), fleet, limits, hosts or NUMBERS_OF_HOSTS)

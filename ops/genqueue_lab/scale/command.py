@@ -28,27 +28,8 @@ from genqueue_lab.scale import costs as scale_costs
 from genqueue_lab.scale.costs import Gauge
 from genqueue_lab.scale.drive import Driven, drive
 from genqueue_lab.scale.report import Ran, Swept, Worked, show_check, show_costs, show_sweeps, show_worker
-from genqueue_ops.capacity import Costs, Fleet, breaks_at, load, spent
-from genqueue_ops.capacity_command import (
-    NUMBERS_OF_HOSTS,
-    CostsFile,
-    FlushGapS,
-    Generators,
-    Hosts,
-    MaxConnections,
-    MemoryGb,
-    NetworkGbitS,
-    Producers,
-    Readers,
-    Streams,
-    Tokens,
-    TokensPerS,
-    TtlS,
-    changed,
-    limits_of,
-    measured,
-    show_fleet,
-)
+from genqueue_ops.capacity import Costs, Fleet, Limits, breaks_at, load, spent
+from genqueue_ops.capacity_command import NUMBERS_OF_HOSTS, CostsFile, changed, measured, show_fleet
 from genqueue_ops.local_redis import local_redis
 from genqueue_ops.processes import Child, started
 from genqueue_ops.stack import running_stack
@@ -171,19 +152,6 @@ def check(costs: Costs, fleet: Fleet, ladder: Sequence[int], processes: int, las
 
 def scale(
     parts: Annotated[list[Part] | None, typer.Argument(help="What to do; everything if not said.")] = None,
-    hosts: Hosts = None,
-    streams: Streams = 32,
-    tokens_per_s: TokensPerS = 40.0,
-    tokens: Tokens = 200,
-    readers: Readers = 1.0,
-    producers: Producers = 1.0,
-    generators: Generators = 1,
-    flush_gap_s: FlushGapS = 0.02,
-    log_ttl_s: TtlS = 3600.0,
-    result_ttl_s: TtlS = 86_400.0,
-    memory_gb: MemoryGb = 64.0,
-    network_gbit_s: NetworkGbitS = 10.0,
-    max_connections: MaxConnections = 10_000,
     costs_file: CostsFile = None,
     thoroughness: Annotated[float, typer.Option(min=0.01, max=10, help="1: two minutes of measuring.")] = 1.0,
     workers: Annotated[
@@ -198,10 +166,7 @@ def scale(
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = set(parts or Part)
-    fleet = Fleet(
-        1, streams, tokens_per_s, tokens, readers, producers, generators, 1, flush_gap_s, 3.0, log_ttl_s, result_ttl_s
-    )
-    limits = limits_of(network_gbit_s, memory_gb, max_connections)
+    fleet, limits = Fleet(1), Limits()
     costs = measured(costs_file)
     document: dict[str, Any] = {}
     if Part.COSTS in wanted:
@@ -229,11 +194,10 @@ def scale(
         document["sweep"] = [asdict(each) for each in swept]
         show_sweeps(swept)
     if Part.FLEET in wanted:
-        numbers = hosts or NUMBERS_OF_HOSTS
-        show_fleet(costs, fleet, limits, numbers)
+        show_fleet(costs, fleet, limits, NUMBERS_OF_HOSTS)
         document["fleet"] = {
             "of": asdict(fleet),
-            "loads": {number: asdict(load(costs, replace(fleet, hosts=number))) for number in numbers},
+            "loads": {number: asdict(load(costs, replace(fleet, hosts=number))) for number in NUMBERS_OF_HOSTS},
             "breaks_at": {words: breaks_at(costs, other, limits) for words, other in changed(fleet)},
         }
     if Part.CHECK in wanted:
