@@ -113,6 +113,19 @@ def own_redis(real_redis: LocalRedis, tmp_path_factory: pytest.TempPathFactory) 
         yield server
 
 
+@pytest.fixture
+def tgi(standin: StandinProcess) -> dict[str, dict[str, Any]]:
+    """One generator, served by the stand-in."""
+    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}
+
+
+@pytest.fixture
+def producer(own_redis: LocalRedis) -> Iterator[GenerationClient]:
+    """A producer of the module's own Redis, which knows no generator by itself."""
+    with GenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def queue_redis(real_redis: LocalRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
     """The Redis of the worker below, never emptied; ``real_redis`` knows what to do where there is none."""

@@ -155,6 +155,17 @@ class Registry:
             assert self.finish(ends[state](generation_id)) == "ok"
         return generation_id
 
+    def lost(self, reason: str) -> str:
+        """A generation whose first attempt may write no more, for that reason: ``gone``, ``superseded`` or its end."""
+        if reason == "gone":
+            return "nobody's"
+        if reason != "superseded":
+            return self.into(State(reason))
+        generation_id = self.running()
+        self.lose_lease(generation_id)
+        self.claim(generation_id, "worker-2")
+        return generation_id
+
     def hash(self, generation_id: str) -> dict[str, str]:
         stored = self.raw.hgetall(keys.generation(generation_id))
         return {name.decode(): value.decode() for name, value in stored.items()}

@@ -40,14 +40,7 @@ def test_a_flush_is_logged_published_and_kept_as_text(registry):
 
 @pytest.mark.parametrize("reason", ["gone", "superseded", *sorted(FINAL)])
 def test_the_fence_lets_nothing_through(registry, reason):
-    if reason == "gone":
-        generation_id = "nobody's"
-    elif reason == "superseded":
-        generation_id = registry.running()
-        registry.lose_lease(generation_id)
-        registry.claim(generation_id, "worker-2")
-    else:
-        generation_id = registry.into(reason)
+    generation_id = registry.lost(reason)
     stored = registry.everything()
     assert registry.append(flush(generation_id, 1, ["zombie"], mark="reset")) == [reason]
     assert registry.everything() == stored

@@ -28,14 +28,7 @@ def test_a_lease_that_ran_out_is_renewed_if_nobody_took_the_generation(registry)
 
 @pytest.mark.parametrize("reason", ["gone", "superseded", *sorted(FINAL)])
 def test_what_is_lost_is_named_with_its_reason_and_gets_no_lease(registry, reason):
-    if reason == "gone":
-        generation_id = "nobody's"
-    elif reason == "superseded":
-        generation_id = registry.running()
-        registry.lose_lease(generation_id)
-        registry.claim(generation_id, "worker-2")
-    else:
-        generation_id = registry.into(reason)
+    generation_id = registry.lost(reason)
     kept = registry.running()
     before = registry.raw.zscore(keys.LEASES, generation_id)
     assert renew(registry, (generation_id, 1), (kept, 1), lease_s=100.0) == {generation_id: reason}

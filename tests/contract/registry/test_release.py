@@ -108,14 +108,7 @@ def test_a_hand_over_is_no_error_and_no_charge(registry):
 @pytest.mark.parametrize("reason", ["gone", "superseded", *sorted(FINAL)])
 @pytest.mark.parametrize("delay_s", [0.0, 5.0])
 def test_the_fence_lets_nothing_through(registry, reason, delay_s):
-    if reason == "gone":
-        generation_id = "nobody's"
-    elif reason == "superseded":
-        generation_id = registry.running()
-        registry.lose_lease(generation_id)
-        registry.claim(generation_id, "worker-2")
-    else:
-        generation_id = registry.into(reason)
+    generation_id = registry.lost(reason)
     stored = registry.everything()
     last = flush(generation_id, 1, ["zombie"], mark="reset")
     assert registry.release(last, delay_s=delay_s, failure="words", is_charged=True) == reason

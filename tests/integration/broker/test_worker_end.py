@@ -9,24 +9,13 @@ import pytest
 import redis
 from celery import Celery
 
-from genqueue import GenerationClient, RedisUnavailableError, Settings
+from genqueue import RedisUnavailableError
 
 from ...support.roles import as_role
 from ...support.workers import clean_environment, toml_of
 
 SOON_S = 10.0
 """How long a hand-over, and what an end needs besides, may take here: as docs/deploy.md has it."""
-
-
-@pytest.fixture
-def tgi(standin):
-    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}
-
-
-@pytest.fixture
-def producer(own_redis):
-    with GenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as client:
-        yield client
 
 
 def signalled(*names):

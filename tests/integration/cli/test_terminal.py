@@ -7,12 +7,12 @@ import pty
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from genqueue.cli.exits import ExitCode
+
+from ...support.small_servers import Answering, served
 
 STEERS = "\x1b]0;PWN\a\x1b[31m\x9b2J\r\u202e\u2028\nstate              forged"
 TEXT = f"one {STEERS} two\tthree"
@@ -21,10 +21,8 @@ OURS = re.compile(
 )
 
 
-class Hostile(BaseHTTPRequestHandler):
+class Hostile(Answering):
     """Answers a prompt that holds FAIL with an error, and others with a text; escapes and line breaks in all of it."""
-
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         self.answer(200, "text/plain", b"")
@@ -40,26 +38,11 @@ class Hostile(BaseHTTPRequestHandler):
         events[-1] |= {"generated_text": f"{TEXT}.", "details": details}
         self.answer(200, "text/event-stream", b"".join(b"data:%s\n\n" % json.dumps(each).encode() for each in events))
 
-    def answer(self, status, kind, body):
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture(scope="module")
 def hostile_url():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Hostile) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -13,22 +13,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from genqueue import AsyncGenerationClient, GenerationClient, GenerationFailedError, Settings
+from genqueue import AsyncGenerationClient, GenerationFailedError, Settings
 from genqueue_ops.standin.protocol import Limits
 from genqueue_ops.standin.server import serve, stop_accepting
 
 from ...support.roles import as_role
-
-
-@pytest.fixture
-def tgi(standin):
-    return {"default": {"api_type": "text_generation_inference", "api_params": {"url": standin.url}}}
-
-
-@pytest.fixture
-def producer(own_redis):
-    with GenerationClient(Settings(redis_url=as_role(own_redis.url, "producer"), generators={})) as client:
-        yield client
 
 
 def ends(generations, within_s=60):

@@ -2,13 +2,13 @@
 
 import json
 import re
-import threading
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from genqueue import GenerationClient, GenerationRejectedError, Settings
+
+from ...support.small_servers import Answering, served
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "g"}}]
 
@@ -19,49 +19,38 @@ def token(text, whole=None):
     return {"token": said, "generated_text": whole, "details": details}
 
 
-class Odd(BaseHTTPRequestHandler):
+class Odd(Answering):
     """Answers a prompt with the whole text that the prompt is, behind two tokens; a chat by its last message."""
 
-    protocol_version = "HTTP/1.1"
-
     def do_GET(self):
-        self.answer([])
+        self.answer_events([])
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if "messages" not in asked:
-            return self.answer([token(" one"), token(" two", asked["inputs"])])
+            return self.answer_events([token(" one"), token(" two", asked["inputs"])])
         last = asked["messages"][-1]
         if last["role"] == "tool":
             made = [call["id"] for call in asked["messages"][-2 - (last["content"] == "2")]["tool_calls"]]
-            return self.answer([{"choices": [{"delta": {"content": json.dumps(made)}, "finish_reason": "stop"}]}])
+            return self.answer_events(
+                [{"choices": [{"delta": {"content": json.dumps(made)}, "finish_reason": "stop"}]}]
+            )
         calls = [{"function": {"name": name, "arguments": arguments}} for name, arguments in (("f", "{}"), ("g", "{"))]
         deltas = [{"reasoning": "Hm"}, *({"tool_calls": [call]} for call in calls)]
-        self.answer([*({"choices": [{"delta": delta}]} for delta in deltas), {"choices": [{"finish_reason": "stop"}]}])
+        self.answer_events(
+            [*({"choices": [{"delta": delta}]} for delta in deltas), {"choices": [{"finish_reason": "stop"}]}]
+        )
 
-    def answer(self, events):
+    def answer_events(self, events):
         body = b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+        self.answer(200, "text/event-stream", body)
 
 
 @pytest.fixture
 def worker(start_worker, own_redis):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    odd = {"api_type": "text_generation_inference", "api_params": {"url": url}}
-    yield start_worker({"odd": odd}, own_redis.url, environ={"GENQUEUE_MONITOR_PORT": "0"})
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Odd) as url:
+        odd = {"api_type": "text_generation_inference", "api_params": {"url": url}}
+        yield start_worker({"odd": odd}, own_redis.url, environ={"GENQUEUE_MONITOR_PORT": "0"})
 
 
 @pytest.fixture

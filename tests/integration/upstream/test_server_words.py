@@ -2,7 +2,6 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from celery import Celery
@@ -10,24 +9,23 @@ from celery import Celery
 from genqueue import GenerationClient, GenerationRejectedError, Settings
 
 from ...support.roles import as_role
+from ...support.small_servers import Answering, served
 
 TOKEN, HEADER, PROMPT = "hf_canaryoftokencanaryoftoken", "canary-of-header", "canary-of-prompt"
 
 
-class Quoting(BaseHTTPRequestHandler):
+class Quoting(Answering):
     """Answers prompts and chats with one word, and a finish_reason that quotes the whole call."""
 
-    protocol_version = "HTTP/1.1"
-
     def do_GET(self):
-        self.answer("text/plain", b"")
+        self.answer(200, "text/plain", b"")
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         quoted = " ".join([self.headers["authorization"], self.headers["x-key"], PROMPT])
         if "fault" in str(asked):
             body = json.dumps({"fault": {"faultstring": quoted, "detail": {"status": 401}}}).encode()
-            self.answer("application/json", body)
+            self.answer(200, "application/json", body)
             return
         if "messages" in asked:
             events = [
@@ -39,28 +37,13 @@ class Quoting(BaseHTTPRequestHandler):
             details = {"finish_reason": quoted, "generated_tokens": 1, "seed": None, "input_length": 1}
             events = [{"token": token, "index": 1, "generated_text": "hi", "details": details}]
         body = b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
-        self.answer("text/event-stream", body + (b"data: [DONE]\n\n" if "messages" in asked else b""))
-
-    def answer(self, kind, body):
-        self.send_response(200)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+        self.answer(200, "text/event-stream", body + (b"data: [DONE]\n\n" if "messages" in asked else b""))
 
 
 @pytest.fixture
 def quoting_url():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Quoting)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Quoting) as url:
+        yield url
 
 
 def test_what_a_server_quotes_at_its_end_is_masked_for_the_caller_and_told_to_nobody_else(

@@ -4,19 +4,13 @@ import time
 
 import pytest
 
-from genqueue.settings import GeneratorSettings
 from genqueue.wire.chat import ChatKwargs
 from genqueue.wire.extra_body import _HARMLESS, PICKS_TOKENS, is_data_uri, refused
 from genqueue_worker.engine.continuation import _GO_ON
 
+from ...support.generators import generator
+
 MESSAGES = [{"role": "user", "content": "Hi"}]
-
-
-def generator(url="http://h", **fields):
-    place = {"api_type": "text_generation_inference", "api_params": {"url": url}}
-    if url is None:
-        place = {"api_type": "serverless_inference_api", "api_params": {"model": "m"}}
-    return GeneratorSettings.model_validate({**place, **fields})
 
 
 @pytest.mark.parametrize(

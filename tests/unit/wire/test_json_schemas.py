@@ -2,10 +2,11 @@
 
 import pytest
 
-from genqueue.settings import GeneratorSettings
 from genqueue.wire.json_schemas import remote_references
 from genqueue.wire.request import read_request
 from genqueue_worker.upstream.client import call_parameters, chat_parameters, forms_in
+
+from ...support.generators import generator
 
 USER = {"role": "user", "content": "Hi"}
 LOCAL = {
@@ -20,13 +21,6 @@ LOCAL = {
     },
     "enum": ["http://host/", "file:///etc/passwd"],
 }
-
-
-def generator(url="http://h", **fields):
-    place = {"api_type": "text_generation_inference", "api_params": {"url": url}}
-    if url is None:
-        place = {"api_type": "serverless_inference_api", "api_params": {"model": "m"}}
-    return GeneratorSettings.model_validate({**place, **fields})
 
 
 @pytest.mark.parametrize(
