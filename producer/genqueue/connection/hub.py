@@ -92,7 +92,7 @@ class LiveHub:
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._pubsub: Any = self._redis.pubsub()  # half of its methods have no types
         self._channels: dict[bytes, _Channel] = {}
-        self._told: dict[bytes, _Channel] = {}
+        self._subscribed: dict[bytes, _Channel] = {}
         self._changed = asyncio.Event()
         self._sending = asyncio.Lock()
         self._teller: asyncio.Task[None] | None = None
@@ -183,20 +183,20 @@ class LiveHub:
                 if self._is_read and not self._is_connected:
                     continue
                 wanted = dict(self._channels)
-                missing = [name for name, channel in wanted.items() if self._told.get(name) is not channel]
+                missing = [name for name, channel in wanted.items() if self._subscribed.get(name) is not channel]
                 try:
                     if missing:
                         await self._subscribe(missing)
-                    if left := self._told.keys() - wanted.keys():
+                    if left := self._subscribed.keys() - wanted.keys():
                         await self._pubsub.unsubscribe(*left)
-                    self._told = wanted
+                    self._subscribed = wanted
                 except _LOST as error:
                     if not self._is_read:
                         for name in missing:
                             wanted[name].answer(error)
                     continue
             # Before the first subscription there is no connection to read from.
-            if self._told and not self._is_read:
+            if self._subscribed and not self._is_read:
                 self._start_reading()
 
     def _start_reading(self) -> None:
@@ -264,7 +264,7 @@ class LiveHub:
                     # A channel of our own, so that the connection is one even when no reader is left.
                     wanted = dict(self._channels)
                     await self._pubsub.subscribe(keys.SILENT, *wanted)
-                    self._told = wanted
+                    self._subscribed = wanted
                     return
                 except (redis.RedisError, OSError):
                     pass
@@ -276,10 +276,10 @@ class LiveHub:
             if self._channels:
                 return
             self._rests = self._rests or self._is_read
-            if self._is_read and self._told:
+            if self._is_read and self._subscribed:
                 with contextlib.suppress(*_LOST):
-                    await self._pubsub.unsubscribe(*self._told)
-                self._told = {}
+                    await self._pubsub.unsubscribe(*self._subscribed)
+                self._subscribed = {}
             try:
                 await end_tasks(self._teller, self._reader)
             finally:

@@ -65,7 +65,7 @@ class CallSpan:
 
     def __init__(self, span: "Span | None" = None) -> None:
         self._span = span
-        self._heard: ListeningSink | None = None
+        self._listening: ListeningSink | None = None
         self.traceparent = None if span is None else traceparent_of(span)
 
     def listen(self, prompt: Given, sink: Sink) -> Sink:
@@ -75,8 +75,8 @@ class CallSpan:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         inputs = [{"role": each["role"], "parts": _parts(each.get("content"))} for each in messages]
         self._span.set_attribute("gen_ai.input.messages", json.dumps(inputs))
-        self._heard = ListeningSink(sink)
-        return cast(Sink, self._heard)  # which passes on what it does not take itself
+        self._listening = ListeningSink(sink)
+        return cast(Sink, self._listening)  # which passes on what it does not take itself
 
     def answered(
         self, finish_reason: str | None, prompt_tokens: int | None, completion_tokens: int | None, first_s: float | None
@@ -100,8 +100,8 @@ class CallSpan:
         """It is over, with an error or without."""
         if self._span is None:
             return
-        if self._heard is not None:
-            outputs = [{"role": "assistant", "parts": _parts("".join(self._heard.text))}]
+        if self._listening is not None:
+            outputs = [{"role": "assistant", "parts": _parts("".join(self._listening.text))}]
             self._span.set_attribute("gen_ai.output.messages", json.dumps(outputs))
         if error_type is not None:
             fail(self._span, error_type)
