@@ -38,7 +38,8 @@ from genqueue.connection.address import TLS_FILES, read_address, without_secrets
 from genqueue.errors import ConfigError
 from genqueue.keys import GENERATOR_NAME
 from genqueue.masking import is_token, looks_secret, shown, shown_path
-from genqueue.wire.chat import ChatKwargs, StopWord, addresses
+from genqueue.wire.addresses import addresses
+from genqueue.wire.chat import ChatKwargs, StopWord
 from genqueue.wire.extra_body import ANY, refused
 from genqueue.wire.json_schemas import REFERENCE, remote_references
 from genqueue.wire.problems import describe

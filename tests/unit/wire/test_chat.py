@@ -6,7 +6,8 @@ import pytest
 
 from genqueue.errors import ConfigError, InvalidRequestError
 from genqueue.settings import GeneratorSettings
-from genqueue.wire.chat import ChatKwargs, addresses
+from genqueue.wire.addresses import addresses
+from genqueue.wire.chat import ChatKwargs
 from genqueue.wire.events import Chunk, ToolCallDelta, chunk_body, read_event
 from genqueue.wire.request import GenerationKwargs, GenerationRequest, read_request
 from genqueue.wire.result import GenerationResult
