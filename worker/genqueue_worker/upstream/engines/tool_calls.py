@@ -11,27 +11,20 @@ The decision is made here, once: each piece goes on with an index of ours, by wh
 """
 
 import json
-import re
 import secrets
 import string
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
-
 from genqueue.wire.events import ToolCallDelta, join_tool_calls
-from genqueue_worker.upstream.fields import Halves, count, encodable
+from genqueue_worker.upstream.engines.one_call import Call, is_empty, is_json
+from genqueue_worker.upstream.fields import count, encodable
 
 _MOST_CALLS = 10_000
-_MARKS = re.compile(r'[{}\[\]"\\]')
-_HEAD_CHARACTERS = 64
 _ID_CHARACTERS = string.ascii_letters + string.digits
 _ID_SIZE = 9
 _ARGUMENTS = ("arguments", "parameters", "input", "args")
 """OpenAI's word for them, Cohere's, Anthropic's and Google's, which gateways leave as they are."""
-_BEFORE_A_VALUE = (":", "[", ",")
-_EMPTY = frozenset({"{}", "[]", "null", '""'})
-"""Arguments that some servers open a call with, before the real ones; where none follow, they are all of them."""
 
 
 class Piece(NamedTuple):
@@ -56,10 +49,10 @@ class ToolCalls:
     def __init__(self, offered: Collection[str], make_id: Callable[[], str]) -> None:
         self._offered = offered
         self._make_id = make_id
-        self._calls: dict[int, _Call] = {}
-        self._by_id: dict[str, _Call] = {}
-        self._by_index: dict[int, _Call] = {}
-        self._last: _Call | None = None
+        self._calls: dict[int, Call] = {}
+        self._by_id: dict[str, Call] = {}
+        self._by_index: dict[int, Call] = {}
+        self._last: Call | None = None
         self._named_again = ""
         self._pieces: list[ToolCallDelta] = []
 
@@ -121,20 +114,20 @@ class ToolCalls:
     @property
     def is_cut(self) -> bool:
         """Whether the last call broke off."""
-        return bool(self._calls) and not _is_json(self._calls[max(self._calls)].text)
+        return bool(self._calls) and not is_json(self._calls[max(self._calls)].text)
 
     @property
     def unreadable(self) -> list[int]:
         """Which of the calls, counted from 0, have arguments that are no JSON object, though a function has one."""
         named = [call for _, call in sorted(self._calls.items()) if call.name]
-        return [place for place, call in enumerate(named) if not (call.is_custom or _is_json(call.text, of=dict))]
+        return [place for place, call in enumerate(named) if not (call.is_custom or is_json(call.text, of=dict))]
 
     @property
     def nameless(self) -> str | None:
         """The arguments of a call whose name never came, which nobody can carry out; None if there is none."""
         return next((call.text for call in self._calls.values() if call.text and not call.name), None)
 
-    def _whose(self, piece: Piece) -> "_Call | None":
+    def _whose(self, piece: Piece) -> Call | None:
         """The call that a piece goes on with; None if it begins one."""
         index, call_id, name, arguments, _ = piece
         known = self._by_id.get(call_id) if call_id else None
@@ -156,10 +149,10 @@ class ToolCalls:
             return self._unless_its_id_is_anothers(call, name, arguments)
         return self._unless_another(call, "", name, arguments)
 
-    def _is_filled_by(self, call: "_Call", piece: Piece) -> bool:
+    def _is_filled_by(self, call: Call, piece: Piece) -> bool:
         """Whether a piece brings the arguments of a call that was opened with empty ones."""
         index, call_id, name, arguments, _ = piece
-        if not arguments.strip() or _is_empty(arguments):
+        if not arguments.strip() or is_empty(arguments):
             return False
         is_its_place = index is None or index == call.index
         if call.is_named_again and not (call_id and is_its_place):
@@ -171,9 +164,9 @@ class ToolCalls:
         if call_id:
             return call_id == call.said_id and is_its_place
         # A server that sends each call whole, and all at one index, begins another.
-        return index is not None and is_its_place and not _is_json(arguments)
+        return index is not None and is_its_place and not is_json(arguments)
 
-    def _is_beside(self, call: "_Call", name: str, arguments: str) -> bool:
+    def _is_beside(self, call: Call, name: str, arguments: str) -> bool:
         """Whether a piece with the id of ``call``, which is not whole, begins another at an index of its own."""
         if call.is_whole or not name or not call.name:
             return False
@@ -184,7 +177,7 @@ class ToolCalls:
             return False
         return not name.startswith(call.name) or {call.name, name} <= set(self._offered)
 
-    def _unless_another(self, call: "_Call", call_id: str, name: str, arguments: str) -> "_Call | None":
+    def _unless_another(self, call: Call, call_id: str, name: str, arguments: str) -> Call | None:
         """``call``, unless the piece shows that another one begins under the same signs."""
         is_object = arguments.lstrip().startswith("{")
         if not call.is_whole:
@@ -200,7 +193,7 @@ class ToolCalls:
             return None
         return call
 
-    def _unless_its_id_is_anothers(self, call: "_Call", name: str, arguments: str) -> "_Call | None":
+    def _unless_its_id_is_anothers(self, call: Call, name: str, arguments: str) -> Call | None:
         """``call``, which has this piece's index or was the last one, unless the new id begins another."""
         if call.is_whole:
             return None if name or arguments.strip() else call
@@ -213,14 +206,14 @@ class ToolCalls:
         # Some servers make a new id for each piece; but two that have no arguments announce two calls.
         return call if name == call.name and (call.size or arguments) else None
 
-    def _goes_on(self, call: "_Call", name: str) -> bool:
+    def _goes_on(self, call: Call, name: str) -> bool:
         """Whether ``name`` is, or goes on with, the name of a call whose arguments are not whole."""
         if not call.name or name == call.name:
             return not (call.is_custom and call.size)  # a text has no end of its own: a name begins the next one
         is_another = {call.name, name} <= set(self._offered) and call.name + name not in self._offered
         return not call.size and not is_another
 
-    def _name(self, call: "_Call", name: str) -> str:
+    def _name(self, call: Call, name: str) -> str:
         """The name of ``call`` with what a piece says of it: the whole, the whole so far, or what comes next."""
         known = call.name
         if not name or (known and (call.size or call.opening)) or (name == known and known in self._offered):
@@ -229,159 +222,10 @@ class ToolCalls:
             return known + name
         return name
 
-    def _begin(self, index: int | None) -> "_Call":
+    def _begin(self, index: int | None) -> Call:
         number = index if index is not None and index not in self._calls else max(self._calls, default=-1) + 1
-        call = self._calls[number] = _Call(number, index)
+        call = self._calls[number] = Call(number, index)
         return call
-
-
-class _Call:
-    """One call as far as it is known.
-
-    Attributes:
-        number: its index, as readers have it.
-        index: its server's, where it began.
-        call_id: "" until it is known, and where it is another call's too.
-        said_id: the first that its server gave it, whoever else has it.
-        name: as far as it came.
-        size: characters of its arguments so far, without the opening.
-        opening: empty arguments that others may follow: nobody was told of them yet.
-        is_custom: whether it is of a custom tool.
-        is_named_again: whether its name came once more, without arguments, when they were whole.
-        halves: of characters of its arguments.
-    """
-
-    def __init__(self, number: int, index: int | None) -> None:
-        self.number = number
-        self.index = index
-        self.call_id = ""
-        self.said_id = ""
-        self.name = ""
-        self.size = 0
-        self.opening = ""
-        self.is_custom = False
-        self.is_named_again = False
-        self.halves = Halves()
-        self._arguments: list[str] = []
-        self._head = ""
-        self._tail = ""
-        self._is_repeated = False
-        self._brackets = _Brackets()
-        self._behind: list[str] = []
-        self._brackets_behind = _Brackets()
-
-    @property
-    def text(self) -> str:
-        """Its arguments so far."""
-        return "".join(self._arguments) or self.opening
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether its arguments are whole JSON, by their brackets."""
-        return not self.is_custom and (self._brackets.is_whole or bool(self.opening))
-
-    def add(self, piece: str) -> None:
-        """Take a piece of the arguments."""
-        if not piece:
-            return
-        self._arguments.append(piece)
-        self.size += len(piece)
-        if len(self._head) < _HEAD_CHARACTERS:
-            self._head = (self._head + piece)[:_HEAD_CHARACTERS]
-        self._tail = piece.rstrip()[-1:] or self._tail
-        self._brackets.take(piece)
-
-    def is_said_again_by(self, piece: str) -> bool:
-        """Whether ``piece`` is all its arguments, which are whole, once more."""
-        if piece.startswith(self._head) and piece == self.text:
-            return True
-        if 4 * len(piece) < self.size or self.size > 4 * len(piece) + _HEAD_CHARACTERS:
-            return False
-        try:
-            return bool(from_json(encodable(piece)) == from_json(encodable(self.text)))
-        except ValueError:
-            return False
-
-    def is_gone_over_by(self, piece: str) -> bool:
-        """Whether ``piece`` is more than all its arguments so far, or goes on with them as no beginning does."""
-        is_more = len(piece) > self.size and piece.startswith(self.text)
-        return is_more or not piece.lstrip().startswith("{")
-
-    def news_in(self, piece: str) -> str:
-        """What ``piece`` adds: some servers send the arguments so far again, or a whole call twice.
-
-        No object goes on with its own beginning, but where a value may stand, and there only if its server has not
-        sent its beginning again before.
-        """
-        if self.is_custom:
-            return piece
-        if not self.size:
-            return self._beginning(piece)
-        if self.is_whole:
-            return self._news_behind(piece)
-        if not self._head.startswith("{") or len(piece) < self.size or not piece.startswith(self._head):
-            return piece
-        if self._tail in _BEFORE_A_VALUE and not self._is_repeated:
-            return piece
-        if not piece.startswith(self.text):
-            return piece
-        self._is_repeated = True
-        return piece[self.size :]
-
-    def rest(self) -> str:
-        """What still waits, now that nothing follows: its opening, or what is no repetition."""
-        opening, self.opening = self.opening, ""
-        behind, self._behind = "".join(self._behind), []
-        if opening.strip() == "null":
-            return "{}"
-        return opening or ("" if self.text.startswith(behind.strip()) else behind)
-
-    def _beginning(self, piece: str) -> str:
-        if not self.opening:
-            if not _is_empty(piece):
-                return piece
-            self.opening = piece
-        elif piece.strip() and not self.is_said_again_by(piece):
-            self.opening = ""
-            return piece
-        return ""
-
-    def _news_behind(self, piece: str) -> str:
-        """What ``piece`` adds behind whole arguments: a repetition, whole or in pieces, adds nothing."""
-        if not self._behind and (piece.isspace() or self.is_said_again_by(piece)):
-            return piece if piece.isspace() else ""
-        self._behind.append(piece)
-        self._brackets_behind.take(piece)
-        if not self._brackets_behind.is_whole:
-            return ""
-        behind, self._behind, self._brackets_behind = "".join(self._behind), [], _Brackets()
-        return "" if self.is_said_again_by(behind) else behind
-
-
-class _Brackets:
-    """Whether JSON that comes in pieces is whole, at a cost in proportion to its length."""
-
-    def __init__(self) -> None:
-        self.is_whole = False
-        self._depth = 0
-        self._in_string = False
-        self._skips = False
-
-    def take(self, piece: str) -> None:
-        """Take the next piece, which is not empty."""
-        at, self._skips = int(self._skips), False
-        for mark in _MARKS.finditer(piece):
-            if mark.start() < at:
-                continue
-            sign = mark[0]
-            if sign == "\\":
-                at = mark.start() + 2  # whatever is behind it is no mark
-                self._skips = at > len(piece)
-            elif sign == '"':
-                self._in_string = not self._in_string
-            elif not self._in_string:
-                self._depth += 1 if sign in "{[" else -1
-            self.is_whole = self._depth == 0 and not self._in_string
 
 
 def read_piece(fields: Mapping[str, Any]) -> Piece:
@@ -423,14 +267,3 @@ def read_piece(fields: Mapping[str, Any]) -> Piece:
 def made_up_id() -> str:
     """An id for a tool call: nine letters and digits, as Mistral's templates want them."""
     return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_SIZE))
-
-
-def _is_empty(arguments: str) -> bool:
-    return len(arguments) < _HEAD_CHARACTERS and "".join(arguments.split()) in _EMPTY
-
-
-def _is_json(arguments: str, of: type = object) -> bool:
-    try:
-        return isinstance(from_json(encodable(arguments)), of)
-    except ValueError:
-        return False
