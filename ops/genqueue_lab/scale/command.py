@@ -25,8 +25,8 @@ from genqueue import AsyncGenerationClient, Settings, load_settings
 from genqueue.connection.store import AsyncStore
 from genqueue.registry import sweeping
 from genqueue_lab.scale import costs as scale_costs
-from genqueue_lab.scale.costs import Gauge
 from genqueue_lab.scale.drive import Driven, drive
+from genqueue_lab.scale.gauge import Gauge
 from genqueue_lab.scale.report import Ran, Swept, Worked, show_check, show_costs, show_sweeps, show_worker
 from genqueue_ops.capacity import Costs, Fleet, Limits, breaks_at, load, spent
 from genqueue_ops.capacity_command import NUMBERS_OF_HOSTS, CostsFile, changed, measured, show_fleet

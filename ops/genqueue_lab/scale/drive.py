@@ -20,7 +20,7 @@ from pathlib import Path
 from genqueue.connection.store import AsyncStore
 from genqueue.registry import attempts, sweeping
 from genqueue_lab.scale import costs as scale_costs
-from genqueue_lab.scale.costs import Gauge
+from genqueue_lab.scale.gauge import Gauge
 from genqueue_ops.capacity import ANNOUNCE_EVERY_S, Costs, Fleet, Step, rates, spent
 from genqueue_ops.processes import Child
 
